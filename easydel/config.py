@@ -1,0 +1,276 @@
+"""A Hugging Face config.json, read key by key, with a record of what was read.
+
+Peers break silently in two places: a key that changes the computation and that nobody reads, and the two forms of the
+rotary settings (`rope_theta` and `rope_scaling` at top level until 2025, one `rope_parameters` since). Here the first
+is an error (`HFConfig.check_consumed`), and the second is normalised in one place (`HFConfig.rope`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from easydel.errors import ConfigError, listed
+
+# Keys that do not change what an inference or training step without dropout computes.
+INERT = re.compile(
+    r"""_.*|.*dropout.*|.*_drop|.*pdrop|drop_path.*|layerdrop|.*layerdrop|initializer.*|.*_init|init_.*|.*init_std|init_device
+    |embedding_initializer_range|torch_dtype|dtype|transformers_version|architectures|model_type|auto_map|use_cache
+    |output_.*|return_dict|return_dict_in_generate|gradient_checkpointing|tokenizer_class|task_specific_params|finetuning_task
+    |problem_type|id2label|label2id|num_labels|summary_.*|torchscript|pruned_heads|chunk_size_feed_forward|prefix|name_or_path
+    |.*_token_id|.*_token_index|pad_idx|keys_to_ignore_at_inference|pretraining_tp|slow_but_exact|skip_bias_add.*|tp_parallel
+    |is_decoder|is_encoder_decoder|add_cross_attention|cross_attention_hidden_size|cross_attention_frequency
+    |tie_encoder_decoder|tie_weights_|classifier_.*|use_bfloat16|tf_legacy_loss|unsloth.*|router_aux_loss.*
+    |router_z_loss.*|router_jitter_noise|input_jitter_noise|output_router_logits|aux_loss_.*|seq_aux|n_positions_original
+    |max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p
+    |typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids
+    |num_return_sequences|forced_.*|remove_invalid_values|exponential_decay_length_penalty|suppress_tokens
+    |begin_suppress_tokens|attn_implementation|use_flash_attn.*|flash_attn.*|use_mambapy|use_associative_scan|ep_size
+    |gradient_.*|rescale_prenorm_residual|time_step_init_scheme|time_step_scale|time_step_min|time_step_max|time_step_floor
+    |original_.*_config|resid_pdrop|summary.*|scale_fmt|transformers.*|cache_implementation|model_max_length|vocab_file|rope_interleaved_note""",
+    re.VERBOSE,
+)
+# Values with which a feature is off, or does nothing.
+NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, 1.0)
+# What `HFConfig.rope` reads.
+ROPE_KEYS = (
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
+# What each of the rotary settings has to be, whichever type uses them.
+ROPE_NUMBERS = re.compile(
+    r"rope_theta|factor|(low|high)_freq_factor|attention_factor|partial_rotary_factor|beta_(fast|slow)"
+    r"|original_max_position_embeddings"
+)
+ROPE_LISTS = ("short_factor", "long_factor")
+MAX_CONFIG_BYTES = 64 << 20
+MAX_SIZE = 1 << 31
+SIZE = re.compile(
+    r"(num|n)_[a-z_]*(layers?|heads?|experts?|experts_per_tok|embd|inner)|[a-z_]*(hidden|vocab|intermediate|state)_size|[a-z_]*head_dim|d_model|n_layer|n_head"
+)
+
+
+# Sizes of which a model needs at least one.
+POSITIVE = re.compile(
+    r"(num|n)_[a-z_]*attention_heads|num_heads|n_heads?|hidden_size|vocab_size|d_model|n_embd|n_layers?|num_(hidden_)?layers"
+)
+NUMBER = re.compile(r"[a-z_]*(eps|epsilon|theta|softcapping|multiplier|max_position_embeddings|n_positions|base_freq)")
+LAYERS = re.compile(r"(num|n)_(hidden_|encoder_|decoder_)?layers?|(encoder|decoder)_layers")
+
+
+class HFConfig:
+    """The keys of a config.json as attributes; remembers which were read.
+
+    `defaults` are used for keys the file lacks, `aliases` are other spellings of a key ("hidden_size": "n_embd").
+    Reading a key that neither has is a `ConfigError`; `get` takes a default. Nested dicts are HFConfigs again.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        *,
+        file: Path | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        path: str = "",
+    ):
+        self._values = dict(values)
+        self._file = file
+        self._defaults = dict(defaults or {})
+        self._aliases = dict(aliases or {})
+        self._path = path
+        self._read: set[str] = set()
+        self._nested: dict[str, HFConfig] = {}
+
+    @classmethod
+    def from_file(cls, file: Path) -> HFConfig:
+        """Read `file`; a ConfigError says what is wrong with it."""
+        try:
+            if not file.exists():
+                raise ConfigError("no such file", file=file, hint="a model directory needs a config.json")
+            if not file.is_file():
+                raise ConfigError("is not a regular file", file=file)
+            if file.stat().st_size > MAX_CONFIG_BYTES:
+                raise ConfigError(f"{file.stat().st_size} bytes is too large for a config", file=file)
+            values = json.loads(file.read_bytes())
+        except ConfigError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror or error}", file=file) from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not valid JSON ({error})", file=file) from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"holds a {type(values).__name__}, expected an object", file=file)
+        return cls(values, file=file)
+
+    def for_family(
+        self, defaults: Mapping[str, Any], aliases: Mapping[str, str], overrides: Mapping[str, Any]
+    ) -> HFConfig:
+        """The same config with a family's defaults and spellings, `overrides` on top, and nothing read yet."""
+        return HFConfig({**self._values, **overrides}, file=self._file, defaults=defaults, aliases=aliases)
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_"):
+            raise AttributeError(key)
+        found, value = self._find(key)
+        if not found:
+            name = f"{self._path}{key}"
+            raise ConfigError(
+                f"key {name!r} is missing", file=self._file, hint="pass it in config_kwargs or mend the file"
+            )
+        if value is None and POSITIVE.fullmatch(key):
+            raise ConfigError(f"{self._path}{key} is null, expected a whole number", file=self._file)
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        found, value = self._find(key)
+        return value if found and value is not None else default
+
+    def _find(self, key: str) -> tuple[bool, Any]:
+        for name in (key, self._aliases.get(key, key)):
+            self._read.add(name)
+            if name in self._values:
+                return True, self._checked(name, self._values[name])
+        for name in (key, self._aliases.get(key, key)):
+            if name in self._defaults:
+                return True, self._defaults[name]
+        return False, None
+
+    def _checked(self, key: str, value: Any) -> Any:
+        if value is not None and (expected := expectation(key, value, self._default(key))):
+            raise ConfigError(f"{self._path}{key} is {shown(value)}, expected {expected}", file=self._file)
+        if isinstance(value, dict):
+            nested = HFConfig(value, file=self._file, path=f"{self._path}{key}.")
+            return self._nested.setdefault(key, nested)
+        return value
+
+    def _default(self, key: str) -> Any:
+        """What the family has for `key`, in whichever spelling."""
+        ours = next((ours for ours, theirs in self._aliases.items() if theirs == key), key)
+        return self._defaults.get(key, self._defaults.get(ours))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def keys(self) -> Iterable[str]:
+        return self._values.keys()
+
+    @property
+    def file(self) -> Path | None:
+        return self._file
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(self._values))
+
+    def unread(self) -> dict[str, Any]:
+        """Keys that were not read, whose value is not neutral and that could change the computation."""
+        own = {
+            f"{self._path}{key}": value
+            for key, value in self._values.items()
+            if key not in self._read and not INERT.fullmatch(key) and (value is True or value not in NEUTRAL)
+        }
+        for key, nested in self._nested.items():
+            if key in self._read:
+                own |= nested.unread()
+        return own
+
+    def sizes(self) -> Iterator[tuple[str, int, bool]]:
+        """(key, value, whether it counts layers) of each size that the file or an override states."""
+        for key, value in self._values.items():
+            if isinstance(value, dict):
+                yield from HFConfig(value, path=f"{self._path}{key}.").sizes()
+            elif _is_whole(value) and (SIZE.fullmatch(key) or LAYERS.fullmatch(key)):
+                yield f"{self._path}{key}", value, LAYERS.fullmatch(key) is not None
+
+    def rope(self, layer_type: str | None = None, *, theta: float = 10000.0) -> dict[str, Any]:
+        """Rotary settings as one flat dict: `rope_type`, `rope_theta`, and what the type needs, from either form.
+
+        `layer_type` picks an entry where `rope_parameters` is nested by layer type. `theta` is the family's default.
+        """
+        found = self.get("rope_parameters") or self.get("rope_scaling") or {}
+        if not isinstance(found, HFConfig | dict):
+            raise ConfigError(f"rope_parameters or rope_scaling is {shown(found)}, expected an object", file=self._file)
+        settings = found.to_dict() if isinstance(found, HFConfig) else dict(found)
+        top = {"rope_theta": self.get("rope_theta"), "partial_rotary_factor": self.get("partial_rotary_factor")}
+        original = self.get("original_max_position_embeddings")
+        if isinstance(found, HFConfig):
+            found._read.update(settings)  # Rope.from_settings refuses what it does not honour
+        if settings and all(isinstance(entry, dict) or entry is None for entry in settings.values()):
+            settings = dict(settings.get(layer_type or "full_attention") or {})
+        settings["rope_type"] = settings.get("rope_type") or settings.pop("type", None) or "default"
+        settings.pop("type", None)
+        if settings["rope_type"] == "su":  # as the first Phi-3 files called it
+            settings["rope_type"] = "longrope"
+        for key, value in top.items():
+            if value is not None:
+                settings.setdefault(key, value)
+        if settings.get("rope_theta") is None:
+            settings["rope_theta"] = theta
+        if settings["rope_type"] in ("llama3", "yarn", "longrope"):
+            if original is not None:
+                settings["original_max_position_embeddings"] = original
+            elif settings.get("original_max_position_embeddings") is None:
+                settings["original_max_position_embeddings"] = self.max_position_embeddings
+        settings["max_position_embeddings"] = self.get("max_position_embeddings")
+        if problems := [problem for key, value in settings.items() if (problem := _rope_problem(key, value))]:
+            raise ConfigError(f"its rotary settings make no sense:{listed(problems)}", file=self._file)
+        return settings
+
+
+def expectation(key: str, value: Any, default: Any) -> str | None:
+    """What `key` should have been, if `value` cannot be meant: by its name and the type of the default."""
+    if SIZE.fullmatch(key) or LAYERS.fullmatch(key):
+        least = 1 if POSITIVE.fullmatch(key) or LAYERS.fullmatch(key) else 0
+        by_layer = isinstance(value, list) and not POSITIVE.fullmatch(key) and not key.endswith("per_tok")
+        items: list[Any] = value if by_layer else [value]
+        fits = all(_is_whole(item) and least <= item < MAX_SIZE for item in items)
+        return None if fits else f"a whole number from {least} to 2**31"
+    if NUMBER.fullmatch(key) or type(default) in (int, float):
+        fits = _is_number(value) and not (value < 0 and NUMBER.fullmatch(key))
+        return None if fits else f"a {'non-negative ' if NUMBER.fullmatch(key) else ''}number"
+    if default is not None and not isinstance(value, type(default)):
+        return {bool: "true or false", str: "a string", list: "a list", dict: "an object"}.get(type(default))
+    return None
+
+
+def shown(value: Any) -> str:
+    """`value` for a message, cut to what fits into a line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _rope_problem(key: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if key == "rope_type" and not isinstance(value, str):
+        return f"rope_type is {shown(value)}, expected a string"
+    if ROPE_NUMBERS.fullmatch(key) and not (_is_number(value) and value > 0):
+        return f"{key} is {shown(value)}, expected a positive number"
+    if key in ROPE_LISTS and not (isinstance(value, list) and all(_is_number(item) and item > 0 for item in value)):
+        return f"{key} is {shown(value)}, expected a list of positive numbers"
+    return None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """A finite int or float; JSON as Python reads it has NaN and Infinity, too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38 and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

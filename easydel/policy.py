@@ -1,0 +1,52 @@
+"""How a model computes: precision and placement, decided once at load and handed to every module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from easydel.sharding import PartitionAxis, constrain
+from easydel.sharding.axes import AxisName
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Computation dtype, storage dtype, matmul precision, and the mesh that activations are constrained to.
+
+    `mesh` None means one device, or placement chosen by the user: nothing is constrained. `scan_layers` stacks equal
+    layers and runs them by `jax.lax.scan`. `remat` names what the backward pass recomputes: "everything", or the name
+    of a policy in `jax.checkpoint_policies`; None keeps all activations.
+    """
+
+    dtype: jnp.dtype = field(default_factory=lambda: jnp.dtype(jnp.float32))
+    param_dtype: jnp.dtype = field(default_factory=lambda: jnp.dtype(jnp.float32))
+    precision: jax.lax.Precision = jax.lax.Precision.DEFAULT
+    mesh: jax.sharding.Mesh | None = None
+    axes: PartitionAxis = field(default_factory=PartitionAxis)
+    shard_attention: bool = True
+    scan_layers: bool = False
+    remat: str | None = None
+
+    @property
+    def remat_policy(self) -> Callable[..., bool] | None:
+        """What `jax.checkpoint` keeps; "everything" recomputes all of a layer but its input."""
+        if self.remat in (None, "everything"):
+            return None
+        return getattr(jax.checkpoint_policies, self.remat)
+
+    def shard(self, x: jax.Array, *axes: AxisName) -> jax.Array:
+        """Constrain activation `x` to mesh axes, one per dimension; a mesh axis that does not divide is dropped."""
+        return constrain(x, self.mesh, axes)
+
+    def shard_hidden(self, x_BTD: jax.Array) -> jax.Array:
+        return self.shard(x_BTD, self.axes.batch_axis, self.axes.sequence_axis, self.axes.activation_hidden_axis)
+
+    def shard_heads(self, x_BTNC: jax.Array, *, kv: bool = False) -> jax.Array:
+        """Constrain per-head activations [batch, length, heads, channels], if `shard_attention`."""
+        if not self.shard_attention:
+            return x_BTNC
+        heads = self.axes.kv_head_axis if kv else self.axes.head_axis
+        return self.shard(x_BTNC, self.axes.batch_axis, self.axes.sequence_axis, heads, self.axes.head_dim_axis)

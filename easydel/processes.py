@@ -1,0 +1,70 @@
+"""Many processes, one outcome: where one fails, all raise its error."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import jax
+
+from easydel import errors
+from easydel.errors import EasyDeLError
+
+POLL_SECONDS = 0.02
+# Loads are numbered: every process loads the same models in the same order, as it must run the same programs.
+_numbers = count()
+
+
+@contextmanager
+def one_outcome() -> Iterator[Callable[[], None]]:
+    """Run the same work in every process of `jax.distributed`; yields a function to call now and then meanwhile.
+
+    If the work of one fails, that function, or the end of the `with`, raises its error in all others too, naming the
+    process; what is not an EasyDeLError arrives as one. Without `jax.distributed` it does nothing.
+    """
+    client = _client()
+    if client is None:
+        yield lambda: None
+        return
+    prefix = f"easydel/outcome/{next(_numbers)}"
+    try:
+        yield lambda: _raise_reported(client, prefix)
+    except Exception as error:
+        _report(client, prefix, error)
+        _raise_reported(client, prefix)  # of several failures all raise the one that was reported first
+        raise
+    client.key_value_set(f"{prefix}/done/{jax.process_index()}", "")
+    while len(client.key_value_dir_get(f"{prefix}/done/")) < jax.process_count():
+        _raise_reported(client, prefix)
+        time.sleep(POLL_SECONDS)
+
+
+def _client() -> Any:
+    """The client of the coordination service that `jax.distributed.initialize` started, or None."""
+    from jax._src import distributed  # it has no public name; orbax reaches it the same way
+
+    return distributed.global_state.client
+
+
+def _report(client: Any, prefix: str, error: Exception) -> None:
+    if not isinstance(error, EasyDeLError):
+        error = EasyDeLError(f"{type(error).__name__}: {error}")
+    problem = f"process {jax.process_index()}: {error.problem}"
+    fields = {"kind": type(error).__name__, "problem": problem, "file": error.file, "tensor": error.tensor}
+    try:
+        client.key_value_set(f"{prefix}/failed/error", json.dumps(fields | {"hint": error.hint}))
+    except jax.errors.JaxRuntimeError:  # the key exists: another process failed before this one
+        return
+
+
+def _raise_reported(client: Any, prefix: str) -> None:
+    reports = client.key_value_dir_get(f"{prefix}/failed/")
+    if not reports:
+        return
+    fields = json.loads(reports[0][1])
+    kind = getattr(errors, fields.pop("kind"), EasyDeLError)
+    raise kind(fields.pop("problem"), **fields) from None

@@ -1,0 +1,62 @@
+"""Between NNX modules and plain nested dicts of arrays.
+
+Modules define a model; every hot path runs `jax.jit` on plain dicts, which cost a tenth per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flax import nnx
+
+Tree = dict[str, Any]
+
+
+def _children(module: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(module, nnx.List):
+        yield from ((str(index), child) for index, child in enumerate(module))
+    else:
+        yield from ((name, child) for name, child in vars(module).items() if not name.startswith("_"))
+
+
+def params_of(module: Any) -> Tree:
+    """Every `nnx.Param` below `module` as a nested dict; layers of a list are keyed "0", "1", ..."""
+    tree: Tree = {}
+    for name, child in _children(module):
+        if isinstance(child, nnx.Param):
+            tree[name] = child.get_raw_value()
+        elif isinstance(child, nnx.Module | nnx.List) and (below := params_of(child)):
+            tree[name] = below
+    return tree
+
+
+def bind(module: Any, params: Mapping[str, Any]) -> None:
+    """Give the parameters of `module` the values of a nested dict like that of `params_of`."""
+    for name, value in params.items():
+        child = module[int(name)] if isinstance(module, nnx.List) else getattr(module, name)
+        if isinstance(value, Mapping):
+            bind(child, value)
+        else:
+            child.set_raw_value(value)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by path, "model/layers/0/self_attn/q_proj/kernel"."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """The nested dict whose leaves `flat` lists by path."""
+    tree: Tree = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return tree
