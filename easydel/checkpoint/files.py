@@ -1,0 +1,123 @@
+"""Which files of a directory hold the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from easydel.checkpoint.atomic import recover_directory
+from easydel.checkpoint.problems import Problems
+from easydel.errors import CheckpointError
+
+INDEX_SUFFIX = ".index.json"
+PREFERENCE = (  # as transformers prefers them
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # as llama.cpp's gguf-split names them
+_MAX_INDEX_BYTES = 100_000_000
+_MAX_NAME_BYTES = 255  # NAME_MAX of every usual file system
+
+
+def find_checkpoint(directory: Path) -> list[Path]:
+    """The weight files of a local directory, or the lone file that was passed, for `open_checkpoint`.
+
+    The first that exists of model.safetensors, its index with all shards, pytorch_model.bin, its index with all shards,
+    one GGUF file (or all parts of one). An index comes before its shards.
+    """
+    directory = Path(directory)
+    recover_directory(directory)
+    if directory.is_file():
+        return _with_shards(directory)
+    if not directory.is_dir():
+        raise CheckpointError("no such file or directory", file=directory)
+    for name in PREFERENCE:
+        if os.path.lexists(directory / name):
+            files = _with_shards(directory / name)
+            break
+    else:
+        files = _gguf_files(directory)
+    check_links(directory, files)
+    return files
+
+
+def read_index(file: Path, *, local: bool = True) -> dict[str, str]:
+    """The table from tensor name to shard name of an index, every shard a plain name (if `local`, of a file)."""
+    try:
+        if file.stat().st_size > _MAX_INDEX_BYTES:
+            raise CheckpointError(f"is larger than {_MAX_INDEX_BYTES} bytes", file=file)
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error}", file=file) from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"is not valid JSON: {error}", file=file) from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("has no weight_map with entries", file=file)
+    problems = Problems(file)
+    for shard in {repr(name): name for name in weight_map.values()}.values():
+        if not isinstance(shard, str) or not is_plain_name(shard):
+            problems.add(f"the shard {str(shard)[:200]!r} is not a plain file name")
+        elif local and not (file.parent / shard).is_file():
+            problems.add(f"the shard {shard!r} is missing")
+    problems.check(hint="get the whole checkpoint again")
+    return weight_map
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can only be a file right inside the directory, on any system."""
+    fits = 0 < len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES
+    return fits and name not in (".", "..") and not any(char in "/\\:\0" for char in name)
+
+
+def _with_shards(file: Path) -> list[Path]:
+    if not file.is_file():
+        raise CheckpointError("is a dangling link, or not a regular file", file=file)
+    if not file.name.endswith(INDEX_SUFFIX):
+        return [file]
+    return [file, *(file.parent / shard for shard in sorted(set(read_index(file).values())))]
+
+
+def _gguf_files(directory: Path) -> list[Path]:
+    files = sorted(path for path in directory.glob("*.gguf") if path.is_file())
+    parts = [_GGUF_PART.fullmatch(path.name) for path in files]
+    if len(files) == 1 or (files and _one_split(parts)):
+        return files
+    if files:
+        names = ", ".join(path.name for path in files)
+        raise CheckpointError(
+            f"has {len(files)} GGUF files: {names}", file=directory, hint="pass the path of one of them"
+        )
+    names = sorted(path.name for path in directory.iterdir())[:20]
+    raise CheckpointError(
+        f"has no weights; it holds {', '.join(names) or 'nothing'}",
+        file=directory,
+        hint=f"expected one of {', '.join(PREFERENCE)}, or a .gguf file",
+    )
+
+
+def _one_split(parts: Sequence[re.Match[str] | None]) -> bool:
+    return len({part and part[1] for part in parts}) == 1 and all(part and int(part[2]) == len(parts) for part in parts)
+
+
+def check_links(directory: Path, files: Sequence[Path]) -> None:
+    """Raises unless files lie in the directory itself, or are linked as in the Hub's cache, from snapshots to blobs."""
+    problems = Problems(directory)
+    for file in files:
+        if not is_inside(directory, file):
+            problems.add(f"{file.name} is a link out of the directory, to {os.path.realpath(file)}")
+    problems.check(hint="copy the file into the directory, or pass its own path")
+
+
+def is_inside(directory: Path, file: Path) -> bool:
+    """Whether following links from `file` ends in `directory` itself, or in the blobs of a Hub cache around it."""
+    home, target = Path(os.path.realpath(directory)), Path(os.path.realpath(file))
+    cache = next((parent.parent for parent in [home, *home.parents] if parent.name == "snapshots"), None)
+    return target.parent == home or (cache is not None and target.parent == cache / "blobs")

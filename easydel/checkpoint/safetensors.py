@@ -1,0 +1,176 @@
+"""The header of a safetensors file, checked in full: https://github.com/huggingface/safetensors#format
+
+Eight bytes with the length of the header, the header as JSON, then the bytes of all tensors without a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from easydel.checkpoint.problems import Problems, refuse_impostor
+from easydel.checkpoint.tensor import MAX_NAME, ByteSource, Tensor, name_problem, row_major, shape_problem
+from easydel.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # as in the reference implementation
+LENGTH_BYTES = 8
+_REMOTE_HEAD = 64  # the length, and enough to know an impostor by
+
+DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype("<u1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "I8": np.dtype("<i1"),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "C64": np.dtype("<c8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
+NAMES: dict[np.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def read_safetensors(file: Path, source: ByteSource | None = None) -> tuple[list[Tensor], dict[str, str]]:
+    """The tensors of one file in the order of their bytes, and its `__metadata__`. Reads the header only.
+
+    From `source` if it is given: then `file` is only what errors call it.
+    """
+    header, start, size = _header(file) if source is None else _remote_header(file, source)
+    problems = Problems(file)
+    metadata = _metadata(header.pop("__metadata__", {}), problems)
+    tensors = [tensor for name, entry in header.items() if (tensor := _tensor(file, name, entry, start, problems))]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    if not problems.found:  # a broken entry would show up as a hole again
+        _check_tiling(tensors, start, size, problems)
+    problems.check(hint="the file is damaged or was not written by safetensors; get it again")
+    return [replace(tensor, source=source) for tensor in tensors] if source else tensors, metadata
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        with file.open("rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            head = handle.read(4096)
+            length = int.from_bytes(head[:LENGTH_BYTES], "little")
+            _check_length(file, head, length, size)
+            handle.seek(LENGTH_BYTES)
+            text = handle.read(length)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error}", file=file) from error
+    return _json_object(file, text), LENGTH_BYTES + length, size
+
+
+def _remote_header(file: Path, source: ByteSource) -> tuple[dict[str, Any], int, int]:
+    size = source.size
+    head = bytearray(min(_REMOTE_HEAD, size))
+    source.read_into(0, memoryview(head))
+    length = int.from_bytes(head[:LENGTH_BYTES], "little")
+    _check_length(file, bytes(head), length, size)
+    text = bytearray(length)
+    source.read_into(LENGTH_BYTES, memoryview(text))
+    return _json_object(file, bytes(text)), LENGTH_BYTES + length, size
+
+
+def _check_length(file: Path, head: bytes, length: int, size: int) -> None:
+    refuse_impostor(file, head)
+    if size < LENGTH_BYTES:
+        raise CheckpointError(f"is truncated: {size} bytes, less than the {LENGTH_BYTES} of a header length", file=file)
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"is not a safetensors file: its header would be {length} bytes, over the limit of {MAX_HEADER_BYTES}",
+            file=file,
+        )
+    if LENGTH_BYTES + length > size:
+        missing = LENGTH_BYTES + length - size
+        raise CheckpointError(f"is truncated: {missing} bytes of its header are missing", file=file)
+
+
+def _json_object(file: Path, text: bytes) -> dict[str, Any]:
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            seen: set[str] = set()
+            repeated.extend(key for key, _ in pairs if key in seen or seen.add(key))
+        return entries
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=collect)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"its header is not valid JSON: {error}", file=file) from error
+    if not isinstance(header, dict):
+        raise CheckpointError("its header is not a JSON object", file=file)
+    if repeated:
+        keys = ", ".join(map(repr, repeated[:20]))
+        raise CheckpointError(f"its header has keys twice: {keys}", file=file, tensor=repeated[0])
+    return header
+
+
+def _metadata(entry: object, problems: Problems) -> dict[str, str]:
+    if isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values()):
+        return entry
+    problems.add("__metadata__ is not a table of strings")
+    return {}
+
+
+def _tensor(file: Path, name: str, entry: object, start: int, problems: Problems) -> Tensor | None:
+    if problem := name_problem(name):
+        problems.add(problem, name[:MAX_NAME])
+        return None
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        problems.add("its entry does not have exactly dtype, shape and data_offsets", name)
+        return None
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        problems.add(f"the dtype {str(entry['dtype'])[:100]} is not supported", name)
+        return None
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if problem := shape_problem(shape, dtype.itemsize) or _offsets_problem(shape, dtype, offsets):
+        problems.add(problem, name)
+        return None
+    return Tensor(name, tuple(shape), dtype, file, start + offsets[0], row_major(shape, dtype.itemsize))
+
+
+def _offsets_problem(shape: list[int], dtype: np.dtype, offsets: object) -> str | None:
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)):
+        return f"data_offsets {str(offsets)[:100]} is not a pair of integers"
+    begin, end = offsets
+    if not 0 <= begin <= end:
+        return f"data_offsets {offsets} do not make a range"
+    expected = math.prod(shape) * dtype.itemsize
+    if end - begin != expected:
+        return f"shape {shape} of {dtype} takes {expected} bytes, data_offsets give it {end - begin}"
+    return None
+
+
+def _check_tiling(tensors: list[Tensor], start: int, size: int, problems: Problems) -> None:
+    """Every byte after the header belongs to exactly one tensor."""
+    position = start
+    for tensor in tensors:
+        if tensor.offset != position:
+            kind = "a hole before it" if tensor.offset > position else "an overlap with the tensor before it"
+            problems.add(f"{kind}: begins at byte {tensor.offset - start}, not {position - start}", tensor.name)
+        position = max(position, tensor.offset + tensor.nbytes)
+        if position > size:
+            problems.add(f"the file is truncated: {position - size} bytes are missing", tensor.name)
+            return
+    if position < size:
+        problems.add(f"{size - position} bytes follow the last tensor")

@@ -1,0 +1,202 @@
+"""A named tensor in a file, of which any part can be read without reading the rest."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+
+from easydel.checkpoint.blocks import block_layout, dequantize
+from easydel.errors import CheckpointError
+
+MAX_DIMS = 64  # NPY_MAXDIMS of numpy 2
+MAX_NAME = 1000
+_MAX_BYTES = 2**63 - 1  # numpy counts bytes in a signed 64-bit integer
+
+_mappings: weakref.WeakValueDictionary[tuple[str, int, int, int, int], mmap.mmap] = weakref.WeakValueDictionary()
+_mappings_lock = threading.Lock()
+
+
+class ByteSource(Protocol):
+    """A file that is not on this machine; threads may share it."""
+
+    @property
+    def size(self) -> int: ...
+    def read_into(self, offset: int, out: memoryview) -> None: ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies and what it holds. Nothing of its data is read before `read`.
+
+    `dtype` is what `read` returns: an ml_dtypes type for bfloat16 and float8, float32 for block-quantized GGUF types.
+    `strides` are in bytes, row-major unless a PyTorch file stores a view. `encoding` None means that the bytes are the
+    array; otherwise it names the GGUF block type ("Q4_1"), and the last stride is from block to block. With a `source`
+    the bytes come from there, and `file` is only what errors call it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: Path
+    offset: int
+    strides: tuple[int, ...]
+    encoding: str | None = None
+    source: ByteSource | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes occupied in the file, from the first to the last that belongs to this tensor."""
+        if 0 in self.shape:
+            return 0
+        if self.encoding is None:
+            return extent(self.shape, self.strides, self.dtype.itemsize)
+        elements, size = block_layout(self.encoding)
+        return extent((*self.shape[:-1], self.shape[-1] // elements), self.strides, size)
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The slice `index`, as numpy would take it.
+
+        A zero-copy, read-only view of the mapped file if the bytes are the array. Otherwise a new array, for which only
+        the blocks that hold the slice are decoded. From a `source`, the tensor is fetched whole.
+        """
+        if self.source is not None:
+            array = np.empty(self.shape, self.dtype)
+            self.source.read_into(self.offset, array.reshape(-1).view(np.uint8).data)
+            return array[(*index, ...)]
+        buffer = map_file(self.file)
+        if self.offset + self.nbytes > len(buffer):
+            raise CheckpointError("the file shrank since its header was read", file=self.file, tensor=self.name)
+        if self.encoding is None:
+            array = np.ndarray(self.shape, self.dtype, buffer, self.offset, self.strides)
+            return array[(*index, ...)]  # without the dots a scalar would be copied
+        return self._read_blocks(buffer, index, self.encoding)
+
+    def _read_blocks(self, buffer: mmap.mmap, index: tuple[slice, ...], encoding: str) -> np.ndarray:
+        elements, size = block_layout(encoding)
+        blocks_shape = (*self.shape[:-1], self.shape[-1] // elements, size)
+        blocks = np.ndarray(blocks_shape, np.uint8, buffer, self.offset, (*self.strides, 1))
+        full = (*index, *(slice(None) for _ in range(len(self.shape) - len(index))))
+        wanted = range(self.shape[-1])[full[-1]]
+        if not wanted:
+            return np.empty((*blocks[full[:-1]].shape[:-2], 0), np.float32)
+        first, last = min(wanted) // elements, max(wanted) // elements
+        values = dequantize(blocks[(*full[:-1], slice(first, last + 1))], encoding)
+        base = first * elements
+        stop = wanted.stop - base  # before the first element when stepping backwards: no such slice index
+        return values[..., slice(wanted.start - base, stop if stop >= 0 else None, wanted.step)]
+
+
+def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Strides in bytes of a C-contiguous array."""
+    strides, step = [], itemsize
+    for dim in reversed(shape):
+        strides.append(step)
+        step *= max(dim, 1)
+    return tuple(reversed(strides))
+
+
+def extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> int:
+    """Bytes from the first to the last element of a strided array, both included."""
+    if 0 in shape:
+        return 0
+    return sum((dim - 1) * stride for dim, stride in zip(shape, strides, strict=True)) + itemsize
+
+
+def name_problem(name: str) -> str | None:
+    """Why no tensor can have this name, or None: it has to fit into messages and tables."""
+    if len(name) > MAX_NAME:
+        return f"its name has {len(name)} characters, more than {MAX_NAME}"
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        return "its name is not valid Unicode"
+    return None
+
+
+def shape_problem(shape: object, itemsize: int) -> str | None:
+    """Why numpy could not hold an array of this shape, or None."""
+    if not isinstance(shape, list | tuple) or any(type(dim) is not int or dim < 0 for dim in shape):
+        return f"the shape {str(shape)[:100]} is not a list of non-negative integers"
+    if len(shape) > MAX_DIMS:
+        return f"{len(shape)} dimensions are more than the {MAX_DIMS} that an array can have"
+    if math.prod(dim for dim in shape if dim) * itemsize > _MAX_BYTES:
+        return f"the shape {list(shape)} overflows 64-bit sizes"
+    return None
+
+
+def map_file(file: Path) -> mmap.mmap:
+    """The file as read-only memory: one mapping per file, released with the last array that looks at it.
+
+    The key holds inode and time so that a file replaced under the same name is mapped anew.
+    """
+    try:
+        with file.open("rb") as handle:
+            stat = os.fstat(handle.fileno())
+            if stat.st_size == 0:
+                raise CheckpointError("is empty", file=file, hint="download it again")
+            key = (os.fspath(file), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            with _mappings_lock:
+                mapping = _mappings.get(key)
+                if mapping is None:
+                    mapping = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                    _mappings[key] = mapping
+                return mapping
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error}", file=file) from error
+
+
+# Bits of positive infinity: what is larger, as an integer, is NaN. Of types that cannot be infinite, the first NaN.
+_INFINITY = {
+    np.dtype(np.float64): 0x7FF0 << 48,
+    np.dtype(np.float32): 0x7F80 << 16,
+    np.dtype(np.float16): 0x7C00,
+    np.dtype(ml_dtypes.bfloat16): 0x7F80,
+    np.dtype(ml_dtypes.float8_e5m2): 0x7C,
+    np.dtype(ml_dtypes.float8_e4m3fn): 0x7F,
+}
+_CACHED_BYTES = 1 << 18
+
+
+def has_nonfinite(values: np.ndarray) -> bool:
+    """Whether any value is NaN or Inf; False for dtypes that are no floats.
+
+    Two maxima over integers, which processors do at the speed of their cache: sign and magnitude of a float compare
+    like an int if positive, and like an unsigned one if negative.
+    """
+    if (limit := _INFINITY.get(values.dtype)) is None or not values.size:
+        return False
+    size = values.dtype.itemsize
+    signed, unsigned = values.view(f"i{size}"), values.view(f"u{size}")
+    negative = limit | 1 << (8 * size - 1)
+    if not values.flags.c_contiguous:
+        return bool(signed.max() >= limit or unsigned.max() >= negative)
+    flat, other = signed.reshape(-1), unsigned.reshape(-1)
+    step = _CACHED_BYTES // size
+    starts = range(0, flat.size, step)
+    return any(flat[at : at + step].max() >= limit or other[at : at + step].max() >= negative for at in starts)
+
+
+MADV_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap module
+
+
+def populate(array: np.ndarray) -> None:
+    """Bring the pages of an array over a mapped file into memory. Where the system cannot, they come when touched."""
+    base = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if not isinstance(base, mmap.mmap) or not array.nbytes:
+        return
+    start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    begin = start - start % mmap.PAGESIZE
+    try:
+        base.madvise(MADV_POPULATE_READ, begin, start + array.nbytes - begin)
+    except (OSError, ValueError, AttributeError):  # an old kernel, or no Linux: the pages come when they are touched
+        return

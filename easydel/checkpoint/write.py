@@ -1,0 +1,146 @@
+"""Writing safetensors files that load by mapping alone, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from easydel.checkpoint.atomic import atomic_directory, recover_directory
+from easydel.checkpoint.problems import Problems
+from easydel.checkpoint.safetensors import LENGTH_BYTES, MAX_HEADER_BYTES, NAMES
+from easydel.errors import CheckpointError
+
+__all__ = ["atomic_directory", "recover_directory", "write_safetensors"]
+
+DATA_ALIGNMENT = 4096  # a page, so that the data can be mapped as it is
+TENSOR_ALIGNMENT = 64  # what jax.device_put needs of numpy memory to take it without a copy
+_CHUNK_BYTES = 16 << 20  # how much of a strided array is made contiguous at a time
+
+
+class Entry(NamedTuple):
+    """A tensor to write; `values` is called once, when it is its turn."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    values: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(
+    directory: Path,
+    tensors: Iterable[tuple[str, Sequence[int], np.dtype, Callable[[], np.ndarray]]],
+    *,
+    max_shard_bytes: int = 5 << 30,
+    metadata: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write (name, shape, dtype, values) as model.safetensors, or as shards of at most `max_shard_bytes` with an index.
+
+    Data starts at a multiple of 4096 in each file. The format allows no gaps, so tensors whose size is a multiple of 64
+    bytes come first and are all aligned to that, in the order given; the rest follow, the more aligned sizes first.
+    """
+    entries = [Entry(name, tuple(shape), np.dtype(dtype), values) for name, shape, dtype, values in tensors]
+    _check(directory, entries)
+    shards = _shards(entries, max_shard_bytes)
+    files = [directory / name for name in _names(len(shards))]
+    try:
+        for file, shard in zip(files, shards, strict=True):
+            _write_file(file, shard, metadata or {})
+        if len(shards) > 1:
+            files.insert(0, _write_index(directory, files, shards))
+    except OSError as error:
+        raise CheckpointError(f"cannot be written: {error}", file=directory) from error
+    return files
+
+
+def _check(directory: Path, entries: Sequence[Entry]) -> None:
+    problems = Problems(directory)
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.name in seen or entry.name == "__metadata__":
+            problems.add("this name is taken", entry.name)
+        if entry.dtype not in NAMES:
+            problems.add(f"safetensors has no dtype {entry.dtype}", entry.name)
+        seen.add(entry.name)
+    problems.check()
+    needed, free = sum(entry.nbytes for entry in entries), shutil.disk_usage(directory).free
+    if needed > free:
+        raise CheckpointError(f"needs {needed} bytes, and the disk has {free} left", file=directory)
+
+
+def _shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
+    """In the order given, as many into each as fit, but at least one."""
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    return [sorted(shard, key=lambda entry: -_alignment(entry.nbytes)) for shard in shards]
+
+
+def _alignment(size: int) -> int:
+    """The largest power of two that divides `size`, up to 64: what the tensor after it can rely on."""
+    return math.gcd(size, TENSOR_ALIGNMENT)
+
+
+def _names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _write_file(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
+    with file.open("xb") as handle:
+        handle.write(_header(file, entries, metadata))
+        for entry in entries:
+            _write_values(handle, entry)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _header(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, shape, dtype, _ in entries:
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % DATA_ALIGNMENT)  # padding with spaces is part of the format
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(f"its header would take {len(text)} bytes, over {MAX_HEADER_BYTES}", file=file)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def _write_values(handle: BinaryIO, entry: Entry) -> None:
+    array = entry.values()
+    assert array.shape == entry.shape, (entry.name, array.shape, entry.shape)
+    assert array.dtype == entry.dtype, (entry.name, array.dtype, entry.dtype)
+    if array.flags.c_contiguous:
+        parts = [array]
+    else:
+        rows = max(1, _CHUNK_BYTES * len(array) // array.nbytes)
+        parts = (np.ascontiguousarray(array[start : start + rows]) for start in range(0, len(array), rows))
+    for part in parts:
+        handle.write(part.reshape(-1).view(np.uint8).data)
+
+
+def _write_index(directory: Path, files: Sequence[Path], shards: Sequence[Sequence[Entry]]) -> Path:
+    weight_map = {entry.name: file.name for file, shard in zip(files, shards, strict=True) for entry in shard}
+    total = sum(entry.nbytes for shard in shards for entry in shard)
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
+    return index
