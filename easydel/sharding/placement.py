@@ -1,0 +1,151 @@
+"""Splits arrays of given shapes over a mesh, and says what stays whole and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from easydel.errors import ShardingError
+from easydel.sharding.axes import AxisName, PartitionAxis, axis_of, names_in
+from easydel.sharding.mesh import divisors
+from easydel.sharding.problems import refuse
+from easydel.sharding.rules import UNMATCHED_HINT, Rules, Shape, matched, unknown_axes
+
+
+class Typed(Protocol):
+    """An array, or a `jax.ShapeDtypeStruct`."""
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Where one parameter lies: its size, the part of each device, and why there is more than one copy, if there is."""
+
+    path: str
+    spec: PartitionSpec
+    total_bytes: int
+    device_bytes: int
+    copies: int
+    why: str
+
+
+def shardings(
+    shapes: Mapping[str, Shape], mesh: Mesh, rules: Rules, *, strict: bool
+) -> tuple[dict[str, NamedSharding], dict[str, str]]:
+    """The sharding of each parameter, and a sentence for each that is split less than its rule says.
+
+    A dimension that its mesh axes do not divide keeps the first few of them that do. With `strict` (the rules are the
+    user's) that is an error instead. Raises ShardingError with all parameters that no rule matches or fits, and all
+    rules that name an axis which the mesh lacks.
+    """
+    specs, problems = matched(shapes, rules)
+    unknown = unknown_axes(rules, mesh.axis_names)
+    fitting: dict[str, PartitionSpec] = {}
+    indivisible: list[str] = []
+    losses: dict[str, str] = {}
+    for path, spec in specs.items() if not unknown else ():
+        fitting[path] = fit(shapes[path], spec, mesh)
+        if lost := _lost(shapes[path], spec, fitting[path], mesh):
+            indivisible.append(f"{path}: {'; '.join(lost)}")
+            losses[path] = f"{path}: {'; '.join(f'{problem}: {left}' for problem, left in lost.items())}"
+    refuse([*unknown, *problems, *(indivisible if strict else ())], UNMATCHED_HINT if problems else None)
+    return {path: NamedSharding(mesh, spec) for path, spec in fitting.items()}, losses
+
+
+def fit(shape: Shape, axes: Iterable[AxisName], mesh: Mesh) -> PartitionSpec:
+    """`axes`, one per dimension of `shape`, less the mesh axes that do not divide it or split an earlier dimension."""
+    used: set[str] = set()
+    entries = []
+    for dim, axis in zip(shape, axes, strict=True):
+        names = [name for name in names_in(axis) if name not in used]
+        while names and dim % _size(names, mesh):
+            names.pop()
+        used.update(names)
+        entries.append(axis_of(names))
+    return PartitionSpec(*entries)
+
+
+def check_heads(heads: int, kv_heads: int, mesh: Mesh, axis: PartitionAxis) -> None:
+    """Raises ShardingError if the mesh would split a head: channels of one head belong together."""
+    resolved = axis.resolve(mesh.axis_names)
+    problems = [
+        f"{name}s={count} cannot be split over {_described(names, mesh, all_axes=True)}; use {' x '.join(names)} in "
+        f"{divisors(count)} or PartitionAxis({name}_axis=None) to replicate them"
+        for name, count, names in (
+            ("head", heads, names_in(resolved.head_axis)),
+            ("kv_head", kv_heads, names_in(resolved.kv_head_axis)),
+        )
+        if count % _size(names, mesh)
+    ]
+    refuse(problems)
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[AxisName]) -> jax.Array:
+    """`x` with its dimensions split over `axes`, one per dimension, where they divide it; inside and outside of `jit`.
+
+    Without a mesh, or with one device, nothing happens. A mesh axis that is named twice splits the first dimension.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    if missing := sorted({name for axis in axes for name in names_in(axis)} - set(mesh.axis_names)):
+        raise ShardingError(
+            f"the mesh {mesh.axis_names} has no axes {missing}", hint="use PartitionAxis.resolve(mesh.axis_names)"
+        )
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fit(x.shape, axes, mesh)))
+
+
+def bytes_per_device(
+    arrays: Mapping[str, Typed], shardings: Mapping[str, NamedSharding], losses: Mapping[str, str] | None = None
+) -> list[Footprint]:
+    """What each parameter costs on each device, the most expensive first; `losses` are those of `shardings`.
+
+    A device's total is the sum of `device_bytes`: all devices hold the same amount.
+    """
+    rows = [_footprint(path, array, shardings[path], (losses or {}).get(path)) for path, array in arrays.items()]
+    return sorted(rows, key=lambda row: row.device_bytes, reverse=True)
+
+
+def _footprint(path: str, array: Typed, sharding: NamedSharding, loss: str | None) -> Footprint:
+    item = np.dtype(array.dtype).itemsize
+    mesh, spec = sharding.mesh, sharding.spec
+    used = {name for axis in spec for name in names_in(axis)}
+    unused = [name for name, size in mesh.shape.items() if size > 1 and name not in used]
+    why = loss or f"{path}: its rule does not use {_described(unused, mesh)}"
+    return Footprint(
+        path=path,
+        spec=spec,
+        total_bytes=math.prod(array.shape) * item,
+        device_bytes=math.prod(sharding.shard_shape(array.shape)) * item,
+        copies=_size(unused, mesh),
+        why=why if unused else "",
+    )
+
+
+def _lost(shape: Shape, wanted: PartitionSpec, kept: PartitionSpec, mesh: Mesh) -> dict[str, str]:
+    """What is wrong with each dimension that is split less than `wanted` -> what is left of its split."""
+    lost = {}
+    for number, (dim, before, after) in enumerate(zip(shape, wanted, kept, strict=True)):
+        if dim % _size(names_in(before), mesh):
+            split = _described(names_in(after), mesh)
+            problem = f"dim {number} ({dim}) is not divisible by {_described(names_in(before), mesh)}"
+            lost[problem] = f"split over {split} only" if split else "replicated"
+    return lost
+
+
+def _size(names: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _described(names: Sequence[str], mesh: Mesh | AbstractMesh, *, all_axes: bool = False) -> str:
+    """ "fsdp=4 x tp=2"; axes of size 1 only with `all_axes`."""
+    return " x ".join(f"{name}={mesh.shape[name]}" for name in names if all_axes or mesh.shape[name] > 1)

@@ -1,0 +1,153 @@
+"""Ordered rules from the path of a parameter to how it is split.
+
+A rule is a regular expression, searched in the path, and a PartitionSpec; the first that is found counts. Kernels
+are [out, in], those of experts [expert, out, in]. A spec with fewer entries than the parameter has dimensions is for
+its last dimensions: stacked layers have one more in front, which is never split. The scales of int8 parameters
+(`kernel_scale`, `embedding_scale`, one per row) follow the rule of the parameter that they scale, less its last entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from jax.sharding import PartitionSpec
+
+from easydel.sharding.axes import AxisName, PartitionAxis, axis_of, names_in
+from easydel.sharding.problems import refuse
+
+Shape = tuple[int, ...]
+Rules = Sequence[tuple[str, PartitionSpec]]
+UNMATCHED_HINT = 'rules are for [out, in] kernels; a last rule (".*", PartitionSpec()) replicates what no other matches'
+
+# The logical axis of each dimension, a field of PartitionAxis without its "_axis".
+_TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(^|/)experts/(gate|up|gate_up)_proj/kernel$", ("expert", "mlp", "hidden")),
+    (r"(^|/)experts/(gate|up|gate_up)_proj/bias$", ("expert", "mlp")),
+    (r"(^|/)experts/down_proj/kernel$", ("expert", "hidden", "mlp")),
+    (r"(^|/)experts/down_proj/bias$", ("expert", None)),
+    (r"(^|/)embed_tokens[^/]*/embedding$", ("vocab", "hidden")),
+    (r"(^|/)relative_attention_bias/embedding$", (None, "head")),
+    (r"(^|/)embedding$", (None, "hidden")),
+    (r"(^|/)lm_head/kernel$", ("vocab", "hidden")),
+    (r"(^|/)lm_head/bias$", ("vocab",)),
+    (r"(^|/)(q|q_b|kv_b)_proj/kernel$", ("head", "hidden")),
+    (r"(^|/)(q|q_b|kv_b)_proj/bias$", ("head",)),
+    (r"(^|/)(k|v)_proj/kernel$", ("kv_head", "hidden")),
+    (r"(^|/)(k|v)_proj/bias$", ("kv_head",)),
+    (r"(^|/)o_proj/kernel$", ("hidden", "head")),
+    (r"(^|/)(gate|up|gate_up)_proj/kernel$", ("mlp", "hidden")),
+    (r"(^|/)(gate|up|gate_up)_proj/bias$", ("mlp",)),
+    (r"(^|/)down_proj/kernel$", ("hidden", "mlp")),
+    # Convolutions have a few numbers per channel.
+    (r"conv[^/]*/(kernel|bias)$", ()),
+    (r"(^|/)in_proj[^/]*/kernel$", ("mlp", "hidden")),
+    (r"(^|/)dt_proj/kernel$", ("mlp", None)),
+    (r"(^|/)(in_proj[^/]*|dt_proj)/bias$", ("mlp",)),
+    (r"(^|/)x_proj/kernel$", (None, "mlp")),
+    (r"(^|/)out_proj/kernel$", ("hidden", "mlp")),
+    # Routers, latent projections (q_a, kv_a) and the odd ones: any split is correct, and this one saves memory.
+    (r"(^|/)kernel$", (None, "hidden")),
+    # Norms, the other biases, and small vectors such as A_log, D, dt_bias.
+    (r"", ()),
+)
+
+
+def default_rules(axis: PartitionAxis) -> Rules:
+    """The rules that serve every family, in the mesh axes of `axis` (`resolve`d for the mesh); they match any path."""
+    return [(pattern, _spec(dims, axis)) for pattern, dims in _TABLE]
+
+
+def spec_for(path: str, shape: Shape, rules: Rules) -> PartitionSpec:
+    """How one parameter is split, with one entry per dimension. Raises ShardingError if no rule matches or fits."""
+    return match_rules({path: shape}, rules)[path]
+
+
+def match_rules(shapes: Mapping[str, Shape], rules: Rules) -> dict[str, PartitionSpec]:
+    """How each parameter is split, with one entry per dimension.
+
+    Raises ShardingError with all parameters that no rule matches, or whose rule has more entries than dimensions.
+    """
+    specs, problems = matched(shapes, rules)
+    refuse(problems, UNMATCHED_HINT)
+    return specs
+
+
+def matched(shapes: Mapping[str, Shape], rules: Rules) -> tuple[dict[str, PartitionSpec], list[str]]:
+    """As `match_rules`, but returns the problems of parameters; raises ShardingError for malformed rules."""
+    refuse([problem for rule in rules for problem in _malformed(rule)])
+    compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
+    specs, problems = {}, []
+    for path, shape in shapes.items():
+        found = _find(path, compiled)
+        if found is None:
+            problems.append(f"no partition rule matches {path} {shape}")
+            continue
+        pattern, spec, scale = found
+        missing = len(shape) + scale - len(spec)
+        if missing < 0:
+            problems.append(f"{path} {shape}: rule {pattern!r} has {len(spec)} entries, more than dimensions")
+            continue
+        specs[path] = PartitionSpec(*((None,) * missing + tuple(spec))[: len(shape)])
+    return specs, problems
+
+
+def unknown_axes(rules: Rules, names: Sequence[str]) -> list[str]:
+    """One problem for each rule that names axes which a mesh with axes `names` does not have."""
+    return [
+        f"rule {pattern!r} names {unknown}, the mesh has {list(names)}"
+        for pattern, spec in rules
+        if (unknown := [name for name in _names(spec) if name not in names])
+    ]
+
+
+def _find(path: str, rules: Sequence[tuple[re.Pattern[str], PartitionSpec]]) -> tuple[str, PartitionSpec, bool] | None:
+    """Pattern and spec of the first rule for `path`, and whether the spec is for what `path` scales."""
+    scaled = path.removesuffix("_scale") if path.endswith(("/kernel_scale", "/embedding_scale")) else None
+    for pattern, spec in rules:
+        if scaled is not None and pattern.search(scaled):
+            return pattern.pattern, spec, True
+        if pattern.search(path):
+            return pattern.pattern, spec, False
+    return None
+
+
+def _spec(dims: tuple[str | None, ...], axis: PartitionAxis) -> PartitionSpec:
+    """The hidden dimension is last to choose, so that kernels before and after a split dimension agree on it."""
+    entries: list[AxisName] = [None] * len(dims)
+    used: set[str] = set()
+    for place in sorted(range(len(dims)), key=lambda place: dims[place] == "hidden"):
+        wanted = names_in(getattr(axis, f"{dims[place]}_axis")) if dims[place] else ()
+        entries[place] = axis_of([name for name in wanted if name not in used])
+        used.update(wanted)
+    return PartitionSpec(*entries)
+
+
+def _names(spec: PartitionSpec) -> list[str]:
+    return list(chain.from_iterable(names_in(entry) for entry in spec))
+
+
+def _malformed(rule: object) -> list[str]:
+    if not isinstance(rule, tuple | list) or len(rule) != 2:
+        return [f"rule {rule!r} is not a pair of a regular expression and a PartitionSpec"]
+    pattern, spec = rule
+    problems = []
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        problems.append(f"rule {pattern!r} is not a regular expression: {error}")
+    if not isinstance(spec, PartitionSpec) or not all(_is_axis(entry) for entry in spec):
+        return [*problems, f"rule {pattern!r}: {spec!r} is not a PartitionSpec of None, axis names and tuples of them"]
+    names = _names(spec)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"rule {pattern!r}: {spec} names {repeated} more than once")
+    return problems
+
+
+def _is_axis(entry: object) -> bool:
+    return (
+        entry is None
+        or isinstance(entry, str)
+        or (isinstance(entry, tuple) and all(isinstance(name, str) for name in entry))
+    )
