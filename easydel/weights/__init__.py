@@ -1,0 +1,1 @@
+"""The only place that knows how checkpoints lay weights out: tables of names, plans, loading and export."""

@@ -1,0 +1,51 @@
+"""Memory for parameters: huge pages, because the first touch of small ones costs three times the copy itself."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import numpy as np
+
+ALIGNMENT = 64  # JAX uses host memory without copying it from addresses that are multiples of this
+HUGE_PAGE = 2 << 20
+ARENA_BYTES = 64 << 20
+
+
+def allocate(size: int) -> np.ndarray:
+    """`size` bytes that start at a huge page; they live as long as any array that looks at them."""
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(memory, np.uint8)
+    start = -whole.ctypes.data % HUGE_PAGE
+    return whole[start : start + size]
+
+
+def groups(sizes: Sequence[int]) -> Iterator[range]:
+    """Consecutive items that share an arena: together at least `ARENA_BYTES`, or the rest."""
+    start, total = 0, 0
+    for item, size in enumerate(sizes):
+        total += padded(size)
+        if total >= ARENA_BYTES:
+            yield range(start, item + 1)
+            start, total = item + 1, 0
+    if start < len(sizes):
+        yield range(start, len(sizes))
+
+
+def carve(shapes: Sequence[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
+    """Arrays of those shapes and dtypes in one new arena, each aligned."""
+    sizes = [prod(shape) * dtype.itemsize for shape, dtype in shapes]
+    arena, offset = allocate(sum(map(padded, sizes))), 0
+    arrays = []
+    for (shape, dtype), size in zip(shapes, sizes, strict=True):
+        arrays.append(arena[offset : offset + size].view(dtype).reshape(shape))
+        offset += padded(size)
+    return arrays
+
+
+def padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

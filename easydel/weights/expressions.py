@@ -1,0 +1,165 @@
+"""A parameter as an expression over checkpoint tensors, readable for any sub-slice and invertible.
+
+Every known layout is covered by five forms: a tensor, its transpose, a tensor without its leading dimension of size 1,
+a selection of its rows (fused q|k|v in any order, rotary permutations), and a stack of expressions (experts, layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Index = tuple[slice, ...]
+# name, which part of the tensor of that name, its values
+Piece = tuple[str, tuple[Any, ...], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Slice `index` of tensor `name` belongs into `out`, a view of the memory that is being filled, of equal shape."""
+
+    name: str
+    index: Index
+    out: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensor of that name, as it is."""
+
+    name: str
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return {self.name: shape}
+
+    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
+        yield Part(self.name, index, out)
+
+    def pieces(self, array: np.ndarray) -> Iterator[Piece]:
+        yield self.name, (), array
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """The last two dimensions swapped (GPT-2's Conv1D)."""
+
+    of: Expression
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return self.of.shapes((*shape[:-2], shape[-1], shape[-2]))
+
+    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
+        yield from self.of.parts((*index[:-2], index[-1], index[-2]), out.swapaxes(-1, -2))
+
+    def pieces(self, array: np.ndarray) -> Iterator[Piece]:
+        yield from self.of.pieces(array.swapaxes(-1, -2))
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """The only entry of something that has one more dimension in front (BART's final_logits_bias)."""
+
+    of: Expression
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return self.of.shapes((1, *shape))
+
+    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
+        yield from self.of.parts((slice(0, 1), *index), out[None])
+
+    def pieces(self, array: np.ndarray) -> Iterator[Piece]:
+        yield from self.of.pieces(array[None])
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows `index` (in that order) of something that has `total` of them, along dimension `dim` (from the end)."""
+
+    of: Expression
+    index: np.ndarray
+    total: int
+    dim: int = -2
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        whole = list(shape)
+        # a parameter with another number of rows than expected shows as a wrong shape of the checkpoint's tensor
+        whole[self.dim] = self.total + shape[self.dim] - len(self.index)
+        return self.of.shapes(tuple(whole))
+
+    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
+        dim, filled = len(index) + self.dim, 0
+        for start, stop in runs(self.index[index[dim]]):
+            rows = (*[slice(None)] * dim, slice(filled, filled + stop - start))
+            yield from self.of.parts((*index[:dim], slice(start, stop), *index[dim + 1 :]), out[rows])
+            filled += stop - start
+
+    def pieces(self, array: np.ndarray) -> Iterator[Piece]:
+        assert isinstance(self.of, Source | Transpose)
+        for name, _, values in self.of.pieces(array):
+            dim = self.dim if isinstance(self.of, Source) else -3 - self.dim
+            where: list[Any] = [slice(None)] * values.ndim
+            where[dim] = self.index
+            yield name, tuple(where), values
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Expressions of equal shape along a new leading dimension."""
+
+    of: tuple[Expression, ...]
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return {name: found for part in self.of for name, found in part.shapes(shape[1:]).items()}
+
+    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
+        for part, below in zip(self.of[index[0]], out, strict=True):
+            yield from part.parts(index[1:], below)
+
+    def pieces(self, array: np.ndarray) -> Iterator[Piece]:
+        for part, values in zip(self.of, array, strict=True):
+            yield from part.pieces(values)
+
+
+Expression = Source | Transpose | Squeeze | Rows | Stack
+
+
+def runs(index: np.ndarray) -> Sequence[tuple[int, int]]:
+    """`index` as (start, stop) runs of consecutive numbers: runs are what files can be read in."""
+    if not len(index):
+        return [(0, 0)]
+    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    starts, stops = np.r_[0, breaks], np.r_[breaks, len(index)]
+    return [(int(index[a]), int(index[b - 1]) + 1) for a, b in zip(starts, stops, strict=True)]
+
+
+def assemble(shape: tuple[int, ...], pieces: Sequence[Piece]) -> np.ndarray:
+    """The tensor that `pieces` are parts of: the inverse of reading."""
+    first = pieces[0]
+    if not first[1]:
+        return first[2]
+    whole = np.empty(shape, first[2].dtype)
+    for _, where, values in pieces:
+        whole[where] = values
+    return whole
+
+
+def source_names(expressions: Mapping[str, Expression]) -> dict[str, list[str]]:
+    """Each tensor that is read -> the parameters that read it."""
+    readers: dict[str, list[str]] = {}
+    for path, expression in expressions.items():
+        for name in _names(expression):
+            readers.setdefault(name, []).append(path)
+    return readers
+
+
+def _names(expression: Expression) -> Iterator[str]:
+    if isinstance(expression, Source):
+        yield expression.name
+    elif isinstance(expression, Stack):
+        for part in expression.of:
+            yield from _names(part)
+    else:
+        yield from _names(expression.of)

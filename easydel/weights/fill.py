@@ -1,0 +1,285 @@
+"""Filling memory with parts of checkpoint tensors: the inner loops of loading.
+
+Contiguous bytes are read straight to where they belong. What is cast goes through a small scratch that stays in the
+processor's cache. Strided parts (columns) are copied out of the mapped file. Of a remote file, runs of bytes are
+received: columns one run per row if runs are long, otherwise whole rows, of which the columns are picked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+from easydel.checkpoint import Tensor
+from easydel.checkpoint.problems import Problems
+from easydel.checkpoint.tensor import has_nonfinite, populate
+from easydel.errors import CheckpointError
+from easydel.quantize import quantize_rows
+from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose, source_names
+from easydel.weights.plan import Plan, TensorSource
+
+SCRATCH_BYTES = 1 << 20
+REMOTE_SCRATCH_BYTES = 4 << 20  # one request fills it: a round trip should cost less than the transfer
+RUN_BYTES = 64 << 10  # shorter runs are not worth a request each
+Finite = Literal["all", "read"]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass
+class Filler:
+    """Reads for one load: open files, a scratch for each thread, and how many bytes came out of files."""
+
+    plan: Plan
+    finite: Finite | None = "all"
+    bytes_read: int = 0
+    bytes_mapped: int = 0
+    _handles: dict[Path, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _local: threading.local = field(default_factory=threading.local)
+    _nonfinite: dict[str, Path] = field(default_factory=dict)
+
+    def fill(self, path: str, index: Index, out: np.ndarray) -> None:
+        """Slice `index` of a parameter into `out`, in the dtype of `out`."""
+        for part in self.plan.expressions[path].parts(index, out):
+            self._copy(path, part)
+
+    def fill_int8(self, path: str, rows: Index, outs: Sequence[tuple[slice, np.ndarray]], scales: np.ndarray) -> None:
+        """Rows of a parameter as int8, each of `outs` getting some columns of them, with a scale per row."""
+        width = self.plan.shapes[path][-1]
+        # a row of a transposed tensor is all over it: fetched once, rather than once for every block
+        row_bytes = 0 if self.remote(path) and self.transposed(path) else width * 4
+        for block, picked in _blocks(rows, row_bytes, self._room(path)):
+            shape = tuple(part.stop - part.start for part in block)
+            scratch = self._scratch((*shape, width), np.dtype(np.float32), "rows")
+            self.fill(path, (*block, slice(0, width)), scratch)
+            values, scales[picked] = quantize_rows(scratch)
+            for columns, out in outs:
+                out[picked] = values[..., columns]
+
+    def fill_shared(self, path: str, parts: Sequence[tuple[Index, np.ndarray]]) -> None:
+        """Parts of a remote parameter that lie in the same rows of the file: what they span is received once."""
+        dims = zip(*(index for index, _ in parts), strict=True)
+        box = tuple(slice(min(part.start for part in dim), max(part.stop for part in dim)) for dim in dims)
+        order = [*range(len(box))]
+        if self.transposed(path):
+            order[-2:] = reversed(order[-2:])
+        dtype, width = parts[0][1].dtype, box[order[-1]].stop - box[order[-1]].start
+        for block, _ in _blocks(tuple(box[dim] for dim in order[:-1]), width * dtype.itemsize, REMOTE_SCRATCH_BYTES):
+            window = list(box)
+            for dim, rows in zip(order[:-1], block, strict=True):
+                window[dim] = rows
+            scratch = self._scratch(tuple(part.stop - part.start for part in window), dtype, "rows")
+            self.fill(path, tuple(window), scratch)
+            for index, out in parts:
+                common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(index, window, strict=True)]
+                if all(part.start < part.stop for part in common):
+                    out[_within(common, index)] = scratch[_within(common, window)]
+
+    def remote(self, path: str) -> bool:
+        """Whether the bytes of a parameter come from another machine."""
+        tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
+        return any(isinstance(tensor, Tensor) and tensor.source is not None for tensor in tensors)
+
+    def transposed(self, path: str) -> bool:
+        """Whether rows of the parameter are columns of the file."""
+        return _transposed(self.plan.expressions[path])
+
+    def _room(self, path: str) -> int:
+        return REMOTE_SCRATCH_BYTES if self.remote(path) else SCRATCH_BYTES
+
+    def touch(self, path: str, index: Index, mapped: np.ndarray) -> None:
+        """Have the system bring in the pages of a mapped array, all at once rather than fault by fault."""
+        with self._lock:
+            self.bytes_mapped += mapped.nbytes
+        populate(mapped)
+        if self.finite == "all":
+            part = next(self.plan.expressions[path].parts(index, _no_memory(tuple(s.stop - s.start for s in index))))
+            self._check(self.plan.tensors[part.name], part.name, mapped)
+
+    def check_finite(self) -> None:
+        """CheckpointError with every tensor in which NaN or Inf was met."""
+        if self._nonfinite:
+            problems = Problems(next(iter(self._nonfinite.values())))
+            for name in sorted(self._nonfinite):
+                problems.add("has weights that are NaN or Inf", name)
+            problems.check(hint="allow_nonfinite=True loads them all the same")
+
+    def _check(self, tensor: TensorSource, name: str, values: np.ndarray) -> None:
+        if self.finite is not None and has_nonfinite(values):
+            with self._lock:
+                self._nonfinite[name] = tensor.file
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def _copy(self, path: str, part: Part) -> None:
+        tensor, out = self.plan.tensors[part.name], part.out
+        if isinstance(tensor, Tensor) and tensor.source is not None and not _contiguous(tensor, part.index):
+            self._copy_rows(path, tensor, part)
+            return
+        with self._lock:
+            self.bytes_read += out.size * tensor.dtype.itemsize
+        if not isinstance(tensor, Tensor) or tensor.encoding is not None or not _contiguous(tensor, part.index):
+            _assign(out, tensor.read(part.index), path)
+            self._check(tensor, part.name, out)
+        elif tensor.dtype == out.dtype and out.flags.c_contiguous:
+            self._read(tensor, _start(tensor, part.index), out)
+            self._check(tensor, part.name, out)
+        else:
+            self._cast(path, tensor, part)
+
+    def _copy_rows(self, path: str, tensor: Tensor, part: Part) -> None:
+        """Columns of a remote tensor: their run of each row if that is long, else picked from whole rows."""
+        *leading, columns = part.index
+        run = (columns.stop - columns.start) * tensor.dtype.itemsize
+        short = run < RUN_BYTES
+        taken = slice(0, tensor.shape[-1]) if short else columns
+        whole = taken == slice(0, tensor.shape[-1])
+        row_bytes = tensor.shape[-1] * tensor.dtype.itemsize if whole else REMOTE_SCRATCH_BYTES
+        for block, picked in _blocks(tuple(leading), row_bytes, REMOTE_SCRATCH_BYTES):
+            shape = (*(rows.stop - rows.start for rows in block), taken.stop - taken.start)
+            scratch = self._scratch(shape, tensor.dtype, "bytes")
+            with self._lock:
+                self.bytes_read += scratch.nbytes
+            self._read(tensor, _start(tensor, (*block, taken)), scratch)
+            out = part.out[picked]
+            _assign(out, scratch[..., columns] if short else scratch, path)
+            self._check(tensor, part.name, out)
+
+    def _cast(self, path: str, tensor: Tensor, part: Part) -> None:
+        room = SCRATCH_BYTES if tensor.source is None else REMOTE_SCRATCH_BYTES
+        depth, below = _depth(part.out.shape, tensor.dtype.itemsize, room)
+        for block, picked in _blocks(part.index[:depth], below, room):
+            out = part.out[picked]
+            scratch = self._scratch(out.shape, tensor.dtype, "bytes")
+            self._read(tensor, _start(tensor, (*block, *part.index[depth:])), scratch)
+            _assign(out, scratch, path)
+            self._check(tensor, part.name, out)
+
+    def _read(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
+        """Bytes of the file from `offset` on, straight into `out`."""
+        view, done = memoryview(out.reshape(-1).view(np.uint8).data), 0
+        if tensor.source is not None:
+            tensor.source.read_into(offset, view)
+            return
+        while done < len(view):
+            got = os.preadv(self._handle(tensor.file), [view[done:]], offset + done)
+            if got == 0:
+                raise CheckpointError("the file shrank since its header was read", file=tensor.file, tensor=tensor.name)
+            done += got
+
+    def _handle(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._handles:
+                self._handles[file] = os.open(file, os.O_RDONLY)
+            return self._handles[file]
+
+    def _scratch(self, shape: tuple[int, ...], dtype: np.dtype, use: str) -> np.ndarray:
+        """Memory of this thread, the same at every call with that `use`."""
+        size = prod(shape) * dtype.itemsize
+        kept = getattr(self._local, use, None)
+        if kept is None or kept.nbytes < size:
+            kept = np.empty(max(size, SCRATCH_BYTES), np.uint8)
+            setattr(self._local, use, kept)
+        return kept[:size].view(dtype).reshape(shape)
+
+
+def _depth(shape: tuple[int, ...], itemsize: int, room: int) -> tuple[int, int]:
+    """How many leading dimensions to go through so that a step of the last of them fits the scratch; its bytes."""
+    for depth in range(1, len(shape) + 1):
+        below = prod(shape[depth:]) * itemsize
+        if below <= room:
+            return depth, below
+    return 0, itemsize
+
+
+def _blocks(rows: Index, row_bytes: int, room: int) -> Iterator[tuple[Index, Index]]:
+    """`rows` (slices of the leading dimensions) in blocks that fit the scratch: (slices of the tensor, of the out)."""
+    if not rows:
+        yield (), ()
+        return
+    *outer, last = rows
+    step = max(room // row_bytes, 1) if row_bytes else max(last.stop - last.start, 1)
+    for lead in np.ndindex(*(part.stop - part.start for part in outer)):
+        block = tuple(slice(part.start + i, part.start + i + 1) for part, i in zip(outer, lead, strict=True))
+        picked = tuple(slice(i, i + 1) for i in lead)
+        for start in range(last.start, last.stop, step):
+            stop = min(start + step, last.stop)
+            yield (*block, slice(start, stop)), (*picked, slice(start - last.start, stop - last.start))
+
+
+def _within(common: Sequence[slice], index: Sequence[slice]) -> Index:
+    """`common` counted from the start of `index`."""
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, index, strict=True))
+
+
+def _transposed(expression: Expression) -> bool:
+    if isinstance(expression, Source):
+        return False
+    if isinstance(expression, Transpose):
+        return True
+    return _transposed(expression.of[0] if isinstance(expression, Stack) else expression.of)
+
+
+def _contiguous(tensor: Tensor, index: Index) -> bool:
+    """Whether the slice is one run of bytes: whole in all dimensions but the leading ones of one entry and the next."""
+    expected = tensor.dtype.itemsize
+    whole = True
+    for part, dim, stride in reversed(list(zip(index, tensor.shape, tensor.strides, strict=True))):
+        taken = part.stop - part.start
+        if taken > 1 and (stride != expected or not whole):
+            return False
+        whole = whole and taken == dim
+        expected *= dim
+    return True
+
+
+def _start(tensor: Tensor, index: Index) -> int:
+    return tensor.offset + sum(part.start * stride for part, stride in zip(index, tensor.strides, strict=True))
+
+
+def _assign(out: np.ndarray, values: np.ndarray, path: str) -> None:
+    """`out[...] = values` with the cast; a finite number that float16 cannot hold is an error."""
+    if values.dtype == BFLOAT16 and out.dtype == np.float32:
+        bits = out.view(np.uint32)
+        bits[...] = values.view(np.uint16)
+        np.left_shift(bits, 16, out=bits)  # bfloat16 is the upper half of float32; twice as fast as astype
+        return
+    with np.errstate(over="ignore"):
+        np.copyto(out, values, casting="unsafe")
+    if out.dtype == np.float16 and values.dtype != np.float16:
+        lost = np.isinf(out) & np.isfinite(values.astype(np.float32))
+        if lost.any():
+            raise CheckpointError(
+                f"{np.count_nonzero(lost)} values do not fit into float16", tensor=path, hint="use param_dtype=bfloat16"
+            )
+
+
+def view(plan: Plan, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
+    """The slice as it lies in the mapped file, if JAX can use it there: same dtype, aligned, contiguous, unaltered."""
+    shape = tuple(part.stop - part.start for part in index)
+    parts = list(plan.expressions[path].parts(index, _no_memory(shape)))
+    if len(parts) != 1 or parts[0].out.shape != shape or parts[0].out.strides != _no_memory(shape).strides:
+        return None
+    tensor: TensorSource = plan.tensors[parts[0].name]
+    if not isinstance(tensor, Tensor) or tensor.encoding or tensor.source is not None or tensor.dtype != dtype:
+        return None
+    values = tensor.read(parts[0].index)
+    aligned = values.ctypes.data % 64 == 0 and values.flags.c_contiguous
+    return values if aligned else None
+
+
+def _no_memory(shape: tuple[int, ...]) -> np.ndarray:
+    """An array to take views of, never to look into: only its strides are real."""
+    strides = np.cumprod([1, *reversed([max(dim, 1) for dim in shape[1:]])])[::-1] if shape else ()
+    return np.lib.stride_tricks.as_strided(np.empty(1, np.int8), shape, tuple(map(int, strides)), writeable=False)

@@ -1,0 +1,267 @@
+"""The tokenizer in the metadata of a GGUF file.
+
+Two kinds: "gpt2", byte-level BPE with its merges, whose way to split text goes by the name in `tokenizer.ggml.pre`; and
+"llama", SentencePiece BPE without merges, which follow from the vocabulary's scores. What a name means is in llama.cpp
+(src/llama-vocab.cpp), and for each in the tokenizer.json that it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from easydel.errors import ConfigError, UnsupportedModelError
+
+ROLES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+SPACE = "\u2581"  # how SentencePiece spells a space
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_ENDINGS}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How byte-level BPE cuts text before merging: by `pattern`, or like GPT-2; `digits` are cut one by one first.
+
+    `whole`: a piece that is a token needs no merges to become it. `bos`: texts begin with it unless the file says no.
+    """
+
+    pattern: str | None = None
+    digits: bool = False
+    nfc: bool = False
+    whole: bool = False
+    bos: bool = False
+
+
+_SPLITS: dict[Split, tuple[str, ...]] = {
+    Split(): ("default", "gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling"),
+    Split(digits=True): ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+    Split(_LLAMA3, whole=True, bos=True): (
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "lfm2",
+    ),
+    Split(_LLAMA3): ("dbrx", "smaug-bpe"),
+    Split(_QWEN2, nfc=True): ("qwen2", "deepseek-r1-qwen", "kormo", "megrez"),
+    Split(_QWEN2): ("stablelm2", "hunyuan"),
+    Split(_TEKKEN, whole=True, bos=True): ("tekken",),
+    Split(_GPT4O): ("gpt-4o", "llama4"),
+}
+SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
+
+
+def tokenizer_json(metadata: Mapping[str, Any], file: Path | None = None) -> Tokenizer:
+    """The tokenizer, with special tokens and, where the model wants them, begin and end of sequence around the text.
+
+    Raises UnsupportedModelError for kinds that are not known here, ConfigError for a broken vocabulary.
+    """
+    vocabulary = _Vocabulary(metadata, file)
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        return _byte_level(vocabulary)
+    if kind == "llama":
+        return _sentencepiece(vocabulary)
+    raise UnsupportedModelError(f"its tokenizer is of kind {str(kind)[:100]!r}", file=file, hint="known: gpt2, llama")
+
+
+def special_tokens(metadata: Mapping[str, Any], file: Path | None = None) -> dict[str, str]:
+    """Role -> token, such as {"eos_token": "</s>"}, for the roles that the file names."""
+    return _Vocabulary(metadata, file).roles
+
+
+def chat_template(metadata: Mapping[str, Any]) -> str | None:
+    """The Jinja template that makes a prompt of a chat."""
+    template = metadata.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
+
+
+class _Vocabulary:
+    def __init__(self, metadata: Mapping[str, Any], file: Path | None):
+        self.metadata, self.file = metadata, file
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise ConfigError("holds no vocabulary: tokenizer.ggml.tokens is not a list of strings", file=file)
+        self.tokens: list[str] = tokens
+        self.types = self._per_token("token_type", default=1)
+        self.roles = {
+            role: tokens[number] for role, key in ROLES.items() if (number := self._token_id(key)) is not None
+        }
+
+    def _per_token(self, key: str, default: float) -> np.ndarray:
+        values = self.metadata.get(f"tokenizer.ggml.{key}")
+        if values is None:
+            return np.full(len(self.tokens), default)
+        if not isinstance(values, np.ndarray) or values.shape != (len(self.tokens),):
+            raise ConfigError(f"tokenizer.ggml.{key} is not one number for each token", file=self.file)
+        return values
+
+    def _token_id(self, key: str) -> int | None:
+        number = self.metadata.get(f"tokenizer.ggml.{key}")
+        if number is not None and not (type(number) is int and 0 <= number < len(self.tokens)):
+            raise ConfigError(f"tokenizer.ggml.{key} is {str(number)[:100]}, not the number of a token", file=self.file)
+        return number
+
+    def merges(self) -> list[tuple[str, str]] | None:
+        merges = self.metadata.get("tokenizer.ggml.merges")
+        if merges is None:
+            return None
+        if not isinstance(merges, list) or not all(
+            isinstance(merge, str) and merge.count(" ") == 1 for merge in merges
+        ):
+            raise ConfigError("tokenizer.ggml.merges is not a list of pairs", file=self.file)
+        return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+
+    def scores(self) -> Sequence[float]:
+        if "tokenizer.ggml.scores" not in self.metadata:
+            raise ConfigError("has neither merges nor scores of its tokens", file=self.file)
+        return self._per_token("scores", default=0.0).tolist()
+
+    def bpe(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], **options: Any) -> Tokenizer:
+        try:
+            return Tokenizer(models.BPE(vocab=dict(vocab), merges=list(merges), **options))
+        except Exception as error:  # the library raises nothing more specific
+            raise ConfigError(f"its vocabulary and merges make no tokenizer: {error}", file=self.file) from error
+
+    def finish(self, tokenizer: Tokenizer, spelled: Mapping[str, int], *, bos: bool) -> Tokenizer:
+        """Add the tokens that are matched as a whole before the text is cut, and begin and end of sequence."""
+        special = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind == CONTROL]
+        plain = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind == USER_DEFINED]
+        special += [token for token in self.roles.values() if token not in special]
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special if token in spelled])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in plain if token in spelled])
+        first = self.roles.get("bos_token") if self.metadata.get("tokenizer.ggml.add_bos_token", bos) else None
+        last = self.roles.get("eos_token") if self.metadata.get("tokenizer.ggml.add_eos_token", False) else None
+        around = [token for token in (first, last) if token is not None]
+        if around:
+            begin, end = ([first] if first else []), ([last] if last else [])
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=[*begin, "$A", *end],
+                pair=[*begin, "$A", *end, *(f"{token}:1" for token in begin), "$B:1", *(f"{token}:1" for token in end)],
+                special_tokens=[(token, spelled[token]) for token in dict.fromkeys(around)],
+            )
+        return tokenizer
+
+
+def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
+    name = vocabulary.metadata.get("tokenizer.ggml.pre", "default")
+    if name not in SPLITS:
+        raise UnsupportedModelError(
+            f"its tokenizer splits text in a way called {str(name)[:100]!r}",
+            file=vocabulary.file,
+            hint=f"known: {', '.join(SPLITS)}",
+        )
+    split, merges = SPLITS[name], vocabulary.merges()
+    if merges is None:
+        raise ConfigError("has no tokenizer.ggml.merges", file=vocabulary.file)
+    vocab = dict(_byte_spelled(vocabulary))
+    tokenizer = vocabulary.bpe(vocab, merges, ignore_merges=split.whole)
+    if split.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _pre_tokenizer(split)
+    tokenizer.decoder = decoders.ByteLevel()
+    return vocabulary.finish(tokenizer, vocab, bos=split.bos)
+
+
+def _pre_tokenizer(split: Split) -> pre_tokenizers.PreTokenizer:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.pattern is None)
+    if split.digits:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    if split.pattern is not None:
+        return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split.pattern), "isolated"), byte_level])
+    return byte_level
+
+
+def _byte_spelled(vocabulary: _Vocabulary) -> Iterator[tuple[str, int]]:
+    """Tokens as byte-level BPE spells them. Tokens matched as a whole are spelled as the text has them."""
+    alphabet = _byte_alphabet()
+    letters = set(alphabet)
+    for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+        if kind in (CONTROL, USER_DEFINED) or token in vocabulary.roles.values() or set(token) <= letters:
+            yield token, number
+        else:
+            yield "".join(alphabet[byte] for byte in token.encode("utf-8", "replace")), number
+
+
+def _byte_alphabet() -> str:
+    """GPT-2's character for each byte: itself if it is visible in Latin-1, else the next one from 256 on."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    hidden = iter(range(256, 512))
+    return "".join(chr(byte if byte in visible else next(hidden)) for byte in range(256))
+
+
+def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
+    architecture = str(vocabulary.metadata.get("general.architecture"))
+    gemma = architecture.startswith("gemma")
+    tokens = vocabulary.tokens
+    if gemma:  # runs of spaces are tokens of their own, which the converter spells out
+        tokens = [
+            SPACE * len(token) if token and not token.strip(" ") and len(token) > 1 else token for token in tokens
+        ]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    merges = vocabulary.merges()
+    if merges is None:
+        # Gemma's scores do not follow its merges; the order of its tokens does.
+        merges = derived_merges(tokens, vocab, range(0, -len(tokens), -1) if gemma else vocabulary.scores())
+    unknown = vocabulary.roles.get("unk_token", "<unk>") if gemma else None
+    tokenizer = vocabulary.bpe(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    prefixed = bool(vocabulary.metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
+    _spell_spaces(tokenizer, architecture, prefixed)
+    bos = vocabulary.metadata.get("tokenizer.ggml.add_bos_token", True)
+    return vocabulary.finish(tokenizer, vocab, bos=bool(bos))
+
+
+def _spell_spaces(tokenizer: Tokenizer, architecture: str, prefixed: bool) -> None:
+    """No metadata says in which of three ways a model puts a space before the text; families do."""
+    restored = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if architecture.startswith("gemma"):
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    elif architecture == "phi3":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    else:
+        scheme = "first" if prefixed else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    if prefixed and not architecture.startswith("gemma"):
+        restored.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(restored)
+
+
+def derived_merges(tokens: Sequence[str], vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges of a SentencePiece BPE: every pair of tokens that makes a token, those with the best score first."""
+    found: list[tuple[float, int, str, str]] = []
+    for token, score in zip(tokens, scores, strict=True):
+        pairs = [
+            (token[:cut], token[cut:]) for cut in range(1, len(token)) if token[:cut] in vocab and token[cut:] in vocab
+        ]
+        pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        found += [(score, len(left), left, right) for left, right in pairs]
+    found.sort(key=lambda merge: (merge[0], merge[1], len(merge[3])), reverse=True)
+    return [(left, right) for _, _, left, right in found]

@@ -1,0 +1,177 @@
+"""Which parameter is made of which checkpoint tensors, decided and checked from headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+
+from easydel.errors import CheckpointError, listed
+from easydel.weights.expressions import Expression, Index, Stack, source_names
+from easydel.weights.names import Names
+
+FLOAT32 = np.dtype(np.float32)
+BLOCK_BYTES = 16 << 20
+
+
+class TensorSource(Protocol):
+    """What a plan needs of a checkpoint's tensor; `checkpoint.Tensor` is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self, index: Index = ()) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Stands for a tensor that the checkpoint in `file` lacks and may lack."""
+
+    shape: tuple[int, ...]
+    file: Path
+    dtype: np.dtype = FLOAT32
+    nbytes: int = 0
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)[index]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`expressions` by parameter path, over `tensors` by the names that the family's table uses."""
+
+    expressions: Mapping[str, Expression]
+    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, TensorSource]
+    unused: tuple[str, ...]
+
+
+def make_plan(
+    shapes: Mapping[str, tuple[int, ...]],
+    layer_paths: Mapping[str, list[str]],
+    names: Names,
+    tensors: Mapping[str, TensorSource],
+    *,
+    tied: bool,
+    file: Path | None = None,
+) -> Plan:
+    """A plan that fills every parameter and uses or knowingly ignores every tensor; CheckpointError lists all problems.
+
+    `shapes` of parameters by path; `layer_paths` gives the per-layer paths that a (stacked) parameter consists of.
+    """
+    per_layer = {
+        part: shapes[path] if parts == [path] else shapes[path][1:]
+        for path, parts in layer_paths.items()
+        for part in parts
+    }
+    single = {path: names.expression(path, per_layer) for path in per_layer}
+    expressions = {
+        path: single[path] if parts == [path] else Stack(tuple(single[part] for part in parts))
+        for path, parts in layer_paths.items()
+    }
+    readers = source_names(expressions)
+    found = _resolve(list(readers), names.substitutes, tensors)
+    found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
+    used = {id(tensor) for tensor in found.values()}
+    ignored = [*names.ignored, *([r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight"] if tied else [])]
+    unused = [
+        name
+        for name, tensor in tensors.items()
+        if id(tensor) not in used and not any(re.fullmatch(pattern, name) for pattern in ignored)
+    ]
+    problems = _missing(readers, found) + _mismatched(expressions, shapes, found)
+    problems += [
+        f"{name} {list(tensors[name].shape)} is in the checkpoint, but the model has no place for it" for name in unused
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint does not fit its config, {len(problems)} problems:{listed(problems)}",
+            file=file,
+            hint="is it a checkpoint of another model, or of a part of one?",
+        )
+    ignorable = tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
+    return Plan(expressions, shapes, found, ignorable)
+
+
+def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
+    """Whether a checkpoint holds both a head and token vectors, and they are not the same: then they are not tied."""
+    wanted = [names.theirs(f"{module}.weight") for module in ("lm_head", "model.embed_tokens")]
+    found = _resolve(wanted, names.substitutes, tensors)
+    if len(found) < 2 or found[wanted[0]] is found[wanted[1]]:
+        return False
+    head, embedding = (found[name] for name in wanted)
+    if head.shape != embedding.shape or head.dtype != embedding.dtype:
+        return True
+    rows = max(BLOCK_BYTES // max(head.dtype.itemsize * head.shape[-1], 1), 1)
+    blocks = ((slice(start, start + rows),) for start in range(0, head.shape[0], rows))
+    return any(head.read(block).tobytes() != embedding.read(block).tobytes() for block in blocks)
+
+
+def _resolve(
+    wanted: list[str], substitutes: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorSource]
+) -> dict[str, TensorSource]:
+    """Tensors by wanted name. Files of a base model lack its prefix, those of multimodal models have one more."""
+    spellings: list[Callable[[str], str]] = [
+        lambda name: name,
+        lambda name: name.split(".", 1)[1] if name.startswith(("model.", "transformer.", "decoder.")) else name,
+        lambda name: f"model.{name}",
+        lambda name: f"transformer.{name}",
+        lambda name: f"language_model.{name}",
+        lambda name: f"model.language_model.{name.removeprefix('model.')}",
+    ]
+
+    def spelled(spelling: Callable[[str], str]) -> dict[str, TensorSource]:
+        choices = {name: [spelling(other) for other in (name, *substitutes.get(name, ()))] for name in wanted}
+        there = {name: next(filter(tensors.__contains__, others), None) for name, others in choices.items()}
+        return {name: tensors[other] for name, other in there.items() if other is not None}
+
+    return max(map(spelled, spellings), key=len)
+
+
+def _zeros(
+    expressions: Mapping[str, Expression], shapes: Mapping[str, tuple[int, ...]], lacking: set[str], file: Path | None
+) -> dict[str, TensorSource]:
+    return {
+        name: Zeros(shape, file or Path())
+        for path, expression in expressions.items()
+        for name, shape in expression.shapes(shapes[path]).items()
+        if name in lacking
+    }
+
+
+def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]) -> list[str]:
+    return [f"{name} is missing (for {', '.join(paths)})" for name, paths in readers.items() if name not in found]
+
+
+def _mismatched(
+    expressions: Mapping[str, Expression], shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSource]
+) -> list[str]:
+    problems = {}
+    for path, expression in expressions.items():
+        for name, expected in expression.shapes(shapes[path]).items():
+            tensor = found.get(name)
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != expected:
+                problems[name] = f"{name} is {list(tensor.shape)}, expected {list(expected)} from the config"
+            elif not is_number(tensor.dtype):
+                problems[name] = f"{name} is {tensor.dtype}, expected floating-point numbers"
+    return list(problems.values())
+
+
+def is_number(dtype: np.dtype) -> bool:
+    """Whether a weight may have this dtype: a float, or the int8 of our own saved models."""
+    return dtype == np.int8 or np.issubdtype(dtype, np.floating) or dtype in _EXTRA_FLOATS
+
+
+_EXTRA_FLOATS = [np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
