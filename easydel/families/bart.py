@@ -1,0 +1,103 @@
+"""BART (Lewis et al. 2020, arXiv:1910.13461): an encoder-decoder with norms after each part; or its decoder alone."""
+
+from __future__ import annotations
+
+from easydel.config import HFConfig
+from easydel.decoder import Decoder
+from easydel.encdec import EncoderDecoder, ShiftRight, Tower
+from easydel.families import family
+from easydel.layers.attention import Attention
+from easydel.layers.block import Block
+from easydel.layers.cross import CrossAttention
+from easydel.layers.embed import Embed, Head, Learned
+from easydel.layers.mlp import MLP
+from easydel.layers.norm import LayerNorm
+from easydel.weights.names import Names
+
+NORM = LayerNorm(1e-5)  # torch's default; there is no key for it
+RENAMES = {
+    "o_proj": "out_proj",
+    "cross_attn": "encoder_attn",
+    "embed_layernorm": "layernorm_embedding",
+    "attn_output_layernorm": "self_attn_layer_norm",
+    "cross_output_layernorm": "encoder_attn_layer_norm",
+    "mlp_output_layernorm": "final_layer_norm",
+    r"mlp\.up_proj": "fc1",
+    r"mlp\.down_proj": "fc2",
+}
+SHARED, ENCODER, DECODER = (
+    f"model.{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+)
+NAMES = Names(
+    {r"model\.embed_tokens": "model.shared", r"lm_head\.bias": "final_logits_bias"} | RENAMES,
+    ignored=(
+        r"(model\.)?(shared|(en|de)coder\.embed_tokens)\.weight",  # copies of what is read
+        r"(model\.)?(en|de)coder\.version",
+        r"classification_head\..*",
+    ),
+    squeezed=("final_logits_bias",),
+    substitutes={SHARED: (DECODER, ENCODER, "lm_head.weight"), ENCODER: (SHARED,), DECODER: (SHARED,)},
+    optional=("final_logits_bias",),
+)
+CAUSAL = Names(
+    {"model": "model.decoder"} | RENAMES,
+    # what transformers keeps for an encoder, or what is left of one
+    ignored=(r".*encoder_attn.*", r"(model\.)?(encoder\..*|shared\.weight|decoder\.version)", "final_logits_bias"),
+    substitutes={DECODER: (SHARED, "lm_head.weight")},
+)
+ENCODER_SIZES = {"encoder_layers": 12, "encoder_ffn_dim": 4096, "encoder_attention_heads": 16}
+DECODER_SIZES = {"decoder_layers": 12, "decoder_ffn_dim": 4096, "decoder_attention_heads": 16}
+SIZES = {"vocab_size": 50265, "max_position_embeddings": 1024, "d_model": 1024, **ENCODER_SIZES, **DECODER_SIZES}
+CHOICES = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True}
+DEFAULTS = SIZES | CHOICES | {"pad_token_id": 1, "decoder_start_token_id": 2}
+# That embeddings are normed is BART's nature; the rest repeats encoder_layers or is from the time of its training.
+INERT = (
+    "num_hidden_layers",
+    "normalize_embedding",
+    "extra_pos_embeddings",
+    "force_bos_token_to_be_generated",
+    "save_step",
+)
+
+
+def block(c: HFConfig, heads: int, ffn_dim: int, cross: CrossAttention | None = None) -> Block:
+    mixer = Attention(heads, heads, c.d_model // heads, bias=True, out_bias=True)
+    ffn = MLP(ffn_dim, c.activation_function)
+    return Block(mixer, ffn, attn_out=NORM, ffn_out=NORM, residual="post", cross=cross, cross_out=cross and NORM)
+
+
+def embed(c: HFConfig) -> Embed:
+    scale = c.d_model**0.5 if c.scale_embedding else 1.0
+    return Embed(Learned(c.max_position_embeddings, offset=2), NORM, scale)
+
+
+@family("bart", NAMES, defaults=DEFAULTS, inert=INERT, encoder_decoder=True)
+def bart(c: HFConfig) -> EncoderDecoder:
+    heads = c.decoder_attention_heads
+    cross = CrossAttention(heads, heads, c.d_model // heads, bias=True, out_bias=True)
+    encoder = block(c, c.encoder_attention_heads, c.encoder_ffn_dim)
+    decoder = block(c, heads, c.decoder_ffn_dim, cross)
+    return EncoderDecoder(
+        vocab=c.vocab_size,
+        features=c.d_model,
+        encoder=Tower((encoder,) * c.encoder_layers, embed(c)),
+        decoder=Tower((decoder,) * c.decoder_layers, embed(c)),
+        head=Head(c.tie_word_embeddings, bias=True),
+        shift=ShiftRight(c.decoder_start_token_id, c.pad_token_id, from_inputs=True),
+        shared=c.tie_word_embeddings,
+        max_length=c.max_position_embeddings,
+    )
+
+
+@family("bart", CAUSAL, defaults=DEFAULTS, inert=(*INERT, *ENCODER_SIZES))
+def bart_decoder(c: HFConfig) -> Decoder:
+    decoder = block(c, c.decoder_attention_heads, c.decoder_ffn_dim)
+    return Decoder(
+        vocab=c.vocab_size,
+        features=c.d_model,
+        blocks=(decoder,) * c.decoder_layers,
+        final_norm=None,
+        head=Head(c.tie_word_embeddings),
+        embed=embed(c),
+        max_length=c.max_position_embeddings,
+    )

@@ -1,0 +1,21 @@
+"""OLMo (Groeneveld et al. 2024, arXiv:2402.00838): Llama with norms that have no parameters."""
+
+from __future__ import annotations
+
+from easydel.config import HFConfig
+from easydel.decoder import Decoder
+from easydel.families import family
+from easydel.families import llama as base
+from easydel.layers.block import Block
+from easydel.layers.mlp import GLU
+from easydel.layers.norm import LayerNorm
+
+DEFAULTS = base.DEFAULTS | {"vocab_size": 50304, "clip_qkv": None}
+
+
+@family("olmo", base.NAMES, defaults=DEFAULTS)
+def olmo(c: HFConfig) -> Decoder:
+    norm = LayerNorm(1e-5, scaled=False, biased=False)
+    mixer = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias, clip=c.clip_qkv)
+    block = Block(mixer, GLU(c.intermediate_size, c.hidden_act), attn_in=norm, ffn_in=norm)
+    return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

@@ -1,0 +1,78 @@
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), T5 v1.1, Flan-T5: biases by relative position, scores are not scaled."""
+
+from __future__ import annotations
+
+from easydel.config import HFConfig
+from easydel.encdec import EncoderDecoder, ShiftRight, Tower
+from easydel.families import family
+from easydel.layers.attention import Attention
+from easydel.layers.block import Block
+from easydel.layers.cross import CrossAttention
+from easydel.layers.embed import Embed, Head
+from easydel.layers.mlp import GLU, MLP
+from easydel.layers.norm import RMSNorm
+from easydel.layers.relative import RelativeBias
+from easydel.weights.names import Names
+
+TOKENS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+NAMES = Names(
+    {
+        r"model\.embed_tokens": "shared",
+        r"model\.(en|de)coder\.norm": r"\1coder.final_layer_norm",
+        "relative_attention_bias": "layers.0.layer.0.SelfAttention.relative_attention_bias",
+        r"self_attn\.([qkvo])_proj": r"layer.0.SelfAttention.\1",
+        r"cross_attn\.([qkvo])_proj": r"layer.1.EncDecAttention.\1",
+        "input_layernorm": "layer.0.layer_norm",
+        "cross_input_layernorm": "layer.1.layer_norm",
+        "post_attention_layernorm": "ffn.layer_norm",
+        r"mlp\.gate_proj": "ffn.DenseReluDense.wi_0",
+        r"mlp\.down_proj": "ffn.DenseReluDense.wo",
+        "mlp": "ffn.DenseReluDense",
+        r"encoder\.layers\.(\d+)\.ffn": r"encoder.layers.\1.layer.1",
+        r"decoder\.layers\.(\d+)\.ffn": r"decoder.layers.\1.layer.2",
+        r"model\.(en|de)coder\.layers": r"\1coder.block",
+    },
+    # the decoder's first layer once had a bias table for cross-attention too, which nothing reads
+    ignored=(r"(en|de)coder\.embed_tokens\.weight", r".*EncDecAttention\.relative_attention_bias\.weight"),
+    # as in transformers, a head or an embedding that the file lacks is tied, whatever the config says
+    substitutes={"lm_head.weight": ("shared.weight", *TOKENS), "shared.weight": (*TOKENS, "lm_head.weight")},
+)
+SIZES = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
+BUCKETS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
+CHOICES = {"layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "tie_word_embeddings": True, "pad_token_id": 0}
+DEFAULTS = SIZES | BUCKETS | CHOICES
+
+
+def feed_forward(c: HFConfig) -> GLU | MLP:
+    """`dense_act_fn` and `is_gated_act` are what transformers made of `feed_forward_proj` when it saved the config."""
+    gate, _, act = c.feed_forward_proj.rpartition("-")
+    act = c.get("dense_act_fn") or ("gelu_new" if c.feed_forward_proj == "gated-gelu" else act)
+    return GLU(c.d_ff, act) if c.get("is_gated_act", gate == "gated") else MLP(c.d_ff, act, bias=False)
+
+
+def names(c: HFConfig) -> Names:
+    return NAMES.extended({r"mlp\.up_proj": f"mlp.{'wi_1' if isinstance(feed_forward(c), GLU) else 'wi'}"})
+
+
+@family("t5", names, defaults=DEFAULTS, inert=("n_positions",), encoder_decoder=True)
+def t5(c: HFConfig) -> EncoderDecoder:
+    norm, ffn = RMSNorm(c.layer_norm_epsilon), feed_forward(c)
+    mixer = Attention(c.num_heads, c.num_heads, c.d_kv, scale=1.0)
+    cross = CrossAttention(c.num_heads, c.num_heads, c.d_kv, scale=1.0)
+    encoder = Block(mixer, ffn, attn_in=norm, ffn_in=norm)
+    decoder = Block(mixer, ffn, attn_in=norm, ffn_in=norm, cross=cross, cross_in=norm)
+
+    def tower(block: Block, layers: int, *, bidirectional: bool) -> Tower:
+        buckets, farthest = c.relative_attention_num_buckets, c.relative_attention_max_distance
+        return Tower((block,) * layers, Embed(), norm, RelativeBias(c.num_heads, buckets, farthest, bidirectional))
+
+    # Only tied heads read states times d_model ** -0.5. transformers saves that choice, and calls every head tied.
+    tied = c.get("scale_decoder_outputs", c.tie_word_embeddings)
+    return EncoderDecoder(
+        vocab=c.vocab_size,
+        features=c.d_model,
+        encoder=tower(encoder, c.num_layers, bidirectional=True),
+        decoder=tower(decoder, c.get("num_decoder_layers") or c.num_layers, bidirectional=False),
+        head=Head(tied, scale=c.d_model**-0.5 if tied else 1.0),
+        shift=ShiftRight(c.get("decoder_start_token_id"), c.pad_token_id),
+    )

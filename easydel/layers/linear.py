@@ -1,0 +1,78 @@
+"""Matrix products and look-ups: the only modules that hold large parameters.
+
+Kernels keep the checkpoint's own layout, [out, in], and are contracted on their last dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.policy import Policy
+
+
+def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
+    """A parameter without a value yet; loading fills it."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, policy.param_dtype))
+
+
+def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
+    """`x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
+    dimensions = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(
+        x.astype(policy.dtype), kernel.astype(policy.dtype), dimensions, precision=policy.precision
+    )
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel.T + bias, kernel [out, in]. With `kernel_scale` [out] the kernel is int8, scaled per output."""
+
+    def __init__(self, inputs: int, outputs: int, policy: Policy, *, bias: bool = False):
+        self.kernel = parameter((outputs, inputs), policy)
+        self.kernel_scale: nnx.Param | None = nnx.data(None)  # data: make_int8 puts a Param here
+        self.bias = parameter((outputs,), policy) if bias else None
+        self.policy = policy
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = contract(x, self.kernel[...], self.policy)
+        if self.kernel_scale is not None:
+            y = y * self.kernel_scale[...].astype(y.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class Float32Linear(nnx.Module):
+    """A small Linear computed and returned in float32 and never quantized: routers, time steps."""
+
+    def __init__(self, inputs: int, outputs: int, policy: Policy, *, bias: bool = False):
+        self.kernel = parameter((outputs, inputs), policy)
+        self.bias = parameter((outputs,), policy) if bias else None
+        self.policy = replace(policy, dtype=jnp.dtype(jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = contract(x, self.kernel[...], self.policy)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of `embedding` [rows, features] by index; also the output head where the two are tied."""
+
+    def __init__(self, rows: int, features: int, policy: Policy):
+        self.embedding = parameter((rows, features), policy)
+        self.embedding_scale: nnx.Param | None = nnx.data(None)
+        self.policy = policy
+
+    def __call__(self, index: jax.Array) -> jax.Array:
+        # gathered from whole rows: a look-up in columns would be resharded by replicating it
+        table = self.policy.shard(self.embedding[...], self.policy.axes.vocab_axis, None)
+        rows = jnp.take(table, index, axis=0, mode="clip").astype(self.policy.dtype)
+        if self.embedding_scale is None:
+            return rows
+        return rows * jnp.take(self.embedding_scale[...], index, axis=0, mode="clip")[..., None].astype(rows.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Products of `x` [..., features] with every row: tied logits."""
+        y = contract(x, self.embedding[...], self.policy)
+        return y if self.embedding_scale is None else y * self.embedding_scale[...].astype(y.dtype)

@@ -1,0 +1,133 @@
+"""Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434): keys and values are made of one small latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.layers.context import Context
+from easydel.layers.linear import Linear
+from easydel.layers.norm import RMSNorm
+from easydel.layers.rope import Rope
+from easydel.ops.attend import Scores, attend
+from easydel.policy import Policy
+
+# B batch, T query length, S key slots, D model, N heads, C unrotated head channels, P rotated ones, V value channels,
+# R latent channels, L latent and rotated key side by side (R + P)
+LatentCache = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class MLA:
+    """Attention whose cache is a latent of `kv_rank` channels and one rotated key for all heads.
+
+    Each head's query and key have `plain_dim` channels without position and `position.dim` rotated ones. With `q_rank`
+    queries come from a latent too. `norm` is that of the latents, `bias` that of the projections to them and of the
+    output; `scale` defaults to (plain_dim + position.dim) ** -0.5.
+    """
+
+    name: ClassVar[str] = "self_attn"
+    heads: int
+    plain_dim: int
+    value_dim: int
+    kv_rank: int
+    position: Rope
+    norm: RMSNorm
+    q_rank: int | None = None
+    bias: bool = False
+    scale: float | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.plain_dim + self.position.dim
+
+    def build(self, features: int, policy: Policy) -> MLALayer:
+        return MLALayer(self, features, policy)
+
+    def cache(self, batch: int, length: int, dtype: jnp.dtype) -> LatentCache:
+        """Empty latents and rotated keys side by side, [batch, 1, length, kv_rank + position.dim]."""
+        return {"latent": jnp.zeros((batch, 1, length, self.kv_rank + self.position.dim), dtype)}
+
+    def absorbs(self, queries: int, slots: int) -> bool:
+        """Whether attending to the latents themselves takes fewer products than making keys and values of them all."""
+        made = self.kv_rank * (self.plain_dim + self.value_dim)
+        absorbed = queries * (slots * 2 * (self.kv_rank + self.position.dim) + made)
+        return absorbed < slots * (queries * (self.head_dim + self.value_dim) + made)
+
+
+class MLALayer(nnx.Module):
+    def __init__(self, record: MLA, features: int, policy: Policy):
+        wide, rank = record.heads * record.head_dim, record.q_rank
+        if rank is None:
+            self.q_proj = Linear(features, wide, policy)
+        else:
+            self.q_a_proj = Linear(features, rank, policy, bias=record.bias)
+            self.q_a_layernorm = record.norm.build(rank, policy)
+            self.q_b_proj = Linear(rank, wide, policy)
+        self.kv_a_proj_with_mqa = Linear(features, record.kv_rank + record.position.dim, policy, bias=record.bias)
+        self.kv_a_layernorm = record.norm.build(record.kv_rank, policy)
+        self.kv_b_proj = Linear(record.kv_rank, record.heads * (record.plain_dim + record.value_dim), policy)
+        self.o_proj = Linear(record.heads * record.value_dim, features, policy, bias=record.bias)
+        self.record, self.policy = record, policy
+
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: LatentCache | None
+    ) -> tuple[jax.Array, LatentCache | None]:
+        record, angles = self.record, context.angles(self.record.position)
+        q_BTNC, q_BTNP = jnp.split(self._queries(x_BTD), [record.plain_dim], axis=-1)
+        q_BTNP = record.position.rotate(q_BTNP, angles)
+        latent_BTR, k_BTP = jnp.split(self.kv_a_proj_with_mqa(x_BTD), [record.kv_rank], axis=-1)
+        k_BTP = record.position.rotate(k_BTP[:, :, None], angles)[:, :, 0]
+        latent_B1SL = jnp.concatenate([self.kv_a_layernorm(latent_BTR), k_BTP], axis=-1)[:, None]
+        if cache is not None:
+            written = latent_B1SL.astype(cache["latent"].dtype)
+            latent_B1SL = jax.lax.dynamic_update_slice(cache["latent"], written, (0, 0, context.offset, 0))
+            cache = {"latent": latent_B1SL}
+        absorbs = record.absorbs(x_BTD.shape[1], latent_B1SL.shape[2])
+        out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context)
+        out_BTNV = self.policy.shard_heads(out_BTNV)
+        return self.o_proj(out_BTNV.reshape(*x_BTD.shape[:2], -1)), cache
+
+    def _queries(self, x_BTD: jax.Array) -> jax.Array:
+        record = self.record
+        q = self.q_proj(x_BTD) if record.q_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        return self.policy.shard_heads(q.reshape(*q.shape[:2], record.heads, record.head_dim))
+
+    def _expanded(self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context) -> jax.Array:
+        """Keys and values of every head are made of the latents."""
+        record = self.record
+        latent_BSR, k_BSP = jnp.split(latent_B1SL[:, 0], [record.kv_rank], axis=-1)
+        made = self.kv_b_proj(latent_BSR).reshape(*latent_BSR.shape[:2], record.heads, -1)
+        k_BSNC, v_BSNV = jnp.split(self.policy.shard_heads(made), [record.plain_dim], axis=-1)
+        k_BSNP = jnp.broadcast_to(k_BSP[:, :, None], (*k_BSNC.shape[:3], k_BSP.shape[-1]))
+        k_BNSC = jnp.concatenate([k_BSNC, k_BSNP], axis=-1).swapaxes(1, 2)
+        q_BTNC = jnp.concatenate([q_BTNC, q_BTNP], axis=-1)
+        return self._attend(q_BTNC, k_BNSC, v_BSNV.swapaxes(1, 2), context)
+
+    def _absorbed(self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context) -> jax.Array:
+        """The kernel that would make keys is applied to queries, the one for values to what attention returns."""
+        record, precision, int8_scale = self.record, self.policy.precision, self.kv_b_proj.kernel_scale
+        kernel = self.kv_b_proj.kernel[...].astype(q_BTNC.dtype).reshape(record.heads, -1, record.kv_rank)
+        key_NCR, value_NVR = jnp.split(kernel, [record.plain_dim], axis=1)
+        if int8_scale is not None:
+            scale = int8_scale[...].astype(q_BTNC.dtype).reshape(record.heads, -1)
+            q_BTNC = q_BTNC * scale[:, : record.plain_dim]
+            value_NVR = value_NVR * scale[:, record.plain_dim :, None]
+        q_BTNR = jnp.einsum("BTNC,NCR->BTNR", q_BTNC, key_NCR, precision=precision)
+        q_BTNL = jnp.concatenate([q_BTNR, q_BTNP], axis=-1)
+        # the rotated keys come along as values and are dropped: cheaper than a copy of the cache without them
+        out_BTNR = self._attend(q_BTNL, latent_B1SL, latent_B1SL, context)[..., : record.kv_rank]
+        return jnp.einsum("BTNR,NVR->BTNV", out_BTNR, value_NVR, precision=precision)
+
+    def _attend(self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context) -> jax.Array:
+        scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
+        scores = Scores(scale, causal=context.causal, precision=self.policy.precision)
+        return attend(q_BTNC, k_BKSC, v_BKSV, scores, offset=context.offset, valid_BS=context.valid_BS)

@@ -1,0 +1,215 @@
+"""Mixtures of experts: a router chooses a few feed-forwards for each token (Shazeer et al. 2017, arXiv:1701.06538)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from easydel.errors import ConfigError
+from easydel.layers.linear import Float32Linear, contract, parameter
+from easydel.layers.mlp import GLU
+from easydel.ops.ragged import ragged_dot
+from easydel.policy import Policy
+from easydel.sharding.axes import AxisName, axis_of, names_in
+from easydel.sharding.placement import fit
+from easydel.tree import Tree, params_of
+
+# B batch, T length, D model, E experts, K chosen experts of a token, M (token, choice) pairs sorted by expert
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Experts stand in `count` equal groups, and only those of the `kept` best groups can be chosen.
+
+    A group is as good as its `best` best experts together (DeepSeek-V2, arXiv:2405.04434: 1; V3, arXiv:2412.19437: 2).
+    """
+
+    count: int
+    kept: int
+    best: int = 1
+
+    def limit(self, scores_BTE: jax.Array) -> jax.Array:
+        """The scores, with -inf for experts of the other groups."""
+        grouped = scores_BTE.reshape(*scores_BTE.shape[:-1], self.count, -1)
+        worth = jnp.sum(jax.lax.top_k(grouped, self.best)[0], axis=-1)
+        _, kept = jax.lax.top_k(worth, self.kept)
+        keep = jnp.any(kept[..., None] == jnp.arange(self.count), axis=-2)
+        return jnp.where(keep[..., None], grouped, -jnp.inf).reshape(scores_BTE.shape)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `k` experts with the highest scores, weighted by them.
+
+    `renormalize` makes the weights sum to 1, then `scale` multiplies them. If `corrected`, a learned bias for each
+    expert counts in the choice, but not in the weights (DeepSeek-V3).
+    """
+
+    k: int
+    renormalize: bool = False
+    scale: float = 1.0
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    corrected: bool = False
+    groups: Groups | None = None
+
+    def choose(self, logits_BTE: jax.Array, correction_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Weights and indices of the chosen experts, [B, T, K] each, from float32 logits."""
+        scores = jax.nn.softmax(logits_BTE) if self.score == "softmax" else jax.nn.sigmoid(logits_BTE)
+        eligible = scores if correction_E is None else scores + correction_E
+        if self.groups is not None:
+            eligible = self.groups.limit(eligible)
+        _, chosen_BTK = jax.lax.top_k(eligible, self.k)
+        weights_BTK = jnp.take_along_axis(scores, chosen_BTK, axis=-1)
+        if self.renormalize:  # 1e-20: sigmoids can all be zero
+            weights_BTK = weights_BTK / (jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20)
+        return weights_BTK * self.scale, chosen_BTK
+
+
+@dataclass(frozen=True)
+class MoE:
+    """`experts` times `expert`, of which `router` chooses; `shared` acts on every token.
+
+    With `shared_gate` the shared expert's output is multiplied by the sigmoid of a learned projection (Qwen2-MoE).
+    """
+
+    experts: int
+    expert: GLU
+    router: TopK
+    shared: GLU | None = None
+    shared_gate: bool = False
+
+    def __post_init__(self):
+        groups = self.router.groups or Groups(1, 1)
+        size = self.experts // groups.count if groups.count else 0
+        if not (size * groups.count == self.experts and 0 < groups.kept <= groups.count and groups.best <= size):
+            raise ConfigError(f"{self.experts} experts cannot stand in {groups}")
+        if not 0 < self.router.k <= size * groups.kept:
+            raise ConfigError(f"{self.router.k} of {size * groups.kept} experts cannot be chosen")
+
+    def build(self, features: int, policy: Policy) -> MoELayer:
+        return MoELayer(self, features, policy)
+
+
+class MoELayer(nnx.Module):
+    def __init__(self, record: MoE, features: int, policy: Policy):
+        self.gate = Gate(record, features, policy)
+        self.experts = Experts(record, features, policy)
+        self.shared_expert = None if record.shared is None else record.shared.build(features, policy)
+        self.shared_expert_gate = Float32Linear(features, 1, policy) if record.shared_gate else None
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        y_BTD = self.experts(x_BTD, *self.gate(x_BTD))
+        if self.shared_expert is None:
+            return y_BTD
+        shared = self.shared_expert(x_BTD)
+        if self.shared_expert_gate is not None:
+            shared = shared * jax.nn.sigmoid(self.shared_expert_gate(x_BTD)).astype(shared.dtype)
+        return y_BTD + shared
+
+
+class Gate(nnx.Module):
+    """The router's parameters: `kernel` [experts, features] and perhaps `correction_bias` [experts]; never quantized.
+
+    The bias is always float32: 16 bits would move experts past each other.
+    """
+
+    def __init__(self, record: MoE, features: int, policy: Policy):
+        self.kernel = parameter((record.experts, features), policy)
+        correction = nnx.Param(jax.ShapeDtypeStruct((record.experts,), jnp.float32))
+        self.correction_bias = correction if record.router.corrected else None
+        self.router, self.policy = record.router, replace(policy, dtype=jnp.dtype(jnp.float32))
+
+    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Weights and indices of the chosen experts, [B, T, K] each."""
+        logits_BTE = contract(x_BTD, self.kernel[...], self.policy)
+        return self.router.choose(logits_BTE, None if self.correction_bias is None else self.correction_bias[...])
+
+
+class ExpertLinear(nnx.Module):
+    """A Linear for each expert: kernel [experts, out, in], scale and bias [experts, out]."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, policy: Policy, *, bias: bool):
+        self.kernel = parameter((experts, outputs, inputs), policy)
+        self.kernel_scale: nnx.Param | None = nnx.data(None)  # data: make_int8 puts a Param here
+        self.bias = parameter((experts, outputs), policy) if bias else None
+
+
+class Experts(nnx.Module):
+    """All experts of a layer. Over a mesh, each device computes what its part of the experts makes of its tokens."""
+
+    def __init__(self, record: MoE, features: int, policy: Policy):
+        count, hidden, bias = record.experts, record.expert.hidden, record.expert.bias
+        self.gate_proj = ExpertLinear(count, features, hidden, policy, bias=bias)
+        self.up_proj = ExpertLinear(count, features, hidden, policy, bias=bias)
+        self.down_proj = ExpertLinear(count, hidden, features, policy, bias=bias)
+        self.record, self.policy = record, policy
+
+    def __call__(self, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
+        mesh, params = self.policy.mesh, params_of(self)
+        if mesh is None or mesh.size == 1:
+            return self._mix(params, x_BTD, weights_BTK, chosen_BTK)
+        return self._mix_over(mesh, params, x_BTD, weights_BTK, chosen_BTK)
+
+    def _mix_over(self, mesh: Mesh, params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
+        axes, record = self.policy.axes, self.record
+        # the sizes that are split: experts, and the inner dimension of each
+        expert, mlp = fit((record.experts, record.expert.hidden), (axes.expert_axis, axes.mlp_axis), mesh)
+        summed = (*names_in(expert), *names_in(mlp))
+        split_otherwise = (axes.batch_axis, axes.sequence_axis, axes.hidden_axis)
+        batch, sequence, hidden = (_without(axis, summed) for axis in split_otherwise)
+        tokens = fit(x_BTD.shape, (batch, sequence, None), mesh)
+        specs, cut = {}, {}
+        for name, leaves in params.items():
+            stored = (expert, hidden, mlp) if name == "down_proj" else (expert, mlp, hidden)
+            split = PartitionSpec(expert, None, mlp) if name == "down_proj" else PartitionSpec(expert, mlp, None)
+            specs[name] = {leaf: split if leaf == "kernel" else PartitionSpec(*split[:2]) for leaf in leaves}
+            # what rules left whole (experts that are indivisible) is cut before the hidden dimension is gathered
+            cut[name] = leaves | {"kernel": self.policy.shard(leaves["kernel"], *stored)}
+
+        def local(params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
+            if mlp is not None and "bias" in params["down_proj"]:  # every part of an expert would add it
+                first = jax.lax.axis_index(mlp) == 0
+                params = params | {"down_proj": params["down_proj"] | {"bias": params["down_proj"]["bias"] * first}}
+            start = 0 if expert is None else jax.lax.axis_index(expert) * params["gate_proj"]["kernel"].shape[0]
+            y_BTD = self._mix(params, x_BTD, weights, chosen - start)
+            return jax.lax.psum(y_BTD, summed) if summed else y_BTD
+
+        mapped = jax.shard_map(
+            local, mesh=mesh, in_specs=(specs, tokens, tokens, tokens), out_specs=tokens, check_vma=False
+        )
+        return mapped(cut, x_BTD, weights, chosen)
+
+    def _mix(self, params: Tree, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
+        """The weighted sum of the chosen experts in `params`; those that are not in it (index out of range) give 0."""
+        experts, choices = params["gate_proj"]["kernel"].shape[0], chosen_BTK.shape[-1]
+        flat_M = chosen_BTK.reshape(-1)
+        flat_M = jnp.where((flat_M >= 0) & (flat_M < experts), flat_M, experts)
+        order_M = jnp.argsort(flat_M)
+        expert_M, sizes_E = flat_M[order_M], jnp.bincount(flat_M, length=experts + 1)[:experts]
+
+        def linear(name: str, x_MI: jax.Array) -> jax.Array:
+            leaves = params[name]
+            y_MO = ragged_dot(x_MI, leaves["kernel"], sizes_E, self.policy.precision)
+            if "kernel_scale" in leaves:
+                y_MO = y_MO * _rows(leaves["kernel_scale"], expert_M).astype(y_MO.dtype)
+            return y_MO + _rows(leaves["bias"], expert_M).astype(y_MO.dtype) if "bias" in leaves else y_MO
+
+        x_MD = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)[order_M // choices]
+        hidden_MF = self.record.expert.combine(linear("gate_proj", x_MD), linear("up_proj", x_MD))
+        y_MD = linear("down_proj", hidden_MF)[jnp.argsort(order_M)]
+        y_BTKD = y_MD.reshape(*chosen_BTK.shape, -1)
+        # weights are float32, and so is the sum
+        return jnp.sum(y_BTKD * weights_BTK[..., None], axis=-2).astype(self.policy.dtype)
+
+
+def _rows(table_EO: jax.Array, expert_M: jax.Array) -> jax.Array:
+    return table_EO.at[expert_M].get(mode="fill", fill_value=0)
+
+
+def _without(axis: AxisName, names: tuple[str, ...]) -> AxisName:
+    return axis_of([name for name in names_in(axis) if name not in names])

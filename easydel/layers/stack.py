@@ -1,0 +1,168 @@
+"""Running the layers: one after the other, or as `jax.lax.scan` over parameters stacked along a leading dimension.
+
+Layers with equal records are stacked. Where records repeat with a period (Gemma 3: five sliding layers, one full) each
+position of the period has its own stack, named after its first layer, and the scan runs over periods. One stack that
+holds all layers has no name: its parameters are `layers/self_attn/...`. A layer unlike its neighbours stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.layers.block import Block, BlockLayer
+from easydel.layers.context import Context
+from easydel.layers.rope import Rope
+from easydel.policy import Policy
+from easydel.tree import bind, params_of
+
+MAX_PERIOD = 16
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`repeats` times the same `period` records, from layer `start` on."""
+
+    start: int
+    period: int
+    repeats: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.period * self.repeats
+
+    def layers(self, position: int) -> range:
+        """The layers that are stacked together: those at `position` of each period."""
+        return range(self.start + position, self.stop, self.period)
+
+
+def segments(blocks: Sequence[Block]) -> list[Segment]:
+    """Cover `blocks` from the front, each time with the repetition that covers most."""
+    found: list[Segment] = []
+    start = 0
+    while start < len(blocks):
+        candidates = [_repetition(blocks, start, period) for period in range(1, MAX_PERIOD + 1)]
+        repeated = [segment for segment in candidates if segment.repeats > 1]
+        best = max(repeated, key=lambda segment: (segment.stop, -segment.period), default=Segment(start, 1, 1))
+        found.append(best)
+        start = best.stop
+    return found
+
+
+def _repetition(blocks: Sequence[Block], start: int, period: int) -> Segment:
+    stop = start + period
+    while stop + period <= len(blocks) and blocks[stop : stop + period] == blocks[start : start + period]:
+        stop += period
+    return Segment(start, period, (stop - start) // period)
+
+
+def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
+    """Name of each stack ("" if there is just one) -> the layers in it. One layer alone is not stacked."""
+    found = {
+        str(segment.start + position): list(segment.layers(position))
+        for segment in segments(blocks)
+        for position in range(segment.period)
+    }
+    return {"": found["0"]} if len(found) == 1 and len(blocks) > 1 else found
+
+
+def build_layers(blocks: Sequence[Block], features: int, policy: Policy) -> Any:
+    """A list of layers, or with `policy.scan_layers` the stacked ones, with parameters that have no value yet."""
+    if not policy.scan_layers:
+        return nnx.List([block.build(features, policy) for block in blocks])
+    built = {
+        name: _stacked(blocks[layers[0]], len(layers), features, policy) for name, layers in stacks(blocks).items()
+    }
+    return built[""] if "" in built else nnx.Dict(built)
+
+
+def _stacked(block: Block, layers: int, features: int, policy: Policy) -> BlockLayer:
+    layer = block.build(features, policy)
+    if layers == 1:
+        return layer
+    shapes = params_of(layer)
+    bind(layer, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((layers, *leaf.shape), leaf.dtype), shapes))
+    return layer
+
+
+def layer_caches(blocks: Sequence[Block], batch: int, length: int, policy: Policy) -> Any:
+    """An empty cache for every layer, arranged like the layers' parameters."""
+    if not policy.scan_layers:
+        return [block.cache(batch, length, policy.dtype) for block in blocks]
+    first = {name: (blocks[layers[0]], len(layers)) for name, layers in stacks(blocks).items()}
+    return {name: _repeated(block.cache(batch, length, policy.dtype), count) for name, (block, count) in first.items()}
+
+
+def _repeated(cache: Any, layers: int) -> Any:
+    if layers == 1:
+        return cache
+    return jax.tree.map(lambda leaf: jnp.zeros((layers, *leaf.shape), leaf.dtype), cache)
+
+
+def run_layers(
+    layers: Any, blocks: Sequence[Block], policy: Policy, x_BTD: jax.Array, context: Context, caches: Any
+) -> tuple[jax.Array, Any]:
+    """The output of the last layer, and the caches after it (None in, None out)."""
+    if not policy.scan_layers:
+        return _loop(layers, policy, x_BTD, context, caches)
+    for block in blocks:
+        position = getattr(block.mixer, "position", None)
+        if isinstance(position, Rope):
+            context.angles(position)
+    context = replace(context, frozen=True)
+    whole = "" in stacks(blocks)
+    new_caches = {}
+    for segment in segments(blocks):
+        names = [""] if whole else [str(segment.start + position) for position in range(segment.period)]
+        group = [layers] if whole else [layers[name] for name in names]
+        group_caches = None if caches is None else [caches[name] for name in names]
+        run = _loop if segment.repeats == 1 else _scan
+        x_BTD, group_caches = run(group, policy, x_BTD, context, group_caches)
+        new_caches |= dict(zip(names, group_caches or [None] * len(names), strict=True))
+    return x_BTD, None if caches is None else new_caches
+
+
+def _loop(layers: Any, policy: Policy, x_BTD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
+    new_caches = []
+    for index, layer in enumerate(layers):
+        cache = None if caches is None else caches[index]
+        if policy.remat is None:
+            x_BTD, cache = layer(x_BTD, context, cache)
+        else:
+            x_BTD, cache = _rematerialised(layer, policy, context, scanned=False)(params_of(layer), x_BTD, cache)
+        new_caches.append(cache)
+    return x_BTD, None if caches is None else new_caches
+
+
+def _scan(group: list[Any], policy: Policy, x_BTD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
+    def body(x: jax.Array, sliced: Any) -> tuple[jax.Array, Any]:
+        new = []
+        for layer, (params, cache) in zip(group, sliced, strict=True):
+            x, cache = _rematerialised(layer, policy, context, scanned=True)(params, x, cache)
+            new.append(cache)
+        return x, new
+
+    per_layer = [
+        (params_of(layer), None if caches is None else cache)
+        for layer, cache in zip(group, caches or [None] * len(group), strict=True)
+    ]
+    return jax.lax.scan(body, x_BTD, per_layer)
+
+
+def _rematerialised(layer: BlockLayer, policy: Policy, context: Context, *, scanned: bool) -> Any:
+    """The layer as a function of its parameters, recomputed in the backward pass as `policy.remat` says."""
+
+    def call(params: Any, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        own = nnx.clone(layer)
+        bind(own, params)
+        return own(x, context, cache)
+
+    if policy.remat is None:
+        return call
+    # prevent_cse keeps XLA from merging the recomputation with the original; inside a scan there is nothing to merge
+    return jax.checkpoint(call, policy=policy.remat_policy, prevent_cse=not scanned)

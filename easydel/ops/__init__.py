@@ -1,0 +1,1 @@
+"""Functions on arrays: attention, masks, ragged products, sampling."""

@@ -1,0 +1,149 @@
+"""From logits to the next token: transformers' processors, by its names, in its order, with its results.
+
+A processor that is off is None in its record, so records' structure shapes a program; their values are traced, and
+changing them compiles nothing. Nothing sorts the vocabulary: on a CPU that costs more than a small model's pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# B batch, V vocabulary, N tokens that are still in the choice, S slots of tokens, E ends, F forced tokens
+NEVER = -jnp.inf
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. `key` is a key's raw data; `candidates` is `top_k` or more: how many are looked at."""
+
+    key: Any
+    temperature: Any
+    top_k: Any = None
+    top_p: Any = None
+    min_p: Any = None
+    candidates: int = field(default=0, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rules:
+    """How the next token is chosen: the likeliest, or by `sampling`, after what changes the scores.
+
+    Before `min_new_tokens` no token of `eos_E`; the `forced_F` tokens are the `forced_at_F`-th ones.
+    """
+
+    sampling: Sampling | None = None
+    eos_E: Any = None
+    pad: Any = 0
+    min_new_tokens: Any = None
+    forced_F: Any = None
+    forced_at_F: Any = None
+    repetition_penalty: Any = None
+    no_repeat_ngram_size: int = field(default=0, metadata={"static": True})
+
+
+def choose(logits_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: jax.Array, rules: Rules) -> jax.Array:
+    """The next token of each row, [B]: number `count` of the new ones, which goes to `slot`.
+
+    `tokens_BS` are those so far, with a number past the vocabulary in slots that do not count. A row's random numbers
+    depend on the seed, `count` and the row's index alone.
+    """
+    scores_BV = process(logits_BV.astype(jnp.float32), tokens_BS, slot, count, rules)  # transformers' precision here
+    if rules.sampling is None:
+        return jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
+    scores_BN, ids_BN = warp(scores_BV, rules.sampling)
+    key = jax.random.fold_in(jax.random.wrap_key_data(rules.sampling.key), count)
+    rows = jnp.arange(scores_BN.shape[0])
+    drawn_B = jax.vmap(lambda row, scores: jax.random.categorical(jax.random.fold_in(key, row), scores))(
+        rows, scores_BN
+    )
+    if ids_BN is None:
+        return drawn_B.astype(jnp.int32)
+    return jnp.take_along_axis(ids_BN, drawn_B[:, None], axis=1)[:, 0]
+
+
+def process(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: jax.Array, rules: Rules) -> jax.Array:
+    """Scores after everything that also applies without sampling."""
+    if rules.repetition_penalty is not None:
+        scores_BV = penalize(scores_BV, tokens_BS, rules.repetition_penalty)
+    if rules.no_repeat_ngram_size:
+        scores_BV = ban_repeated_ngrams(scores_BV, tokens_BS, slot, rules.no_repeat_ngram_size)
+    if rules.min_new_tokens is not None and rules.eos_E is not None:
+        without_end = scores_BV.at[:, rules.eos_E].set(NEVER, mode="drop")
+        scores_BV = jnp.where(count < rules.min_new_tokens, without_end, scores_BV)
+    if rules.forced_F is not None:
+        now_F = rules.forced_at_F == count
+        token = jnp.max(jnp.where(now_F, rules.forced_F, -1))
+        forced_V = jnp.where(jnp.arange(scores_BV.shape[-1]) == token, 0.0, NEVER)
+        scores_BV = jnp.where(jnp.any(now_F), forced_V, scores_BV)
+    return scores_BV
+
+
+def warp(scores_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array | None]:
+    """Scores of the tokens to draw from, and their ids (None: all tokens in order)."""
+    scores_BN, ids_BN = scores_BV / sampling.temperature, None
+    if sampling.top_k is not None:
+        scores_BN, ids_BN = keep_top_k(scores_BN, sampling.top_k, sampling.candidates)
+    if sampling.top_p is not None:
+        scores_BN = keep_top_p(scores_BN, sampling.top_p)
+    if sampling.min_p is not None:
+        scores_BN = keep_min_p(scores_BN, sampling.min_p)
+    return scores_BN, ids_BN
+
+
+def penalize(scores_BV: jax.Array, tokens_BS: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Scores of tokens that were there before, divided by `penalty` if positive, multiplied if negative."""
+    known_BS = jnp.take_along_axis(scores_BV, tokens_BS, axis=1, mode="clip")
+    changed_BS = jnp.where(known_BS < 0, known_BS * penalty, known_BS / penalty)
+    return scores_BV.at[jnp.arange(scores_BV.shape[0])[:, None], tokens_BS].set(changed_BS, mode="drop")
+
+
+def ban_repeated_ngrams(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, size: int) -> jax.Array:
+    """Without the tokens that would complete, in `slot`, a run of `size` tokens that was there before."""
+    B, S = tokens_BS.shape
+    outside = scores_BV.shape[-1]
+    run = jax.lax.dynamic_slice(tokens_BS, (0, slot - size + 1), (B, size - 1))
+    later_BS = jnp.pad(tokens_BS, ((0, 0), (0, size)), constant_values=outside)
+    same_BS = jnp.broadcast_to((slot >= size - 1) & jnp.all(run < outside, axis=-1, keepdims=True), (B, S))
+    for place in range(size - 1):
+        same_BS &= later_BS[:, place : place + S] == run[:, place : place + 1]
+    banned_BS = jnp.where(same_BS, later_BS[:, size - 1 : size - 1 + S], outside)
+    return scores_BV.at[jnp.arange(B)[:, None], banned_BS].set(NEVER, mode="drop")
+
+
+def keep_top_k(scores_BV: jax.Array, k: jax.Array, candidates: int) -> tuple[jax.Array, jax.Array]:
+    """The `candidates` best scores in falling order, without those below the `k`-th, and their ids."""
+    best_BN, ids_BN = jax.lax.top_k(scores_BV, candidates)
+    last_B1 = jnp.take(best_BN, k - 1, axis=1, mode="clip")[:, None]
+    return jnp.where(best_BN < last_B1, NEVER, best_BN), ids_BN
+
+
+def keep_top_p(scores_BN: jax.Array, p: jax.Array) -> jax.Array:
+    """Without tokens that come after others with probability `p` together; equally likely ones stay together.
+
+    Instead of sorting, the smallest probability to keep is found by halving an interval of floats, taken as the
+    integers that their bits spell: those of positive floats are in the same order.
+    """
+    probabilities_BN = jax.nn.softmax(scores_BN, axis=-1)
+    bits_BN = jax.lax.bitcast_convert_type(probabilities_BN, jnp.int32)
+
+    def halve(_: int, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = interval
+        middle = (low + high) // 2
+        above = jnp.sum(jnp.where(bits_BN > middle, probabilities_BN, 0), axis=-1, keepdims=True)
+        return jnp.where(above < p, low, middle + 1), jnp.where(above < p, middle, high)
+
+    top = jnp.max(bits_BN, axis=-1, keepdims=True)
+    _, least = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(top), top))  # 1.0 is less than 2 ** 30
+    return jnp.where(bits_BN < least, NEVER, scores_BN)
+
+
+def keep_min_p(scores_BN: jax.Array, p: jax.Array) -> jax.Array:
+    """Without tokens less than `p` times as likely as the likeliest."""
+    share_BN = jnp.exp(scores_BN - jnp.max(scores_BN, axis=-1, keepdims=True))
+    return jnp.where(share_BN < p, NEVER, scores_BN)
