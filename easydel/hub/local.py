@@ -1,0 +1,49 @@
+"""Paths: those that exist, and those that were mistyped."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+
+from easydel.errors import HubError
+
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin")
+
+
+def existing(path: Path, subfolder: str) -> Path:
+    """`subfolder` of the directory `path`, or the weight file `path` itself."""
+    inner = path / subfolder if subfolder else path
+    if not inner.exists():
+        raise HubError(f"has no folder {subfolder!r}", file=path, hint=similar(inner))
+    if inner.is_file() and not inner.name.endswith(WEIGHT_SUFFIXES):
+        hint = f"pass its directory, or a file that ends with one of {', '.join(WEIGHT_SUFFIXES)}"
+        raise HubError("is not a file of weights", file=inner, hint=hint)
+    return inner
+
+
+def refuse_path(name: str | PathLike[str]) -> None:
+    """Raise for a name that cannot be a Hub id, hence must be a path, and does not exist."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    problem = "no such file or directory"
+    path = Path(name)
+    if not isinstance(name, str) or name.startswith(("/", ".", "~")) or name.endswith(WEIGHT_SUFFIXES):
+        raise HubError(problem, file=name, hint=similar(path))
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise HubError(f"{problem}, and not a Hub id such as 'owner/name'", file=name, hint=similar(path)) from error
+
+
+def similar(path: Path) -> str | None:
+    """A hint for a path that does not exist: what is called nearly so, or what the last parent that exists holds."""
+    path = path.expanduser()
+    parent = next((parent for parent in path.parents if parent.is_dir()), None)
+    if parent is None:
+        return None
+    names = sorted(entry.name for entry in parent.iterdir())
+    close = get_close_matches(path.relative_to(parent).parts[0], names)
+    if close:
+        return f"did you mean {' or '.join(str(parent / name) for name in close)}?"
+    return f"{parent} holds {', '.join(names[:10]) or 'nothing'}" if parent != Path() else None

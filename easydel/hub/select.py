@@ -1,0 +1,68 @@
+"""Which files of a repository's folder loading needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from easydel.checkpoint.files import INDEX_SUFFIX, PREFERENCE, is_plain_name
+from easydel.errors import CheckpointError, HubError, listed
+
+CONFIGS = {
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
+}
+# What transformers' tokenizers call their files.
+VOCABULARIES = {
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model"),
+    *("spm.model", "source.spm", "target.spm", "vocab.json", "merges.txt", "vocab.txt", "bpe.codes"),
+    *("vocab-src.json", "vocab-tgt.json"),
+}
+_GGUF_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")  # as llama.cpp's gguf-split names them
+
+
+def needed(
+    names: Collection[str], shards: Callable[[str], Collection[str]], *, weights: bool = True, where: str
+) -> list[str]:
+    """Those of `names`, the files of one folder, that loading needs; `shards` reads the shard names of an index.
+
+    Weights are the first there is of model.safetensors, its index and shards, pytorch_model.bin, its index and shards,
+    one GGUF file (or all parts of one). Errors call the folder `where`.
+    """
+    side: list[str] = sorted((CONFIGS | VOCABULARIES).intersection(names))
+    if not weights and "config.json" in side:
+        return side
+    chosen = side + _weight_files(names, shards, where)
+    missing = [name for name in chosen if name not in names]
+    if missing:
+        raise HubError(f"lacks shards that its index names:{listed(missing)}", file=where)
+    return chosen
+
+
+def shard_names(index: Path) -> list[str]:
+    """The shards that an index file names, each a plain file name."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        bad = sorted(repr(name)[:200] for name in names if not is_plain_name(name))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"is not an index of shards: {error!r}", file=index) from error
+    if bad:
+        raise CheckpointError(f"names shards that are no plain file names: {', '.join(bad)}", file=index)
+    return sorted(names)
+
+
+def _weight_files(names: Collection[str], shards: Callable[[str], Collection[str]], where: str) -> list[str]:
+    for name in PREFERENCE:
+        if name in names:
+            return [name, *shards(name)] if name.endswith(INDEX_SUFFIX) else [name]
+    parts = sorted(name for name in names if name.endswith(".gguf"))
+    if len({_GGUF_PART.sub("", name) for name in parts}) > 1:
+        hint = "download one of them, and pass its path"
+        raise HubError(f"has {len(parts)} GGUF files: {', '.join(parts)}", file=where, hint=hint)
+    if not parts:
+        there = ", ".join(sorted(names)[:20]) or "nothing"
+        hint = f"expected one of {', '.join(PREFERENCE)}, or a .gguf file"
+        raise HubError(f"has no weights; it holds {there}", file=where, hint=hint)
+    return parts

@@ -1,0 +1,179 @@
+"""Weights that stay on the Hub: any range of a file's bytes, received straight into the caller's memory.
+
+The Hub is asked once per file where it lies; its token goes to the Hub's own origin alone. Every answer must state the
+range, the size and the ETag that the others did, so that parts of two versions never mix. Parts cannot be compared with
+the hash of the whole file: what the connection's encryption does not protect, nothing does.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers
+
+from easydel.checkpoint.files import INDEX_SUFFIX
+from easydel.errors import HubError
+from easydel.hub.attempts import attempt, persist
+from easydel.hub.explain import Transient
+from easydel.hub.parallel import at_once
+from easydel.hub.remote import Repository, ask, bring
+from easydel.hub.select import shard_names
+
+_CHANGED_HINT = "somebody changed it; load it again"
+
+
+class Location(NamedTuple):
+    """Where the Hub says that a file lies, and what it says of it; `url` may be signed, and expire."""
+
+    url: str
+    size: int
+    etag: str | None
+
+
+@dataclass
+class RemoteFile:
+    """A file of one commit on the Hub; threads may share it. `shown` is what errors call it."""
+
+    repo: Repository
+    commit: str
+    name: str
+    _location: Location | None = field(default=None, repr=False)
+    _first: Location | None = field(default=None, repr=False)
+    _etag: str | None = None  # of the content where the file lies: another than the Hub's own
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def shown(self) -> Path:
+        return Path(self.repo.id, self.name)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return persist(self._locate).size
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `offset` on. A connection that breaks is taken up where it broke."""
+        done = 0
+
+        def receive() -> None:
+            nonlocal done
+            location = self._locate()
+            start = offset + done
+            try:
+                with attempt(self.repo.id, self.repo.revision), self._answer(location, start, offset + len(out)) as got:
+                    self._check(got, location, start, offset + len(out))
+                    for chunk in got.iter_raw():
+                        if len(chunk) > len(out) - done:
+                            raise HubError("sends more than it was asked for", file=self.shown)
+                        out[done : done + len(chunk)] = chunk
+                        done += len(chunk)
+            except Transient as error:
+                error.file = str(self.shown)
+                raise
+            if done < len(out):
+                raise Transient("the connection ended early", file=self.shown)
+
+        if len(out):
+            persist(receive)
+
+    def _answer(self, location: Location, start: int, stop: int) -> Any:
+        """A context with the response. Only the Hub itself gets the token: elsewhere the address is all it takes."""
+        home = _origin(location.url) == _origin(constants.ENDPOINT)
+        headers = build_hf_headers(token=self.repo.token if home else False)
+        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        return get_session().stream("GET", location.url, headers=headers, timeout=timeout, follow_redirects=False)
+
+    def _locate(self) -> Location:
+        """Where the file lies now; raises if the Hub has another one by that name than at the first time."""
+        with self._lock:
+            if self._location is None:
+                url = hf_hub_url(self.repo.id, self.name, revision=self.commit)
+                with attempt(self.repo.id, self.repo.revision):
+                    found = get_hf_file_metadata(url, token=self.repo.token)
+                if found.size is None:
+                    raise HubError("the Hub does not say how large it is", file=self.shown, hint="load without stream")
+                location = Location(found.location, found.size, found.etag)
+                if self._first is not None and location[1:] != self._first[1:]:
+                    raise HubError("is not what it was when the load began", file=self.shown, hint=_CHANGED_HINT)
+                self._first = self._first or location
+                self._location, self._etag = location, None
+            return self._location
+
+    def _check(self, response: Any, location: Location, start: int, stop: int) -> None:
+        """Raise unless the answer is that range of that version of the file."""
+        status, headers = response.status_code, response.headers
+        if status >= HTTPStatus.MULTIPLE_CHOICES and status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            self._forget(location)  # the address may have expired: the next try asks for a new one
+            if status < HTTPStatus.BAD_REQUEST:
+                raise Transient("lies elsewhere than the Hub says", file=self.shown)
+            response.read()
+            hf_raise_for_status(response)
+        etag = headers.get("etag")
+        with self._lock:
+            if self._location is location:
+                self._etag = self._etag or etag
+            expected = self._etag
+        stated = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("content-range", ""))
+        total = int(stated[3]) if stated else location.size
+        changed = expected is not None and etag is not None and etag != expected
+        if changed or total != location.size or status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise HubError("changed while it was read", file=self.shown, hint=_CHANGED_HINT)
+        if (
+            status != HTTPStatus.PARTIAL_CONTENT
+            or stated is None
+            or headers.get("content-encoding", "identity") != ("identity")
+        ):
+            problem = f"{_origin(location.url)} does not send parts of files (it answered {status})"
+            raise HubError(problem, file=self.shown, hint="load without stream=True")
+        if (int(stated[1]), int(stated[2])) != (start, stop - 1):
+            raise HubError(f"asked for bytes {start}-{stop - 1}, got {stated[0]!r}", file=self.shown)
+
+    def _forget(self, location: Location) -> None:
+        with self._lock:
+            if self._location is location:
+                self._location = None
+
+
+class Streamed(NamedTuple):
+    """A repository whose weights stay where they are: its small files in a local `directory`, weights by shown path."""
+
+    directory: Path
+    index_file: Path | None
+    weights: Mapping[Path, RemoteFile]
+
+
+def open_stream(repo: Repository) -> Streamed:
+    """Fetch the config, tokenizer and index of a repository, and point at its safetensors files."""
+    listing = persist(lambda: ask(repo))
+    if not any(name.endswith((".safetensors", f".safetensors{INDEX_SUFFIX}")) for name in listing.files):
+        _refuse(repo)
+    names = repo.needed(listing.files, lambda index: shard_names(bring(repo, listing, index)), weights=True)
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not weights:
+        _refuse(repo)
+    small = [name for name in names if name not in weights]
+    if not any(name.rpartition("/")[2] == "config.json" for name in small):
+        raise HubError("has no config.json", file=repo.id, hint="is it the repository of a model?")
+    paths = dict(zip(small, at_once(lambda name: bring(repo, listing, name), small, repo.halted), strict=True))
+    remote = [RemoteFile(repo, listing.commit, name) for name in weights]
+    index = next((path for name, path in paths.items() if name.endswith(INDEX_SUFFIX)), None)
+    return Streamed(next(iter(paths.values())).parent, index, {file.shown: file for file in remote})
+
+
+def _refuse(repo: Repository) -> None:
+    problem = "has no safetensors, and stream=True reads nothing else"
+    raise HubError(problem, file=repo.id, hint="load it without stream=True, which downloads it")
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
