@@ -1,0 +1,242 @@
+"""The one call: from a name on the Hub, or a path, to a model in JAX."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from easydel.config import HFConfig, shown
+from easydel.errors import ArgumentError, ConfigError, UnsupportedModelError
+from easydel.families import Family, find_family, key_readers
+from easydel.generate.settings import read_defaults
+from easydel.hub import fetch
+from easydel.hub import stream as open_stream
+from easydel.loading import build_model, check_sizes, fill, open_source, placement, read_config
+from easydel.model import BaseNNXModule
+from easydel.policy import Policy
+from easydel.processes import one_outcome
+from easydel.sharding import PartitionAxis, Rules, check_heads, make_mesh
+from easydel.tree import Tree
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+CPU = "cpu"
+logger = logging.getLogger(__name__)
+
+
+class AutoEasyDeLConfig:
+    """Just the config of a model."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub_options: Any) -> HFConfig:
+        """The config.json of a Hub id or path, unchecked against any model. Takes the Hub's options."""
+        if unknown := sorted(set(hub_options) - set(HUB_OPTIONS)):
+            raise ArgumentError(f"unknown arguments {unknown}", hint=f"the Hub's options are {', '.join(HUB_OPTIONS)}")
+        return read_config(fetch(pretrained_model_name_or_path, weights=False, **hub_options))
+
+
+class AutoEasyDeLModelForCausalLM:
+    """Language models by name; not to be instantiated."""
+
+    encoder_decoder = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        device: jax.Device | None = None,  # pyright: ignore[reportInvalidTypeForm] (a class at run time)
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        precision: jax.lax.PrecisionLike = jax.lax.Precision("fastest"),  # noqa: B008 (an enum member)
+        sharding_axis_dims: Sequence[int] = (1, -1, 1, 1),
+        sharding_axis_names: Sequence[str] = ("dp", "fsdp", "tp", "sp"),
+        partition_axis: PartitionAxis = PartitionAxis(),  # noqa: B008 (frozen)
+        shard_attention_computation: bool = True,
+        input_shape: tuple[int, int] = (1, 1),
+        shard_fns: Mapping[Any, Any] | None = None,
+        backend: str | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        auto_shard_params: bool = False,
+        partition_rules: Rules | None = None,
+        load_in_8bit: bool = False,
+        bit_targeted_params: Sequence[str] | None = None,
+        verbose_params: bool = False,
+        from_torch: bool = True,
+        *,
+        scan_layers: bool = False,
+        stream: bool = False,
+        remat: bool | str | None = None,
+        progress: bool | None = None,
+        donatable: bool = False,
+        allow_nonfinite: bool = False,
+        **kwargs: Any,
+    ) -> tuple[BaseNNXModule, Tree]:
+        """Load a checkpoint: fetch, convert, shard and perhaps quantize it in one streaming pass.
+
+        Returns the model and its parameters, a nested dict that shares the model's arrays. Kernels are [out, in], as
+        in the checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: Hub id, local directory, or one .safetensors, .gguf or .bin file.
+            device: where parameters go when nothing shards them, and on their way to `shard_fns`. Default: first CPU.
+            dtype: of the computation.
+            param_dtype: of the stored parameters.
+            precision: of every matrix product; a `jax.lax.Precision` or its name.
+            sharding_axis_dims: sizes of the mesh axes; one -1 takes what is left.
+            sharding_axis_names: names of those axes.
+            partition_axis: which mesh axis each logical axis of the model is split over.
+            shard_attention_computation: constrain queries, keys, values and outputs to the mesh.
+            input_shape: (batch, length) with which the model is traced before any weight is read.
+            shard_fns: path -> function, called with each parameter as it arrives; nested, or flat with tuples or
+                "a/b/c" as keys. Ignored, with a warning, if `auto_shard_params`.
+            backend: the JAX backend whose devices make the mesh.
+            config_kwargs: overrides of the model's config.
+            auto_shard_params: place every parameter on the mesh by `partition_rules`.
+            partition_rules: ordered (regex on the path, PartitionSpec); default: rules for every family.
+            load_in_8bit: store kernels and embeddings as int8 with a scale per row.
+            bit_targeted_params: which to quantize, by leaf, module name or path; default: all that can be.
+            verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
+            from_torch: False if the directory was written by `save_pretrained` of this project.
+            scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.
+            stream: do not download weights: receive each part by HTTP ranges straight into memory, each process only
+                its own bytes. Safetensors only; what is a local path is loaded as ever.
+            remat: recompute activations in the backward pass: True, or the name of a `jax.checkpoint_policies` entry.
+            progress: show a progress bar; default: if stderr is a terminal.
+            donatable: copy each array into memory that JAX owns, so that a training step that donates the parameters
+                updates them in place from the first step on. Otherwise the first such step makes the copy.
+            allow_nonfinite: load weights that are NaN or Inf, which otherwise is an error that names their tensors.
+            **kwargs: Hub options (revision, token, cache_dir, subfolder, local_files_only, force_download), anything
+                else overrides the config; a name that neither knows is an error.
+
+        Raises:
+            EasyDeLError: CheckpointError, ConfigError, UnsupportedModelError, ShardingError, HubError, ArgumentError.
+        """
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        if bit_targeted_params is not None and not load_in_8bit:
+            raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
+        if auto_shard_params and shard_fns is not None:
+            import warnings
+
+            warnings.warn("auto_shard_params=True places every parameter; shard_fns is ignored", stacklevel=2)
+        names = tuple(sharding_axis_names)
+        mesh = make_mesh(tuple(sharding_axis_dims), names, backend)
+        policy = Policy(
+            dtype=_float_dtype("dtype", dtype),
+            param_dtype=_float_dtype("param_dtype", param_dtype),
+            precision=_precision(precision),
+            mesh=mesh if auto_shard_params or shard_fns is not None else None,
+            axes=partition_axis.resolve(names),
+            shard_attention=shard_attention_computation,
+            scan_layers=scan_layers,
+            remat="everything" if remat is True else (remat or None),
+        )
+        with one_outcome() as check_others:
+            obtain = open_stream if stream else fetch
+            source = open_source(obtain(pretrained_model_name_or_path, **options), saved=not from_torch)
+            family = choose_family(source.config, encoder_decoder=cls.encoder_decoder)
+            config = family.configured(
+                source.config, {**(config_kwargs or {}), **_config_kwargs(kwargs, source.config, family)}
+            )
+            check_sizes(config, source.tensors)
+            model = build_model(family, config, policy, source)
+            model.generation_config = read_defaults(model.origin, config, own=source.checkpoint.format == "gguf")
+            if policy.mesh is not None:
+                check_heads_of(model, policy)
+            where = placement(
+                mesh if auto_shard_params else None,
+                policy.axes,
+                partition_rules,
+                None if auto_shard_params else shard_fns,
+                device or jax.local_devices(backend=CPU)[0],
+            )
+            params = fill(
+                model,
+                source,
+                where,
+                input_shape=input_shape,
+                int8_targets=bit_targeted_params,
+                load_in_8bit=load_in_8bit,
+                verbose=verbose_params,
+                progress=progress,
+                check_others=check_others,
+                allow_nonfinite=allow_nonfinite,
+                donatable=donatable,
+            )
+        return model, params
+
+
+class AutoEasyDeLModelForSeq2SeqLM(AutoEasyDeLModelForCausalLM):
+    """Encoder-decoder models by name (BART, T5); same arguments."""
+
+    encoder_decoder = True
+
+
+def choose_family(config: HFConfig, *, encoder_decoder: bool) -> Family:
+    """The family for a config. Checkpoints saved as encoder-decoders come back as such, whichever class was asked."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ConfigError(
+            "has no model_type" if model_type is None else f"model_type is {shown(model_type)}, expected a name",
+            file=config.file,
+            hint='pass config_kwargs={"model_type": "llama"} or the like',
+        )
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ConfigError(f"architectures is {shown(architectures)}, expected a list of names", file=config.file)
+    saved_as_decoder = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    whole = bool(config.get("is_encoder_decoder")) and not saved_as_decoder
+    if whole and not encoder_decoder:
+        logger.info("%s is an encoder-decoder (%s): loaded as one", model_type, ", ".join(architectures))
+    try:
+        family = find_family(model_type, encoder_decoder=encoder_decoder or whole)
+    except UnsupportedModelError as error:
+        code = ", and the repository's own code for it is never run" if "auto_map" in config else ""
+        problem = f"{error.problem}{code}"
+        raise UnsupportedModelError(problem, file=config.file, hint=error.hint) from None
+    if "auto_map" in config:
+        logger.info("%s brings code of its own (auto_map): not run, our %s is used", config.file, model_type)
+    return family
+
+
+def check_heads_of(model: BaseNNXModule, policy: Policy) -> None:
+    """ShardingError if the heads of some layer cannot be split over the mesh."""
+    assert policy.mesh is not None
+    mixers: list[Any] = [block.mixer for blocks in model.record.layer_stacks.values() for block in blocks]
+    for heads, kv_heads in {(mixer.heads, mixer.kv_heads) for mixer in mixers if hasattr(mixer, "kv_heads")}:
+        check_heads(heads, kv_heads, policy.mesh, policy.axes)
+
+
+def _config_kwargs(kwargs: Mapping[str, Any], config: HFConfig, family: Family) -> Mapping[str, Any]:
+    remote = "trust_remote_code" in kwargs  # some configs have a key of that name
+    known = {*config, *family.defaults, *family.aliases.values(), *key_readers()} - {"trust_remote_code"}
+    if unknown := sorted(set(kwargs) - known):
+        raise ArgumentError(
+            f"unknown arguments {unknown}",
+            hint=f"neither a Hub option ({', '.join(HUB_OPTIONS)}) nor a key of the config"
+            + ("; leave trust_remote_code out: code in a repository is never run here" if remote else ""),
+        )
+    return kwargs
+
+
+def _float_dtype(name: str, value: Any) -> jnp.dtype:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ArgumentError(
+            f"{name}={value!r} is not a floating-point dtype", hint="use jnp.float32, jnp.bfloat16 or jnp.float16"
+        )
+    return dtype
+
+
+def _precision(value: Any) -> Any:
+    try:
+        return None if value is None else jax.lax.Precision(value)
+    except ValueError:
+        choices = "fastest (default), high, highest"
+        raise ArgumentError(f"precision={value!r} is not known", hint=f"use one of {choices}") from None

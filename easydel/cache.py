@@ -1,0 +1,63 @@
+"""Caches of a decode: how long they are, how they grow, where they live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from easydel.policy import Policy
+
+SHORTEST = 128
+# How much further a cache reaches at first, and by which factor it grows: attention pays for every slot, used or not,
+# while each length compiles a program of its own.
+AHEAD = 128
+GROWTH = 4
+SHORTEST_PROMPT = 16
+HALF_STEPS_FROM = 256
+
+
+def prompt_bucket(length: int) -> int:
+    """The padded length of a prompt: a power of two, and from 256 on also those times 1.5."""
+    bucket = _power(length, SHORTEST_PROMPT)
+    between = bucket // 4 * 3
+    return between if between >= max(length, HALF_STEPS_FROM) else bucket
+
+
+def cache_lengths(prompt: int, new: int) -> list[int]:
+    """The lengths, powers of two, that a cache has while `new` tokens follow `prompt` slots."""
+    last = _power(prompt + new, SHORTEST)
+    lengths = [_power(prompt + min(new, AHEAD), SHORTEST)]
+    while lengths[-1] < last:
+        lengths.append(min(lengths[-1] * GROWTH, last))
+    return lengths
+
+
+def _power(length: int, least: int) -> int:
+    return max(least, 1 << (length - 1).bit_length())
+
+
+def extended(tree: Any, shapes: Any) -> Any:
+    """`tree` with its arrays padded by zeros at the end, to `shapes`; where those are None, as it is."""
+
+    def extend(shape: jax.ShapeDtypeStruct | None, part: Any) -> Any:
+        if shape is None or part.shape == shape.shape:
+            return part
+        return jnp.pad(part, [(0, wanted - size) for size, wanted in zip(part.shape, shape.shape, strict=True)])
+
+    return jax.tree.map(extend, shapes, tree, is_leaf=lambda shape: shape is None)
+
+
+def sharded(cache: Any, policy: Policy) -> Any:
+    """A cache whose keys and values, "k" and "v" as in attention, are constrained to the mesh by sequence and head."""
+
+    def constrain(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if getattr(path[-1], "key", None) not in ("k", "v") or leaf.ndim < 4:
+            return leaf
+        axes = policy.axes
+        heads, channels = (axes.kv_head_axis, axes.head_dim_axis) if policy.shard_attention else (None, None)
+        stacked = (None,) * (leaf.ndim - 4)  # [layers,] batch, heads, slots, channels
+        return policy.shard(leaf, *stacked, axes.batch_axis, heads, None, channels)
+
+    return jax.tree_util.tree_map_with_path(constrain, cache)

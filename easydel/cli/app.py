@@ -1,0 +1,99 @@
+"""The commands put together, and what becomes of errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import easydel
+from easydel.cli.chat import chat
+from easydel.cli.export import export
+from easydel.cli.families import families
+from easydel.cli.generate import generate
+from easydel.cli.inspect import inspect
+from easydel.cli.options import expanded
+from easydel.cli.plan import plan
+from easydel.cli.verify import verify
+from easydel.errors import EasyDeLError
+
+REFUSED = 2  # as for wrong arguments
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+DEBUG = "--debug"
+
+
+class Commands(TyperGroup):
+    """The group of commands, which tells errors in a line and takes --debug anywhere."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        own = [arg for arg in args[:end] if arg != DEBUG]
+        return super().parse_args(ctx, [DEBUG] * (len(own) < end) + own + args[end:])
+
+    def invoke(self, ctx: Any) -> Any:
+        with told(debug=ctx.params["debug"]):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def told(*, debug: bool) -> Iterator[None]:
+    """Errors that are not ours as one message on stderr, and the exit code; with `debug` as they come."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise  # whoever read our output has left, and the caller of this knows what to do
+    except (EasyDeLError, OSError) as error:
+        if debug:
+            raise
+        print(f"easydel: {error}", file=sys.stderr)
+        raise typer.Exit(REFUSED) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"easydel {easydel.__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show where an error comes from; also after a command.")] = False,
+) -> None:
+    """Hugging Face language models in JAX: load, shard, generate, check and convert.
+
+    MODEL is a Hub id, a directory, or one .safetensors, .gguf or .bin file. Results go to stdout, all else to stderr.
+    """
+
+
+for command in (generate, chat, inspect, plan, verify, export, families):
+    app.command()(expanded(command))
+
+
+def main() -> None:
+    """Run the command with the arguments of this process."""
+    warnings.showwarning = _warn
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("easydel").setLevel(logging.INFO)
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(INTERRUPTED)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning without the line of our source that raised it."""
+    print(f"easydel: warning: {message}", file=sys.stderr)

@@ -1,0 +1,103 @@
+"""Our logits against those of transformers, for the same random tokens."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easydel.errors import CheckpointError
+
+# Rounding differs between two correct programs by about 1e-5 of the largest logit; a wrong constant by far more.
+RELATIVE, ABSOLUTE = 2e-4, 1e-5
+BATCH, PADDING = 2, 3
+DECODER_IDS = "decoder_input_ids"  # given to encoder-decoders only
+Inputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences over all tokens that are not padding."""
+
+    max_difference: float
+    max_reference: float
+    top1_agreement: float
+    tokens: int
+
+    @property
+    def tolerance(self) -> float:
+        return RELATIVE * self.max_reference + ABSOLUTE
+
+    @property
+    def passed(self) -> bool:
+        return self.max_difference <= self.tolerance
+
+
+def compare(path: Path, length: int) -> Comparison:
+    """Both models' logits of the same random tokens."""
+    inputs, ours = _our_logits(path, length)
+    theirs = _their_logits(path, inputs)
+    # an encoder's padding is nothing that its decoder sees
+    counted = np.ones(ours.shape[:2], bool) if DECODER_IDS in inputs else inputs["attention_mask"].astype(bool)
+    ours, theirs = ours[counted], theirs[counted]
+    return Comparison(
+        max_difference=float(np.abs(ours - theirs).max()),
+        max_reference=float(np.abs(theirs).max()),
+        top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
+        tokens=int(counted.sum()),
+    )
+
+
+def _our_logits(path: Path, length: int) -> tuple[Inputs, np.ndarray]:
+    """What both models get, and our logits; the model is gone afterwards."""
+    from easydel.auto import AutoEasyDeLModelForCausalLM
+
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, precision="highest")
+    ids = np.random.default_rng(0).integers(0, model.record.vocab, (BATCH, length))
+    mask = np.ones_like(ids)
+    inputs = model.record.example({"input_ids": ids, "attention_mask": mask})
+    # transformers' encoders count positions from the left, padding or not
+    mask[-1, slice(-PADDING, None) if DECODER_IDS in inputs else slice(PADDING)] = 0
+    return inputs, np.asarray(model(**inputs).logits, np.float32)
+
+
+def _their_logits(path: Path, inputs: Inputs) -> np.ndarray:
+    import torch
+    import transformers
+
+    whole = DECODER_IDS in inputs
+    model = _their_model(path, transformers.AutoModelForSeq2SeqLM if whole else transformers.AutoModelForCausalLM)
+    tensors = {name: torch.tensor(values) for name, values in inputs.items()}
+    if "position_ids" in signature(model.forward).parameters:
+        tensors["position_ids"] = (tensors["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return model(**tensors).logits.float().numpy()
+
+
+def _their_model(path: Path, auto: Any) -> Any:
+    """transformers' model of what we loaded; code in the checkpoint is not run."""
+    import torch
+    import transformers
+
+    from easydel.checkpoint import find_checkpoint
+
+    transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    file = find_checkpoint(path)[0]
+    options: dict[str, Any] = {"gguf_file": file.name} if file.suffix == ".gguf" else {}
+    try:
+        return auto.from_pretrained(
+            file.parent,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=False,
+            local_files_only=True,
+            **options,
+        ).eval()
+    except Exception as error:  # whatever another program finds wrong
+        raise CheckpointError(f"transformers cannot load it: {type(error).__name__}: {error}", file=path) from error

@@ -1,0 +1,51 @@
+"""`easydel export`: a Hugging Face checkpoint, whatever the source was."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from easydel.cli.models import is_saved, local_files
+from easydel.cli.options import Hub, Model, full_dtype
+from easydel.cli.tables import size
+from easydel.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from easydel.checkpoint import Checkpoint
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; it must not exist yet, or be empty.")],
+    hub: Hub,
+    dtype: Annotated[str | None, typer.Option(help="Of the written weights. Default: as they are stored.")] = None,
+) -> None:
+    """Write a model as a Hugging Face checkpoint, which transformers loads.
+
+    Without --dtype, 16-bit weights stay as they are, bit for bit; those of mixed types and quantized ones (GGUF, int8)
+    become float32.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArgumentError("exists, and is not an empty directory", file=out, hint="choose another, or remove it")
+    path = local_files(model, hub)
+    from easydel.auto import AutoEasyDeLModelForCausalLM
+    from easydel.checkpoint import find_checkpoint, open_checkpoint
+
+    stored = open_checkpoint(find_checkpoint(path))
+    chosen = full_dtype(dtype) if dtype else lossless_dtype(stored)
+    loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, param_dtype=chosen, from_torch=not is_saved(path))
+    loaded.export(out, dtype=chosen)
+    written = sum(file.stat().st_size for file in out.iterdir())
+    print(f"wrote {out}: {size(written)}, weights as {chosen}", file=sys.stderr)
+
+
+def lossless_dtype(checkpoint: Checkpoint) -> str:
+    """A dtype that holds every number of the checkpoint: its own if there is one of 16 bits, else float32."""
+    from easydel.weights.plan import is_number
+
+    dtypes = {str(tensor.dtype) for tensor in checkpoint.values() if is_number(tensor.dtype)}
+    only = next(iter(dtypes)) if len(dtypes) == 1 else "float32"
+    return only if only in ("bfloat16", "float16") else "float32"

@@ -1,0 +1,50 @@
+"""`easydel generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from easydel.cli.models import load_model, local_files
+from easydel.cli.options import Hub, Loading, ModelOption, Sampling
+
+if TYPE_CHECKING:
+    from easydel.tokenizer import Tokenizer
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to go on from; - reads stdin.")],
+    model: ModelOption,
+    sampling: Sampling,
+    loading: Loading,
+    hub: Hub,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Use the chat template. Default: if the tokenizer has one."),
+    ] = None,
+) -> None:
+    """Print what a model says to PROMPT, as it says it.
+
+    The model is split over all devices, or those of --mesh; a table on stderr says what went where.
+    """
+    arguments = sampling.arguments()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    path = local_files(model, hub)
+    from easydel.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    ids = prompt_ids(tokenizer, text, chat)
+    loaded = load_model(path, loading)
+    from easydel.cli.streaming import answer
+
+    answer(loaded, tokenizer, ids, arguments)
+    print()
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool | None) -> list[int]:
+    """Ids of `text`, as the first message of a chat if `chat`, or if None and there is a template."""
+    if bool(tokenizer.templates) if chat is None else chat:
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}])
+    return tokenizer.encode(text)

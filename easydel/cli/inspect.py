@@ -1,0 +1,152 @@
+"""`easydel inspect`: what a checkpoint holds, from its headers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from easydel.cli.models import is_saved, local_files
+from easydel.cli.options import Hub, Json, Model
+from easydel.cli.tables import print_facts, print_table, size
+from easydel.cli.where import count_of
+from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from easydel.checkpoint import Checkpoint
+    from easydel.loading import Source
+    from easydel.model import BaseNNXModule
+
+Facts = dict[str, Any]
+SIZES = (
+    *("parameters", "layers", "blocks", "features", "heads", "kv_heads", "head_dim", "window"),
+    *("vocabulary", "tied", "context"),
+)
+
+
+def inspect(model: Model, hub: Hub, as_json: Json = False) -> None:
+    """Say what a model is, what its files hold, and whether they fit each other. No weights are read."""
+    path = local_files(model, hub)
+    from easydel.loading import open_source
+
+    source = open_source(path, saved=is_saved(path))
+    facts = {**_files(source), **_architecture(source)}
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(facts)
+
+
+def _files(source: Source) -> Facts:
+    checkpoint = source.checkpoint
+    return {
+        "path": str(source.path),
+        "format": checkpoint.format + (" (save_pretrained)" if source.manifest else ""),
+        "files": {file.name: file.stat().st_size for file in checkpoint.files},
+        "bytes": sum(file.stat().st_size for file in checkpoint.files),
+        "model_type": source.config.get("model_type"),
+        "architectures": source.config.get("architectures") or [],
+        "dtypes": _dtypes(checkpoint),
+        "tensors": _tensors(checkpoint),
+    }
+
+
+def _dtypes(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for tensor in checkpoint.values():
+        sums = found.setdefault(tensor.encoding or str(tensor.dtype), {"tensors": 0, "numbers": 0, "bytes": 0})
+        sums["tensors"] += 1
+        sums["numbers"] += prod(tensor.shape)
+        sums["bytes"] += tensor.nbytes
+    return found
+
+
+def _tensors(checkpoint: Checkpoint) -> list[Facts]:
+    """Tensors whose names differ by numbers only, put together."""
+    counts = Counter(
+        (re.sub(r"\b\d+\b", "*", tensor.name), tensor.shape, tensor.encoding or str(tensor.dtype))
+        for tensor in checkpoint.values()
+    )
+    return [
+        {"name": name, "shape": list(shape), "dtype": dtype, "count": count}
+        for (name, shape, dtype), count in counts.items()
+    ]
+
+
+def _architecture(source: Source) -> Facts:
+    """What our model of it says; `problem` is why it cannot be loaded, if it cannot."""
+    from easydel.auto import choose_family
+    from easydel.loading import build_model, plan_for
+    from easydel.policy import Policy
+
+    facts: Facts = {}
+    problem = None
+    try:
+        family = choose_family(source.config, encoder_decoder=False)
+        model = build_model(family, family.configured(source.config), Policy(), source)
+        facts = _sizes(model)
+        plan_for(model, source)
+    except (CheckpointError, ConfigError, UnsupportedModelError) as error:
+        problem = str(error)
+    return {**facts, "loads": problem is None, "problem": problem}
+
+
+def _sizes(model: BaseNNXModule) -> Facts:
+    from easydel.tree import flatten
+
+    blocks = [block for stack in model.record.layer_stacks.values() for block in stack]
+    mixers: list[Any] = [block.mixer for block in blocks]
+    return {
+        "parameters": count_of(flatten(model.params)),
+        "vocabulary": model.record.vocab,
+        "features": model.record.features,
+        "context": model.record.max_length,
+        "tied": model.record.head.tied,
+        "layers": len(blocks),
+        "blocks": dict(Counter(_kind(block) for block in blocks)),
+        **{
+            name: sorted({getattr(mixer, name) for mixer in mixers if getattr(mixer, name, None) is not None})
+            for name in ("heads", "kv_heads", "head_dim", "window")
+        },
+    }
+
+
+def _kind(block: Any) -> str:
+    return " + ".join(type(part).__name__ for part in (block.mixer, block.ffn) if part is not None)
+
+
+def _print(facts: Facts) -> None:
+    names = ", ".join(facts["architectures"])
+    print_facts(
+        {
+            "path": facts["path"],
+            "model type": f"{facts['model_type']} ({names})" if names else facts["model_type"],
+            **{name: _text(facts[name]) for name in SIZES if facts.get(name) not in (None, [])},
+            "format": f"{facts['format']}, {size(facts['bytes'])}",
+            "loads": "yes" if facts["loads"] else f"no: {facts['problem']}",
+        }
+    )
+    print()
+    print_table(("file", "bytes"), [(name, f"{count:,}") for name, count in facts["files"].items()], numbers=["bytes"])
+    print()
+    print_table(
+        ("dtype", "tensors", "numbers", "bytes"),
+        [(dtype, *(f"{count:,}" for count in sums.values())) for dtype, sums in facts["dtypes"].items()],
+        numbers=["tensors", "numbers", "bytes"],
+    )
+    print()
+    print_table(
+        ("tensor", "shape", "dtype", "count"),
+        [(row["name"], str(row["shape"]), row["dtype"], str(row["count"])) for row in facts["tensors"]],
+        numbers=["count"],
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} x {name}" for name, count in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:,}"

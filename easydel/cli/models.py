@@ -1,0 +1,75 @@
+"""Loading for the commands: a name or path -> local files -> a model on this machine's devices."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easydel.cli.options import Hub, Loading, full_dtype, parse_mesh
+
+if TYPE_CHECKING:
+    from easydel.model import BaseNNXModule
+
+
+def local_files(model: str, hub: Hub) -> Path:
+    """The directory or file of `model`, downloaded if it is a Hub id."""
+    from easydel.hub import fetch
+
+    return fetch(model, **hub.arguments())
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_pretrained` of this project wrote what is at `path`."""
+    from easydel.weights.saved import MANIFEST
+
+    return ((path if path.is_dir() else path.parent) / MANIFEST).is_file()
+
+
+def mesh_sizes(mesh: str | None, devices: int) -> tuple[int, ...]:
+    """The sizes that --mesh asks for; without it, all devices along fsdp."""
+    from easydel.sharding.mesh import filled
+
+    return filled((1, -1, 1, 1) if mesh is None else parse_mesh(mesh), devices)
+
+
+def load_model(path: Path, loading: Loading) -> BaseNNXModule:
+    """The model at `path`, split over the mesh if that has more than one device; stderr is told what went where."""
+    import math
+
+    import jax
+
+    from easydel.auto import AutoEasyDeLModelForCausalLM
+
+    sizes = mesh_sizes(loading.mesh, jax.device_count())
+    split = math.prod(sizes) > 1
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(
+        path,
+        device=jax.devices()[0],
+        dtype=full_dtype(loading.dtype),
+        param_dtype=full_dtype(loading.param_dtype),
+        sharding_axis_dims=sizes,
+        partition_axis=loading.axes(),
+        auto_shard_params=split,
+        load_in_8bit=loading.int8,
+        scan_layers=loading.scan_layers,
+        from_torch=not is_saved(path),
+    )
+    if split:
+        print_placement(model)
+    return model
+
+
+def print_placement(model: BaseNNXModule) -> None:
+    """What lies where, as the arrays themselves say, on stderr."""
+    from easydel.cli.where import count_of, mesh_text, print_rows, rows_of
+    from easydel.sharding import bytes_per_device
+    from easydel.tree import flatten
+
+    mesh = model.policy.mesh
+    assert mesh is not None
+    arrays = flatten(model.params)
+    footprints = bytes_per_device(arrays, {path: array.sharding for path, array in arrays.items()})
+    kind = mesh.devices.flat[0].device_kind
+    print(f"{count_of(arrays):,} parameters on {mesh.size} x {kind}, mesh {mesh_text(mesh.shape)}", file=sys.stderr)
+    print_rows(rows_of(footprints, mesh.shape), sys.stderr)

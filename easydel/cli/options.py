@@ -1,0 +1,175 @@
+"""Options that several commands share, as records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from easydel.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from easydel.sharding import PartitionAxis
+
+MESH = "Sizes of the mesh axes dp,fsdp,tp,sp: 1,2,4,1 or fsdp=2,tp=4; one -1 takes what is left."
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+# The likeliest token each time, whatever the checkpoint's generation_config says; only its ends of sequence count.
+GREEDY = {
+    "do_sample": False,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+}
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, or one weight file.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, directory, or one weight file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _hub(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Hub")
+
+
+def _load(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Loading")
+
+
+def _sample(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Generation")
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Which version of a repository, and how it is reached."""
+
+    revision: Annotated[str | None, _hub("Branch, tag or commit.")] = None
+    token: Annotated[str | None, _hub("Access token; better set HF_TOKEN: others can see a command line.")] = None
+    local_files_only: Annotated[bool, _hub("Use what was downloaded before.", "--local-files-only")] = False
+
+    def arguments(self) -> dict[str, Any]:
+        return {"revision": self.revision, "token": self.token, "local_files_only": self.local_files_only}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Where a model goes, and in which precision."""
+
+    mesh: Annotated[str | None, _load(f"{MESH} Default: every device along fsdp.")] = None
+    dtype: Annotated[str, _load("Of the computation.")] = "float32"
+    param_dtype: Annotated[str, _load("Of the stored parameters.")] = "float32"
+    int8: Annotated[bool, _load("Store kernels and embeddings as int8 with scales.", "--int8")] = False
+    replicate_kv: Annotated[
+        bool, _load("Keep key and value heads whole on each device: for tp beyond their number.", "--replicate-kv")
+    ] = False
+    scan_layers: Annotated[bool, _load("Stack equal layers: compiles faster.", "--scan-layers")] = False
+
+    def __post_init__(self):
+        """Refuse what cannot be before anything is downloaded."""
+        for dtype in (self.dtype, self.param_dtype):
+            full_dtype(dtype)
+        if self.mesh is not None:
+            parse_mesh(self.mesh)
+
+    def axes(self) -> PartitionAxis:
+        """Which mesh axis splits what."""
+        from easydel.sharding import PartitionAxis
+
+        return PartitionAxis(kv_head_axis=None) if self.replicate_kv else PartitionAxis()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    max_new_tokens: Annotated[int, _sample("At most this many tokens.", "--max-new-tokens", "-n")] = 256
+    sample: Annotated[
+        bool | None,
+        _sample(
+            "Sample as the checkpoint's generation_config says, changed by the options below; or always take the "
+            "likeliest token, whatever it says. Default: greedy, unless one of temperature, top-k, top-p or min-p "
+            "is given.",
+            "--sample/--greedy",
+        ),
+    ] = None
+    temperature: Annotated[float | None, _sample("Below 1: sharper; above: flatter.")] = None
+    top_k: Annotated[int | None, _sample("Choose among the k likeliest tokens.")] = None
+    top_p: Annotated[float | None, _sample("Choose among the likeliest that together reach this probability.")] = None
+    min_p: Annotated[float | None, _sample("Choose among those with this share of the top probability.")] = None
+    repetition_penalty: Annotated[float | None, _sample("Above 1: what was said becomes less likely.")] = None
+    seed: Annotated[int | None, _sample("Of the random numbers; the same seed gives the same text.")] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What `generate` takes."""
+        choices = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        chosen = {name: value for name, value in choices.items() if value is not None}
+        if self.sample is False and chosen:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in chosen)
+            raise ArgumentError(f"{names} and --greedy exclude each other")
+        more = {"repetition_penalty": self.repetition_penalty, "seed": self.seed}
+        given = {name: value for name, value in more.items() if value is not None}
+        sampled = bool(self.sample) or bool(chosen)
+        rules = {"do_sample": True, **chosen} if sampled else GREEDY
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": 1, **rules, **given}
+
+
+def parse_mesh(text: str) -> tuple[int, ...]:
+    """Sizes of dp, fsdp, tp, sp from "1,2,4,1" or "fsdp=2,tp=4"; at most one is -1."""
+    from easydel.sharding import AXES
+
+    parts = [part.strip() for part in text.split(",")]
+    names = [part.partition("=")[0].strip() if "=" in part else name for part, name in zip(parts, AXES, strict=False)]
+    numbers = [part.rpartition("=")[2].strip() for part in parts]
+    complete = all("=" in part for part in parts) or (len(parts) == len(AXES) and "=" not in text)
+    known = len(parts) == len(set(names)) and set(names) <= set(AXES)
+    if complete and known and all(re.fullmatch(r"-1|[1-9]\d{0,8}", number) for number in numbers):
+        sizes = dict(zip(names, map(int, numbers), strict=True))
+        if list(sizes.values()).count(-1) <= 1:
+            return tuple(sizes.get(name, 1) for name in AXES)
+    raise ArgumentError(
+        f"--mesh {text!r} is no mesh",
+        hint=f"give sizes of {','.join(AXES)} such as 1,2,4,1 or fsdp=2,tp=4, at most one of them -1",
+    )
+
+
+def full_dtype(name: str) -> str:
+    """ "bf16" as "bfloat16"; ArgumentError for what is no dtype of weights."""
+    if name not in {*DTYPES, *DTYPES.values()}:
+        raise ArgumentError(f"{name!r} is no dtype of weights", hint=f"use {', '.join(DTYPES.values())}")
+    return DTYPES.get(name, name)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with each parameter that is a record replaced by the record's fields."""
+    hints = get_type_hints(command, include_extras=True)
+    records = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+
+    @wraps(command)
+    def call(**values: Any) -> None:
+        made = {
+            name: record(**{field.name: values.pop(field.name) for field in fields(record)})
+            for name, record in records.items()
+        }
+        command(**values, **made)
+
+    parameters = [
+        flat for parameter in signature(command).parameters.values() for flat in _flat(parameter, hints, records)
+    ]
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _flat(parameter: Parameter, hints: dict[str, Any], records: dict[str, type]) -> Iterator[Parameter]:
+    if parameter.name not in records:
+        yield parameter.replace(annotation=hints[parameter.name], kind=Parameter.KEYWORD_ONLY)
+        return
+    record: Any = records[parameter.name]
+    types = get_type_hints(record, include_extras=True)
+    for field in fields(record):
+        yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])

@@ -1,0 +1,205 @@
+"""`easydel plan`: what a model would cost each device of a mesh, computed from headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from easydel.cli.models import is_saved, local_files
+from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
+from easydel.cli.tables import parse_size, print_facts, size
+from easydel.cli.where import Row, count_of, mesh_text, print_rows, rows_of
+from easydel.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from jax.sharding import AbstractMesh
+
+    from easydel.model import BaseNNXModule
+
+
+class Optimizer(StrEnum):
+    """What training keeps for each parameter besides its gradient."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+    none = "none"
+
+
+MOMENTS = {Optimizer.adamw: 2, Optimizer.sgd: 0}
+NOT_COUNTED = "activations, logits and what XLA needs meanwhile come on top"
+
+LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes on each device."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.cache
+
+
+def plan(
+    model: Model,
+    hub: Hub,
+    loading: Loading,
+    device_memory: Annotated[str | None, typer.Option(help="Of each device, such as 16GiB.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
+    length: Annotated[
+        int | None, typer.Option(min=1, help=f"Tokens of each, prompt and answer. Default: {LENGTH}, or the context.")
+    ] = None,
+    optimizer: Annotated[Optimizer, typer.Option(help="Training with it; none: generation.")] = Optimizer.none,
+    as_json: Json = False,
+) -> None:
+    """Say what each device of a mesh would hold, what is replicated and why, and whether it fits.
+
+    No weights are read, and the devices of the mesh need not exist. The exit code is 0 whether it fits or not.
+    """
+    memory = None if device_memory is None else parse_size(device_memory)
+    if optimizer is not Optimizer.none and loading.int8:
+        raise ArgumentError("int8 parameters are not trained", hint="leave out --int8 or --optimizer")
+    path = local_files(model, hub)
+    from easydel.tree import flatten
+
+    mesh = _mesh(loading.mesh)
+    built = _model(path, loading, mesh)
+    rows = _rows(built, mesh)
+    tokens = length or min(LENGTH, built.record.max_length or LENGTH)
+    parameters = sum(row.device_bytes for row in rows)
+    moments = MOMENTS.get(optimizer)
+    costs = Costs(
+        parameters=parameters,
+        gradients=0 if moments is None else parameters,
+        optimizer=parameters * (moments or 0),
+        cache=cache_bytes(built, mesh, batch, tokens) if moments is None else 0,
+    )
+    facts = {
+        "path": str(path),
+        "mesh": dict(mesh.shape),
+        "devices": mesh.size,
+        "parameters": count_of(flatten(built.params)),
+        "rows": [asdict(row) for row in rows],
+        "batch": batch,
+        "length": tokens,
+        "device_bytes": {**asdict(costs), "total": costs.total},
+        "device_memory": memory,
+        "fits": None if memory is None else costs.total <= memory,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(facts, rows, costs)
+
+
+def _mesh(text: str | None) -> AbstractMesh:
+    """The mesh without devices; those of this machine are counted only where the sizes depend on them."""
+    import jax
+
+    from easydel.sharding import AXES
+    from easydel.sharding.mesh import filled
+
+    sizes = (1, -1, 1, 1) if text is None else parse_mesh(text)
+    return jax.sharding.AbstractMesh(filled(sizes, jax.device_count()) if -1 in sizes else sizes, AXES)
+
+
+def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> BaseNNXModule:
+    """The model without values, checked against the checkpoint and the mesh as loading would."""
+    import jax
+    import jax.numpy as jnp
+
+    from easydel.auto import check_heads_of, choose_family
+    from easydel.loading import build_model, open_source, plan_for
+    from easydel.policy import Policy
+    from easydel.quantize import make_int8
+
+    source = open_source(path, saved=is_saved(path))
+    family = choose_family(source.config, encoder_decoder=False)
+    policy = Policy(
+        dtype=jnp.dtype(full_dtype(loading.dtype)),
+        param_dtype=jnp.dtype(full_dtype(loading.param_dtype)),
+        axes=loading.axes().resolve(mesh.axis_names),
+        scan_layers=loading.scan_layers,
+    )
+    model = build_model(family, family.configured(source.config), policy, source)
+    # checks and shapes ask the mesh for nothing that an abstract one lacks
+    check_heads_of(model, replace(policy, mesh=cast(jax.sharding.Mesh, mesh)))
+    plan_for(model, source)
+    if loading.int8:
+        make_int8(model, None)
+    return model
+
+
+def _rows(model: BaseNNXModule, mesh: AbstractMesh) -> list[Row]:
+    import jax
+
+    from easydel.sharding import bytes_per_device, default_rules, shardings
+    from easydel.tree import flatten
+
+    leaves = flatten(model.params)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    rules = default_rules(model.policy.axes)
+    placed, losses = shardings(shapes, cast(jax.sharding.Mesh, mesh), rules, strict=False)
+    return rows_of(bytes_per_device(leaves, placed, losses), mesh.shape)
+
+
+def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: int) -> int:
+    """Bytes on each device of the cache that `generate` makes: sequences over the batch axes, keys, values by head."""
+    import jax
+    import numpy as np
+
+    from easydel.cache import cache_lengths
+    from easydel.sharding.placement import fit
+
+    slots = cache_lengths(length, 0)[-1]
+    axes = model.policy.axes
+    leaves, more = (_cache_leaves(model, count, slots) for count in (batch, batch + 1))
+    total = 0
+    for (path, leaf), (_, other) in zip(leaves, more, strict=True):
+        grown = [number for number, dim in enumerate(leaf.shape) if dim != other.shape[number]]
+        wanted: list[Any] = [None] * leaf.ndim
+        for number in grown:
+            wanted[number] = axes.batch_axis
+            if getattr(path[-1], "key", None) in ("k", "v"):
+                wanted[number + 1] = axes.kv_head_axis
+        spec = fit(leaf.shape, wanted, cast(jax.sharding.Mesh, mesh))
+        part = jax.sharding.NamedSharding(mesh, spec).shard_shape(leaf.shape)
+        total += prod(part) * np.dtype(leaf.dtype).itemsize
+    return total
+
+
+def _cache_leaves(model: BaseNNXModule, batch: int, length: int) -> list[tuple[Any, Any]]:
+    """Path and shape of each layer's caches; the dimension that grows with `batch` is the batch."""
+    import jax
+
+    shapes = jax.eval_shape(lambda: model.init_cache(batch, length))
+    return jax.tree_util.tree_leaves_with_path(shapes["layers"])
+
+
+def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:
+    print(f"{facts['parameters']:,} parameters on {facts['devices']} devices, mesh {mesh_text(facts['mesh'])}")
+    print_rows(rows)
+    if copied := [row for row in rows if row.copies > 1]:
+        print("\nheld more than once:")
+        for row in copied:
+            print(f"  {row.group} ({' '.join(row.names)}): {row.copies} copies of each part: {row.why}")
+    what = {"cache": f"cache, {facts['batch']} x {facts['length']} tokens", "optimizer": "moments of the optimizer"}
+    print("\non each device:")
+    print_facts({f"  {what.get(name, name)}": size(count) for name, count in facts["device_bytes"].items() if count})
+    print(f"  ({NOT_COUNTED})")
+    if facts["fits"] is not None:
+        left = facts["device_memory"] - costs.total
+        state = f"fits: {size(left)} left" if left >= 0 else f"does not fit: {size(-left)} too much"
+        print(f"\n{state}, of {size(facts['device_memory'])}")

@@ -1,0 +1,56 @@
+"""Text on stdout while tokens are made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from easydel.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from easydel.model import BaseNNXModule
+    from easydel.tokenizer import Tokenizer
+
+Tokens = SimpleQueue[int | None]
+
+
+def answer(model: BaseNNXModule, tokenizer: Tokenizer, prompt: Sequence[int], arguments: dict[str, Any]) -> str:
+    """What the model goes on to say after the ids `prompt`; written to stdout piece by piece, and returned.
+
+    The tokens are decoded in a thread of their own: `generate` pushes them, while the tokenizer pulls.
+    """
+    if not prompt:
+        raise ArgumentError("the prompt is empty")
+    tokens: Tokens = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(_write, tokenizer, tokens)
+
+        def arrived(batch: np.ndarray) -> None:
+            if written.done():  # only an error ends it early, such as a reader of stdout that left
+                written.result()
+            tokens.put(int(np.asarray(batch)[0]))
+
+        try:
+            model.generate(np.asarray([prompt], np.int32), streamer=arrived, **arguments)
+        finally:
+            tokens.put(None)
+        return written.result()
+
+
+def _write(tokenizer: Tokenizer, tokens: Tokens) -> str:
+    pieces: list[str] = []
+    for piece in tokenizer.stream(_until_none(tokens)):
+        pieces.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    return "".join(pieces)
+
+
+def _until_none(tokens: Tokens) -> Iterator[int]:
+    while (token := tokens.get()) is not None:
+        yield token

@@ -1,0 +1,81 @@
+"""Runs the compiled programs, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from easydel.cache import cache_lengths
+from easydel.generate.programs import Made, State, grow, loop, prefill, step
+from easydel.generate.prompt import Prompt
+from easydel.generate.streamers import Listen
+from easydel.model import BaseNNXModule
+from easydel.ops.sampling import Rules
+
+Params = Mapping[str, Any]
+
+
+def decode(
+    model: BaseNNXModule,
+    params: Params,
+    prompt: Prompt,
+    source: Prompt | None,
+    rules: Rules,
+    new: int,
+    listen: Listen | None,
+) -> np.ndarray:
+    """The new tokens [B, at most `new`]; `listen` gets those of each step as soon as they are there."""
+    state, made = model.compiled(prefill)(params, prompt, source, rules)
+    slots = prompt.length
+    if listen is not None:
+        return _streamed(model, params, state, made, rules, new, listen, slots)
+    for length, limit in _stages(slots, new):
+        state = model.compiled(grow, static_argnums=1)(state, length)
+        state, made = model.compiled(loop, donate_argnums=1)(params, state, rules, np.int32(limit))
+        if limit == new or bool(made.done):
+            break
+    return np.asarray(state.tokens_BS)[:, slots : slots + int(state.count)]
+
+
+def _streamed(
+    model: BaseNNXModule,
+    params: Params,
+    state: State,
+    made: Made,
+    rules: Rules,
+    new: int,
+    listen: Listen,
+    slots: int,
+) -> np.ndarray:
+    """Each step is sent off before the tokens of the one before are waited for; not the first, which may compile."""
+    tokens = [np.asarray(made.tokens_B)]
+    listen(tokens[0])
+    steps = _steps(model, params, state, rules, new, slots)
+    coming = None if bool(made.done) else next(steps, None)
+    while coming is not None:
+        made, coming = coming, next(steps, None)
+        tokens.append(np.asarray(made.tokens_B))
+        listen(tokens[-1])
+        if bool(made.done):
+            break
+    return np.stack(tokens, axis=1)
+
+
+def _steps(model: BaseNNXModule, params: Params, state: State, rules: Rules, new: int, slots: int) -> Iterator[Made]:
+    """The steps after the first token, each sent off when it is asked for."""
+    count = 1
+    for length, limit in _stages(slots, new):
+        state = model.compiled(grow, static_argnums=1)(state, length)
+        while count < limit:
+            state, made = model.compiled(step, donate_argnums=1)(params, state, rules)
+            count += 1
+            yield made
+
+
+def _stages(slots: int, new: int) -> list[tuple[int, int]]:
+    """The lengths that the cache has in turn, each with the number of new tokens that it has room for."""
+    if new == 1:  # it came with the prompt
+        return []
+    return [(length, min(new, length - slots)) for length in cache_lengths(slots, new)]

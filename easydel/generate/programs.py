@@ -1,0 +1,122 @@
+"""What is compiled: a prompt's pass, the growth of the cache, one step, and the loop over steps.
+
+The programs take parameters and states as plain pytrees and give up (donate) the state they get, so that the cache is
+updated in place. They are compiled for shapes; whatever else differs between calls is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from easydel.cache import extended, sharded
+from easydel.encdec import EncoderDecoder
+from easydel.generate.prompt import Prompt
+from easydel.model import BaseNNXModule
+from easydel.ops.sampling import Rules, choose
+
+# B batch, T prompt slots, S cache slots, V vocabulary
+Params = Mapping[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """A decode between two steps. `tokens_BS` holds prompts and new tokens, in the slots that they have in the cache.
+
+    `first_B` is the first slot of each row that is not padding, `slot` the one that the next token goes to, `count`
+    how many were made. Rows in `finished_B` have met their end and go on with padding.
+    """
+
+    cache: Any
+    tokens_BS: jax.Array
+    first_B: jax.Array
+    slot: jax.Array
+    count: jax.Array
+    finished_B: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Made:
+    """What a step made: a token for each row, and whether all rows have finished."""
+
+    tokens_B: jax.Array
+    done: jax.Array
+
+
+def prefill(
+    model: BaseNNXModule, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
+) -> tuple[State, Made]:
+    """The state after the first new token; its cache has room for the prompts alone. `source` is for an encoder."""
+    B, T = prompt.ids_BT.shape
+    own, cache = model.bound(params), model.init_cache(B, T)
+    if source is None:
+        inputs: dict[str, Any] = {"input_ids": prompt.ids_BT, "attention_mask": prompt.attended_BT}
+    else:
+        inputs = {"input_ids": source.ids_BT, "attention_mask": source.attended_BT, "decoder_input_ids": prompt.ids_BT}
+    hidden_BTD, cache = own.model(**inputs, cache=cache)
+    logits_BV = own.record.logits(own.model, own.lm_head, hidden_BTD[:, -1:])[:, 0]
+    tokens_BS = jnp.pad(prompt.ids_BT, ((0, 0), (0, 1)))  # the first new token follows the prompt
+    first_B = jnp.argmax(prompt.attended_BT, axis=1)
+    slot, count = jnp.asarray(T, jnp.int32), jnp.asarray(0, jnp.int32)
+    return _emit(model, State(cache, tokens_BS, first_B, slot, count, jnp.zeros((B,), bool)), logits_BV, rules)
+
+
+def grow(model: BaseNNXModule, state: State, length: int) -> State:
+    """The same with room for `length` tokens."""
+    B = state.tokens_BS.shape[0]
+    shapes = jax.eval_shape(lambda: (model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)))
+    cache, tokens_BS = extended((state.cache, state.tokens_BS), shapes)
+    return _placed(model, replace(state, cache=cache, tokens_BS=tokens_BS))
+
+
+def step(model: BaseNNXModule, params: Params, state: State, rules: Rules) -> tuple[State, Made]:
+    """One more token for each row."""
+    own = model.bound(params)
+    last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BS, state.slot - 1, 1, axis=1)
+    fed = "decoder_input_ids" if isinstance(model.record, EncoderDecoder) else "input_ids"
+    hidden_B1D, cache = own.model(**{fed: last_B1}, cache=state.cache)
+    logits_BV = own.record.logits(own.model, own.lm_head, hidden_B1D)[:, 0]
+    return _emit(model, replace(state, cache=cache), logits_BV, rules)
+
+
+def loop(model: BaseNNXModule, params: Params, state: State, rules: Rules, limit: jax.Array) -> tuple[State, Made]:
+    """Steps until all rows have finished, or have `limit` new tokens."""
+
+    def goes_on(carry: tuple[State, Made]) -> jax.Array:
+        return (carry[0].count < limit) & ~carry[1].done
+
+    last_B = jnp.zeros_like(state.first_B)
+    made = Made(last_B, jnp.all(state.finished_B))
+    state, made = jax.lax.while_loop(goes_on, lambda carry: step(model, params, carry[0], rules), (state, made))
+    return _placed(model, state), made  # what holds inside of a loop need not hold for its result
+
+
+def _emit(model: BaseNNXModule, state: State, logits_BV: jax.Array, rules: Rules) -> tuple[State, Made]:
+    """The state with the token that `logits_BV` call for."""
+    policy = model.policy
+    logits_BV = policy.shard(logits_BV, policy.axes.batch_axis, None)
+    slots_S = jnp.arange(state.tokens_BS.shape[1])
+    counts_BS = (slots_S >= state.first_B[:, None]) & (slots_S < state.slot)
+    known_BS = jnp.where(counts_BS, state.tokens_BS, logits_BV.shape[-1])
+    next_B = choose(logits_BV, known_BS, state.slot, state.count, rules)
+    finished_B = state.finished_B
+    if rules.eos_E is not None:
+        next_B = jnp.where(finished_B, rules.pad, next_B).astype(jnp.int32)
+        finished_B |= jnp.any(next_B[:, None] == rules.eos_E, axis=1)
+    next_B = policy.shard(next_B, None)
+    tokens_BS = jax.lax.dynamic_update_slice(state.tokens_BS, next_B[:, None], (0, state.slot))
+    made = Made(next_B, jnp.all(finished_B))
+    state = replace(state, tokens_BS=tokens_BS, slot=state.slot + 1, count=state.count + 1, finished_B=finished_B)
+    return _placed(model, state), made
+
+
+def _placed(model: BaseNNXModule, state: State) -> State:
+    """With the cache split over the mesh, and tokens whole on every device, so that any process can read them."""
+    tokens_BS = model.policy.shard(state.tokens_BS, None, None)
+    return replace(state, cache=sharded(state.cache, model.policy), tokens_BS=tokens_BS)

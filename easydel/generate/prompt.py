@@ -1,0 +1,97 @@
+"""The prompts of a call: checked, and padded to a length that programs are compiled for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from easydel.errors import ArgumentError
+
+# B batch, T longest prompt
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and which of them are attended to. Compiled programs take it too."""
+
+    ids_BT: np.ndarray
+    attended_BT: np.ndarray
+
+    @property
+    def length(self) -> int:
+        """Tokens of each row, padding included."""
+        return self.ids_BT.shape[1]
+
+    @property
+    def attended(self) -> int:
+        """Attended tokens of the longest prompt."""
+        return int(self.attended_BT.sum(axis=1).max())
+
+    def repeated(self, times: int) -> Prompt:
+        """Each row `times` times."""
+        return self if times == 1 else Prompt(self.ids_BT.repeat(times, 0), self.attended_BT.repeat(times, 0))
+
+    def padded(self, length: int) -> Prompt:
+        """With padding on the left, `length` tokens; rows that end in padding are moved to the right."""
+        ids, attended = self.ids_BT, self.attended_BT
+        if not attended[:, -1].all():
+            order = np.argsort(attended, axis=1, kind="stable")
+            ids, attended = (np.take_along_axis(part, order, axis=1) for part in (ids, attended))
+        return Prompt(ids, attended)._widened((length - self.length, 0))
+
+    def extended(self, length: int) -> Prompt:
+        """With padding on the right, `length` tokens."""
+        return self._widened((0, length - self.length))
+
+    def _widened(self, space: tuple[int, int]) -> Prompt:
+        return Prompt(*(np.pad(part, ((0, 0), space)) for part in (self.ids_BT, self.attended_BT)))
+
+
+def start_tokens(token: int, rows: int) -> Prompt:
+    """What the decoder behind an encoder begins with: `token` alone, in each row."""
+    ids = np.full((rows, 1), token, np.int32)
+    return Prompt(ids, np.ones(ids.shape, bool))
+
+
+def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: int | None) -> Prompt:
+    """ArgumentError unless `input_ids` [B, T] are tokens of the vocabulary, one or more of them attended in each row.
+
+    Without `attention_mask`, all are attended that are not `padding`.
+    """
+    ids = _array("input_ids", input_ids)
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ArgumentError(f"input_ids is {ids.dtype}, expected integers")
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        row, column = np.argwhere((ids < 0) | (ids >= vocabulary))[0]
+        raise ArgumentError(
+            f"input_ids[{row}, {column}] is {ids[row, column]}, outside the vocabulary of {vocabulary} tokens"
+        )
+    if attention_mask is None:
+        attended = np.ones(ids.shape, bool) if padding is None else ids != padding
+    else:
+        attended = _array("attention_mask", attention_mask).astype(bool)
+    if attended.shape != ids.shape:
+        raise ArgumentError(f"attention_mask has shape {attended.shape}, but input_ids {ids.shape}")
+    if not attended.any(axis=1).all():
+        raise ArgumentError(f"row {int(np.argmin(attended.any(axis=1)))} of the prompts is all padding")
+    return Prompt(ids.astype(np.int32), attended)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, Tracer):
+        raise ArgumentError(f"{name} is traced", hint="generate compiles its own programs: call it outside of jax.jit")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ArgumentError(f"{name} is no array ({error})", hint="pad shorter rows on the left") from None
+    if array.ndim != 2:
+        hint = f"pass {name}[None] for one sequence" if array.ndim == 1 else None
+        raise ArgumentError(f"{name} has shape {array.shape}, expected [batch, length]", hint=hint)
+    if array.size == 0:
+        raise ArgumentError(f"{name} is empty: its shape is {array.shape}", hint="begin with one token at least")
+    return array

@@ -1,0 +1,96 @@
+"""From settings to what the programs take."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easydel.errors import ArgumentError
+from easydel.generate.prompt import Prompt
+from easydel.generate.settings import Settings
+from easydel.model import BaseNNXModule
+from easydel.ops.sampling import Rules, Sampling
+
+DEFAULT_NEW_TOKENS = 20  # max_length of transformers; since its version 5 it counts new tokens if nobody sets it
+LEAST_CANDIDATES = 64
+
+
+def ending(settings: Settings) -> tuple[list[int], int | None]:
+    """The tokens that end a row, and the one that fills it up: if none is named, the first of those."""
+    named = settings["eos_token_id"]
+    ends = [token for token in (named if isinstance(named, list) else [named]) if token is not None and token >= 0]
+    pad = settings["pad_token_id"]
+    if pad is None or pad < 0:
+        pad = ends[0] if ends else None
+    return ends, pad
+
+
+def new_tokens(model: BaseNNXModule, settings: Settings, prompt: Prompt, source: Prompt | None) -> int:
+    """How many tokens at most follow the prompts; ArgumentError if there is no room for one, or not for as many."""
+    new, total, longest = settings["max_new_tokens"], settings["max_length"], model.record.longest
+    read = prompt.attended if source is None else max(prompt.attended, source.attended)
+    if longest is not None and read > longest:
+        raise ArgumentError(f"the prompt has {read} tokens, but the model has {longest} positions")
+    if new is None and total is None:
+        total = prompt.length + DEFAULT_NEW_TOKENS
+        total = min(total, model.config.get("max_position_embeddings") or total, longest or total)
+    if new is None:
+        new = total - prompt.length
+    if new < 1:
+        raise ArgumentError(
+            f"a prompt of {prompt.length} tokens leaves no room for new ones in {total}", hint="pass max_new_tokens"
+        )
+    # the last token is never fed, so it takes no position
+    if longest is not None and prompt.attended + new - 1 > longest:
+        raise ArgumentError(
+            f"{prompt.attended} tokens of prompt and {new} new ones exceed the model's {longest} positions",
+            hint=f"pass max_new_tokens={longest - prompt.attended + 1} or less",
+        )
+    return new
+
+
+def make_rules(settings: Settings, key: np.ndarray | None, vocabulary: int, *, length: int, new: int) -> Rules:
+    """`settings` as arrays, None where they change nothing. `length` is the prompts', `vocabulary` counts tokens."""
+    ends, pad = ending(settings)
+    least = settings["min_new_tokens"]
+    if least is None:
+        least = (settings["min_length"] or 0) - length
+    penalty = settings["repetition_penalty"]
+    forced = [(0, settings["forced_bos_token_id"])] if length == 1 else []
+    forced = [entry for entry in (*forced, (new - 1, settings["forced_eos_token_id"])) if entry[1] is not None]
+    return Rules(
+        sampling=None if key is None else make_sampling(settings, key, vocabulary),
+        eos_E=np.asarray(ends, np.int32) if ends else None,
+        pad=np.int32(pad or 0),
+        min_new_tokens=np.int32(least) if least > 0 and ends else None,
+        forced_at_F=np.asarray([place for place, _ in forced], np.int32) if forced else None,
+        forced_F=np.asarray([token for _, token in forced], np.int32) if forced else None,
+        repetition_penalty=None if penalty in (None, 1) else np.float32(penalty),
+        no_repeat_ngram_size=settings["no_repeat_ngram_size"] or 0,
+    )
+
+
+def make_sampling(settings: Settings, key: np.ndarray, vocabulary: int) -> Sampling:
+    """How to draw. Among how many candidates is a power of two, so that few values of top_k compile anew."""
+    top_k, top_p, min_p = settings["top_k"], settings["top_p"], settings["min_p"]
+    narrowed = bool(top_k) and top_k < vocabulary
+    return Sampling(
+        key=key,
+        temperature=np.float32(settings["temperature"] or 1),
+        top_k=np.int32(top_k) if narrowed else None,
+        top_p=None if top_p in (None, 1) else np.float32(top_p),
+        min_p=None if min_p is None else np.float32(min_p),
+        candidates=min(max(LEAST_CANDIDATES, 1 << (top_k - 1).bit_length()), vocabulary) if narrowed else 0,
+    )
+
+
+def random_key(seed: int, rng: jax.Array | None) -> np.ndarray:
+    """A key's raw numbers: those of `rng`, else of the key made from `seed`."""
+    if rng is None:
+        if not isinstance(seed, int):
+            raise ArgumentError(f"seed is {seed!r}, expected a whole number", hint="pass a key of jax.random as rng")
+        rng = jax.random.key(seed)
+    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.key_data(rng)
+    return np.asarray(rng)

@@ -1,0 +1,177 @@
+"""What a call of `generate` asks for: its arguments, else what the checkpoint says, else transformers' defaults."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from easydel.config import HFConfig
+from easydel.errors import ArgumentError, listed
+
+FILE = "generation_config.json"
+Settings = dict[str, Any]
+
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+# As in GenerationConfig._get_default_generation_params of transformers 5.23.
+DEFAULTS: Settings = {
+    "max_new_tokens": None,
+    "max_length": None,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "decoder_start_token_id": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+}
+# Names that change what is generated, and their values that don't; None and what is false never do.
+UNSUPPORTED: Mapping[str, Any] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(
+        _names(
+            """penalty_alpha dola_layers constraints force_words_ids stop_strings max_time use_mtp bad_words_ids
+            sequence_bias exponential_decay_length_penalty suppress_tokens begin_suppress_tokens token_healing
+            watermarking_config encoder_no_repeat_ngram_size remove_invalid_values prompt_lookup_num_tokens
+            assistant_early_exit assistant_model speculation_type logits_processor stopping_criteria
+            prefix_allowed_tokens_fn custom_generate inputs_embeds negative_prompt_ids negative_prompt_attention_mask
+            past_key_values position_ids output_attentions output_hidden_states output_scores output_logits"""
+        )
+    ),
+}
+UNSUPPORTED_SAMPLING: Mapping[str, Any] = {"typical_p": 1, "top_h": None, "epsilon_cutoff": None, "eta_cutoff": None}
+# Names without an effect on the tokens, given that beams and assistants are refused.
+INERT = frozenset(
+    _names(
+        """early_stopping length_penalty diversity_penalty low_memory use_cache cache_implementation cache_config
+        max_cache_len prefill_chunk_size renormalize_logits return_dict_in_generate is_assistant num_assistant_tokens
+        num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind assistant_ensemble_weight
+        target_lookbehind max_matching_ngram_size compile_config disable_compile continuous_batching_config
+        synced_gpus transformers_version"""
+    )
+)
+JSON = bool | int | float | str | list | dict
+KNOWN = {*DEFAULTS, *UNSUPPORTED, *UNSUPPORTED_SAMPLING, *INERT}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_tokens(value: Any) -> bool:
+    return all(map(_is_whole, value)) if isinstance(value, list) else _is_whole(value)
+
+
+Check = tuple[Callable[[Any], bool], str]
+_POSITIVE: Check = (lambda value: _is_whole(value) and value > 0, "a whole number above 0")
+_COUNT: Check = (lambda value: _is_whole(value) and value >= 0, "a whole number, not below 0")
+_SHARE: Check = (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+_FACTOR: Check = (lambda value: _is_number(value) and 0 < value < float("inf"), "a number above 0")
+# Negative tokens stand in some files for none.
+_TOKEN: Check = (_is_whole, "a token's number")
+CHECKS: Mapping[str, Check] = {
+    "max_new_tokens": _POSITIVE,
+    "max_length": _POSITIVE,
+    "min_new_tokens": _COUNT,
+    "min_length": _COUNT,
+    "do_sample": (lambda value: isinstance(value, bool), "True or False"),
+    "temperature": (_FACTOR[0], "a number above 0 (do_sample=False takes the likeliest token)"),
+    "top_k": _COUNT,
+    "top_p": _SHARE,
+    "min_p": _SHARE,
+    "repetition_penalty": _FACTOR,
+    "no_repeat_ngram_size": _COUNT,
+    "num_return_sequences": _POSITIVE,
+    "eos_token_id": (_are_tokens, "a token's number, or a list of them"),
+    **dict.fromkeys([name for name in DEFAULTS if name.endswith("_token_id") and name != "eos_token_id"], _TOKEN),
+}
+
+
+def read_defaults(directory: Path | None, config: HFConfig, *, own: bool) -> HFConfig:
+    """generation_config.json in `directory`; without one, or if weights have their `own` config, what `config` says."""
+    if not own and directory is not None and (directory / FILE).is_file():
+        return HFConfig.from_file(directory / FILE)
+    return HFConfig({name: config[name] for name in config if name in KNOWN}, file=config.file)
+
+
+def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, Any]) -> Settings:
+    """A value for each name in DEFAULTS; ArgumentError with all that are unknown, not implemented or make no sense.
+
+    In `defaults` and `generation_config` None means not given; in `arguments` it switches something off.
+    """
+    given = {name: _plain(value) for name, value in (_as_mapping(generation_config) | dict(arguments)).items()}
+    inherited = {name: value for name, value in dict(defaults).items() if name in KNOWN and value is not None}
+    values = DEFAULTS | inherited | given
+    problems = [f"{name} is not known{_similar(name)}" for name in given if name not in KNOWN]
+    problems += _unsupported(values, given)
+    for name, (fits, expected) in CHECKS.items():
+        if values[name] is not None and not fits(values[name]):
+            problems.append(f"{_spelled(name, values, given)}, expected {expected}")
+    if problems:
+        raise ArgumentError(f"generate cannot do this:{listed(problems)}")
+    return {name: values[name] for name in DEFAULTS}
+
+
+def _unsupported(values: Settings, given: Settings) -> list[str]:
+    refused = {**UNSUPPORTED, **(UNSUPPORTED_SAMPLING if values["do_sample"] is True else {})}
+    problems = []
+    for name, neutral in refused.items():
+        value = values.get(name)
+        if value is None or (isinstance(value, JSON) and (not value or value == neutral)):
+            continue
+        without = "" if name in given else f"; pass {name}={neutral} to go without"
+        problems.append(f"{_spelled(name, values, given)} is not implemented{without}")
+    return problems
+
+
+def _spelled(name: str, values: Settings, given: Settings) -> str:
+    return f"{name}={values[name]!r}"[:200] + ("" if name in given else " (the checkpoint's default)")
+
+
+def _similar(name: str) -> str:
+    close = difflib.get_close_matches(name, [*DEFAULTS, "attention_mask", "generation_config", "streamer", "seed"], 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _as_mapping(generation_config: Any) -> Settings:
+    if generation_config is None:
+        return {}
+    if hasattr(generation_config, "to_dict"):
+        generation_config = generation_config.to_dict()
+    if not isinstance(generation_config, Mapping):
+        found = type(generation_config).__name__
+        raise ArgumentError(f"generation_config is a {found}, expected a dict or an object with to_dict")
+    items = generation_config.items()
+    return {name: value for name, value in items if value is not None and not str(name).startswith("_")}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and JAX, and sequences, as Python's own."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value

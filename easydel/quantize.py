@@ -1,0 +1,70 @@
+"""8-bit storage: one float32 scale per output row, symmetric, rounded to nearest.
+
+Kernels, expert kernels and embeddings can be quantized. Norms, biases, routers and the small parameters of recurrent
+mixers never are: they are tiny, and errors there spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from easydel.errors import ArgumentError
+from easydel.tree import flatten, params_of
+
+LEAVES = ("kernel", "embedding")
+
+
+def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 of the same shape and float32 scales, one per row (all but the last dimension); row = int8 * scale."""
+    rows = np.asarray(rows, dtype=np.float32)
+    top = np.abs(rows).max(axis=-1, keepdims=True, initial=0)
+    scale = np.where(top > 0, top / np.float32(127), np.float32(1))
+    with np.errstate(invalid="ignore"):  # NaN and Inf are reported by name when all is read, or wanted
+        return np.rint(rows / scale).astype(np.int8), scale[..., 0].astype(np.float32)
+
+
+def make_int8(module: Any, targets: Sequence[str] | None) -> list[str]:
+    """Turn the targeted parameters of a model without values into int8 with scales; their paths.
+
+    `targets` are leaf names ("kernel"), names of modules ("q_proj") or paths ("lm_head/kernel"); None means all.
+    ArgumentError for a target that names nothing that can be quantized.
+    """
+    possible = dict(_quantizable(module))
+    names = list(possible if targets is None else targets)
+    chosen = {path for path in possible for target in names if _selects(target, path)}
+    idle = [target for target in names if not any(_selects(target, path) for path in possible)]
+    if idle:
+        known = sorted({part for path in possible for part in path.split("/") if not part.isdigit()})
+        raise ArgumentError(
+            f"bit_targeted_params {idle} name nothing to quantize", hint=f"names here: {', '.join(known)}"
+        )
+    for path in chosen:
+        owner, leaf = possible[path], path.rsplit("/", 1)[1]
+        shape = getattr(owner, leaf).get_raw_value().shape
+        setattr(owner, leaf, nnx.Param(jax.ShapeDtypeStruct(shape, jnp.int8)))
+        setattr(owner, f"{leaf}_scale", nnx.Param(jax.ShapeDtypeStruct(shape[:-1], jnp.float32)))
+    return [path for path in flatten(params_of(module)) if path in chosen]
+
+
+def _selects(target: str, path: str) -> bool:
+    wanted = target.replace(".", "/").strip("/")
+    return f"/{wanted}/" in f"/{path}/"
+
+
+def _quantizable(module: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Paths of the leaves that have a place for a scale, and the modules that own them."""
+    found: list[tuple[str, Any]] = []
+    for leaf in LEAVES:
+        if hasattr(module, f"{leaf}_scale"):
+            found.append((f"{prefix}{leaf}", module))
+    children = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
+    for name, child in children:
+        if isinstance(child, nnx.Module | nnx.List):
+            found += _quantizable(child, f"{prefix}{name}/")
+    return found

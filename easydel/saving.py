@@ -1,0 +1,116 @@
+"""Writing models: `save_pretrained` in our own layout, `export` as a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easydel.checkpoint.files import is_inside
+from easydel.checkpoint.tensor import has_nonfinite
+from easydel.checkpoint.write import atomic_directory, write_safetensors
+from easydel.config import HFConfig
+from easydel.errors import CheckpointError
+from easydel.tree import flatten
+from easydel.weights.export import Entry, Parameters, entries
+from easydel.weights.names import OWN, Names
+from easydel.weights.saved import MANIFEST, Manifest
+
+MAX_SHARD_BYTES = 5 << 30  # what transformers writes
+# Files beside the weights that belong to the model: they are copied along.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+
+
+def save(
+    directory: str | PathLike[str],
+    params: Mapping[str, Any],
+    layer_paths: Mapping[str, list[str]],
+    config: HFConfig,
+    *,
+    origin: Path | None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    allow_nonfinite: bool = False,
+) -> None:
+    """Parameters as they are stored, int8 included, under their own names, layer by layer.
+
+    Raises CheckpointError, and leaves what was there, if one is NaN or Inf: loading relies on it.
+    """
+    parameters = Parameters(flatten(params), layer_paths)
+    int8 = tuple(part for part in parameters.shapes() if parameters.dtype_of(part) == np.int8)
+    tensors = entries(parameters, OWN)
+    if not allow_nonfinite:
+        tensors = [
+            (name, shape, dtype, _finite(Path(directory), name, values)) for name, shape, dtype, values in tensors
+        ]
+    _write(Path(directory), tensors, config.to_dict(), Manifest(int8), origin, max_shard_bytes)
+
+
+def _finite(directory: Path, name: str, values: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    def checked() -> np.ndarray:
+        array = values()
+        if has_nonfinite(array):
+            hint = "allow_nonfinite=True saves it all the same"
+            raise CheckpointError("has values that are NaN or Inf", file=directory, tensor=name, hint=hint)
+        return array
+
+    return checked
+
+
+def export(
+    directory: str | PathLike[str],
+    params: Mapping[str, Any],
+    layer_paths: Mapping[str, list[str]],
+    config: HFConfig,
+    names: Names,
+    *,
+    origin: Path | None,
+    dtype: np.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """A directory that transformers loads: its names, its layouts, int8 dequantized; `dtype` None keeps each dtype."""
+    parameters = Parameters(flatten(params), layer_paths, dtype, dequantized=True)
+    tensors = entries(parameters, names)
+    largest = max(tensors, key=lambda entry: np.prod(entry[1], dtype=np.int64))
+    values = config.to_dict() | {"dtype": str(largest[2])}
+    values.pop("torch_dtype", None)
+    _write(Path(directory), tensors, values, None, origin, max_shard_bytes)
+
+
+def _write(
+    directory: Path,
+    tensors: Iterable[Entry],
+    config: Mapping[str, Any],
+    manifest: Manifest | None,
+    origin: Path | None,
+    max_shard_bytes: int,
+) -> None:
+    with atomic_directory(directory) as fresh:
+        write_safetensors(fresh, tensors, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
+        (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if manifest is not None:
+            manifest.write(fresh)
+        for file in _companions(origin):
+            shutil.copyfile(file, fresh / file.name)
+
+
+def _companions(origin: Path | None) -> list[Path]:
+    if origin is None or not origin.is_dir():
+        return []
+    found = {
+        file for pattern in COMPANIONS for file in origin.glob(pattern) if file.is_file() and is_inside(origin, file)
+    }
+    return sorted(file for file in found if file.name not in ("config.json", MANIFEST))

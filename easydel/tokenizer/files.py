@@ -1,0 +1,100 @@
+"""What the small files beside a tokenizer say: tokens with a role, added tokens, chat templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+
+from easydel.errors import ConfigError
+
+CONFIG = "tokenizer_config.json"
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+EXTRA = ("extra_special_tokens", "additional_special_tokens")  # special tokens without a role: the new and the old name
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with what older checkpoints keep in special_tokens_map.json."""
+    config = read_json(folder / CONFIG)
+    # transformers' rule: a config that lists its added tokens is complete.
+    return config if "added_tokens_decoder" in config else config | read_json(folder / "special_tokens_map.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file of one JSON object; empty if there is no such file."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"is not readable as JSON: {error}", file=file) from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"holds a {type(value).__name__} where a JSON object belongs", file=file)
+    return value
+
+
+def roles(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Role -> token, such as {"eos_token": "</s>"}; models have roles of their own, such as "image_token"."""
+    named = {key: value for key, value in config.items() if key.endswith("_token") and not isinstance(value, bool)}
+    for key in EXTRA:
+        if isinstance(config.get(key), dict):
+            named |= config[key]
+    return {key: _content(value, key, folder) for key, value in named.items() if value is not None}
+
+
+def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]:
+    """The tokens that the config knows, in the order of their ids, and those with a role: a tokenizer may lack some."""
+    listed = config.get("added_tokens_decoder") or {}
+    try:
+        tokens = [token for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f"has a broken added_tokens_decoder: {error}", file=folder / CONFIG) from error
+    for token in tokens:
+        content = _content(token, "added_tokens_decoder", folder)
+        yield AddedToken(content, **{name: bool(token[name]) for name in FLAGS if name in token})
+    extra = [token for key in EXTRA if isinstance(config.get(key), list) for token in config[key]]
+    special = [*roles(config, folder).values(), *(_content(token, EXTRA[0], folder) for token in extra)]
+    yield from (AddedToken(token, special=True, normalized=False) for token in special)
+
+
+def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Name -> template; the one and only is called "default". A file of its own outranks the config."""
+    file = folder / "chat_template.jinja"
+    try:
+        return {"default": file.read_text(encoding="utf-8")}
+    except FileNotFoundError:
+        value = config.get("chat_template")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {error}", file=file) from error
+    try:
+        if isinstance(value, list):
+            value = {entry["name"]: entry["template"] for entry in value}
+        templates = {"default": value} if isinstance(value, str) else dict(value or {})
+        return {str(name): _text(template) for name, template in templates.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"has a broken chat_template: {error!r}", file=folder / CONFIG) from error
+
+
+def config_ids(folder: Path) -> dict[str, int]:
+    """bos, eos and pad ids of the model's own config, of several the first: old tokenizers do not name theirs."""
+    config = read_json(folder / "config.json")
+    values = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    first = {key: value[0] if isinstance(value, list) and value else value for key, value in values.items()}
+    return {key: value for key, value in first.items() if type(value) is int}
+
+
+def _content(token: Any, role: str, folder: Path) -> str:
+    """The text of a token, which is written as a string, or as an object with a "content"."""
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise ConfigError(f"has a {role} that is no token: {token!r:.80}", file=folder / CONFIG)
+    return content
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is not a template")
+    return value

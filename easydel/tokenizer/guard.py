@@ -1,0 +1,50 @@
+"""Around the tokenizers library: what broken files make it do becomes an error that says which file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from easydel.errors import ConfigError, EasyDeLError
+
+# The key, unless it is empty, or a lower-case letter or underscore written as an escape, which no JSON writer does.
+_MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00(?:5[fF]|[67])')
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The contents of a tokenizer.json."""
+    with guarded("is not a tokenizer", file):
+        text = file.read_bytes()
+        if _MAY_HAVE_PREFIX.search(text):
+            _check_merges(json.loads(text)["model"], file)
+        return Tokenizer.from_buffer(text)
+
+
+@contextmanager
+def guarded(problem: str, file: str | Path | None) -> Iterator[None]:
+    """Raise whatever comes out of the library as a `ConfigError` about `file`."""
+    try:
+        yield
+    except EasyDeLError:
+        raise
+    except Exception as error:  # it raises nothing more specific
+        raise ConfigError(f"{problem}: {error}", file=file) from error
+    except BaseException as error:  # its panics are no Exception, and their class cannot be imported
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(f"{problem}: {error}", file=file) from error
+
+
+def _check_merges(model: dict[str, Any], file: Path) -> None:
+    """Refuse merges without the prefix of word parts: tokenizers 0.23 cuts it off unseen, and may abort then."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model.get("merges") or []:
+        _, second = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if not second.startswith(prefix):
+            raise ConfigError(f"has a merge {merge!r:.80} whose second part lacks the prefix {prefix!r:.20}", file=file)

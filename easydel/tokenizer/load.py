@@ -1,0 +1,88 @@
+"""From a checkpoint's tokenizer files to a `Tokenizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from tokenizers.models import BPE
+
+from easydel.checkpoint import find_checkpoint, open_checkpoint
+from easydel.hub import fetch
+from easydel.hub.select import VOCABULARIES
+from easydel.tokenizer.files import added_tokens, chat_templates, config_ids, read_config, roles
+from easydel.tokenizer.guard import read_tokenizer
+from easydel.tokenizer.text import Tokenizer
+
+
+def load_tokenizer(
+    name_or_path: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    subfolder: str = "",
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Tokenizer:
+    """The tokenizer of a Hub id, a directory, or a GGUF file; of a directory, its tokenizer.json if it has one.
+
+    Other formats are read by transformers. Code in a checkpoint is never run. Raises `ConfigError` for files that are
+    broken or absent.
+    """
+    path = fetch(
+        name_or_path,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        subfolder=subfolder,
+        local_files_only=local_files_only,
+        force_download=force_download,
+        weights=False,
+    )
+    if path.suffix == ".gguf" and path.is_file():
+        return from_gguf([path])
+    folder = path if path.is_dir() else path.parent
+    if (folder / "tokenizer.json").is_file():
+        return from_json(folder)
+    if any(folder.glob("*.gguf")) and not any((folder / name).is_file() for name in VOCABULARIES):
+        return from_gguf(find_checkpoint(folder))
+    from easydel.tokenizer.other import from_transformers
+
+    return from_transformers(folder)
+
+
+def from_gguf(files: Sequence[Path]) -> Tokenizer:
+    """The tokenizer and the template in the metadata of a GGUF file, or of the parts of one."""
+    from easydel.weights.gguf import chat_template, special_tokens, tokenizer_json
+
+    metadata = open_checkpoint(files).metadata
+    template = chat_template(metadata)
+    return Tokenizer(
+        tokenizer_json(metadata, files[0]),
+        special_tokens=special_tokens(metadata, files[0]),
+        templates={} if template is None else {"default": template},
+        source=str(files[0]),
+    )
+
+
+def from_json(folder: Path) -> Tokenizer:
+    """The tokenizer that tokenizer.json describes, with the roles and templates of the files beside it."""
+    backend = read_tokenizer(folder / "tokenizer.json")
+    backend.no_truncation()  # some files hold the settings of the last training run
+    backend.no_padding()
+    config = read_config(folder)
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token in added_tokens(config, folder):
+        if token.content not in known:
+            backend.add_special_tokens([token]) if token.special else backend.add_tokens([token])
+    return Tokenizer(
+        backend,
+        special_tokens=roles(config, folder),
+        default_ids=config_ids(folder),
+        templates=chat_templates(config, folder),
+        # As in transformers: it is meant for WordPiece, and would harm byte-level text.
+        cleans=bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, BPE),
+        source=str(folder),
+    )

@@ -1,0 +1,93 @@
+"""Tokenizers without a tokenizer.json (vocab.txt, SentencePiece models, ...), read by transformers, without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from easydel.errors import ConfigError, EasyDeLError, UnsupportedModelError
+from easydel.hub.select import VOCABULARIES
+from easydel.tokenizer.files import chat_templates, config_ids, read_config, read_json
+from easydel.tokenizer.text import Tokenizer
+
+INSTALL = "pip install easydel[tokenizers]"
+
+
+def from_transformers(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`, whatever its format, if transformers has the class that reads it."""
+    present = {file.name for file in folder.iterdir()}
+    if not present & VOCABULARIES:
+        there = ", ".join(sorted(present)[:20]) or "nothing"
+        raise ConfigError(f"has no tokenizer; it holds {there}", file=folder, hint="expected a tokenizer.json")
+    config = read_config(folder)
+    try:
+        reader = _reader(config, read_json(folder / "config.json"), folder)
+        # Nothing but these files counts: no network, and no code that came with them.
+        own = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise ConfigError(f"has no tokenizer.json, and to read others: {error}", file=folder, hint=INSTALL) from error
+    except EasyDeLError:
+        raise
+    except Exception as error:  # of many kinds: each format has a library of its own
+        raise ConfigError(f"transformers cannot read the tokenizer: {error}", file=folder) from error
+    return Tokenizer(
+        own.backend_tokenizer if own.is_fast else Slow(own),
+        special_tokens=own.special_tokens_map,
+        default_ids=config_ids(folder),
+        templates=chat_templates(config, folder),
+        cleans=own.clean_up_tokenization_spaces,
+        source=str(folder),
+    )
+
+
+@dataclass(frozen=True)
+class Slow:
+    """One of transformers' tokenizers in Python, used as if it were one of the tokenizers library."""
+
+    own: Any
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Ids:
+        return Ids(self.own.encode(sequence, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return self.own.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.own.get_vocab().get(token)
+
+
+@dataclass(frozen=True)
+class Ids:
+    ids: list[int]
+
+
+def _reader(config: Mapping[str, Any], model: Mapping[str, Any], folder: Path) -> Any:
+    """The class that the config names, or that belongs to its model type.
+
+    Not `AutoTokenizer`: that imports the models' configs, and they import torch if it is installed.
+    """
+    import transformers
+
+    named = config.get("tokenizer_class") or model.get("tokenizer_class")
+    kind = model.get("model_type")
+    if named is None and isinstance(kind, str) and re.fullmatch(r"\w+", kind):
+        try:
+            names = import_module(f"transformers.models.{kind}.tokenization_{kind}").__all__
+            named = next(name for name in names if name.endswith("Tokenizer"))
+        except (ModuleNotFoundError, StopIteration):
+            named = None
+    if named is None:
+        hint = 'add "tokenizer_class" to tokenizer_config.json'
+        raise ConfigError(
+            f"does not say which tokenizer it has, nor does its model type {kind!r}", file=folder, hint=hint
+        )
+    named = str(named).removesuffix("Fast")
+    generic = named in ("PreTrainedTokenizer", "TokenizersBackend")
+    reader = getattr(transformers, "TokenizersBackend" if generic else named, None)
+    if not generic and (reader is None or not named.endswith("Tokenizer")):
+        raise UnsupportedModelError(f"has a tokenizer {named!r}, which transformers does not have", file=folder)
+    return reader

@@ -1,0 +1,152 @@
+"""A tokenizer: text to ids, ids to text all at once or as they come, and chats to ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from easydel.errors import ArgumentError
+from easydel.tokenizer.chat import Template, render
+from easydel.tokenizer.guard import guarded
+
+REPLACEMENT = "\ufffd"  # what undecodable bytes become: at the end of a text, perhaps half a character
+
+
+class Encoding(Protocol):
+    @property
+    def ids(self) -> list[int]: ...
+
+
+class Backend(Protocol):
+    """What is used of a `tokenizers.Tokenizer`."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding: ...
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+    def token_to_id(self, token: str) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back.
+
+    `special_tokens` are the tokens with a role, such as {"eos_token": "</s>"}; templates see them under these names.
+    `default_ids` are those of the model's config, for roles without a token. `templates` by name, "default" first of
+    all. `cleans` says that spaces before punctuation and contractions are removed from decoded text.
+    """
+
+    backend: Backend = field(repr=False)
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    default_ids: Mapping[str, int] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cleans: bool = False
+    source: str = ""
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._id("eos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._id("pad_token")
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of `text`, by default with those that the tokenizer puts around it, such as a beginning of sequence."""
+        with guarded("the tokenizer fails", self.source or None):
+            try:
+                return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            except (TypeError, UnicodeEncodeError) as error:
+                raise ArgumentError(f"a text must be a str of valid Unicode, not {text!r:.80}") from error
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        with guarded("the tokenizer fails", self.source or None):
+            try:
+                text = self.backend.decode([int(id) for id in ids], skip_special_tokens=skip_special_tokens)
+            except OverflowError as error:
+                raise ArgumentError("token ids must be from 0 to 2**32 - 1") from error
+        return _without_spaces(text) if self.cleans else text
+
+    def stream(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> Iterator[str]:
+        """The text of `ids` piece by piece, as soon as later ids cannot change it; joined, the same as `decode`.
+
+        The one exception are broken characters in byte tokens, which become another number of U+FFFD.
+        """
+        shown: list[int] = []  # how an id decodes depends on those before it
+        waiting: list[int] = []
+        start = 0
+        for id in ids:
+            waiting.append(id)
+            text = self.decode(shown + waiting, skip_special_tokens=skip_special_tokens)
+            end = self._settled(text)
+            if end <= start:
+                continue
+            yield text[start:end]
+            if self.cleans:
+                start = end
+            else:
+                shown, waiting = waiting, []
+                start = len(self.decode(shown, skip_special_tokens=skip_special_tokens))
+        if rest := self.decode(shown + waiting, skip_special_tokens=skip_special_tokens)[start:]:
+            yield rest
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Ids of a chat, ready for the model to go on with (`add_generation_prompt`) as the assistant.
+
+        `messages` are dicts such as {"role": "user", "content": "Hello"}, `tools` JSON schemas. `template` is the name
+        of one of several templates, or a template; `variables` are what it reads besides. It runs in a sandbox.
+        """
+        text = self.render_chat(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template, **variables
+        )
+        return self.encode(text, add_special_tokens=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text that `apply_chat_template` turns into ids."""
+        chosen = Template.choose(self.templates, template, self.source, tools=bool(tools))
+        own = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+        return render(chosen, messages, {**self.special_tokens, **own, **variables})
+
+    def _id(self, role: str) -> int | None:
+        token = self.special_tokens.get(role)
+        id = None if token is None else self.backend.token_to_id(token)
+        return self.default_ids.get(f"{role}_id") if id is None else id
+
+    def _settled(self, text: str) -> int:
+        """How much of `text` will stay as it is, whatever ids follow."""
+        if text.endswith(REPLACEMENT):
+            return 0
+        if not self.cleans:
+            return len(text)
+        # "do n '" may become "don't": cleaning reaches back over two words.
+        return text.rfind(" ", 0, max(text.rfind(" "), 0)) if text.count(" ") > 1 else 0
+
+
+def _without_spaces(text: str) -> str:
+    """`text` as transformers cleans it up, in its order: "it is n't , is it ?" becomes "it isn't, is it?"."""
+    for mark in (".", "?", "!", ","):
+        text = text.replace(f" {mark}", mark)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text
