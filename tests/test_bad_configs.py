@@ -1,0 +1,46 @@
+"""Every key that a family reads, with values that cannot be meant: refused by name, or as good as another."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from easydel import EasyDeLError
+from easydel.config import HFConfig
+from easydel.families import Family, all_families
+
+NEEDED = {"deepseek_v2": {"num_experts_per_tok": 2}}
+SPELLINGS = {
+    "attention_layers": ("attention types",),
+    "attention_types": ("attention types",),
+    "num_experts_per_tok": ("experts cannot be chosen",),
+}
+WRONG: tuple[Any, ...] = ("x", "", -1, 0, 1.5, True, [], [5], {}, {"a": 1}, float("nan"), float("inf"), -(10**30))
+
+
+def read_keys(family: Family) -> list[str]:
+    config = family.configured(HFConfig(NEEDED.get(family.model_type, {})))
+    family.build(config)
+    return sorted(config._read)
+
+
+@pytest.mark.parametrize("family", all_families().values(), ids=all_families())
+def test_wrong_values_are_refused_with_the_key(family: Family, tmp_path: Any):
+    unnamed = []
+    for key in read_keys(family):
+        for value in WRONG:
+            config = family.configured(
+                HFConfig(NEEDED.get(family.model_type, {}) | {key: value}, file=tmp_path / "config.json")
+            )
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    family.record(config)
+            except EasyDeLError as error:
+                spellings = {key, family.aliases.get(key, key), *SPELLINGS.get(key, ())}
+                spellings |= {ours for ours, theirs in family.aliases.items() if theirs == key}
+                if not any(name in str(error) for name in spellings) or error.file is None:
+                    unnamed.append(f"{key}={value!r}: {error}")
+    assert unnamed == []

@@ -1,0 +1,127 @@
+"""`easydel verify` and `easydel export`: equal to transformers, and back to its format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from commands import invoke, invoke_json, make_model, run
+from safetensors.torch import load_file, save_file
+
+from easydel import AutoEasyDeLModelForCausalLM
+from easydel.cli import comparison
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def halved(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in bfloat16."""
+    folder = tmp_path_factory.mktemp("halved")
+    transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_verify_passes_a_model_that_equals_transformers(tiny: Path):
+    done = run("verify", tiny)
+    assert done.returncode == 0, done.stderr
+    assert "same first choice   100.00% of 29 tokens" in done.stdout
+    assert "result              pass" in done.stdout
+
+
+def test_verify_measures_how_far_apart_two_models_are(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    ours = comparison._our_logits
+
+    def off_by_a_thousandth(path: Path, length: int) -> tuple[Any, np.ndarray]:
+        inputs, logits = ours(path, length)
+        logits = logits.copy()
+        logits[0, 5, 7] += 1e-3 * np.abs(logits).max()
+        return inputs, logits
+
+    monkeypatch.setattr(comparison, "_our_logits", off_by_a_thousandth)
+    result = invoke("verify", tiny, "--json")
+    facts = json.loads(result.stdout)
+    assert (result.exit_code, facts["passed"], facts["tokens"]) == (1, False, 29)
+    assert facts["max_difference"] == pytest.approx(1e-3 * facts["max_reference"], rel=0.01)
+    assert facts["tolerance"] == pytest.approx(2e-4 * facts["max_reference"] + 1e-5)
+
+
+def test_verify_without_torch_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("easydel.cli.verify.find_spec", lambda name: None)
+    result = invoke("verify", tiny)
+    assert result.exit_code == 2
+    assert (
+        result.stderr
+        == "easydel: verify needs torch and transformers, not installed here; pip install torch transformers\n"
+    )
+
+
+def test_what_transformers_cannot_load_is_told_as_its_problem(tiny: Path, tmp_path: Path):
+    for file in tiny.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"use_cache": "perhaps"}))
+    result = invoke("verify", tmp_path)
+    assert result.exit_code == 2
+    assert "transformers cannot load it: " in result.stderr
+
+
+def test_export_gives_back_every_bit_beside_buffers_of_integers(halved: Path, tmp_path: Path):
+    original = load_file(halved / "model.safetensors")
+    (tmp_path / "in").mkdir()
+    buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.arange(4)}
+    save_file(original | buffers, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_bytes((halved / "config.json").read_bytes())
+    done = run("export", tmp_path / "in", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert f"wrote {tmp_path / 'out'}" in done.stderr
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert original.keys() == exported.keys()
+    assert all(torch.equal(original[name].view(torch.int16), exported[name].view(torch.int16)) for name in original)
+
+
+def test_export_casts_on_request_and_takes_the_tokenizer_along(tiny: Path, tmp_path: Path):
+    assert invoke("export", tiny, tmp_path / "out", "--dtype", "f16").exit_code == 0
+    facts = invoke_json("inspect", tmp_path / "out")
+    assert (list(facts["dtypes"]), facts["loads"]) == (["float16"], True)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+
+
+def test_export_of_mixed_types_loses_nothing(halved: Path, tmp_path: Path):
+    mixed = load_file(halved / "model.safetensors")
+    mixed["model.norm.weight"] = mixed["model.norm.weight"].float() + 1e-4
+    (tmp_path / "mixed").mkdir()
+    save_file(mixed, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "mixed" / "config.json").write_bytes((halved / "config.json").read_bytes())
+    assert invoke("export", tmp_path / "mixed", tmp_path / "out").exit_code == 0
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(exported[name], tensor.float()) for name, tensor in mixed.items())
+
+
+def test_what_save_pretrained_wrote_is_recognised(tiny: Path, tmp_path: Path):
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tiny, load_in_8bit=True)
+    model.save_pretrained(tmp_path / "saved")
+    assert "save_pretrained" in invoke_json("inspect", tmp_path / "saved")["format"]
+    assert invoke("generate", "fox", "-m", tmp_path / "saved", "-n", 1, "--mesh", "1,1,1,1").exit_code == 0
+    refused = invoke("verify", tmp_path / "saved")
+    assert (refused.exit_code, "export it first" in refused.stderr) == (2, True)
+    assert invoke("export", tmp_path / "saved", tmp_path / "out").exit_code == 0
+    assert invoke_json("verify", tmp_path / "out")["passed"]
+
+
+def test_export_does_not_replace_what_is_there(tiny: Path, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = invoke("export", tiny, tmp_path)
+    assert result.exit_code == 2
+    assert "exists, and is not an empty directory" in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]

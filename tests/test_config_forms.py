@@ -1,0 +1,240 @@
+"""Configs in the forms they had over the years, and what they ask that we do not do."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import pytest
+import transformers
+from cases import Case
+from cases.dense import CASES
+
+from easydel.config import HFConfig
+from easydel.decoder import Decoder
+from easydel.errors import ConfigError, UnsupportedModelError
+from easydel.families import find_family
+from easydel.layers.attention import Attention
+from easydel.layers.rope import Rope
+
+SIZES = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 4, "max_position_embeddings": 64}
+FULL, SLIDING = "full_attention", "sliding_attention"
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+SCALINGS = {
+    "default": {},
+    "linear": {"factor": 3.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 20.0, "mscale": 0.7},
+    "llama3": LLAMA3,
+    "longrope": {**LONGROPE, "original_max_position_embeddings": 16},
+}
+EVERY_SCALING = pytest.mark.parametrize(("kind", "settings"), SCALINGS.items(), ids=SCALINGS)
+EITHER_SPELLING = pytest.mark.parametrize("spelling", ["type", "rope_type"])
+
+
+def record(model_type: str, /, **config: Any) -> Decoder:
+    family = find_family(model_type)
+    return family.record(family.configured(HFConfig(SIZES | config)))[0]
+
+
+def ropes(decoder: Decoder) -> list[Rope]:
+    positions = [block.mixer.position for block in decoder.blocks if isinstance(block.mixer, Attention)]
+    assert all(isinstance(position, Rope) for position in positions)
+    return [position for position in positions if isinstance(position, Rope)]
+
+
+def by_transformers(model_type: str, /, **config: Any) -> Decoder:
+    """The record for the config that transformers writes after reading this one."""
+    config_class: Any = transformers.CONFIG_MAPPING[model_type]
+    return record(model_type, **json.loads(config_class(**SIZES | config).to_json_string(use_diff=False)))
+
+
+@EVERY_SCALING
+@EITHER_SPELLING
+@pytest.mark.parametrize("partial", [None, 0.5])
+def test_llama_rope_is_the_same_in_both_forms(
+    kind: str, settings: dict[str, Any], spelling: str, partial: float | None
+):
+    if partial and kind == "longrope":
+        settings = settings | {name: values[:2] for name, values in LONGROPE.items()}
+    old = {"rope_theta": 500.0, "rope_scaling": {spelling: kind, **settings}}
+    new = {"rope_type": kind, "rope_theta": 500.0, **settings}
+    if partial:
+        old["partial_rotary_factor"] = new["partial_rotary_factor"] = partial
+    made = record("llama", **old)
+    assert ropes(made) == ropes(record("llama", rope_parameters=new)) == ropes(by_transformers("llama", **old))
+    assert {(rope.theta, rope.dim, rope.scaling is None) for rope in ropes(made)} == {
+        (500.0, 4 if partial else 8, kind == "default")
+    }
+
+
+@EVERY_SCALING
+@EITHER_SPELLING
+def test_gemma3_ropes_are_the_same_in_both_forms(kind: str, settings: dict[str, Any], spelling: str):
+    old = {"rope_theta": 5000.0, "rope_local_base_freq": 50.0, "rope_scaling": {spelling: kind, **settings}}
+    new = {
+        FULL: {"rope_type": kind, "rope_theta": 5000.0, **settings},
+        SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+    }
+    sizes = {"head_dim": 8, "sliding_window": 5}
+    made = record("gemma3_text", **sizes, **old, sliding_window_pattern=2)
+    assert made == record("gemma3_text", **sizes, rope_parameters=new, layer_types=[SLIDING, FULL] * 2)
+    if spelling == "rope_type":  # of "type" transformers makes a default rope here
+        assert made == by_transformers("gemma3_text", **sizes, **old, sliding_window_pattern=2)
+    assert [(rope.theta, rope.scaling is None) for rope in ropes(made)] == [
+        (50.0, True),
+        (5000.0, kind == "default"),
+    ] * 2
+
+
+def test_gemma3_ropes_have_defaults_of_their_own():
+    kinds = {"head_dim": 8, "layer_types": [SLIDING, FULL] * 2}
+    assert [rope.theta for rope in ropes(record("gemma3_text", **kinds))] == [10000.0, 1000000.0] * 2
+    nested = {FULL: {"rope_type": "linear", "factor": 2.0}}
+    made = record("gemma3_text", **kinds, rope_parameters=nested)
+    assert made == by_transformers("gemma3_text", **kinds, rope_parameters=nested)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su"])
+@EITHER_SPELLING
+def test_phi3_rope_is_the_same_in_both_forms(kind: str, spelling: str):
+    old = {"rope_theta": 500.0, "rope_scaling": {spelling: kind, **LONGROPE}, "original_max_position_embeddings": 16}
+    new = {"rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16, **LONGROPE}
+    made = record("phi3", **old)
+    assert made == record("phi3", rope_parameters=new, original_max_position_embeddings=16)
+    if kind == "longrope":  # transformers no longer takes "su"
+        assert made == by_transformers("phi3", **old)
+    assert {rope.scaling is None for rope in ropes(made)} == {False}
+    assert ropes(made)[0].gain == pytest.approx((1 + 1 / 2) ** 0.5)  # log(64 / 16) / log(16)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_config_is_the_same_read_by_us_or_written_by_transformers(case: Case):
+    assert record(case.model_type, **case.config) == by_transformers(case.model_type, **case.config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "asked", "honoured_by"),
+    [
+        ("mistral", {"layer_types": [FULL, SLIDING]}, "qwen2"),
+        ("llama", {"sliding_window": 5}, "mistral"),
+        ("mistral", {"attention_bias": True, "mlp_bias": True}, "llama"),
+        ("qwen2", {"clip_qkv": 3.0}, "olmo"),
+        ("phi3", {"attention_multiplier": 0.5}, "granite"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "gemma2"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "no model here"),
+        ("olmo2", {"no_rope_layers": [1, 0], "logit_scale": 0.5}, "smollm3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_keys_that_only_others_honour_are_refused_by_name(model_type: str, asked: dict[str, Any], honoured_by: str):
+    with pytest.raises(UnsupportedModelError) as refusal:
+        record(model_type, **asked)
+    assert honoured_by in refusal.value.problem
+    for key, value in asked.items():
+        assert f"{key}={value!r}" in refusal.value.problem
+
+
+def test_keys_of_others_that_are_off_are_accepted():
+    off = {"sliding_window": None, "clip_qkv": None, "no_rope_layers": [], "logit_scale": 1.0, "use_qk_norm": False}
+    assert record("llama", **off) == record("llama")
+
+
+def test_keys_that_nobody_knows_are_one_warning():
+    with pytest.warns(UserWarning, match="no model here knows") as warned:
+        record("llama", flux_capacitance=1.21, warp_factor=9)
+    assert len(warned) == 1
+    assert "flux_capacitance, warp_factor" in str(warned[0].message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"rope_type": "spiral"}, "'spiral' is not known"),
+        ({"rope_type": "linear", "factor": 2.0, "twist": 3.0}, "does not take twist"),
+        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "needs 4 factors"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.4}, "not 3 of a head's 8"),
+    ],
+)
+def test_ropes_that_would_not_be_honoured_are_refused(settings: dict[str, Any], problem: str):
+    with pytest.raises(UnsupportedModelError, match=problem):
+        record("llama", rope_parameters=settings)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "broken"),
+    [
+        ("llama", {"rope_scaling": {"type": "linear"}}),
+        ("llama", {"rope_scaling": {"type": "llama3", "factor": "eight"}}),
+        ("llama", {"rope_theta": "far"}),
+        ("llama", {"num_attention_heads": 0}),
+        ("llama", {"hidden_size": "wide"}),
+        ("qwen2", {"layer_types": [FULL]}),
+        ("smollm3", {"no_rope_layers": [1]}),
+        ("smollm3", {"no_rope_layer_interval": 0}),
+        ("gemma3_text", {"rope_parameters": [1, 2]}),
+        ("cohere2", {"sliding_window_pattern": "often"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_broken_values_are_config_errors(model_type: str, broken: dict[str, Any]):
+    with pytest.raises(ConfigError):
+        record(model_type, **broken)
+
+
+def test_unknown_layer_types_are_refused():
+    with pytest.raises(UnsupportedModelError, match="chunked_attention"):
+        record("qwen3", layer_types=[FULL, "chunked_attention"] * 2)
+
+
+# As these files were on the Hub before 2025, without what every config has.
+HUB = {
+    "gemma": {"hidden_act": "gelu", "hidden_activation": None, "rope_scaling": None, "rope_theta": 10000.0},
+    "gemma2": {
+        "cache_implementation": "hybrid",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 224,
+        "sliding_window_size": 4096,
+    },
+    "qwen2": {"max_window_layers": 28, "sliding_window": 131072, "use_mrope": False, "use_sliding_window": False},
+    "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": False, "rope_scaling": None, "rope_theta": 10000.0},
+    "phi3": {
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+        "lm_head_bias": False,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"type": "longrope", **LONGROPE},
+        "sliding_window": 262144,
+    },
+    "starcoder2": {"activation_function": "gelu", "mlp_type": "default", "norm_type": "layer_norm", "use_bias": True},
+    "cohere": {"logit_scale": 0.0625, "model_max_length": 131072, "pretraining_tp": 1, "rope_theta": 8000000.0},
+    "cohere2": {
+        "layer_switch": 4,
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rotary_pct": 1.0,
+        "sliding_window_pattern": 4,
+        "use_embedding_sharing": True,
+        "use_gated_activation": True,
+        "use_parallel_block": True,
+        "use_parallel_embedding": True,
+    },
+    "smollm3": {
+        "layer_types": [FULL] * 4,
+        "max_window_layers": 28,
+        "no_rope_layer_interval": 4,
+        "no_rope_layers": [1, 1, 1, 0],
+        "use_sliding_window": False,
+    },
+}
+
+
+@pytest.mark.parametrize(("model_type", "config"), HUB.items(), ids=HUB)
+def test_official_files_are_read_without_complaint(model_type: str, config: dict[str, Any]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = record(model_type, **config)
+    assert made == by_transformers(model_type, **config)

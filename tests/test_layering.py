@@ -1,0 +1,108 @@
+"""The shape of the code: who may import whom, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "easydel"
+LAYERS = [
+    {"errors"},
+    {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize"},
+    {"layers", "weights", "hub", "tokenizer", "cache"},
+    {"decoder", "encdec"},
+    {"families"},
+    {"model", "generate", "lora", "saving", "progress", "report"},
+    {"loading"},
+    {"auto"},
+    {"train"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+MAX_LINES = 400
+MAX_FAMILY_LINES = 40
+
+
+def top(file: Path) -> str:
+    """The package or module directly below easydel/ that `file` belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(file: Path, source: str) -> Iterator[tuple[int, str]]:
+    """(line, top) for each import of a part of easydel, at any depth: an import in a function is a dependency too."""
+    package = ["easydel", *file.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module.split(".") if node.module else [])]
+            names = [[*module, alias.name] for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, name[1]) for name in names if name[0] == "easydel" and len(name) > 1)
+
+
+def upward_imports(file: Path, source: str) -> list[str]:
+    own = top(file)
+    return [
+        f"{file.relative_to(ROOT)}:{line}: {own} imports {other}"
+        for line, other in imported(file, source)
+        if other != own and (other not in LEVEL or LEVEL[other] > LEVEL[own])
+    ]
+
+
+def modules() -> list[Path]:
+    return sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+
+
+def test_every_module_has_a_layer():
+    assert {top(file) for file in modules()} <= LEVEL.keys()
+
+
+def test_dependencies_point_downwards():
+    assert [problem for file in modules() for problem in upward_imports(file, file.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "allowed"),
+    [
+        ("hub.py", "from easydel.errors import HubError", True),
+        ("hub.py", "from easydel.model import BaseNNXModule", False),
+        ("hub.py", "import easydel.auto", False),
+        ("hub.py", "from easydel import auto", False),
+        ("hub.py", "from . import auto", False),
+        ("hub.py", "from .errors import HubError", True),
+        ("hub.py", "def f():\n    import easydel.cli", False),
+        ("hub.py", "from easydel import BaseNNXModule", False),
+        ("hub.py", "import huggingface_hub.auto", True),
+        ("layers/norm.py", "from .rope import Rope", True),
+        ("layers/norm.py", "from ..decoder import Decoder", False),
+        ("layers/norm.py", "from ..config import HFConfig", True),
+        ("families/llama.py", "from easydel.families.mistral import mistral", True),
+    ],
+)
+def test_an_upward_import_in_any_spelling_is_seen(file: str, line: str, allowed: bool):
+    assert (upward_imports(PACKAGE / file, line) == []) == allowed
+
+
+def test_no_file_is_longer_than_the_cap():
+    files = [file for folder in ("easydel", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
+    assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_no_file_is_called_utils():
+    assert [file for file in PACKAGE.rglob("*") if file.stem in {"utils", "util", "helpers"}] == []
+
+
+def test_the_median_family_is_short():
+    families = [file for file in (PACKAGE / "families").glob("*.py") if file.stem != "__init__"]
+    if not families:
+        pytest.skip("no families yet")
+    assert median(len(file.read_text().splitlines()) for file in families) <= MAX_FAMILY_LINES

@@ -1,0 +1,93 @@
+"""NaN and Inf among weights are found while loading, wherever they are and however they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from bad_inputs.valid import WEIGHTS, Q, header, payload, safetensors, tensors, write_config, write_safetensors
+
+from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
+from easydel.checkpoint.tensor import has_nonfinite
+
+FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_one_bad_value_is_found_in_every_dtype(dtype: Any, bad: float):
+    values = np.concatenate([np.linspace(-400, 400, 301), np.zeros(1)]).astype(dtype)
+    assert not has_nonfinite(values)
+    for place in (0, 150, 301):
+        spoiled = values.copy()
+        spoiled[place] = bad
+        assert has_nonfinite(spoiled)
+        assert has_nonfinite(spoiled[::-1])
+
+
+def test_the_largest_numbers_are_finite():
+    for dtype in FLOATS:
+        top = ml_dtypes.finfo(dtype).max
+        assert not has_nonfinite(np.array([top, -top], dtype))
+
+
+def test_integers_are_finite():
+    assert not has_nonfinite(np.array([-1, 127], np.int8))
+
+
+def spoil(directory: Path, *values: float) -> None:
+    """One value in the middle of the q kernel, and one in a norm."""
+    write_config(directory)
+    arrays = tensors()
+    arrays[Q][11, 7] = values[0]
+    arrays["model.norm.weight"][3] = values[-1]
+    data = b"".join(array.tobytes() for array in arrays.values())
+    (directory / WEIGHTS).write_bytes(safetensors(header(), data))
+
+
+def load(directory: Path, **arguments: Any) -> Any:
+    return AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"param_dtype": jnp.bfloat16}, {"load_in_8bit": True}, {"auto_shard_params": True}, {"scan_layers": True}],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_every_tensor_with_bad_values_is_named(tmp_path: Path, value: float, arguments: dict[str, Any]):
+    spoil(tmp_path, value)
+    with pytest.raises(CheckpointError, match=r"NaN or Inf[^$]*NaN or Inf[^$]*allow_nonfinite=True") as caught:
+        load(tmp_path, **arguments)
+    assert caught.value.file == str(tmp_path / WEIGHTS)
+    assert Q in str(caught.value)
+    assert "model.norm.weight" in str(caught.value)
+
+
+def test_allow_nonfinite_loads_and_saves_them(tmp_path: Path):
+    spoil(tmp_path, np.nan)
+    model, params = load(tmp_path, allow_nonfinite=True)
+    assert np.isnan(params["model"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"]).sum() == 1
+    with pytest.raises(CheckpointError, match=r"NaN or Inf.*allow_nonfinite"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    model.save_pretrained(tmp_path / "saved", allow_nonfinite=True)
+    load(tmp_path / "saved", from_torch=False, allow_nonfinite=True)
+
+
+def test_mapped_files_of_others_are_checked_and_our_own_were(tmp_path: Path):
+    write_safetensors(tmp_path)
+    text = header()
+    raw = safetensors(text, b"")
+    aligned = raw + b" " * (-len(raw) % 4096)
+    aligned = (len(aligned) - 8).to_bytes(8, "little") + aligned[8:]
+    data = bytearray(payload())
+    data[:4] = np.float32(np.nan).tobytes()
+    (tmp_path / WEIGHTS).write_bytes(aligned + bytes(data))
+    model, _ = load(tmp_path, allow_nonfinite=True)
+    assert model.load_report.bytes_mapped > 0
+    with pytest.raises(CheckpointError, match=r"embed_tokens.*NaN or Inf"):
+        load(tmp_path)

@@ -1,0 +1,222 @@
+"""Saving real models: whoever looks, whenever the writer dies or the disk is full, finds one whole model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from bad_inputs.valid import write_safetensors
+
+from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading
+from easydel.checkpoint import find_checkpoint, open_checkpoint
+from easydel.checkpoint import write as writing
+
+KINDS = {"save_pretrained": {"from_torch": False}, "export": {}}
+SAVED = pytest.mark.parametrize("kind", KINDS)
+NORM = {"save_pretrained": "model.norm.scale", "export": "model.norm.weight"}
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> BaseNNXModule:
+    directory = tmp_path_factory.mktemp("valid")
+    write_safetensors(directory)
+    return AutoEasyDeLModelForCausalLM.from_pretrained(directory)[0]
+
+
+def filled(model: BaseNNXModule, value: float) -> dict[str, Any]:
+    """The model's parameters, each everywhere `value`: what a mix of two saves would show in."""
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), model.params)
+
+
+def write(model: BaseNNXModule, kind: str, place: Path, value: float) -> None:
+    getattr(model, kind)(place, filled(model, value))
+
+
+def value_of(place: Path) -> float:
+    """The one value in all tensors of the checkpoint at `place`."""
+    values = {
+        float(value)
+        for tensor in open_checkpoint(find_checkpoint(place)).values()
+        for value in np.unique(tensor.read())
+    }
+    assert len(values) == 1, values
+    return values.pop()
+
+
+def loads(place: Path, kind: str) -> bool:
+    return bool(AutoEasyDeLModelForCausalLM.from_pretrained(place, **KINDS[kind]))
+
+
+# Counts every system call that changes the file system, and kills the process at the one asked for.
+WRITER = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import jax, numpy as np
+from easydel import AutoEasyDeLModelForCausalLM
+from easydel.checkpoint import atomic, write
+from test_saving import filled
+
+def counted(owner, name, state):
+    function = getattr(owner, name)
+    def call(*arguments, **options):
+        state["calls"] += 1
+        if state["calls"] == state["last"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    setattr(owner, name, call)
+
+model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[2])
+params, kind = filled(model, 2.0), sys.argv[4]
+for place in sorted(Path(sys.argv[3]).iterdir(), key=lambda path: int(path.name)):
+    if (child := os.fork()) == 0:
+        state = {"calls": 0, "last": int(place.name)}
+        for name in ("fsync", "link", "mkdir", "rename", "unlink", "rmdir"):
+            counted(os, name, state)
+        counted(atomic, "_exchange", state)
+        counted(write, "_write_values", state)
+        getattr(model, kind)(place / "model", params)
+        os._exit(0)
+    print(place.name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@SAVED
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+def test_a_save_killed_at_any_point_leaves_one_whole_model(model: BaseNNXModule, tmp_path: Path, kind: str):
+    write(model, kind, tmp_path / "old", 1.0)
+    steps = [*range(1, 46), 1000]  # there are about 35
+    for step in steps:
+        shutil.copytree(tmp_path / "old", tmp_path / "kills" / str(step) / "model")
+    arguments = [str(Path(__file__).parent), str(model.origin), str(tmp_path / "kills"), kind]
+    ended = subprocess.run([sys.executable, "-c", WRITER, *arguments], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    statuses = {int(line.split()[0]): int(line.split()[1]) for line in ended.stdout.splitlines()}
+    killed = [step for step in steps if statuses[step] == -9]
+    assert statuses[1000] == 0
+    assert len(killed) >= KILLS
+    found = [value_of(tmp_path / "kills" / str(step) / "model") for step in steps]
+    assert found == sorted(found)
+    assert set(found) == {1.0, 2.0}
+    for step in (killed[0], killed[len(killed) // 2], killed[-1]):
+        place = tmp_path / "kills" / str(step)
+        assert loads(place / "model", kind)
+        write(model, kind, place / "model", 3.0)
+        assert os.listdir(place) == ["model"], "what the dead left is removed by the next save"
+        assert value_of(place / "model") == 3.0
+
+
+@SAVED
+def test_a_full_disk_leaves_the_old_model(
+    model: BaseNNXModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    place = tmp_path / "model"
+    write(model, kind, place, 1.0)
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    real = writing._write_values
+    written = 0
+
+    def full(handle: Any, entry: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 7:
+            raise OSError(28, os.strerror(28))
+        real(handle, entry)
+
+    monkeypatch.setattr(writing, "_write_values", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        write(model, kind, place, 2.0)
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KiB; only root can make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", place], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@SAVED
+def test_a_really_full_disk_leaves_the_old_model(model: BaseNNXModule, small_disk: Path, kind: str):
+    write(model, kind, small_disk / "model", 1.0)  # takes about half of it
+    (small_disk / "other").write_bytes(bytes(16 << 10))
+    with pytest.raises(CheckpointError, match=r"the disk has|No space left"):
+        write(model, kind, small_disk / "model", 2.0)
+    assert value_of(small_disk / "model") == 1.0
+    assert sorted(os.listdir(small_disk)) == ["model", "other"]
+
+
+@SAVED
+@pytest.mark.parametrize("moment", ["open_checkpoint", "load"])
+def test_a_model_that_is_replaced_while_it_is_read_is_an_error(
+    model: BaseNNXModule, tmp_path: Path, kind: str, moment: str, monkeypatch: pytest.MonkeyPatch
+):
+    write(model, kind, tmp_path / "place", 1.0)
+    original = getattr(loading, moment)
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        write(model, kind, tmp_path / "place", 2.0)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loading, moment, replaced)
+    with pytest.raises(CheckpointError, match=r"place: was replaced while it was read; load it again"):
+        loads(tmp_path / "place", kind)
+    monkeypatch.undo()
+    assert loads(tmp_path / "place", kind)
+
+
+@SAVED
+def test_writers_and_readers_at_once_see_whole_models(model: BaseNNXModule, tmp_path: Path, kind: str):
+    place, errors, seen = tmp_path / "model", [], set()
+    write(model, kind, place, 1.0)
+    done = threading.Event()
+
+    def save(value: float) -> None:
+        try:
+            for _ in range(5):
+                write(model, kind, place, value)
+        except BaseException as error:
+            errors.append(error)
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                seen.add(snapshot(place))
+        except BaseException as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=save, args=(value,)) for value in (2.0, 3.0)]
+    reader = threading.Thread(target=read)
+    for thread in (*writers, reader):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert errors == []
+    assert seen <= {1.0, 2.0, 3.0}
+    assert value_of(place) in (2.0, 3.0)
+    assert loads(place, kind)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def snapshot(place: Path) -> float:
+    """The value in a file that is opened once, as a reader that came before an exchange goes on reading it."""
+    header, *rest = (place / "model.safetensors").read_bytes().split(b"}", 1)
+    assert header
+    return float(np.frombuffer(rest[0][-4:], np.float32)[0])

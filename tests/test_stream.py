@@ -1,0 +1,251 @@
+"""Streaming: parameters from a Hub by ranges equal downloaded ones, every byte once, over a network that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import Case
+from cases.llama import SIZES
+from hub_server import Fault, Hub, Repo, serving
+from parity import make_reference
+from safetensors.numpy import load_file, save_file
+
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, CheckpointError, HubError
+from easydel.checkpoint.open import open_remote
+from easydel.hub import stream
+from easydel.hub.stream import RemoteFile
+from easydel.tree import flatten
+from easydel.weights import fill as filling
+from easydel.weights.expressions import Expression, Rows, Source, Stack, Transpose
+from easydel.weights.load import load
+from easydel.weights.plan import Plan
+
+LLAMA = Case("llama-stream", "llama", SIZES | {"num_hidden_layers": 2})
+GPT2 = Case("gpt2-stream", "gpt2", {"vocab_size": 64, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4})
+TP = {"auto_shard_params": True, "sharding_axis_dims": (1, 4, 2, 1)}
+FSDP = {"auto_shard_params": True, "sharding_axis_dims": (1, 8, 1, 1)}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with serving(monkeypatch, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=[LLAMA, GPT2], ids=lambda case: case.model_type)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param.model_type)
+    make_reference(request.param, path)
+    return path
+
+
+def upload(hub: Hub, directory: Path, **options: Any) -> None:
+    hub.repos["org/model"] = Repo({file.name: file.read_bytes() for file in directory.iterdir()}, **options)
+
+
+def streamed(**arguments: Any) -> dict[str, jax.Array]:
+    return flatten(AutoEasyDeLModelForCausalLM.from_pretrained("org/model", stream=True, **arguments)[1])
+
+
+def ranges(hub: Hub) -> list[tuple[int, int]]:
+    """The ranges of weights asked for, headers aside: (start, stop)."""
+    content = hub.repos["org/model"].files["model.safetensors"]
+    header = 8 + int.from_bytes(content[:8], "little")
+    asked = [request.range for request in hub.requests if request.method == "GET" and request.storage]
+    pairs = [tuple(map(int, text.removeprefix("bytes=").split("-"))) for text in asked if text]
+    return sorted((first, last + 1) for first, last in pairs if first >= header)
+
+
+def weight_bytes(hub: Hub) -> int:
+    content = hub.repos["org/model"].files["model.safetensors"]
+    return len(content) - 8 - int.from_bytes(content[:8], "little")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"param_dtype": jnp.bfloat16}, {"scan_layers": True}, TP, FSDP, TP | {"load_in_8bit": True}],
+    ids=["plain", "cast", "scan", "tp", "fsdp", "int8"],
+)
+def test_streamed_parameters_equal_local_ones_and_every_byte_comes_once(
+    hub: Hub, directory: Path, arguments: dict[str, Any]
+):
+    upload(hub, directory)
+    expected = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)[1])
+    found = streamed(**arguments)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert found[path].sharding == leaf.sharding
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    asked = ranges(hub)
+    if "load_in_8bit" in arguments and directory.name.startswith("gpt2"):
+        return  # rows of its parameters are short runs of the file: each row shard receives whole tensors
+    total = weight_bytes(hub)
+    if directory.name.startswith("gpt2"):  # queries, keys and values are columns of one tensor, in short runs
+        total += sum(2 * leaf.nbytes for path, leaf in stored_leaves(directory).items() if "c_attn.weight" in path)
+    else:
+        assert all(before[1] <= after[0] for before, after in pairwise(asked))
+    assert sum(stop - start for start, stop in asked) == total
+
+
+def stored_leaves(directory: Path) -> dict[str, np.ndarray]:
+    return load_file(directory / "model.safetensors")
+
+
+def test_nothing_of_the_weights_is_stored(hub: Hub, directory: Path, tmp_path: Path):
+    upload(hub, directory)
+    streamed()
+    assert not list((tmp_path / "hub_cache").rglob("*.safetensors"))
+
+
+def test_shards_of_an_index_are_streamed(hub: Hub, tmp_path: Path):
+    reference = make_reference(LLAMA, tmp_path / "whole")
+    reference.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    upload(hub, tmp_path / "sharded")
+    assert "model.safetensors.index.json" in hub.repos["org/model"].files
+    expected = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path / "whole")[1])
+    for path, leaf in streamed().items():
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
+FORMS: dict[str, tuple[Expression, tuple[int, ...]]] = {
+    "as it is": (Source("a"), (64, 96)),
+    "transposed": (Transpose(Source("a")), (96, 64)),
+    "permuted": (Rows(Source("a"), np.r_[40:64, 0:40], 64), (64, 96)),
+    "stack of transposes": (Stack((Transpose(Source("a")), Transpose(Source("b")))), (2, 96, 64)),
+}
+
+
+@pytest.mark.parametrize("long_runs", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mesh_of_some_columns_gets_its_part(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, long_runs: bool
+):
+    monkeypatch.setattr(filling, "REMOTE_SCRATCH_BYTES", 2000)
+    if long_runs:
+        monkeypatch.setattr(filling, "RUN_BYTES", 1)
+    arrays = {name: np.random.default_rng(0).standard_normal((64, 96), np.float32) for name in "ab"}
+    save_file(arrays, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    hub.repos["org/model"] = Repo(
+        {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    )
+    opened = stream("org/model")
+    assert not isinstance(opened, Path)
+    expression, shape = FORMS[form]
+    remote = Plan({"p": expression}, {"p": shape}, open_remote(opened.weights), ())
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    placement = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * (len(shape) - 2), "x", "y"))
+    for dtype in (np.float32, np.float16):
+        params, _ = load(remote, {"p": placement}, {"p": np.dtype(dtype)})
+        whole = {"as it is": arrays["a"], "permuted": arrays["a"][np.r_[40:64, 0:40]]}.get(form, arrays["a"].T)
+        expected = np.broadcast_to(whole, shape) if form != "stack of transposes" else np.stack([whole] * 2)
+        np.testing.assert_array_equal(params["p"], expected.astype(dtype))
+    part = np.empty((64, 5) if form in ("as it is", "permuted") else (*shape[:-1], 5), np.float32)
+    filler = filling.Filler(remote)
+    filler.fill("p", (*(slice(0, dim) for dim in shape[:-1]), slice(3, 8)), part)
+    np.testing.assert_array_equal(part, expected_columns(form, arrays["a"])[..., 3:8])
+    columns_only = form in ("as it is", "permuted") and long_runs
+    assert filler.bytes_read == (part.nbytes if columns_only or "transpose" in form else arrays["a"].nbytes)
+
+
+def expected_columns(form: str, array: np.ndarray) -> np.ndarray:
+    whole = {"as it is": array, "permuted": array[np.r_[40:64, 0:40]]}.get(form, array.T)
+    return np.stack([whole] * 2) if form == "stack of transposes" else whole
+
+
+def remote_file(hub: Hub, content: bytes) -> RemoteFile:
+    hub.repos["org/model"] = Repo({"config.json": b"{}", "model.safetensors": content})
+    opened = stream("org/model")
+    assert not isinstance(opened, Path)
+    return opened.weights[Path("org/model/model.safetensors")]
+
+
+CONTENT = bytes(range(256)) * 40
+
+
+@pytest.mark.parametrize("how", ["drop", "reset"])
+def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, how: Any):
+    file, out = remote_file(hub, CONTENT), bytearray(8000)
+    hub.faults["model.safetensors"] = Fault(body=how, times=2, storage=True)
+    file.read_into(100, memoryview(out))
+    assert bytes(out) == CONTENT[100:8100]
+    assert [start for start, _ in asked_of(hub)] == [100, 4100, 6100]
+    assert {stop for _, stop in asked_of(hub)} == {8100}
+
+
+def asked_of(hub: Hub) -> list[tuple[int, int]]:
+    asked = [request.range.removeprefix("bytes=").split("-") for request in hub.requests if request.range]
+    return [(int(first), int(last) + 1) for first, last in asked]
+
+
+def test_a_connection_that_always_breaks_is_given_up(hub: Hub):
+    file = remote_file(hub, CONTENT)
+    hub.faults["model.safetensors"] = Fault(body="drop", storage=True)
+    with pytest.raises(HubError, match=r"org/model/model\.safetensors: .*tried 4 times"):
+        file.read_into(0, memoryview(bytearray(8000)))
+
+
+def test_a_changed_file_is_refused_by_name(hub: Hub):
+    file, out = remote_file(hub, CONTENT), memoryview(bytearray(10))
+    file.read_into(0, out)
+    hub.faults["model.safetensors"] = Fault(body="other", storage=True)
+    with pytest.raises(HubError, match=r"org/model/model\.safetensors: changed while it was read"):
+        file.read_into(10, out)
+
+
+def test_a_file_of_another_size_is_refused(hub: Hub):
+    file, out = remote_file(hub, CONTENT), memoryview(bytearray(10))
+    file.read_into(0, out)
+    repo = hub.repos["org/model"]
+    repo.branches = (*repo.branches, repo.sha)
+    repo.files["model.safetensors"] = CONTENT + b"more"
+    with pytest.raises(HubError, match=r"model\.safetensors: changed while it was read"):
+        file.read_into(10, out)
+
+
+def test_a_server_without_ranges_is_refused(hub: Hub):
+    file = remote_file(hub, CONTENT)
+    hub.faults["model.safetensors"] = Fault(body="whole", storage=True)
+    with pytest.raises(HubError, match=r"does not send parts of files .*200.*; load without stream=True"):
+        file.read_into(10, memoryview(bytearray(10)))
+
+
+def test_an_expired_address_is_asked_for_again(hub: Hub):
+    file, out = remote_file(hub, CONTENT), memoryview(bytearray(10))
+    hub.faults["model.safetensors"] = Fault(status=403, times=1, storage=True)
+    file.read_into(10, out)
+    assert bytes(out) == CONTENT[10:20]
+    assert sum(request.method == "HEAD" for request in hub.requests if request.path.endswith(".safetensors")) == 2
+
+
+def test_the_token_goes_to_the_hub_only(hub: Hub, directory: Path):
+    upload(hub, directory, token="hf_secret")
+    streamed(token="hf_secret")
+    assert {request.token for request in hub.requests if request.storage} == {None}
+    assert {request.token for request in hub.requests if not request.storage} == {"hf_secret"}
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf"])
+def test_what_is_no_safetensors_is_refused(hub: Hub, name: str):
+    hub.repos["org/model"] = Repo({"config.json": b"{}", name: b"x" * 100})
+    with pytest.raises(HubError, match="org/model: has no safetensors, and stream=True reads nothing else"):
+        streamed()
+    assert name not in hub.fetched()
+
+
+def test_streaming_needs_the_network(hub: Hub):
+    with pytest.raises(ArgumentError, match="stream and local_files_only exclude each other"):
+        streamed(local_files_only=True)
+
+
+def test_a_broken_header_is_refused_by_name(hub: Hub):
+    hub.repos["org/model"] = Repo({"config.json": b"{}", "model.safetensors": (1000).to_bytes(8, "little") + b"{}"})
+    with pytest.raises(CheckpointError, match=r"org/model/model\.safetensors: is truncated: 998 bytes of its header"):
+        streamed()
