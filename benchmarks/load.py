@@ -1,0 +1,259 @@
+"""How fast checkpoints load, as ratios to copying the same bytes from the page cache (the limit) in the same process.
+
+    python benchmarks/load.py [--size 1.1b|135m] [--repeat 3] [--json out.json] [--plot out.png]
+
+Freshly freed memory may have gone back to the host, and its first touch then costs 10 to 20 times more: the footprint
+is touched right before every timed run, and every ratio is against a copy timed right before. Each engine runs in a
+process of its own. A busy machine is refused unless --force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+SIZES = {  # vocabulary, features, hidden, layers, heads, kv heads
+    "1.1b": (32000, 2048, 5632, 22, 32, 4),
+    "135m": (49152, 576, 1536, 30, 9, 3),
+}
+SHARDS = 5
+OURS = {
+    "own aligned files, bf16": ("own", "dict(param_dtype=jnp.bfloat16, from_torch=False)"),
+    "Hub files, bf16": ("hub", "dict(param_dtype=jnp.bfloat16)"),
+    "Hub files, bf16 -> f32": ("hub", "dict()"),
+    "Hub files, bf16 -> int8": ("hub", "dict(param_dtype=jnp.bfloat16, load_in_8bit=True)"),
+    "8 devices, tensor parallel": (
+        "hub",
+        "dict(param_dtype=jnp.bfloat16, auto_shard_params=True, sharding_axis_dims=(1, 2, 4, 1))",
+    ),
+    "stacked for scan": ("hub", "dict(param_dtype=jnp.bfloat16, scan_layers=True)"),
+}
+LIMITS = {
+    "own aligned files, bf16": 0.25,
+    "Hub files, bf16": 1.2,
+    "Hub files, bf16 -> f32": 2.4,
+    "Hub files, bf16 -> int8": 3.5,
+    "8 devices, tensor parallel": 1.8,
+    "stacked for scan": 1.2,
+}
+PEERS = {
+    "transformers torch, bf16": "import torch, transformers\nload = lambda path: transformers.AutoModelForCausalLM."
+    "from_pretrained(path, dtype=torch.bfloat16)",
+    "transformers torch, f32": "import torch, transformers\nload = lambda path: transformers.AutoModelForCausalLM."
+    "from_pretrained(path, dtype=torch.float32)",
+    "safetensors.numpy + jnp.asarray": "import glob, jax, ml_dtypes, jax.numpy as jnp\nfrom safetensors.numpy import "
+    "load_file\nload = lambda path: jax.block_until_ready([jnp.asarray(array) for file in "
+    "sorted(glob.glob(path + '/*.safetensors')) for array in load_file(file).values()])",
+}
+OUR_LOADER = (
+    "import jax, jax.numpy as jnp\nfrom easydel import AutoEasyDeLModelForCausalLM\njax.devices()\nload = lambda path: "
+    "jax.block_until_ready(AutoEasyDeLModelForCausalLM.from_pretrained(path, **{arguments})[1])"
+)
+
+
+def make_checkpoint(directory: Path, size: str) -> None:
+    """A random Llama in bfloat16, in shards whose data starts wherever their header ends, as on the Hub."""
+    from safetensors.numpy import save_file
+
+    vocab, features, hidden, layers, heads, kv_heads = SIZES[size]
+    narrow = features // heads * kv_heads
+    shapes = {"model.embed_tokens.weight": (vocab, features), "model.norm.weight": (features,)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        for name, shape in {
+            "self_attn.q_proj": (features, features),
+            "self_attn.k_proj": (narrow, features),
+            "self_attn.v_proj": (narrow, features),
+            "self_attn.o_proj": (features, features),
+            "mlp.gate_proj": (hidden, features),
+            "mlp.up_proj": (hidden, features),
+            "mlp.down_proj": (features, hidden),
+            "input_layernorm": (features,),
+            "post_attention_layernorm": (features,),
+        }.items():
+            shapes[f"{prefix}{name}.weight"] = shape
+    shapes["lm_head.weight"] = (vocab, features)
+    random, names, weight_map = np.random.default_rng(0), list(shapes), {}
+    for shard in range(SHARDS):
+        file = f"model-{shard + 1:05d}-of-{SHARDS:05d}.safetensors"
+        own = names[shard * len(names) // SHARDS : (shard + 1) * len(names) // SHARDS]
+        weight_map |= dict.fromkeys(own, file)
+        save_file(
+            {n: normal(random, shapes[n]) for n in own}, directory / file, metadata={"format": "pt", "n": "x" * shard}
+        )
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocab,
+        "hidden_size": features,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return (random.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+
+
+def touch(size: int) -> None:
+    """Have the host give us `size` bytes, which stay with this machine for a while after they are freed."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    np.frombuffer(memory, np.uint8)[::4096] = 1
+
+
+def copy_seconds(files: list[Path]) -> float:
+    """Two threads copy all bytes of `files` from the page cache into fresh huge pages: the limit."""
+    total = sum(file.stat().st_size for file in files)
+    memory = mmap.mmap(-1, total + (2 << 20), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    view, pieces, start = memoryview(memory), [], 0
+    handles = [os.open(file, os.O_RDONLY) for file in files]
+    for handle, file in zip(handles, files, strict=True):
+        for offset in range(0, file.stat().st_size, 16 << 20):
+            length = min(16 << 20, file.stat().st_size - offset)
+            pieces.append((handle, view[start : start + length], offset))
+            start += length
+    started = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda piece: os.preadv(piece[0], [piece[1]], piece[2]), pieces))
+    seconds = time.perf_counter() - started
+    for handle in handles:
+        os.close(handle)
+    return seconds
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
+    """In this process: pairs of (copy, load), seconds each, after one load that is not counted."""
+    scope: dict[str, Any] = {}
+    exec(loader, scope)
+    load: Callable[[str], Any] = scope["load"]
+    files = sorted(Path(directory).glob("*.safetensors"))
+    footprint = 4 * sum(file.stat().st_size for file in files)
+    pairs = []
+    for run in range(repeat + 1):
+        touch(footprint)
+        copied = copy_seconds(files)
+        touch(footprint)
+        started = time.perf_counter()
+        loaded = load(directory)
+        seconds = time.perf_counter() - started
+        del loaded
+        if run:
+            pairs.append({"copy": copied, "load": seconds})
+    return pairs
+
+
+def run_case(python: str, loader: str, directory: Path, repeat: int) -> list[dict[str, float]]:
+    command = [python, __file__, "--measure", loader, str(directory), "--repeat", str(repeat)]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{loader}\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def make_own(source: Path, target: Path) -> None:
+    """Saved by `save_pretrained`, in a process of its own."""
+    program = (
+        "import jax.numpy as jnp; from easydel import AutoEasyDeLModelForCausalLM as A; "
+        f"A.from_pretrained({str(source)!r}, param_dtype=jnp.bfloat16)[0].save_pretrained({str(target)!r})"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def show(results: dict[str, list[dict[str, float]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("case", "x copy, median", "min", "max", "at most", title="Loading, as a ratio to copying the bytes")
+    for name, pairs in results.items():
+        ratios = [pair["load"] / pair["copy"] for pair in pairs]
+        limit = str(LIMITS.get(name, ""))
+        table.add_row(name, *(f"{f(ratios):.2f}" for f in (statistics.median, min, max)), limit)
+    Console().print(table)
+
+
+def plot(results: dict[str, list[dict[str, float]]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(results)[::-1]
+    ratios = [statistics.median(pair["load"] / pair["copy"] for pair in results[name]) for name in names]
+    figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(names) + 1))
+    axes.barh(names, ratios, color=["tab:blue" if name in OURS else "tab:gray" for name in names])
+    axes.bar_label(axes.containers[0], fmt="%.2f", padding=3)
+    axes.set_xlabel("seconds to load / seconds to copy the bytes")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="1.1b")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--force", action="store_true", help="run although the machine is busy")
+    parser.add_argument("--only", help="cases whose name contains this")
+    parser.add_argument("--measure", nargs=2, metavar=("LOADER", "DIRECTORY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure, arguments.repeat)))
+        return
+    load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load_average > 0.5 * cores and not arguments.force:
+        raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
+    with tempfile.TemporaryDirectory() as folder:
+        hub, own = Path(folder, "hub"), Path(folder, "own")
+        hub.mkdir()
+        make_checkpoint(hub, arguments.size)
+        make_own(hub, own)
+        cases = {name: (OUR_LOADER.format(arguments=a), own if w == "own" else hub) for name, (w, a) in OURS.items()}
+        cases |= {name: (loader, hub) for name, loader in PEERS.items()}
+        results = {
+            name: run_case(sys.executable, loader, directory, arguments.repeat)
+            for name, (loader, directory) in cases.items()
+            if not arguments.only or arguments.only in name
+        }
+    show(results)
+    machine = {"cores": cores, "machine": platform.machine(), "python": platform.python_version(), "load": load_average}
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"machine": machine, "size": arguments.size, "results": results}, indent=1)
+        )
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
