@@ -1,0 +1,257 @@
+"""One step of training as a pure function: state and batch in, new state and what was measured out.
+
+What is trained, and the optimizer's moments of it, is given up (donated) to each step and updated in place; what is
+frozen is only read. Everything stays split over the mesh as the parameters are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from easydel.errors import ArgumentError, listed
+from easydel.model import BaseNNXModule
+from easydel.sharding.placement import fit
+from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens
+from easydel.tree import Tree, flatten, unflatten
+
+ADAPTERS = ("lora_A", "lora_B")
+BUFFERS = ("correction_bias",)  # experts are chosen with it, which has no gradient; weight decay must not move it
+NAMES = (*INPUTS, "labels")
+Batch = Mapping[str, Any]
+
+
+class Optimizer(Protocol):
+    """What `optax` makes: an `init` and an `update`."""
+
+    @property
+    def init(self) -> Callable[..., Any]: ...
+    @property
+    def update(self) -> Callable[..., Any]: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """A training between two steps: trained and frozen parameters (nested dicts), the optimizer's state, and `count`
+    steps done."""
+
+    trained: Tree
+    frozen: Tree
+    moments: Any
+    count: jax.Array
+
+    @property
+    def params(self) -> Tree:
+        """All parameters, as `model.apply`, `save_pretrained` and `export` take them."""
+        return unflatten(flatten(self.trained) | flatten(self.frozen))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Metrics:
+    """Of one step: `loss` in nats per token (without z-loss), `objective` with it, the norm of all gradients before
+    clipping, and how many tokens were predicted."""
+
+    loss: jax.Array
+    objective: jax.Array
+    grad_norm: jax.Array
+    tokens: jax.Array
+
+
+def init_state(
+    model: BaseNNXModule,
+    params: Mapping[str, Any],
+    optimizer: Optimizer,
+    *,
+    trainable: Callable[[str], bool] | None = None,
+) -> State:
+    """The state before the first step; the optimizer's arrays are split like the parameters from their creation on.
+
+    The state takes over the arrays of `params`: after the first step those that are trained are gone, and with them
+    the model's own; `state.params` has the new ones. `trainable` says by path what is trained; default: the adapters
+    if there are any, else all parameters. Raises ArgumentError if that is nothing, or has integers (int8) in it.
+    """
+    check_causal(model)
+    leaves = flatten(params)
+    chosen = trainable or _default(leaves)
+    trained = {path: leaf for path, leaf in leaves.items() if chosen(path)}
+    integers = [path for path, leaf in trained.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if integers or not trained:
+        raise ArgumentError(
+            f"int8 cannot be trained:{listed(integers, 4)}" if integers else "there is nothing to train",
+            hint="add adapters (easydel.lora.add_adapters), or load without load_in_8bit",
+        )
+    tree = unflatten(trained)
+    split = moment_shardings(optimizer, tree)
+    moments = jax.jit(optimizer.init, out_shardings=split)(tree)
+    first = next(iter(trained.values()))
+    count = jax.device_put(jnp.zeros((), jnp.int32), _whole(first.sharding))
+    return State(tree, unflatten({path: leaves[path] for path in leaves.keys() - trained.keys()}), moments, count)
+
+
+def moment_shardings(optimizer: Optimizer, trained: Tree) -> Any:
+    """How the optimizer's state is split: what belongs to a parameter and has its shape, as that parameter is.
+
+    That is seen from paths: within the state of optax, a parameter's moments have its path at the end of theirs.
+    """
+    homes = dict(jax.tree_util.tree_flatten_with_path(trained)[0])
+    whole = _whole(next(iter(homes.values())).sharding)
+
+    def split(path: tuple[Any, ...], leaf: Any) -> Sharding:
+        owner = next((homes[path[start:]] for start in range(len(path)) if path[start:] in homes), None)
+        return whole if owner is None or owner.shape != leaf.shape else owner.sharding
+
+    return jax.tree_util.tree_map_with_path(split, jax.eval_shape(optimizer.init, trained))
+
+
+def step(
+    model: BaseNNXModule,
+    optimizer: Optimizer,
+    *,
+    accumulate: int = 1,
+    clip: float | None = None,
+    z_weight: float = 0.0,
+    tokens: int = TOKENS,
+) -> Step:
+    """A function from a `State` and a batch to the next `State` and `Metrics`, compiled at its first call.
+
+    Activations are in the model's dtype, gradients, moments and updates in that of its parameters, so a model loaded
+    with dtype=bfloat16 and param_dtype=float32 trains in mixed precision; what the backward pass recomputes is the
+    model's `remat`.
+
+    Args:
+        optimizer: of `optax`, or anything with such an `init` and `update`.
+        accumulate: how many parts a batch is computed in, one after the other; the loss is the mean over all tokens.
+        clip: gradients are scaled down to this norm, taken over all of them.
+        z_weight: weight of the z-loss, see `causal_loss`.
+        tokens: whose logits exist at a time on a device, see `causal_loss`.
+
+    Raises:
+        ArgumentError: for these arguments, or later for a batch that does not fit.
+    """
+    check_causal(model)
+    for name, value, least in (("accumulate", accumulate, 1), ("tokens", tokens, 1)):
+        if value < least:
+            raise ArgumentError(f"{name}={value}, expected at least {least}")
+    if clip is not None and not clip > 0:
+        raise ArgumentError(f"clip={clip}, expected a positive norm, or None")
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    structure = model.bound(shapes)  # without arrays: those are the state's
+    return Step(structure, optimizer, accumulate, clip, z_weight, tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What `step` returns. `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss),
+    `attention_mask` and `position_ids`; in several processes each gives the whole batch."""
+
+    model: BaseNNXModule
+    optimizer: Optimizer
+    accumulate: int
+    clip: float | None
+    z_weight: float
+    tokens: int
+    _programs: dict[Any, Any] = field(default_factory=dict)
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        trained, moments, count, metrics = self.program(state)(
+            state.trained, state.moments, state.count, state.frozen, self.placed(batch)
+        )
+        return State(trained, state.frozen, moments, count), metrics
+
+    def lower(self, state: State, batch: Batch) -> Any:
+        """The step's program for such arguments, not compiled yet: to ask it for its memory."""
+        shapes = {name: jax.ShapeDtypeStruct(array.shape, jnp.int32) for name, array in batch.items()}
+        return self.program(state).lower(state.trained, state.moments, state.count, state.frozen, shapes)
+
+    def program(self, state: State) -> Any:
+        """The jitted step for states that are split like this one: what comes out is split in the same way."""
+        leaves, structure = jax.tree.flatten((state.trained, state.moments, state.count))
+        if isinstance(leaves[0], Tracer):
+            return self._next  # inside of somebody else's jit
+        key = (structure, *(leaf.sharding for leaf in leaves))
+        if key not in self._programs:
+            split = jax.tree.unflatten(structure, key[1:])
+            donated = (0, 1, 2)
+            self._programs[key] = jax.jit(self._next, donate_argnums=donated, out_shardings=(*split, None))
+        return self._programs[key]
+
+    def placed(self, batch: Batch) -> dict[str, jax.Array]:
+        """The batch as int32 arrays split over the mesh. ArgumentError for names and shapes that do not fit."""
+        if unknown := sorted(set(batch) - set(NAMES)):
+            raise ArgumentError(f"the batch has {unknown}", hint=f"it may have {', '.join(NAMES)}")
+        if "input_ids" not in batch:
+            raise ArgumentError(f"the batch has {sorted(batch)}, and lacks input_ids")
+        shapes = {name: jnp.shape(array) for name, array in batch.items()}
+        if len(shapes["input_ids"]) != 2 or len(set(shapes.values())) > 1:
+            raise ArgumentError(f"the batch has shapes {shapes}, expected [batch, length] for all")
+        B = shapes["input_ids"][0]
+        if B % self.accumulate:
+            raise ArgumentError(f"{B} sequences cannot be cut into accumulate={self.accumulate} equal parts")
+        return {name: self._placed(array) for name, array in batch.items()}
+
+    def _placed(self, array: Any) -> jax.Array:
+        policy = self.model.policy
+        if isinstance(array, Tracer) or policy.mesh is None:
+            return jnp.asarray(array, jnp.int32)
+        spec = fit(array.shape, (policy.axes.batch_axis, policy.axes.sequence_axis), policy.mesh)
+        return jax.device_put(jnp.asarray(array, jnp.int32), NamedSharding(policy.mesh, spec))
+
+    def _next(self, trained: Tree, moments: Any, count: jax.Array, frozen: Tree, batch: dict[str, jax.Array]) -> Any:
+        gradients, loss = self._gradients(trained, frozen, batch)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients)))
+        if self.clip is not None:
+            scale = jnp.where(norm > self.clip, self.clip / norm, 1.0)
+            gradients = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradients)
+        updates, moments = self.optimizer.update(gradients, moments, trained)
+        trained = jax.tree.map(lambda leaf, update: (leaf + update).astype(leaf.dtype), trained, updates)
+        tokens = jnp.maximum(loss.tokens, 1)
+        return trained, moments, count + 1, Metrics(loss.nll / tokens, loss.objective / tokens, norm, loss.tokens)
+
+    def _gradients(self, trained: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[Tree, Loss]:
+        """Gradients of the mean objective over all tokens of the batch, and its loss."""
+        everywhere = jnp.maximum(jnp.sum(next_tokens(batch) != IGNORED), 1)
+        fixed = flatten(frozen)
+
+        def objective(trained: Tree, part: dict[str, jax.Array]) -> tuple[jax.Array, Loss]:
+            params = unflatten(flatten(trained) | fixed)
+            loss = causal_loss(self.model, params, part, z_weight=self.z_weight, tokens=self.tokens)
+            return loss.objective / everywhere, loss
+
+        gradient = jax.grad(objective, has_aux=True)
+        if self.accumulate == 1:
+            return gradient(trained, batch)
+
+        def add(sums: tuple[Tree, Loss], part: dict[str, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, gradient(trained, part)), None
+
+        zeros = (jax.tree.map(jnp.zeros_like, trained), Loss(jnp.zeros(()), jnp.zeros(()), jnp.zeros(())))
+        return jax.lax.scan(add, zeros, {name: self._cut(array) for name, array in batch.items()})[0]
+
+    def _cut(self, x_BT: jax.Array) -> jax.Array:
+        """[parts, B, T]; each part has every `accumulate`-th sequence, so that each device keeps its own."""
+        policy = self.model.policy
+        parts = x_BT.reshape(-1, self.accumulate, x_BT.shape[1]).swapaxes(0, 1)
+        return policy.shard(parts, None, policy.axes.batch_axis, policy.axes.sequence_axis)
+
+
+def without_arrays(state: State) -> State:
+    """The shapes and shardings of a state, for restoring one."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
+def _default(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
+    adapted = any(path.endswith(ADAPTERS) for path in leaves)
+    return lambda path: path.endswith(ADAPTERS) if adapted else not path.endswith(BUFFERS)
+
+
+def _whole(sharding: Sharding) -> Sharding:
+    """On the same devices, not split."""
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
