@@ -1,0 +1,245 @@
+"""The training step: equal to torch's, the same on every mesh, in place, and split from the first moment on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from cases import Case, all_cases
+from cases.llama import llama
+from parity import make_reference, random_ids
+from trained import empty, random_model, same_tree, small
+
+from easydel import AutoEasyDeLModelForCausalLM
+from easydel.errors import ArgumentError
+from easydel.train import IGNORED, State, causal_loss, init_state, step
+from easydel.tree import flatten
+
+CASES = {case.name: case for case in all_cases()}
+LLAMA = small(llama("step"))
+ONE = small(llama("one-layer"), num_hidden_layers=1)
+MOE = small(CASES["mixtral-plain"], num_local_experts=4)
+B, T = 8, 12
+
+
+def adam(rate: float = 1e-2) -> Any:
+    """With an epsilon that keeps rounding errors in gradients of nearly nothing from becoming whole steps."""
+    return optax.adamw(rate, eps=1e-3, weight_decay=0.1)
+
+
+def batch(case: Case, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows with very different numbers of labels."""
+    ids = random_ids(case, B, T, seed)
+    labels = np.where(np.arange(T) < np.arange(1, B + 1)[:, None] + 3, ids, IGNORED)
+    return {"input_ids": ids, "labels": labels}
+
+
+def trained(case: Case, steps: int = 2, *, stepping: dict[str, Any] | None = None, **choices: Any) -> Any:
+    """(losses, last metrics, state) after a few steps of the same model on the same batches."""
+    model, params = random_model(case, **choices)
+    optimizer = adam()
+    state, run = init_state(model, params, optimizer), step(model, optimizer, **(stepping or {}))
+    losses, metrics = [], None
+    for seed in range(steps):
+        state, metrics = run(state, batch(case, seed=seed))
+        losses.append(float(metrics.loss))
+    return losses, metrics, state
+
+
+def loss_of(case: Case) -> float:
+    """Before any step, in float32."""
+    model, params = random_model(case)
+    loss = jax.jit(causal_loss, static_argnums=0)(model, params, batch(case))
+    return float(loss.nll / loss.tokens)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """On one device, without a mesh, in one part."""
+    return {case.name: trained(case) for case in (LLAMA, MOE)}
+
+
+def test_twenty_losses_equal_those_of_torch(tmp_path: Path):
+    reference = make_reference(LLAMA, tmp_path).train()
+    settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    torch_optimizer = torch.optim.AdamW(reference.parameters(), **settings)
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, donatable=True)
+    optimizer = optax.adamw(1e-2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    state, run = init_state(model, params, optimizer), step(model, optimizer, clip=1.0, tokens=16)
+    theirs, ours = [], []
+    for seed in range(20):
+        given = batch(LLAMA, seed=seed % 3)
+        torch_optimizer.zero_grad()
+        loss = reference(**{name: torch.tensor(array) for name, array in given.items()}).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        torch_optimizer.step()
+        theirs.append(loss.item())
+        state, metrics = run(state, given)
+        ours.append(float(metrics.loss))
+    assert theirs[0] - theirs[-1] > 0.3, "nothing was learned"
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (2, 1, 1, 4)], ids=str)
+def test_eight_devices_train_a_llama_as_one_does(dims: tuple[int, ...], plain: dict[str, Any]):
+    losses, metrics, state = trained(LLAMA, mesh=dims, stepping={"tokens": 4})
+    expected_losses, expected_metrics, expected = plain[LLAMA.name]
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    np.testing.assert_allclose(metrics.grad_norm, expected_metrics.grad_norm, rtol=1e-5)
+    same_tree(state.params, expected.params, 2e-5)
+
+
+@pytest.mark.parametrize("dims", [(2, 2, 2, 1), (1, 2, 2, 2)], ids=str)
+def test_eight_devices_train_a_mixture_of_experts_as_one_does(dims: tuple[int, ...], plain: dict[str, Any]):
+    losses, _, state = trained(MOE, mesh=dims, scan_layers=True)
+    expected_losses, _, expected = plain[MOE.name]
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    same_tree(per_layer(MOE, state), expected.params, 2e-5)
+
+
+def per_layer(case: Case, state: State) -> dict[str, np.ndarray]:
+    """Parameters by path, with stacked layers taken apart."""
+    leaves = flatten(state.params)
+    apart: dict[str, np.ndarray] = {}
+    for path, parts in empty(case, scan_layers=True).canonical_paths().items():
+        rows = [leaves[path]] if parts == [path] else list(np.asarray(leaves[path]))
+        apart |= dict(zip(parts, rows, strict=True))
+    return apart
+
+
+def test_moments_are_split_like_their_parameters_before_and_after_a_step():
+    model, params = random_model(ONE, mesh=(1, 4, 2, 1))
+    optimizer = optax.chain(optax.trace(0.9), adam())
+    state = init_state(model, params, optimizer)
+    split = {path: leaf.sharding for path, leaf in flatten(params).items()}
+    assert sum(not sharding.is_fully_replicated for sharding in split.values()) >= 8
+    after, _ = step(model, optimizer)(state, batch(ONE))
+    for moments in (state.moments, after.moments):
+        copies = [moments[0].trace, moments[1][0].mu, moments[1][0].nu]
+        for copy in copies:
+            assert {path: leaf.sharding for path, leaf in flatten(copy).items()} == split
+        assert moments[1][0].count.sharding.is_fully_replicated
+    assert {path: leaf.sharding for path, leaf in flatten(after.params).items()} == split
+
+
+def test_parameters_and_moments_are_updated_in_place():
+    model, params = random_model(ONE)
+    optimizer = adam()
+    state, run = init_state(model, params, optimizer), step(model, optimizer)
+    program = run.lower(state, batch(ONE)).compile()
+    analysis = program.memory_analysis()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.trained, state.moments)))
+    assert analysis.alias_size_in_bytes >= size
+    after, _ = run(state, batch(ONE))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.trained, state.moments)))
+    run(after, batch(ONE))
+    assert len(run._programs) == 1
+    assert next(iter(run._programs.values()))._cache_size() == 1
+
+
+def test_a_batch_in_parts_trains_as_a_whole_one(plain: dict[str, Any]):
+    losses, metrics, state = trained(LLAMA, stepping={"accumulate": 4, "tokens": 8})
+    expected_losses, expected_metrics, expected = plain[LLAMA.name]
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, expected_metrics.grad_norm, rtol=1e-5)
+    assert metrics.tokens == expected_metrics.tokens == np.sum(batch(LLAMA)["labels"][:, 1:] != IGNORED)
+    same_tree(state.params, expected.params, 1e-5)
+
+
+def test_gradients_are_scaled_down_to_the_norm_and_no_further():
+    moved = {}
+    for clip in (1e3, 0.5):
+        model, params = random_model(ONE)
+        before = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+        optimizer = optax.sgd(1.0)
+        state, metrics = step(model, optimizer, clip=clip)(init_state(model, params, optimizer), batch(ONE))
+        change = {path: before[path] - np.asarray(leaf) for path, leaf in flatten(state.params).items()}
+        moved[clip] = np.sqrt(sum(np.sum(part**2) for part in change.values())), float(metrics.grad_norm)
+    assert moved[1e3][1] > 0.6
+    np.testing.assert_allclose(moved[1e3][0], moved[1e3][1], rtol=1e-4)
+    np.testing.assert_allclose(moved[0.5], (0.5, moved[1e3][1]), rtol=1e-4)
+
+
+def test_the_z_loss_is_in_the_objective_and_not_in_the_loss():
+    (loss, *_), metrics, _ = trained(ONE, 1, stepping={"z_weight": 0.1})
+    np.testing.assert_allclose(loss, loss_of(ONE), rtol=1e-6)
+    assert metrics.objective > 1.1 * metrics.loss
+
+
+def test_bfloat16_computes_and_float32_remembers():
+    """Updates that bfloat16 would round away add up in the parameters, and every product is of bfloat16."""
+    model, params = random_model(ONE, dtype=jnp.bfloat16)
+    optimizer = optax.sgd(1e-5)
+    state, run = init_state(model, params, optimizer), step(model, optimizer)
+    before = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    text = run.lower(state, batch(ONE)).as_text()
+    kernels = [line for line in text.splitlines() if "dot_general" in line and "x97x" not in line]
+    assert kernels
+    linear = [line for line in kernels if "tensor<80x48x" in line or "tensor<48x80x" in line]
+    assert linear
+    assert [line for line in linear if "bf16" not in line] == []
+    state, metrics = run(state, batch(ONE))
+    np.testing.assert_allclose(metrics.loss, loss_of(ONE), rtol=1e-2)
+    kernel = "model/layers/0/mlp/up_proj/kernel"
+    after = np.asarray(flatten(state.params)[kernel])
+    assert after.dtype == np.float32
+    assert 0 < np.abs(after - before[kernel]).max() < np.abs(before[kernel]).max() * 2**-9
+
+
+def test_remat_by_name_saves_memory():
+    optimizer = optax.sgd(0.1)
+    _, params = random_model(LLAMA, scan_layers=True)
+
+    def temporaries(remat: str) -> int:
+        model = empty(LLAMA, remat=remat, scan_layers=True)
+        long = {"input_ids": np.ones((8, 128), np.int32)}
+        run, state = step(model, optimizer), init_state(model, params, optimizer)
+        return run.lower(state, long).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries("everything") < 0.8 * temporaries("dots_saveable")
+
+
+def test_only_what_is_chosen_is_trained():
+    model, params = random_model(ONE)
+    before = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    optimizer = adam()
+    state = init_state(model, params, optimizer, trainable=lambda path: "norm" in path)
+    assert all("norm" in path for path in flatten(state.moments[0].mu))
+    state, _ = step(model, optimizer)(state, batch(ONE))
+    changed = {path for path, leaf in flatten(state.params).items() if not np.array_equal(leaf, before[path])}
+    assert changed == {path for path in before if "norm" in path}
+
+
+def test_what_cannot_be_trained_is_refused():
+    model, params = random_model(ONE, int8=True)
+    with pytest.raises(ArgumentError, match=r"int8 cannot be trained(.|\n)*adapters"):
+        init_state(model, params, optax.sgd(0.1))
+    with pytest.raises(ArgumentError, match="nothing to train"):
+        init_state(model, params, optax.sgd(0.1), trainable=lambda path: False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lables": np.ones((B, T))}, r"lables.*it may have input_ids"),
+        ({"labels": np.ones((B, T - 1))}, r"\(8, 11\).*\[batch, length\]"),
+        ({"input_ids": np.ones((6, T)), "labels": np.ones((6, T))}, "6 sequences.*accumulate=4"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(change: dict[str, Any], message: str):
+    run = step(empty(ONE), optax.sgd(0.1), accumulate=4)
+    with pytest.raises(ArgumentError, match=message):
+        run.placed(batch(ONE) | change)
+
+
+@pytest.mark.parametrize("arguments", [{"accumulate": 0}, {"clip": 0.0}, {"clip": float("nan")}, {"tokens": 0}])
+def test_arguments_without_a_meaning_are_refused(arguments: dict[str, Any]):
+    with pytest.raises(ArgumentError, match=next(iter(arguments))):
+        step(empty(ONE), optax.sgd(0.1), **arguments)
