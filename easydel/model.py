@@ -213,6 +213,10 @@ class BaseNNXModule(nnx.Module):
             known[function] = jax.jit(call, **options)
         return known[function]
 
+    def forget_compiled(self) -> None:
+        """For when the modules themselves have changed: what was compiled for parameters of the same shapes is old."""
+        _COMPILED.pop(self, None)
+
     def canonical_paths(self) -> dict[str, list[str]]:
         """Each parameter's path -> the per-layer paths it stands for: itself, or one for each stacked layer."""
         paths = list(flatten(self.params))

@@ -15,7 +15,8 @@ from easydel.checkpoint.files import is_inside
 from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
-from easydel.errors import CheckpointError
+from easydel.errors import ArgumentError, CheckpointError
+from easydel.lora import LEAVES
 from easydel.tree import flatten
 from easydel.weights.export import Entry, Parameters, entries
 from easydel.weights.names import OWN, Names
@@ -49,7 +50,7 @@ def save(
 
     Raises CheckpointError, and leaves what was there, if one is NaN or Inf: loading relies on it.
     """
-    parameters = Parameters(flatten(params), layer_paths)
+    parameters = Parameters(_without_adapters(params), layer_paths)
     int8 = tuple(part for part in parameters.shapes() if parameters.dtype_of(part) == np.int8)
     tensors = entries(parameters, OWN)
     if not allow_nonfinite:
@@ -57,6 +58,15 @@ def save(
             (name, shape, dtype, _finite(Path(directory), name, values)) for name, shape, dtype, values in tensors
         ]
     _write(Path(directory), tensors, config.to_dict(), Manifest(int8), origin, max_shard_bytes)
+
+
+def _without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path; ArgumentError if there are adapters, which these files have no place for."""
+    leaves = flatten(params)
+    if any(path.endswith(LEAVES) for path in leaves):
+        hint = "easydel.lora.save_adapters writes them alone, merge_adapters adds them to the kernels"
+        raise ArgumentError("the model has adapters", hint=hint)
+    return leaves
 
 
 def _finite(directory: Path, name: str, values: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
@@ -82,7 +92,7 @@ def export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """A directory that transformers loads: its names, its layouts, int8 dequantized; `dtype` None keeps each dtype."""
-    parameters = Parameters(flatten(params), layer_paths, dtype, dequantized=True)
+    parameters = Parameters(_without_adapters(params), layer_paths, dtype, dequantized=True)
     tensors = entries(parameters, names)
     largest = max(tensors, key=lambda entry: np.prod(entry[1], dtype=np.int64))
     values = config.to_dict() | {"dtype": str(largest[2])}

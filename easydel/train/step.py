@@ -16,12 +16,12 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
+from easydel.lora import LEAVES
 from easydel.model import BaseNNXModule
 from easydel.sharding.placement import fit
 from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens
 from easydel.tree import Tree, flatten, unflatten
 
-ADAPTERS = ("lora_A", "lora_B")
 BUFFERS = ("correction_bias",)  # experts are chosen with it, which has no gradient; weight decay must not move it
 NAMES = (*INPUTS, "labels")
 Batch = Mapping[str, Any]
@@ -248,8 +248,8 @@ def without_arrays(state: State) -> State:
 
 
 def _default(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
-    adapted = any(path.endswith(ADAPTERS) for path in leaves)
-    return lambda path: path.endswith(ADAPTERS) if adapted else not path.endswith(BUFFERS)
+    adapted = any(path.endswith(LEAVES) for path in leaves)
+    return lambda path: path.endswith(LEAVES) if adapted else not path.endswith(BUFFERS)
 
 
 def _whole(sharding: Sharding) -> Sharding:
