@@ -18,7 +18,7 @@ from easydel.hub import fetch
 from easydel.hub import stream as open_stream
 from easydel.loading import build_model, check_sizes, fill, open_source, placement, read_config
 from easydel.model import BaseNNXModule
-from easydel.policy import Policy
+from easydel.policy import REMAT, REMAT_POLICIES, Policy
 from easydel.processes import one_outcome
 from easydel.sharding import PartitionAxis, Rules, check_heads, make_mesh
 from easydel.tree import Tree
@@ -132,7 +132,7 @@ class AutoEasyDeLModelForCausalLM:
             axes=partition_axis.resolve(names),
             shard_attention=shard_attention_computation,
             scan_layers=scan_layers,
-            remat="everything" if remat is True else (remat or None),
+            remat=_remat(remat),
         )
         with one_outcome() as check_others:
             obtain = open_stream if stream else fetch
@@ -240,3 +240,11 @@ def _precision(value: Any) -> Any:
     except ValueError:
         choices = "fastest (default), high, highest"
         raise ArgumentError(f"precision={value!r} is not known", hint=f"use one of {choices}") from None
+
+
+def _remat(value: bool | str | None) -> str | None:
+    if isinstance(value, bool) or value is None:
+        return REMAT if value else None
+    if value not in (REMAT, *REMAT_POLICIES):
+        raise ArgumentError(f"remat={value!r} is not known", hint=f"use True, or {', '.join(REMAT_POLICIES)}")
+    return value

@@ -11,6 +11,17 @@ import jax.numpy as jnp
 from easydel.sharding import PartitionAxis, constrain
 from easydel.sharding.axes import AxisName
 
+REMAT = "everything"  # recomputes all of a layer but its input
+# Those of jax.checkpoint_policies that are policies; the others make some, and need arguments.
+REMAT_POLICIES = (
+    "everything_saveable",
+    "nothing_saveable",
+    "dots_saveable",
+    "checkpoint_dots",
+    "dots_with_no_batch_dims_saveable",
+    "checkpoint_dots_with_no_batch_dims",
+)
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -32,8 +43,8 @@ class Policy:
 
     @property
     def remat_policy(self) -> Callable[..., bool] | None:
-        """What `jax.checkpoint` keeps; "everything" recomputes all of a layer but its input."""
-        if self.remat in (None, "everything"):
+        """What `jax.checkpoint` keeps."""
+        if self.remat in (None, REMAT):
             return None
         return getattr(jax.checkpoint_policies, self.remat)
 

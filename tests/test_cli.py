@@ -16,7 +16,7 @@ from easydel.cli.tables import parse_size, size
 from easydel.errors import ArgumentError
 from easydel.families import all_families
 
-COMMANDS = ("generate", "chat", "inspect", "plan", "verify", "export", "families")
+COMMANDS = ("generate", "chat", "inspect", "plan", "train", "verify", "export", "families")
 
 
 @pytest.fixture(scope="module")

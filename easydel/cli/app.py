@@ -20,6 +20,7 @@ from easydel.cli.generate import generate
 from easydel.cli.inspect import inspect
 from easydel.cli.options import expanded
 from easydel.cli.plan import plan
+from easydel.cli.train import train
 from easydel.cli.verify import verify
 from easydel.errors import EasyDeLError
 
@@ -73,13 +74,13 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option(DEBUG, help="Show where an error comes from; also after a command.")] = False,
 ) -> None:
-    """Hugging Face language models in JAX: load, shard, generate, check and convert.
+    """Hugging Face language models in JAX: load, shard, generate, train, check and convert.
 
     MODEL is a Hub id, a directory, or one .safetensors, .gguf or .bin file. Results go to stdout, all else to stderr.
     """
 
 
-for command in (generate, chat, inspect, plan, verify, export, families):
+for command in (generate, chat, inspect, plan, train, verify, export, families):
     app.command()(expanded(command))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easydel.cli.options import Hub, Loading, full_dtype, parse_mesh
 
@@ -33,8 +33,11 @@ def mesh_sizes(mesh: str | None, devices: int) -> tuple[int, ...]:
     return filled((1, -1, 1, 1) if mesh is None else parse_mesh(mesh), devices)
 
 
-def load_model(path: Path, loading: Loading) -> BaseNNXModule:
-    """The model at `path`, split over the mesh if that has more than one device; stderr is told what went where."""
+def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
+    """The model at `path`, split over the mesh if that has more than one device; stderr is told what went where.
+
+    `more` goes to `from_pretrained`.
+    """
     import math
 
     import jax
@@ -54,6 +57,7 @@ def load_model(path: Path, loading: Loading) -> BaseNNXModule:
         load_in_8bit=loading.int8,
         scan_layers=loading.scan_layers,
         from_torch=not is_saved(path),
+        **more,
     )
     if split:
         print_placement(model)

@@ -1,6 +1,24 @@
 """Training: the loss, a pure step with donated state, and a small trainer that can be killed at any time."""
 
+from easydel.train.data import batches, documents, packed
 from easydel.train.loss import IGNORED, Loss, causal_loss
+from easydel.train.optimizer import adamw
 from easydel.train.step import Metrics, State, Step, init_state, step
+from easydel.train.trainer import Settings, Trainer
 
-__all__ = ["IGNORED", "Loss", "Metrics", "State", "Step", "causal_loss", "init_state", "step"]
+__all__ = [
+    "IGNORED",
+    "Loss",
+    "Metrics",
+    "Settings",
+    "State",
+    "Step",
+    "Trainer",
+    "adamw",
+    "batches",
+    "causal_loss",
+    "documents",
+    "init_state",
+    "packed",
+    "step",
+]

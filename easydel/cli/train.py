@@ -1,0 +1,173 @@
+"""`easydel train`: fine-tune a model on a text."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from easydel.cli.models import load_model, local_files
+from easydel.cli.options import Hub, Loading, Model
+from easydel.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from easydel.model import BaseNNXModule
+    from easydel.train import Settings
+    from easydel.train.data import Pieces
+
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
+
+
+def _train(help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Training", **more)
+
+
+def _lora(help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Adapters (LoRA)", **more)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long, on how much at a time, and how fast."""
+
+    steps: Annotated[int, _train("How many steps.")] = 100
+    batch: Annotated[int, _train("Sequences in a step.")] = 8
+    length: Annotated[int, _train("Tokens in a sequence.")] = 512
+    accumulate: Annotated[int, _train("Compute a step in this many parts, one after the other: saves memory.")] = 1
+    learning_rate: Annotated[float, _train("At its peak; it falls to a tenth as a cosine.")] = 1e-5
+    warmup: Annotated[int, _train("Steps in which the learning rate rises from 0.")] = 0
+    weight_decay: Annotated[float, _train("Of kernels and embeddings.")] = 0.0
+    clip: Annotated[float, _train("Largest norm of all gradients together.")] = 1.0
+    z_loss: Annotated[float, _train("Weight of the squared log of the softmax's denominator.")] = 0.0
+    seed: Annotated[int, _train("Of the order of the text's pieces, and of new adapters.", min=0)] = 0
+    save_every: Annotated[int, _train("Steps between checkpoints.")] = 100
+    remat: Annotated[
+        str | None,
+        _train('Recompute in the backward pass: "everything", or the name of a policy of jax.checkpoint_policies.'),
+    ] = None
+
+    def settings(self) -> Settings:
+        from easydel.train import Settings
+
+        return Settings(
+            steps=self.steps,
+            batch=self.batch,
+            length=self.length,
+            accumulate=self.accumulate,
+            clip=self.clip,
+            z_weight=self.z_loss,
+            seed=self.seed,
+            save_every=self.save_every,
+        )
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Which adapters to train in place of the model's own parameters."""
+
+    lora_rank: Annotated[int | None, _lora("Train adapters of this rank, and nothing else.")] = None
+    lora_alpha: Annotated[float | None, _lora("They count times alpha / rank. Default: the rank.")] = None
+    lora_targets: Annotated[
+        str | None,
+        _lora("Names of modules, such as q_proj,v_proj, or a regular expression. Default: all but the head."),
+    ] = None
+
+    def add(self, model: BaseNNXModule, seed: int) -> dict[str, Any]:
+        """The model's parameters, with adapters if they are wanted."""
+        from easydel.lora import ALL_LINEAR, LoRA, add_adapters
+
+        if self.lora_rank is None:
+            return model.params
+        text = self.lora_targets or ALL_LINEAR
+        targets = text if text == ALL_LINEAR or not all(_is_name(part) for part in text.split(",")) else text.split(",")
+        alpha = self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return add_adapters(model, LoRA(self.lora_rank, alpha, targets), seed=seed)
+
+    def check(self, int8: bool) -> None:
+        """Refuse what cannot be before anything is downloaded."""
+        given = {"--lora-alpha": self.lora_alpha, "--lora-targets": self.lora_targets}
+        idle = [name for name, value in given.items() if value is not None]
+        if self.lora_rank is None and idle:
+            raise ArgumentError(f"{' and '.join(idle)} without --lora-rank")
+        if self.lora_rank is None and int8:
+            raise ArgumentError("int8 parameters cannot be trained", hint="add --lora-rank 8, or leave --int8 out")
+
+
+def train(
+    model: Model,
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help='A text, or a .jsonl file with a "text" in each line.')],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for checkpoints and the result.")],
+    course: Course,
+    adapters: Adapters,
+    loading: Loading,
+    hub: Hub,
+) -> None:
+    """Fine-tune MODEL on TEXT with AdamW, and write a model that transformers loads, or adapters that PEFT loads.
+
+    Started again with the same arguments after it was stopped, it goes on from its last checkpoint.
+    """
+    settings = _checked(course, adapters, loading)
+    path = local_files(model, hub)
+    pieces = _pieces(path, text, course.length)
+    loaded = load_model(path, loading, remat=course.remat, donatable=True)
+    params = adapters.add(loaded, course.seed)
+    from easydel.train import Trainer, adamw
+
+    optimizer = adamw(course.learning_rate, course.steps, warmup=course.warmup, weight_decay=course.weight_decay)
+    identity = {name: getattr(course, name) for name in ("steps", "learning_rate", "warmup", "weight_decay")}
+    identity |= {"lora": [adapters.lora_alpha, adapters.lora_targets], "dtype": loading.dtype, "model": str(path)}
+    counts = f"{len(pieces.tokens):,} tokens: {len(pieces):,} pieces of {course.length}, {course.batch} in a step"
+    print(counts, file=sys.stderr)
+    state = Trainer(loaded, params, optimizer, pieces.tokens, out, settings, identity=identity).run()
+    result = _write(loaded, out, adapters)
+    print(f"{int(state.count)} steps, loss {_losses(out)}, wrote {result}", file=sys.stderr)
+
+
+def _checked(course: Course, adapters: Adapters, loading: Loading) -> Settings:
+    adapters.check(loading.int8)
+    for name in ("learning_rate", "clip"):
+        if not getattr(course, name) > 0:
+            raise ArgumentError(f"--{name.replace('_', '-')} {getattr(course, name)} is not positive")
+    if course.warmup < 0 or course.weight_decay < 0 or course.z_loss < 0:
+        raise ArgumentError("--warmup, --weight-decay and --z-loss must not be negative")
+    import easydel.train.data
+
+    for package in ("grain", "optax", "orbax.checkpoint"):
+        easydel.train.data.needed(package)
+    return course.settings()
+
+
+def _pieces(path: Path, text: Path, length: int) -> Pieces:
+    from easydel.tokenizer import load_tokenizer
+    from easydel.train.data import Pieces, documents, packed
+
+    tokenizer = load_tokenizer(path)
+    return Pieces(packed(documents(text), tokenizer.encode, tokenizer.eos_token_id), length)
+
+
+def _write(model: BaseNNXModule, out: Path, adapters: Adapters) -> Path:
+    from easydel.lora import save_adapters
+
+    if adapters.lora_rank is not None:
+        save_adapters(model, out / ADAPTER_FOLDER)
+        return out / ADAPTER_FOLDER
+    model.export(out / MODEL_FOLDER)
+    return out / MODEL_FOLDER
+
+
+def _losses(out: Path) -> str:
+    """The first and the last loss of the log."""
+    import json
+
+    from easydel.train.trainer import LOSSES
+
+    lines = (out / LOSSES).read_text().splitlines()
+    first, last = (json.loads(line)["loss"] for line in (lines[0], lines[-1]))
+    return f"{first:.4f} -> {last:.4f}"
+
+
+def _is_name(text: str) -> bool:
+    return all(part.isidentifier() or part.isdigit() for part in text.split("."))

@@ -1,0 +1,233 @@
+"""A small trainer: batches of packed text, steps, checkpoints. Killed at any moment, it goes on where it was.
+
+A checkpoint holds what is trained, the optimizer's state, the number of steps, and where the data is. So the losses
+after a resume are, bit for bit, those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from easydel.errors import ArgumentError, CheckpointError, EasyDeLError, listed
+from easydel.model import BaseNNXModule
+from easydel.train.data import batches, needed
+from easydel.train.loss import check_causal
+from easydel.train.step import Metrics, Optimizer, State, init_state, step, without_arrays
+from easydel.tree import bind
+
+CHECKPOINTS, LOSSES = "checkpoints", "losses.jsonl"
+ADVANCE = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and on what: `batch` sequences of `length` tokens in each of `steps` steps.
+
+    `save_every` steps a checkpoint is made, and the last `keep` are kept. See `step` for `accumulate`, `clip` and
+    `z_weight`. `seed` is that of the data's order.
+    """
+
+    steps: int
+    batch: int = 8
+    length: int = 512
+    accumulate: int = 1
+    clip: float | None = 1.0
+    z_weight: float = 0.0
+    seed: int = 0
+    save_every: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.length < 2:
+            raise ArgumentError(f"length={self.length}, expected at least 2: the first token is never predicted")
+        if self.batch % self.accumulate:
+            raise ArgumentError(f"batch={self.batch} cannot be cut into accumulate={self.accumulate} equal parts")
+
+    def same(self) -> dict[str, Any]:
+        """What has to be the same in a run that goes on."""
+        return {key: value for key, value in asdict(self).items() if key not in ("steps", "save_every", "keep")}
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains `model` on `tokens` [any number], and leaves in `directory` checkpoints and a losses.jsonl with a line
+    for each step.
+
+    If there are checkpoints already, `run` goes on from the last. It refuses where that cannot give the same losses:
+    other data, other settings (all but `steps`, `save_every`, `keep`), other parameters, another `identity` (what else
+    has to be the same, such as the learning rate, which an optimizer does not tell).
+    """
+
+    model: BaseNNXModule
+    params: Mapping[str, Any]
+    optimizer: Optimizer
+    tokens: np.ndarray
+    directory: str | PathLike[str]
+    settings: Settings
+    trainable: Callable[[str], bool] | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, *, progress: bool | None = None) -> State:
+        """The state after `settings.steps` steps; the model then has its parameters.
+
+        `progress` None draws on stderr if that is a terminal. Raises ArgumentError for what cannot be trained or gone
+        on with, EasyDeLError if the loss is no longer a number.
+        """
+        settings, folder = self.settings, Path(self.directory)
+        self._check()
+        data = batches(self.tokens, settings.length, settings.batch, settings.seed)
+        state = init_state(self.model, self.params, self.optimizer, trainable=self.trainable)
+        choices = {"accumulate": settings.accumulate, "clip": settings.clip, "z_weight": settings.z_weight}
+        advance = step(self.model, self.optimizer, **choices)
+        with _manager(folder, settings) as manager:
+            state = self._resumed(manager, state, data)
+            start = int(state.count)
+            try:
+                with _log(folder, start) as log, _bar(settings.steps, start, progress) as shown:
+                    waiting: Metrics | None = None  # told one step late, so that the device never waits for us
+                    for count in range(start + 1, settings.steps + 1):
+                        state, metrics = advance(state, next(data))
+                        if waiting is not None:
+                            _tell(log, shown, count - 1, waiting)
+                        waiting = metrics
+                        if count % settings.save_every == 0 or count == settings.steps:
+                            _tell(log, shown, count, metrics)
+                            waiting = None
+                            self._save(manager, state, data)
+            finally:
+                bind(self.model, state.params)  # those that it had were given up to the first step
+        return state
+
+    def _check(self) -> None:
+        check_causal(self.model)
+        vocabulary, longest = self.model.record.vocab, self.model.record.longest
+        if len(self.tokens) and (self.tokens.max() >= vocabulary or self.tokens.min() < 0):
+            raise ArgumentError(f"tokens reach {self.tokens.max()}, and the model has {vocabulary}")
+        if longest is not None and self.settings.length > longest:
+            raise ArgumentError(f"length={self.settings.length} is longer than the model's {longest} positions")
+
+    def _marks(self, state: State) -> dict[str, Any]:
+        """Of everything that decides the losses of a run, as JSON has it."""
+        shapes = jax.tree_util.tree_flatten_with_path(without_arrays(state))[0]
+        kinds = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in shapes]
+        marks = {
+            "data": hashlib.sha256(np.ascontiguousarray(self.tokens, np.int32).tobytes()).hexdigest(),
+            "parameters": hashlib.sha256(repr(kinds).encode()).hexdigest(),
+            **self.settings.same(),
+            **self.identity,
+        }
+        return json.loads(json.dumps(marks))
+
+    def _save(self, manager: Any, state: State, data: Any) -> None:
+        ocp = needed("orbax.checkpoint")
+        place = {"marks": self._marks(state), "data": data.get_state()}
+        learned = {"trained": state.trained, "moments": state.moments, "count": state.count}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(learned), place=ocp.args.JsonSave(place))
+        try:
+            manager.save(int(state.count), args=args)
+        except OSError as error:
+            raise CheckpointError(f"cannot be written: {error}", file=Path(self.directory) / CHECKPOINTS) from error
+
+    def _resumed(self, manager: Any, state: State, data: Any) -> State:
+        """The state of the last checkpoint, or the one given; `data` is brought to the same place."""
+        ocp = needed("orbax.checkpoint")
+        last = manager.latest_step()
+        if last is None:
+            return state
+        place = manager.restore(last, args=ocp.args.Composite(place=ocp.args.JsonRestore())).place
+        marks = self._marks(state)
+        other = [
+            f"{name} was {place['marks'].get(name)!r}, is {marks.get(name)!r}"
+            for name in marks.keys() | place["marks"].keys()
+            if marks.get(name) != place["marks"].get(name)
+        ]
+        if other:
+            raise ArgumentError(
+                f"holds another training:{listed(sorted(other))}",
+                file=self.directory,
+                hint="use another directory, or the same settings",
+            )
+        shapes = without_arrays(state)
+        wanted = {"trained": shapes.trained, "moments": shapes.moments, "count": shapes.count}
+        restored = manager.restore(last, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))).state
+        data.set_state(place["data"])
+        return replace(state, **restored)
+
+
+@contextmanager
+def _manager(folder: Path, settings: Settings) -> Iterator[Any]:
+    ocp = needed("orbax.checkpoint")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=settings.keep,
+        create=True,
+        # it reads arrays that the next step would overwrite: donation and a save in the background do not go together
+        enable_async_checkpointing=False,
+    )
+    try:
+        manager = ocp.CheckpointManager((folder / CHECKPOINTS).absolute(), options=options)
+    except OSError as error:
+        raise CheckpointError(f"cannot be written: {error}", file=folder) from error
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+@contextmanager
+def _log(folder: Path, start: int) -> Iterator[Any]:
+    """losses.jsonl with the lines of the first `start` steps: what a killed run did after its checkpoint is redone."""
+    if jax.process_index() != 0:
+        yield None
+        return
+    file = folder / LOSSES
+    kept = file.read_text().splitlines(keepends=True)[:start] if file.is_file() else []
+    file.write_text("".join(kept))
+    with file.open("a") as log:
+        yield log
+
+
+def _tell(log: Any, shown: ADVANCE, count: int, metrics: Metrics) -> None:
+    loss, norm, tokens = (float(value) for value in (metrics.loss, metrics.grad_norm, metrics.tokens))
+    if log is not None:
+        log.write(json.dumps({"step": count, "loss": loss, "grad_norm": norm, "tokens": int(tokens)}) + "\n")
+        log.flush()
+    shown(count, loss)
+    if not np.isfinite([loss, norm]).all():
+        hint = "lower the learning rate; the checkpoints before are still there"
+        raise EasyDeLError(f"the loss of step {count} is {loss}, and the norm of its gradients {norm}", hint=hint)
+
+
+@contextmanager
+def _bar(steps: int, start: int, shown: bool | None) -> Iterator[ADVANCE]:
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda count, loss: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("Training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=steps, completed=start, loss="-")
+        yield lambda count, loss: bar.update(task, completed=count, loss=f"{loss:.4f}")

@@ -1,0 +1,127 @@
+"""The trainer: killed and started again it is where it would have been, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+from cases.llama import llama
+from trained import random_model, small
+
+from easydel.errors import ArgumentError, EasyDeLError
+from easydel.lora import LoRA, add_adapters
+from easydel.train import Settings, Trainer
+from easydel.tree import flatten
+
+CASE = small(llama("trainer"), num_hidden_layers=1)
+SETTINGS = Settings(steps=3, batch=2, length=8, save_every=4, seed=1)
+TOKENS = np.random.default_rng(0).integers(3, 97, 203).astype(np.int32)
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import conftest
+from test_train_trainer import trainer
+trainer(Path(sys.argv[2]), steps=10**6).run()
+"""
+
+
+def trainer(directory: Path, *, steps: int, **changes: Any) -> Trainer:
+    model, params = random_model(CASE)
+    settings = replace(SETTINGS, **{"steps": steps, **changes})
+    return Trainer(model, params, optax.adam(1e-2), TOKENS, directory, settings)
+
+
+def log_of(directory: Path) -> list[dict[str, Any]]:
+    file = directory / "losses.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def test_killed_and_resumed_it_has_the_losses_of_a_run_that_was_not(tmp_path: Path):
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(killed)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while len(log_of(killed)) < 6 and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.communicate()[1]
+    steps = len(log_of(killed)) + 2
+    saved = max(int(folder.name) for folder in (killed / "checkpoints").iterdir() if folder.name.isdigit())
+    assert 4 <= saved <= steps - 2
+
+    resumed = trainer(killed, steps=steps)
+    state = resumed.run()
+    whole = trainer(tmp_path / "whole", steps=steps).run()
+    assert log_of(killed) == log_of(tmp_path / "whole")
+    assert [line["step"] for line in log_of(killed)] == list(range(1, steps + 1))
+    for path, leaf in flatten(whole.params).items():
+        np.testing.assert_array_equal(flatten(state.params)[path], leaf, err_msg=path)
+    assert int(state.count) == steps
+    assert flatten(resumed.model.params)["lm_head/kernel"] is flatten(state.params)["lm_head/kernel"]
+
+
+def test_what_would_not_be_the_same_training_is_refused(tmp_path: Path):
+    trainer(tmp_path, steps=1).run()
+    with pytest.raises(ArgumentError, match=r"holds another training(.|\n)*batch was 2, is 4"):
+        trainer(tmp_path, steps=2, batch=4).run()
+    with pytest.raises(ArgumentError, match="data was"):
+        replace(trainer(tmp_path, steps=2), tokens=TOKENS[:-20]).run()
+    with pytest.raises(ArgumentError, match=r"rate was None, is 0\.1"):
+        replace(trainer(tmp_path, steps=2), identity={"rate": 0.1}).run()
+    with pytest.raises(ArgumentError, match="parameters was"):
+        replace(trainer(tmp_path, steps=2), trainable=lambda path: "norm" in path).run()
+    assert len(log_of(tmp_path)) == 1
+
+
+def test_checkpoints_of_adapters_do_not_hold_the_base_and_are_gone_on_with(tmp_path: Path):
+    counts = []
+    for steps in (1, 2):
+        model, _ = random_model(CASE, int8=True)
+        params = add_adapters(model, LoRA(r=2))
+        state = Trainer(model, params, optax.adam(1e-2), TOKENS, tmp_path, replace(SETTINGS, steps=steps)).run()
+        counts.append(int(state.count))
+    assert counts == [1, 2]
+    names = (tmp_path / "checkpoints" / "2" / "state" / "_METADATA").read_text()
+    assert "lora_A" in names
+    assert "kernel" not in names
+
+
+def test_a_loss_that_is_no_number_stops_it_and_is_not_saved(tmp_path: Path):
+    diverging = replace(trainer(tmp_path, steps=8), optimizer=optax.sgd(1e30))
+    with pytest.raises(EasyDeLError, match="lower the learning rate"):
+        diverging.run()
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"batch": 3, "accumulate": 2}, "batch=3 cannot be cut into accumulate=2"),
+        ({"length": 1}, "length=1"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ArgumentError, match=message):
+        replace(SETTINGS, **changes)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tmp_path: Path):
+    with pytest.raises(ArgumentError, match="tokens reach 97, and the model has 97"):
+        replace(trainer(tmp_path, steps=1), tokens=np.full(100, 97)).run()
+
+
+def test_progress_shows_steps_and_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trainer(tmp_path, steps=2).run(progress=True)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert f"loss {log_of(tmp_path)[-1]['loss']:.4f}" in shown
