@@ -15,7 +15,7 @@ import numpy as np
 from easydel.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from easydel.checkpoint.files import check_links
 from easydel.checkpoint.open import open_remote
-from easydel.config import HFConfig
+from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, UnsupportedModelError, listed
 from easydel.families import Family
@@ -248,16 +248,24 @@ def owned(array: jax.Array) -> jax.Array:
 def plan_for(model: BaseNNXModule, source: Source) -> tuple[Plan, Collection[str]]:
     """The plan for a model whose parameters are floats so far, and which of them the directory stores as int8."""
     table = OWN if source.manifest is not None else model.names
-    stored = ()
-    if source.manifest is not None and source.manifest.int8:
-        wanted = set(source.manifest.int8)
-        stored = [path for path, parts in model.canonical_paths().items() if wanted.issuperset(parts)]
-        make_int8(model, stored)
+    stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
     shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
-    plan = make_plan(
-        shapes, model.canonical_paths(), table, source.tensors, tied=model.record.head.tied, file=source.path
-    )
+    file = source.checkpoint.catalog
+    plan = make_plan(shapes, model.canonical_paths(), table, source.tensors, tied=model.record.head.tied, file=file)
     return plan, stored
+
+
+def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collection[str]:
+    """Turn what the manifest in `file` says is stored as int8 into that; CheckpointError if the model cannot hold it."""
+    paths, wanted = model.canonical_paths(), set(manifest.int8)
+    try:
+        stored = make_int8(model, [path for path, parts in paths.items() if wanted.issuperset(parts)])
+    except ArgumentError:
+        stored = []
+    if unknown := sorted(wanted.difference(*(paths[path] for path in stored))):
+        names = ", ".join(map(shown, unknown[:8]))
+        raise CheckpointError(f"says of {names} that it is stored as int8, which this model cannot", file=file)
+    return stored
 
 
 def trace(model: BaseNNXModule, input_shape: tuple[int, int]) -> None:

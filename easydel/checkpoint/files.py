@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from easydel.checkpoint.atomic import recover_directory
 from easydel.checkpoint.problems import Problems
+from easydel.checkpoint.strict import parse_json
 from easydel.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
@@ -20,7 +21,9 @@ PREFERENCE = (  # as transformers prefers them
     "pytorch_model.bin.index.json",
 )
 _GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # as llama.cpp's gguf-split names them
-_MAX_INDEX_BYTES = 100_000_000
+_MAX_INDEX_BYTES = 32 << 20  # that of 200,000 tensors has 22 MB
+_MAX_ENTRIES = 400_000
+_MAX_SHARDS = 10_000
 _MAX_NAME_BYTES = 255  # NAME_MAX of every usual file system
 
 
@@ -51,10 +54,10 @@ def read_index(file: Path, *, local: bool = True) -> dict[str, str]:
     try:
         if file.stat().st_size > _MAX_INDEX_BYTES:
             raise CheckpointError(f"is larger than {_MAX_INDEX_BYTES} bytes", file=file)
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index, repeats = parse_json(file.read_bytes(), _MAX_ENTRIES)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error}", file=file) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"is not valid JSON: {error}", file=file) from error
@@ -62,13 +65,22 @@ def read_index(file: Path, *, local: bool = True) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("has no weight_map with entries", file=file)
     problems = Problems(file)
-    for shard in {repr(name): name for name in weight_map.values()}.values():
-        if not isinstance(shard, str) or not is_plain_name(shard):
-            problems.add(f"the shard {str(shard)[:200]!r} is not a plain file name")
-        elif local and not (file.parent / shard).is_file():
-            problems.add(f"the shard {shard!r} is missing")
+    for inside, key, _ in repeats:
+        problems.add(f"has the key {key[:200]!r} twice", key if inside is weight_map else None)
+    _check_shards(file, weight_map, problems, local=local)
     problems.check(hint="get the whole checkpoint again")
     return weight_map
+
+
+def _check_shards(file: Path, weight_map: Mapping[str, Any], problems: Problems, *, local: bool) -> None:
+    shards = {repr(shard): (shard, name) for name, shard in weight_map.items()}
+    if len(shards) > _MAX_SHARDS:
+        raise CheckpointError(f"names {len(shards)} shards, more than {_MAX_SHARDS}", file=file)
+    for shown, (shard, name) in shards.items():
+        if not isinstance(shard, str) or not is_plain_name(shard):
+            problems.add(f"the shard {shown[:200]} is not a plain file name", name)
+        elif local and not (file.parent / shard).is_file():
+            problems.add(f"the shard {shown[:300]} is missing, or not a regular file", name)
 
 
 def is_plain_name(name: str) -> bool:

@@ -38,6 +38,12 @@ _SCALARS = {
     11: "<i8",
     12: "<f8",
 }
+# Bounds far above what models have: reading them all takes about a second.
+MAX_TENSORS = 100_000
+MAX_TEXTS = 1 << 21  # a vocabulary of 262,144 tokens has 800,000 with its merges
+_MAX_PAIRS = 1 << 16
+_MAX_NUMBERS = 1 << 22
+_MAX_TEXT_BYTES = 64 << 20
 _SMALLEST_PAIR = 8 + 4 + 1  # bytes: the length of the key, its type, one byte
 _SMALLEST_TENSOR = 8 + 4 + 4 + 8  # bytes: the length of the name, number of dimensions, type, offset
 
@@ -76,7 +82,8 @@ def read_gguf(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
     problems = Problems(file)
     tensors = [tensor for record in records if (tensor := _tensor(file, record, start, alignment, problems))]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    _check_spans(tensors, len(cursor.content), problems)
+    if not problems.found:  # a broken record would show up as a hole again
+        _check_tiling(tensors, start, alignment, len(cursor.content), problems)
     problems.check(hint="the file is damaged or incomplete; download it again")
     return tensors, metadata
 
@@ -97,6 +104,7 @@ class _Cursor:
     file: Path
     content: memoryview
     position: int = 0
+    texts: int = 0
 
     def take(self, count: int, what: str) -> memoryview:
         if count > len(self.content) - self.position:
@@ -109,15 +117,21 @@ class _Cursor:
     def unsigned(self, size: int, what: str) -> int:
         return int.from_bytes(self.take(size, what), "little")
 
-    def count(self, smallest: int, what: str) -> int:
-        """A 64-bit number of things of at least `smallest` bytes each, all of which must fit into the file."""
+    def count(self, smallest: int, most: int, what: str) -> int:
+        """A 64-bit number, up to `most`, of things of at least `smallest` bytes each, that must fit into the file."""
         count = self.unsigned(8, what)
         if count * smallest > len(self.content) - self.position:
             raise CheckpointError(f"{what}: {count} entries cannot fit into the rest of the file", file=self.file)
+        if count > most:
+            raise CheckpointError(f"{what}: {count} entries are more than {most}", file=self.file)
         return count
 
     def text(self, what: str) -> str:
-        raw = self.take(self.unsigned(8, what), what)
+        size = self.unsigned(8, what)
+        self.texts += 1
+        if self.texts > MAX_TEXTS or _MAX_TEXT_BYTES < size <= len(self.content):
+            raise CheckpointError(f"{what}: more than {MAX_TEXTS} texts, or a text of {size} bytes", file=self.file)
+        raw = self.take(size, what)
         try:
             return str(raw, "utf-8")
         except UnicodeDecodeError as error:
@@ -136,7 +150,7 @@ def _read_start(cursor: _Cursor) -> tuple[int, int]:
     if version not in VERSIONS:
         raise CheckpointError(f"has GGUF version {version}, not one of {VERSIONS}", file=file)
     tensors = cursor.unsigned(8, "its counts")
-    return tensors, cursor.count(_SMALLEST_PAIR, "its metadata")
+    return tensors, cursor.count(_SMALLEST_PAIR, _MAX_PAIRS, "its metadata")
 
 
 def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
@@ -158,9 +172,10 @@ def _read_value(cursor: _Cursor, what: str) -> Any:
     if kind == _ARRAY:
         kind = cursor.unsigned(4, what)
         if kind == _STRING:
-            return [cursor.text(what) for _ in range(cursor.count(8, what))]
+            return [cursor.text(what) for _ in range(cursor.count(8, MAX_TEXTS, what))]
         if kind in _SCALARS:
-            return _numbers(cursor, kind, cursor.count(np.dtype(_SCALARS[kind]).itemsize, what), what)
+            count = cursor.count(np.dtype(_SCALARS[kind]).itemsize, _MAX_NUMBERS, what)
+            return _numbers(cursor, kind, count, what)
         if kind == _ARRAY:
             raise CheckpointError(f"{what} is a list of lists, which is not supported", file=cursor.file)
     raise CheckpointError(f"{what} has the unknown type {kind}", file=cursor.file)
@@ -175,6 +190,8 @@ def _numbers(cursor: _Cursor, kind: int, count: int, what: str) -> np.ndarray:
 def _read_records(cursor: _Cursor, count: int) -> list[Record]:
     if count * _SMALLEST_TENSOR > len(cursor.content) - cursor.position:
         raise CheckpointError(f"its {count} tensors cannot fit into the rest of the file", file=cursor.file)
+    if count > MAX_TENSORS:
+        raise CheckpointError(f"has {count} tensors, more than {MAX_TENSORS}", file=cursor.file)
     records: dict[str, Record] = {}
     for number in range(count):
         name = cursor.text(f"the name of tensor {number}")
@@ -239,13 +256,21 @@ def _blocks(kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
     return elements, size
 
 
-def _check_spans(tensors: Sequence[Tensor], size: int, problems: Problems) -> None:
-    position, before = 0, ""
+def _check_tiling(tensors: Sequence[Tensor], start: int, alignment: int, size: int, problems: Problems) -> None:
+    """Each tensor begins where the one before it ends, rounded up to the alignment, and the last ends the file."""
     for tensor in tensors:
-        if tensor.offset < position:
-            problems.add(f"overlaps tensor {before!r}", tensor.name)
         if tensor.offset + tensor.nbytes > size:
             missing = tensor.offset + tensor.nbytes - size
             problems.add(f"the file is truncated: {missing} of its {tensor.nbytes} bytes are missing", tensor.name)
-        if tensor.offset + tensor.nbytes > position:
-            position, before = tensor.offset + tensor.nbytes, tensor.name
+    end, before = start, ""
+    for tensor in tensors:
+        expected = start - (start - end) // alignment * alignment
+        if tensor.offset < end:
+            problems.add(f"overlaps tensor {before!r}", tensor.name)
+        elif tensor.offset != expected:
+            what = f"after tensor {before!r}" if before else "before it"
+            problems.add(f"begins at byte {tensor.offset}, not {expected}: there is a hole {what}", tensor.name)
+        if tensor.offset + tensor.nbytes > end:
+            end, before = tensor.offset + tensor.nbytes, tensor.name
+    if size > end and size - end != (start - end) % alignment:
+        problems.add(f"{size - end} bytes follow the last tensor")

@@ -32,11 +32,22 @@ REMOTE_THREADS = 8  # waiting for headers, mostly
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Tensors by name, in the order of their bytes; `metadata` is what the files say besides."""
+    """Tensors by name, in the order of their bytes; `metadata` is what the files say besides.
 
-    def __init__(self, tensors: Mapping[str, Tensor], files: Sequence[Path], format: Format, metadata: dict[str, Any]):
+    `catalog` is the file that says which tensors there are: the index, without one the (first) file of weights.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        files: Sequence[Path],
+        format: Format,
+        metadata: dict[str, Any],
+        index: Path | None = None,
+    ):
         self._tensors = dict(tensors)
         self.files = list(files)
+        self.catalog = index or self.files[0]
         self.format = format
         self.metadata = metadata
 
@@ -70,7 +81,7 @@ def open_checkpoint(files: Sequence[Path]) -> Checkpoint:
     check_split(weights, metadata, len(tensors))
     for file, names in indexes.items():
         _check_index(file, file.parent, names, tensors)
-    return Checkpoint(tensors, weights, format, metadata)
+    return Checkpoint(tensors, weights, format, metadata, next(iter(indexes), None))
 
 
 def open_remote(files: Mapping[Path, ByteSource], index: Path | None = None) -> Checkpoint:
@@ -80,7 +91,7 @@ def open_remote(files: Mapping[Path, ByteSource], index: Path | None = None) -> 
         tensors, metadata = _read_all(list(files), lambda file: headers[file].result())
     if index is not None:
         _check_index(index, next(iter(files)).parent, read_index(index, local=False), tensors)
-    return Checkpoint(tensors, list(files), "safetensors", metadata)
+    return Checkpoint(tensors, list(files), "safetensors", metadata, index)
 
 
 def _format(files: Sequence[Path]) -> Format:

@@ -15,6 +15,8 @@ from typing import Any
 from easydel.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 64_000_000  # the largest real ones, of 100,000 tensors, take 20 MB
+MAX_STEPS = 800_000  # takes a second
+STEPS_PER_TENSOR = 64  # torch.save takes about 30
 _MAX_TEXT = 100_000  # bytes of one string
 _MAX_GLOBAL = 1000  # bytes of the module or name of a global
 
@@ -38,13 +40,18 @@ class Constructor:
 
 
 def unpickle(
-    data: memoryview, file: Path, allowed: Mapping[str, object], persistent: Callable[[object], object]
+    data: memoryview,
+    file: Path,
+    allowed: Mapping[str, object],
+    persistent: Callable[[object], object],
+    max_steps: int = MAX_STEPS,
 ) -> tuple[Any, int]:
     """The object whose pickle starts `data`, and the number of bytes that it took.
 
-    A global "module.name" becomes `allowed["module.name"]`; a persistent id becomes `persistent(id)`.
+    A global "module.name" becomes `allowed["module.name"]`; a persistent id becomes `persistent(id)`. Each opcode is a
+    step, and makes an object of at most some hundred bytes besides what it copies from the file.
     """
-    machine = _Machine(data[:MAX_PICKLE_BYTES], allowed, persistent)
+    machine = _Machine(data[:MAX_PICKLE_BYTES], allowed, persistent, max_steps)
     try:
         return machine.run(), machine.position
     except CheckpointError as error:
@@ -55,8 +62,10 @@ def unpickle(
 
 
 class _Machine:
-    def __init__(self, data: memoryview, allowed: Mapping[str, object], persistent: Callable[[object], object]):
-        self.data, self.allowed, self.persistent = data, allowed, persistent
+    def __init__(
+        self, data: memoryview, allowed: Mapping[str, object], persistent: Callable[[object], object], max_steps: int
+    ):
+        self.data, self.allowed, self.persistent, self.max_steps = data, allowed, persistent, max_steps
         self.position = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -78,8 +87,12 @@ class _Machine:
         }
 
     def run(self) -> Any:
-        while (opcode := self.take(1)[0]) != _STOP:
+        for _ in range(self.max_steps):
+            if (opcode := self.take(1)[0]) == _STOP:
+                break
             self.step(opcode)
+        else:
+            raise ValueError(f"it has more than {self.max_steps} opcodes")
         value = self.stack.pop()
         if self.stack:
             raise ValueError("values are left over")

@@ -6,27 +6,21 @@ each storage. Before that a sequence of pickles followed by the storages. Tensor
 
 from __future__ import annotations
 
-import mmap
-import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from easydel.checkpoint.pickled import MAX_PICKLE_BYTES, unpickle
+from easydel.checkpoint.pickled import MAX_STEPS, STEPS_PER_TENSOR, unpickle
 from easydel.checkpoint.problems import Problems, refuse_impostor
 from easydel.checkpoint.tensor import MAX_NAME, Tensor, extent, map_file, name_problem, row_major, shape_problem
 from easydel.checkpoint.torch_objects import ALLOWED, Storage, View, storage_from_id
+from easydel.checkpoint.torch_zip import Span, read_archive
 from easydel.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 NESTED = ("state_dict", "model")  # as training scripts wrap a state dict
-_LOCAL_HEADER = 30  # bytes before the name, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT 4.3.7
-_ENCRYPTED = 1
 _TAR_MAGIC_AT = 257
-
-Span = tuple[int, int]  # first byte in the file, number of bytes
 
 
 def read_torch(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
@@ -60,78 +54,16 @@ def _refuse(file: Path, content: memoryview) -> NoReturn:
 
 
 def _read_zip(file: Path) -> tuple[object, Mapping[str, Span]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            records = _records(file, archive)
-            _check_byteorder(file, archive, records)
-            pickled = _small(file, archive, records["data.pkl"])
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-        OSError,
-        EOFError,
-        OverflowError,
-        struct.error,
-    ) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"is a truncated or damaged zip archive: {error}", file=file) from error
+    spans = read_archive(file)
     content = map_file(file)
-    storages = {name.removeprefix("data/"): info for name, info in records.items() if name.startswith("data/")}
-    spans = {key: _span(file, content, info) for key, info in storages.items()}
-    value, size = unpickle(memoryview(pickled), file, ALLOWED, _zip_storage)
-    if size != len(pickled):
-        raise CheckpointError(f"{len(pickled) - size} bytes follow the pickle in data.pkl", file=file)
-    return value, spans
-
-
-def _records(file: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The records by their name below the archive's root folder."""
-    infos = archive.infolist()
-    roots = {info.filename.removesuffix("/data.pkl") for info in infos if info.filename.endswith("/data.pkl")}
-    if len(roots) != 1:
-        raise CheckpointError("is a zip archive without exactly one data.pkl: not a file of torch.save", file=file)
-    root = roots.pop()
-    records: dict[str, zipfile.ZipInfo] = {}
-    problems = Problems(file)
-    for info in infos:
-        name = info.filename.removeprefix(f"{root}/")
-        if name in records:
-            problems.add(f"the record {name[:200]!r} is there twice")
-        if info.flag_bits & _ENCRYPTED:
-            problems.add(f"the record {name[:200]!r} is encrypted")
-        elif info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            problems.add(f"the record {name[:200]!r} is compressed; torch.save stores records as they are")
-        records[name] = info
-    if any(name == "constants.pkl" or name.startswith("code/") for name in records):
-        raise CheckpointError("is a TorchScript archive, not a state dict", file=file, hint="save model.state_dict()")
-    problems.check()
-    return records
-
-
-def _small(file: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"{info.filename} has {info.file_size} bytes, over {MAX_PICKLE_BYTES}", file=file)
-    return archive.read(info)  # checks the CRC
-
-
-def _check_byteorder(file: Path, archive: zipfile.ZipFile, records: Mapping[str, zipfile.ZipInfo]) -> None:
-    if "byteorder" in records and (order := _small(file, archive, records["byteorder"])) != b"little":
-        raise CheckpointError(f"its bytes are in {bytes(order[:20])!r} order, not little-endian", file=file)
-
-
-def _span(file: Path, content: mmap.mmap, info: zipfile.ZipInfo) -> Span:
-    """Where a record's bytes lie: its local header says how long the name and the padding before them are."""
-    at = max(info.header_offset, 0)
-    header = content[at : at + _LOCAL_HEADER]
-    if info.header_offset < 0 or len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
-        raise CheckpointError(f"the record {info.filename[:200]!r} has no local header", file=file)
-    name_size, extra_size = struct.unpack("<HH", header[26:])
-    start = info.header_offset + _LOCAL_HEADER + name_size + extra_size
-    if start + info.file_size > len(content):
-        raise CheckpointError(f"is truncated within the record {info.filename[:200]!r}", file=file)
-    return start, info.file_size
+    storages = {name.removeprefix("data/"): span for name, span in spans.items() if name.startswith("data/")}
+    start, size = spans["data.pkl"]
+    pickled = memoryview(content)[start : start + size]
+    steps = max(MAX_STEPS, STEPS_PER_TENSOR * len(storages))
+    value, used = unpickle(pickled, file, ALLOWED, _zip_storage, steps)
+    if used != size:
+        raise CheckpointError(f"{size - used} bytes follow the pickle in data.pkl", file=file)
+    return value, storages
 
 
 def _zip_storage(identifier: object) -> Storage:
@@ -192,6 +124,8 @@ def _legacy_spans(
             raise CheckpointError(f"its storage {key!r} has {count} elements, not {storage.elements}", file=file)
         spans[key] = (position + 8, storage.nbytes)
         position = end
+    if position != len(content):
+        raise CheckpointError(f"{len(content) - position} bytes follow the last storage", file=file)
     return spans
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +23,8 @@ class TensorSource(Protocol):
     """What a plan needs of a checkpoint's tensor; `checkpoint.Tensor` is one."""
 
     @property
+    def name(self) -> str: ...
+    @property
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dtype(self) -> np.dtype: ...
@@ -37,6 +39,7 @@ class TensorSource(Protocol):
 class Zeros:
     """Stands for a tensor that the checkpoint in `file` lacks and may lack."""
 
+    name: str
     shape: tuple[int, ...]
     file: Path
     dtype: np.dtype = FLOAT32
@@ -68,6 +71,8 @@ def make_plan(
     """A plan that fills every parameter and uses or knowingly ignores every tensor; CheckpointError lists all problems.
 
     `shapes` of parameters by path; `layer_paths` gives the per-layer paths that a (stacked) parameter consists of.
+    `file` is what says which tensors there are, such as an index: the error names it where no tensor's own file is to
+    blame. A parameter with a scale per row beside it is stored as int8, any other as floats.
     """
     per_layer = {
         part: shapes[path] if parts == [path] else shapes[path][1:]
@@ -91,14 +96,10 @@ def make_plan(
     ]
     problems = _missing(readers, found) + _mismatched(expressions, shapes, found)
     problems += [
-        f"{name} {list(tensors[name].shape)} is in the checkpoint, but the model has no place for it" for name in unused
+        Problem(name, f"{list(tensors[name].shape)} has no place in the model", tensors[name].file) for name in unused
     ]
     if problems:
-        raise CheckpointError(
-            f"the checkpoint does not fit its config, {len(problems)} problems:{listed(problems)}",
-            file=file,
-            hint="is it a checkpoint of another model, or of a part of one?",
-        )
+        raise _misfit(problems, file)
     ignorable = tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
     return Plan(expressions, shapes, found, ignorable)
 
@@ -142,30 +143,68 @@ def _zeros(
     expressions: Mapping[str, Expression], shapes: Mapping[str, tuple[int, ...]], lacking: set[str], file: Path | None
 ) -> dict[str, TensorSource]:
     return {
-        name: Zeros(shape, file or Path())
+        name: Zeros(name, shape, file or Path())
         for path, expression in expressions.items()
         for name, shape in expression.shapes(shapes[path]).items()
         if name in lacking
     }
 
 
-def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]) -> list[str]:
-    return [f"{name} is missing (for {', '.join(paths)})" for name, paths in readers.items() if name not in found]
+class Problem(NamedTuple):
+    """What is wrong with the tensor `name`, and the file that has it, if one does."""
+
+    name: str
+    text: str
+    file: Path | None = None
+
+
+def _misfit(problems: list[Problem], file: Path | None) -> CheckpointError:
+    """One error for all; its file is the one that they are in, or `file` if it is not one and the same."""
+    files = {problem.file or file for problem in problems}
+    blamed = files.pop() if len(files) == 1 else file
+    lines = [
+        f"{_shown(name)} {text}" + (f" (in {where.name})" if where not in (None, blamed) else "")
+        for name, text, where in problems
+    ]
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    error = CheckpointError(
+        f"the checkpoint does not fit its config, {count}:{listed(lines)}",
+        file=blamed,
+        hint="is it a checkpoint of another model, or of a part of one?",
+    )
+    error.tensor = problems[0].name
+    return error
+
+
+def _shown(name: str) -> str:
+    """A name for a message: quoted if it could be mistaken, or do something to a terminal."""
+    return name if name.isprintable() and name.strip() == name != "" else repr(name)
+
+
+def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]) -> list[Problem]:
+    return [
+        Problem(name, f"is missing (for {', '.join(paths)})") for name, paths in readers.items() if name not in found
+    ]
 
 
 def _mismatched(
     expressions: Mapping[str, Expression], shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSource]
-) -> list[str]:
-    problems = {}
+) -> list[Problem]:
+    problems: dict[str, Problem] = {}
     for path, expression in expressions.items():
+        int8 = f"{path}_scale" in shapes
         for name, expected in expression.shapes(shapes[path]).items():
             tensor = found.get(name)
             if tensor is None:
                 continue
             if tuple(tensor.shape) != expected:
-                problems[name] = f"{name} is {list(tensor.shape)}, expected {list(expected)} from the config"
-            elif not is_number(tensor.dtype):
-                problems[name] = f"{name} is {tensor.dtype}, expected floating-point numbers"
+                text = f"is {list(tensor.shape)}, expected {list(expected)} from the config"
+            elif int8 != (tensor.dtype == np.int8) or not is_number(tensor.dtype):
+                text = f"is {tensor.dtype}, expected {'int8' if int8 else 'floating-point numbers'}"
+            else:
+                continue
+            alias = "" if tensor.name == name else f", as {name}"
+            problems[name] = Problem(tensor.name, text + alias, tensor.file)
     return list(problems.values())
 
 

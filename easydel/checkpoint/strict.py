@@ -1,0 +1,41 @@
+"""JSON of strangers: its size in memory is bounded before it is parsed, and keys that are there twice are told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+_COSTLY = (b"{", b"[", b",")  # each makes an object, or a place for one, of up to 200 bytes
+
+
+class Repeat(NamedTuple):
+    """`key` is twice in the object `inside`, with equal values or not."""
+
+    inside: dict[str, Any]
+    key: str
+    equal: bool
+
+
+def parse_json(text: bytes, limit: int) -> tuple[Any, list[Repeat]]:
+    """The value of UTF-8 `text` of at most `limit` objects, lists and their items, and what is in it twice.
+
+    Raises ValueError; for what is nested too deeply, too, and for long numbers.
+    """
+    if (count := sum(map(text.count, _COSTLY))) > limit:
+        raise ValueError(f"it has {count} objects and items, more than {limit}")
+    repeats: list[Repeat] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            seen: dict[str, Any] = {}
+            for key, value in pairs:
+                if key in seen:
+                    repeats.append(Repeat(entries, key, seen[key] == value))
+                seen.setdefault(key, value)
+        return entries
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=collect), repeats
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
