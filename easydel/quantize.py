@@ -18,15 +18,29 @@ from easydel.errors import ArgumentError
 from easydel.tree import flatten, params_of
 
 LEAVES = ("kernel", "embedding")
+# In float32, a number below 2**22 plus this is an integer: its lowest bits are the number, rounded to nearest even.
+ROUNDING = np.float32(3 << 22)
+TINY = np.finfo(np.float32).tiny  # below it, 1 / scale would not be finite
 
 
 def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 of the same shape and float32 scales, one per row (all but the last dimension); row = int8 * scale."""
-    rows = np.asarray(rows, dtype=np.float32)
-    top = np.abs(rows).max(axis=-1, keepdims=True, initial=0)
-    scale = np.where(top > 0, top / np.float32(127), np.float32(1))
-    with np.errstate(invalid="ignore"):  # NaN and Inf are reported by name when all is read, or wanted
-        return np.rint(rows / scale).astype(np.int8), scale[..., 0].astype(np.float32)
+    values, scales = rounded_rows(np.array(rows, dtype=np.float32))
+    return values.astype(np.int8), scales
+
+
+def rounded_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `quantize_rows`, without memory of its own: `rows`, float32 and contiguous, are consumed.
+
+    What comes back in their memory are int32 of which only the lowest byte counts: casting keeps just that. A row with
+    NaN or Inf becomes NaN as a whole, by its scale.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported by name when all is read, or wanted
+        top = np.maximum(rows.max(axis=-1, keepdims=True, initial=0), -rows.min(axis=-1, keepdims=True, initial=0))
+        scale = np.where(top == 0, np.float32(1), np.maximum(top / np.float32(127), TINY))
+        np.multiply(rows, np.float32(1) / scale, out=rows)
+        np.add(rows, ROUNDING, out=rows)
+    return rows.view(np.int32), scale[..., 0]
 
 
 def make_int8(module: Any, targets: Sequence[str] | None) -> list[str]:

@@ -116,7 +116,7 @@ def name_problem(name: str) -> str | None:
     """Why no tensor can have this name, or None: it has to fit into messages and tables."""
     if len(name) > MAX_NAME:
         return f"its name has {len(name)} characters, more than {MAX_NAME}"
-    if any("\ud800" <= char <= "\udfff" for char in name):
+    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
         return "its name is not valid Unicode"
     return None
 
@@ -182,21 +182,3 @@ def has_nonfinite(values: np.ndarray) -> bool:
     step = _CACHED_BYTES // size
     starts = range(0, flat.size, step)
     return any(flat[at : at + step].max() >= limit or other[at : at + step].max() >= negative for at in starts)
-
-
-MADV_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap module
-
-
-def populate(array: np.ndarray) -> None:
-    """Bring the pages of an array over a mapped file into memory. Where the system cannot, they come when touched."""
-    base = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    if not isinstance(base, mmap.mmap) or not array.nbytes:
-        return
-    start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    begin = start - start % mmap.PAGESIZE
-    try:
-        base.madvise(MADV_POPULATE_READ, begin, start + array.nbytes - begin)
-    except (OSError, ValueError, AttributeError):  # an old kernel, or no Linux: the pages come when they are touched
-        return

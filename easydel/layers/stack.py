@@ -19,7 +19,7 @@ from easydel.layers.block import Block, BlockLayer
 from easydel.layers.context import Context
 from easydel.layers.rope import Rope
 from easydel.policy import Policy
-from easydel.tree import bind, params_of
+from easydel.tree import bind, params_of, replica
 
 MAX_PERIOD = 16
 
@@ -74,11 +74,23 @@ def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
 def build_layers(blocks: Sequence[Block], features: int, policy: Policy) -> Any:
     """A list of layers, or with `policy.scan_layers` the stacked ones, with parameters that have no value yet."""
     if not policy.scan_layers:
-        return nnx.List([block.build(features, policy) for block in blocks])
+        return nnx.List(_built(blocks, features, policy))
     built = {
         name: _stacked(blocks[layers[0]], len(layers), features, policy) for name, layers in stacks(blocks).items()
     }
     return built[""] if "" in built else nnx.Dict(built)
+
+
+def _built(blocks: Sequence[Block], features: int, policy: Policy) -> list[BlockLayer]:
+    """A layer for each block. Equal blocks are built once, the others are replicas: NNX builds slowly."""
+    known: list[tuple[Block, BlockLayer]] = []
+    layers = []
+    for block in blocks:
+        like = next((layer for other, layer in known if other == block), None)
+        layers.append(block.build(features, policy) if like is None else replica(like))
+        if like is None:
+            known.append((block, layers[-1]))
+    return layers
 
 
 def _stacked(block: Block, layers: int, features: int, policy: Policy) -> BlockLayer:

@@ -148,12 +148,16 @@ def _jobs(
         scales = _parts(scale, filler.plan.shapes[path][:-1], placements[scale], dtypes[scale])
         yield from _int8_jobs(filler, path, parts, scales)
         return
-    if filler.remote(path) and len(filler.plan.shapes[path]) > 1:
-        yield from _remote_jobs(filler, path, parts)
+    if len(filler.plan.shapes[path]) > 1 and (filler.remote(path) or not filler.transposed(path)):
+        yield from _sharing_jobs(filler, path, parts)
         return
-    for part in parts:
-        part.values = view(filler.plan, path, part.index, part.dtype)
-        yield _mapped_job(filler, part) if part.values is not None else _float_job(filler, part)
+    yield from (_job(filler, part) for part in parts)
+
+
+def _job(filler: Filler, part: Part) -> Job:
+    """A part of its own: mapped, if the file has it just as it is wanted."""
+    part.values = view(filler.plan, part.path, part.index, part.dtype)
+    return _mapped_job(filler, part) if part.values is not None else _float_job(filler, part)
 
 
 def _mapped_job(filler: Filler, part: Part) -> Job:
@@ -186,15 +190,19 @@ def _int8_jobs(filler: Filler, path: str, parts: list[Part], scales: list[Part])
         yield Job([*columns, scale], fill, at_once=filler.remote(path) and filler.transposed(path))
 
 
-def _remote_jobs(filler: Filler, path: str, parts: list[Part]) -> Iterator[Job]:
-    """Parts with the same rows of the file share what is received; one alone is received where it belongs."""
-    transposed = filler.transposed(path)
+def _sharing_jobs(filler: Filler, path: str, parts: list[Part]) -> Iterator[Job]:
+    """Parts with the same rows of the file share what is read; one alone is read where it belongs.
+
+    Of a local file only whole rows are worth sharing: what lies between a process's own columns is not to be read.
+    """
+    transposed, remote = filler.transposed(path), filler.remote(path)
     by_rows: dict[Key, list[Part]] = {}
     for part in parts:
         by_rows.setdefault(_key(part.index[: -2 if transposed else -1]), []).append(part)
     for sharing in by_rows.values():
-        if len(sharing) == 1 and not transposed:
-            yield _float_job(filler, sharing[0])
+        whole = sum(part.shape[-1] for part in sharing) == filler.plan.shapes[path][-1]
+        if not transposed and (len(sharing) == 1 or not (remote or whole)):
+            yield from (_job(filler, part) for part in sharing)
             continue
 
         def fill(start: int, stop: int, sharing: list[Part] = sharing) -> None:
