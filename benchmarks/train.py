@@ -1,0 +1,240 @@
+"""A training step of ours against one of PyTorch and transformers: AdamW, float32, the same random model and tokens.
+
+    python benchmarks/train.py [--steps 5] [--batch 4] [--length 512] [--output out.json]
+
+Each engine runs in a process of its own, and they take turns: one step of one, one step of the other, so that a slower
+minute of the machine hits both. The losses of all steps are compared. A busy machine is refused unless --force: a
+neighbour makes threads wait for each other, which slows PyTorch more than us and would flatter us.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPES = {  # SmolLM2-135M, and one to try the script with
+    "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+    "tiny": {"vocab_size": 997, "hidden_size": 144, "intermediate_size": 256, "num_hidden_layers": 2},
+}
+SHARED = {"num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+RATE, BETAS, DECAY = 1e-4, (0.9, 0.95), 0.1
+# What has to hold: ours at least as fast in every pair, the same losses, and memory for what is not kept.
+LEAST_RATIO, LOSS_TOLERANCE, TEMPORARIES = 1.0, 1e-4, 1.9e9
+Step = Callable[[np.ndarray], float]
+
+
+def make_model(directory: str, shape: str) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SHAPES[shape], **SHARED)).save_pretrained(directory)
+
+
+def torch_step(directory: str, ids: np.ndarray) -> tuple[Step, dict[str, Any]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
+
+    def step(ids: np.ndarray) -> float:
+        optimizer.zero_grad()
+        tokens = torch.tensor(ids)
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step, {"version": torch.__version__}
+
+
+def our_step(directory: str, ids: np.ndarray) -> tuple[Step, dict[str, Any]]:
+    import jax
+    import optax
+
+    from easydel import AutoEasyDeLModelForCausalLM
+    from easydel.train import init_state, step
+
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(
+        directory, scan_layers=True, remat="everything", donatable=True
+    )
+    optimizer = optax.adamw(RATE, *BETAS, weight_decay=DECAY)
+    state, run = init_state(model, params, optimizer), step(model, optimizer)
+    memory = run.lower(state, {"input_ids": ids}).compile().memory_analysis()
+
+    def advance(ids: np.ndarray) -> float:
+        nonlocal state
+        state, metrics = run(state, {"input_ids": ids})
+        return float(metrics.loss)
+
+    facts = {
+        "version": jax.__version__,
+        "temporaries": memory.temp_size_in_bytes,
+        "limit": products(model.num_params(), ids.size) / flops_per_second(),
+    }
+    return advance, facts
+
+
+def products(parameters: int, tokens: int) -> float:
+    """Floating-point operations of a step in products with the parameters: 2 forward and 4 backward for each."""
+    return 6.0 * parameters * tokens
+
+
+def flops_per_second(size: int = 3072) -> float:
+    """Of a large float32 product, the best of three."""
+    import jax
+
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+ENGINES = {"torch": torch_step, "easydel": our_step}
+
+
+def serve(engine: str, directory: str, batch: int, length: int, shape: str) -> None:
+    """Make a step for each line on stdin, and answer with its seconds and its loss."""
+    batches = random_batches(batch, length, SHAPES[shape]["vocab_size"])
+    first = next(batches)
+    step, facts = ENGINES[engine](directory, first)
+    print(json.dumps(facts), flush=True)
+    for ids in chain([first], batches):
+        if not sys.stdin.readline():
+            return
+        start = time.perf_counter()
+        loss = step(ids)
+        print(json.dumps({"seconds": time.perf_counter() - start, "loss": loss}), flush=True)
+
+
+def random_batches(batch: int, length: int, vocabulary: int) -> Iterator[np.ndarray]:
+    random = np.random.default_rng(0)
+    while True:
+        yield random.integers(0, vocabulary, (batch, length))
+
+
+class Engine:
+    """A process that makes a step when it is asked to."""
+
+    def __init__(self, name: str, arguments: list[str]):
+        command = [sys.executable, __file__, "--serve", name, *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts = self._answer()
+
+    def step(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"an engine stopped with exit code {self.process.wait()}")
+        return json.loads(line)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Facts and steps of each engine; the first step of each (it compiles) counts in losses only."""
+    with tempfile.TemporaryDirectory() as folder:
+        make = [sys.executable, __file__, "--make", folder, "--shape", arguments.shape]
+        subprocess.run(make, check=True)
+        sizes = ["--batch", str(arguments.batch), "--length", str(arguments.length), "--shape", arguments.shape]
+        engines = {name: Engine(name, ["--make", folder, *sizes]) for name in ENGINES}
+        rounds = [{name: engine.step() for name, engine in engines.items()} for _ in range(arguments.steps + 1)]
+        for engine in engines.values():
+            engine.close()
+    return {name: {**engines[name].facts, "steps": [each[name] for each in rounds]} for name in engines}
+
+
+def summary(results: dict[str, Any]) -> dict[str, Any]:
+    ours, theirs = ([step["seconds"] for step in results[name]["steps"][1:]] for name in ("easydel", "torch"))
+    pairs = zip(results["easydel"]["steps"], results["torch"]["steps"], strict=True)
+    return {
+        "ratios": [their / our for our, their in zip(ours, theirs, strict=True)],
+        "of_limit": results["easydel"]["limit"] / statistics.median(ours),
+        "loss_difference": max(abs(our["loss"] - their["loss"]) / their["loss"] for our, their in pairs),
+        "temporaries": results["easydel"]["temporaries"],
+    }
+
+
+def show(results: dict[str, Any], found: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "seconds, median", "min", "max", "x torch, median", "min", title=title)
+    for name, result in results.items():
+        seconds = [step["seconds"] for step in result["steps"][1:]]
+        ratios = found["ratios"] if name == "easydel" else [1.0]
+        cells = [f"{f(seconds):.2f}" for f in (statistics.median, min, max)]
+        table.add_row(name, *cells, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"losses differ by {found['loss_difference']:.1e} (at most {LOSS_TOLERANCE}), temporaries "
+        f"{found['temporaries'] / 1e9:.2f} GB (at most {TEMPORARIES / 1e9}), {found['of_limit']:.0%} of the speed of a "
+        f"large product; to show: at least {LEAST_RATIO} x torch in every pair"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="after one that is not timed")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--output", type=Path, help="write what was measured as JSON")
+    parser.add_argument("--force", action="store_true", help="run although the machine is busy")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=ENGINES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve, arguments.make, arguments.batch, arguments.length, arguments.shape)
+        return
+    if arguments.make:
+        make_model(arguments.make, arguments.shape)
+        return
+    load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load_average > 0.5 * cores and not arguments.force:
+        raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
+    results = measure(arguments)
+    found = summary(results)
+    show(results, found, f"A step of {arguments.batch} x {arguments.length} tokens, {arguments.shape}")
+    if arguments.output:
+        machine = {"cores": cores, "machine": platform.machine(), "load": load_average}
+        settings = {name: getattr(arguments, name) for name in ("steps", "batch", "length", "shape")}
+        arguments.output.write_text(
+            json.dumps({"machine": machine, "settings": settings, **found, "engines": results}, indent=1)
+        )
+    if found["loss_difference"] > LOSS_TOLERANCE or found["temporaries"] > TEMPORARIES:
+        raise SystemExit("the losses differ, or too much memory is used")
+
+
+if __name__ == "__main__":
+    main()
