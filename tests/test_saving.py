@@ -126,12 +126,12 @@ def test_a_full_disk_leaves_the_old_model(
     real = writing._write_values
     written = 0
 
-    def full(handle: Any, entry: Any) -> None:
+    def full(handle: int, start: int, entry: Any) -> None:
         nonlocal written
         written += 1
         if written > 7:
             raise OSError(28, os.strerror(28))
-        real(handle, entry)
+        real(handle, start, entry)
 
     monkeypatch.setattr(writing, "_write_values", full)
     with pytest.raises(CheckpointError, match="No space left"):

@@ -7,8 +7,10 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,11 +18,13 @@ from easydel.checkpoint.atomic import atomic_directory, recover_directory
 from easydel.checkpoint.problems import Problems
 from easydel.checkpoint.safetensors import LENGTH_BYTES, MAX_HEADER_BYTES, NAMES
 from easydel.errors import CheckpointError
+from easydel.threads import thread_count
 
 __all__ = ["atomic_directory", "recover_directory", "write_safetensors"]
 
 DATA_ALIGNMENT = 4096  # a page, so that the data can be mapped as it is
 TENSOR_ALIGNMENT = 64  # what jax.device_put needs of numpy memory to take it without a copy
+MAX_THREADS = 8  # more do not make a disk faster
 _CHUNK_BYTES = 16 << 20  # how much of a strided array is made contiguous at a time
 
 
@@ -103,11 +107,22 @@ def _names(count: int) -> list[str]:
 
 
 def _write_file(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
-    with file.open("xb") as handle:
-        handle.write(_header(file, entries, metadata))
-        for entry in entries:
-            _write_values(handle, entry)
-        handle.flush()
+    """Header, then every tensor at its place, by a few threads; at most one tensor of each is in memory."""
+    header = _header(file, entries, metadata)
+    ends = accumulate((entry.nbytes for entry in entries), initial=len(header))
+    with file.open("xb", buffering=0) as handle:
+        _write_at(handle.fileno(), 0, np.frombuffer(header, np.uint8))
+        with ThreadPoolExecutor(thread_count(MAX_THREADS)) as pool:
+            futures = [
+                pool.submit(_write_values, handle.fileno(), start, entry)
+                for start, entry in zip(ends, entries, strict=False)
+            ]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         os.fsync(handle.fileno())
 
 
@@ -125,17 +140,24 @@ def _header(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _write_values(handle: BinaryIO, entry: Entry) -> None:
+def _write_values(handle: int, start: int, entry: Entry) -> None:
     array = entry.values()
     assert array.shape == entry.shape, (entry.name, array.shape, entry.shape)
     assert array.dtype == entry.dtype, (entry.name, array.dtype, entry.dtype)
     if array.flags.c_contiguous:
-        parts = [array]
-    else:
-        rows = max(1, _CHUNK_BYTES * len(array) // array.nbytes)
-        parts = (np.ascontiguousarray(array[start : start + rows]) for start in range(0, len(array), rows))
-    for part in parts:
-        handle.write(part.reshape(-1).view(np.uint8).data)
+        _write_at(handle, start, array)
+        return
+    rows = max(1, _CHUNK_BYTES * len(array) // array.nbytes)
+    for first in range(0, len(array), rows):
+        part = np.ascontiguousarray(array[first : first + rows])
+        _write_at(handle, start, part)
+        start += part.nbytes
+
+
+def _write_at(handle: int, start: int, array: np.ndarray) -> None:
+    view, done = memoryview(array.reshape(-1).view(np.uint8).data), 0
+    while done < len(view):
+        done += os.pwrite(handle, view[done:], start + done)
 
 
 def _write_index(directory: Path, files: Sequence[Path], shards: Sequence[Sequence[Entry]]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Parameters:
     dequantized: bool = False
     _homes: dict[str, tuple[str, int | None]] = field(init=False)
     _kept: tuple[str, np.ndarray] | None = field(default=None, init=False)
+    _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
         stacked = {path: parts != [path] for path, parts in self.layer_paths.items()}
@@ -56,9 +58,10 @@ class Parameters:
 
     def __getitem__(self, part: str) -> np.ndarray:
         path, row = self._homes[part]
-        if self._kept is None or self._kept[0] != path:
-            self._kept = (path, self._fetch(path))
-        values = self._kept[1]
+        with self._lock:  # several threads may want layers of one stack: it is fetched once
+            if self._kept is None or self._kept[0] != path:
+                self._kept = (path, self._fetch(path))
+            values = self._kept[1]
         return values if row is None else values[row]
 
     def _fetch(self, path: str) -> np.ndarray:

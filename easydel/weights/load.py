@@ -6,7 +6,6 @@ again. At most `WINDOW` arenas are under way, which bounds what is in flight to 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from easydel.threads import thread_count
 from easydel.weights.arena import carve, groups
 from easydel.weights.expressions import Index
 from easydel.weights.fill import Filler, Finite, view
@@ -234,10 +234,7 @@ def _key(index: Index) -> Key:
 
 def _filled(jobs: Sequence[Job], least: int) -> Iterator[list[Part]]:
     """Parts with their values, arena by arena, by at `least` so many threads."""
-    threads = min(
-        MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    pool = ThreadPoolExecutor(max(threads, least))
+    pool = ThreadPoolExecutor(max(thread_count(MAX_THREADS), least))
     pending: deque[tuple[list[Part], list[Future[None]]]] = deque()
     try:
         for group in groups([job.nbytes for job in jobs]):
