@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from built_tokenizers import CHAT, KINDS, byte_level, save
 from transformers import AutoTokenizer
 
 from easydel import ArgumentError, ConfigError
-from easydel.tokenizer import Tokenizer, load_tokenizer
+from easydel.tokenizer import Tokenizer, chat, load_tokenizer
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -97,6 +99,48 @@ def test_messages_that_the_template_refuses_are_an_argument_error(bpe: Path):
 def test_a_broken_or_hostile_template_fails_without_harm(bpe: Path, template: str):
     with pytest.raises(ConfigError, match="the chat template fails"):
         load_tokenizer(bpe).render_chat(CHAT, template=template)
+
+
+ENDLESS = {
+    "nested ranges": "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+    "output without end": "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}",
+    "a text times a number": "{{ 'a' * 10 ** 10 }}",
+    "a list times a number": "{{ ([1] * 10 ** 10) | length }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
+    "padding": "{{ 'a'.ljust(10 ** 10) }}",
+    "padding by a format": "{{ '%10000000000s' % 'a' }}",
+    "padding by a filter": "{{ 'a' | center(10000000000) }}",
+    "replacing": "{% set a = 'a' * 1000000 %}{{ a | replace('a', a) }}",
+    "doubling": "{% set n = namespace(a='ab') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
+    "lists of lists": "{% set n = namespace(a=1) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a }}",
+    "recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "lorem ipsum": "{{ lipsum(n=10 ** 8) }}",
+    "a deep expression": "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}",
+    "much text": "{% for a in range(90000) %}{{ '%1000s' % a }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_template_that_would_run_for_ever_or_fill_the_memory_is_ended(bpe: Path, kind: str):
+    tokenizer = load_tokenizer(bpe)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = os.times().children_user
+    with pytest.raises(ConfigError, match="the chat template fails") as caught:
+        tokenizer.render_chat(CHAT, template=ENDLESS[kind])
+    assert caught.value.file == str(bpe)
+    assert len(str(caught.value)) < 1000
+    assert os.times().children_user - before < 4, "seconds of the processor"
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10 < 200 << 20
+    assert tokenizer.render_chat(CHAT[:1], template="{{ messages | length }}") == "1", "the next one runs again"
+
+
+def test_a_template_runs_without_the_tokens_in_the_environment(bpe: Path, monkeypatch: pytest.MonkeyPatch):
+    chat._renderer(os.getpid()).close()
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert load_tokenizer(bpe).render_chat(CHAT, template="x") == "x"
+    process = chat._renderer(os.getpid()).process
+    assert process is not None
+    assert b"hf_secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
 
 
 def test_loading_does_not_run_the_template(tmp_path: Path):

@@ -1,21 +1,25 @@
-"""Chat templates: Jinja programs that come with a checkpoint, run in a sandbox and only when asked for."""
+"""Chat templates: Jinja programs that come with a checkpoint, run only when asked for, and in `renderer.py`."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from easydel.errors import ArgumentError, ConfigError
+
+RENDERER = str(Path(__file__).with_name("renderer.py"))
+LENGTH_BYTES = 8
+WAIT_SECONDS = 60  # others may keep the processor busy: the renderer's own limits count its time only
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL", "LC_TIME")  # no tokens
 
 
 @dataclass(frozen=True)
@@ -37,57 +41,86 @@ class Template:
         raise ConfigError(f"has {has}", file=source or None, hint="pass one as template=, or encode plain text")
 
 
-class Refusal(jinja2.TemplateError):
-    """Raised by a template that does not take these messages."""
-
-
-class Generation(Extension):
-    """{% generation %} marks what the assistant says, for training; it does not change the text."""
-
-    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
 def render(template: Template, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
     """The text of a chat; keys of messages whose value is None count as absent."""
     if not messages:
         raise ArgumentError("a chat needs at least one message")
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    values = _plain({**variables, "messages": present})
-    try:
-        return _compiled(template.text).render(values)
-    except Refusal as error:
-        raise ArgumentError(f"the chat template does not take these messages: {error}") from error
-    except Exception as error:  # whatever the template's own program does wrong
-        problem = f"the chat template fails: {type(error).__name__}: {error}"
-        raise ConfigError(problem, file=template.source or None, hint="pass another one as template=") from error
+    given = _plain({"template": template.text, "variables": {**variables, "messages": present}})
+    answer = _renderer(os.getpid()).ask(given)
+    if "refused" in answer:
+        raise ArgumentError(f"the chat template does not take these messages: {answer['refused']}")
+    if "failed" in answer:
+        problem = f"the chat template fails: {answer['failed']}"
+        raise ConfigError(problem, file=template.source or None, hint="pass another one as template=")
+    return answer["text"]
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy in JSON's types only, so that a template gets no object with methods that could do harm."""
+def _plain(values: dict[str, Any]) -> bytes:
+    """In JSON's types only, so that a template gets no object with methods that could do harm."""
     try:
-        return json.loads(json.dumps(values))
+        return json.dumps(values).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(f"messages and tools must be made of dicts, lists, strings and numbers: {error}") from error
 
 
-@lru_cache(maxsize=16)
-def _compiled(text: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda format: datetime.now().strftime(format)}
-    return environment.from_string(text)
+class Renderer:
+    """The process that renders templates: started for the first one, and anew after one that the system ended."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: bytes) -> dict[str, str]:
+        """Its answer, as of `renderer.answer`; of a template that takes too long, that it failed."""
+        with self.lock:
+            process = self._started()
+            late = threading.Timer(WAIT_SECONDS, process.kill)
+            late.start()
+            try:
+                answer = _exchange(process, request)
+            finally:
+                late.cancel()
+            if answer is None:
+                self.close()
+            return answer or {"failed": "it runs for too long, or takes too much memory, and was ended"}
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self.process is None:
+            known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+            path = [place for place in sys.path if place]  # not the current directory: it may be a stranger's
+            start = f"import sys, runpy; sys.path[:] = {path!r}; runpy.run_path({RENDERER!r}, run_name='__main__')"
+            pipe = subprocess.PIPE
+            command = [sys.executable, "-I", "-c", start]
+            try:
+                self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=known)
+            except OSError as error:
+                raise ConfigError(f"the chat template needs a process of its own: {error}") from error
+        return self.process
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """JSON as Python writes it; Jinja's own filter escapes what would be HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, str] | None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(len(request).to_bytes(LENGTH_BYTES, "little") + request)
+        process.stdin.flush()
+        answer = process.stdout.read(int.from_bytes(process.stdout.read(LENGTH_BYTES), "little"))
+        return json.loads(answer) if answer else None
+    except (OSError, ValueError):  # it ended in the middle
+        return None
 
 
-def _refuse(message: str) -> None:
-    raise Refusal(message)
+@cache
+def _renderer(pid: int) -> Renderer:
+    """The one of this process: a child of a fork needs its own."""
+    renderer = Renderer()
+    atexit.register(renderer.close)
+    return renderer
