@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 import pytest
+import safetensors.numpy
 from commands import CASE, invoke, invoke_json, make_model
 from transformers import LlamaConfig
 
@@ -211,3 +212,42 @@ def test_headers_of_a_model_too_large_for_here_suffice_and_no_backend_starts(com
     told, started = done.stdout.rstrip().rsplit("\n", 1)
     assert json.loads(told)["parameters"] == parameters
     assert started == "False"
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments"),
+    [
+        ((), {}),
+        (("--param-dtype", "bf16"), {"param_dtype": "bfloat16"}),
+        (("--int8",), {"load_in_8bit": True}),
+        (("--scan-layers",), {"scan_layers": True}),
+    ],
+)
+def test_the_reads_of_a_plan_are_those_of_the_load(tiny: Path, flags: tuple[str, ...], arguments: dict[str, Any]):
+    planned = invoke_json("plan", tiny, "--mesh", "1,2,2,2", "--reads", *flags)
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(
+        tiny, auto_shard_params=True, sharding_axis_dims=(1, 2, 2, 2), **arguments
+    )
+    report = model.load_report
+    assert report is not None
+    assert sum(planned["file_bytes"].values()) == report.bytes_read + report.bytes_mapped
+    assert planned["file_bytes"].get("map", 0) == report.bytes_mapped
+    assert sum(read["bytes"] for read in planned["reads"]) == sum(planned["file_bytes"].values())
+    assert {read["action"] for read in planned["reads"]} == set(planned["file_bytes"])
+
+
+def test_the_bytes_of_a_planned_read_are_the_slice_of_the_tensor(tiny: Path):
+    tensors = safetensors.numpy.load_file(tiny / "model.safetensors")
+    data = (tiny / "model.safetensors").read_bytes()
+    reads = invoke_json("plan", tiny, "--mesh", "1,1,2,1", "--reads")["reads"]
+    rows = [read for read in reads if read["parameter"].endswith("q_proj/kernel")]
+    assert len(rows) == 4
+    for read in rows:
+        part = tensors[read["tensor"]][tuple(slice(*range_) for range_ in read["index"])]
+        assert data[read["start"] : read["stop"]] == part.tobytes()
+
+
+def test_reads_are_listed_for_people_too(tiny: Path):
+    listed = invoke("plan", tiny, "--reads")
+    assert listed.exit_code == 0
+    assert "model/norm/scale[0:48]" in listed.stdout

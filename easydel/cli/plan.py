@@ -14,14 +14,16 @@ import typer
 
 from easydel.cli.models import is_saved, local_files
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
+from easydel.cli.reads import bytes_by_action, facts_of, print_reads, reads_of
 from easydel.cli.tables import parse_size, print_facts, size
 from easydel.cli.where import Row, count_of, mesh_text, print_rows, rows_of
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from jax.sharding import AbstractMesh
+    from jax.sharding import AbstractMesh, NamedSharding
 
     from easydel.model import BaseNNXModule
+    from easydel.weights.plan import Plan
 
 
 class Optimizer(StrEnum):
@@ -62,6 +64,7 @@ def plan(
         int | None, typer.Option(min=1, help=f"Tokens of each, prompt and answer. Default: {LENGTH}, or the context.")
     ] = None,
     optimizer: Annotated[Optimizer, typer.Option(help="Training with it; none: generation.")] = Optimizer.none,
+    reads: Annotated[bool, typer.Option(help="List every read: parameter, tensor, file, bytes, what is done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what each device of a mesh would hold, what is replicated and why, and whether it fits.
@@ -72,11 +75,14 @@ def plan(
     if optimizer is not Optimizer.none and loading.int8:
         raise ArgumentError("int8 parameters are not trained", hint="leave out --int8 or --optimizer")
     path = local_files(model, hub)
+    from easydel.sharding import bytes_per_device
     from easydel.tree import flatten
 
     mesh = _mesh(loading.mesh)
-    built = _model(path, loading, mesh)
-    rows = _rows(built, mesh)
+    built, read_plan, int8 = _model(path, loading, mesh)
+    placed, losses = _placed(built, mesh)
+    rows = rows_of(bytes_per_device(flatten(built.params), placed, losses), mesh.shape)
+    every_read = reads_of(built, read_plan, int8, placed, mesh)
     tokens = length or min(LENGTH, built.record.max_length or LENGTH)
     parameters = sum(row.device_bytes for row in rows)
     moments = MOMENTS.get(optimizer)
@@ -92,6 +98,7 @@ def plan(
         "devices": mesh.size,
         "parameters": count_of(flatten(built.params)),
         "rows": [asdict(row) for row in rows],
+        "file_bytes": bytes_by_action(every_read),
         "batch": batch,
         "length": tokens,
         "device_bytes": {**asdict(costs), "total": costs.total},
@@ -99,9 +106,12 @@ def plan(
         "fits": None if memory is None else costs.total <= memory,
     }
     if as_json:
-        print(json.dumps(facts, indent=2))
-    else:
-        _print(facts, rows, costs)
+        print(json.dumps(facts | ({"reads": [facts_of(step) for step in every_read]} if reads else {}), indent=2))
+        return
+    _print(facts, rows, costs)
+    if reads:
+        print()
+        print_reads(every_read)
 
 
 def _mesh(text: str | None) -> AbstractMesh:
@@ -115,8 +125,11 @@ def _mesh(text: str | None) -> AbstractMesh:
     return jax.sharding.AbstractMesh(filled(sizes, jax.device_count()) if -1 in sizes else sizes, AXES)
 
 
-def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> BaseNNXModule:
-    """The model without values, checked against the checkpoint and the mesh as loading would."""
+def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, set[str]]:
+    """The model without values, checked against the checkpoint and the mesh as loading would.
+
+    Also where its weights come from, and which of them are quantized on the way.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -136,23 +149,20 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> BaseNNXModule:
     model = build_model(family, family.configured(source.config), policy, source)
     # checks and shapes ask the mesh for nothing that an abstract one lacks
     check_heads_of(model, replace(policy, mesh=cast(jax.sharding.Mesh, mesh)))
-    plan_for(model, source)
-    if loading.int8:
-        make_int8(model, None)
-    return model
+    read_plan, stored_int8 = plan_for(model, source)
+    chosen = make_int8(model, None) if loading.int8 else []
+    return model, read_plan, set(chosen) - set(stored_int8)
 
 
-def _rows(model: BaseNNXModule, mesh: AbstractMesh) -> list[Row]:
+def _placed(model: BaseNNXModule, mesh: AbstractMesh) -> tuple[dict[str, NamedSharding], dict[str, str]]:
     import jax
 
-    from easydel.sharding import bytes_per_device, default_rules, shardings
+    from easydel.sharding import default_rules, shardings
     from easydel.tree import flatten
 
-    leaves = flatten(model.params)
-    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
     rules = default_rules(model.policy.axes)
-    placed, losses = shardings(shapes, cast(jax.sharding.Mesh, mesh), rules, strict=False)
-    return rows_of(bytes_per_device(leaves, placed, losses), mesh.shape)
+    return shardings(shapes, cast(jax.sharding.Mesh, mesh), rules, strict=False)
 
 
 def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: int) -> int:
@@ -189,6 +199,8 @@ def _cache_leaves(model: BaseNNXModule, batch: int, length: int) -> list[tuple[A
 
 
 def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:
+    from easydel.weights.steps import ACTIONS
+
     print(f"{facts['parameters']:,} parameters on {facts['devices']} devices, mesh {mesh_text(facts['mesh'])}")
     print_rows(rows)
     if copied := [row for row in rows if row.copies > 1]:
@@ -199,6 +211,8 @@ def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:
     print("\non each device:")
     print_facts({f"  {what.get(name, name)}": size(count) for name, count in facts["device_bytes"].items() if count})
     print(f"  ({NOT_COUNTED})")
+    print("\nbytes of files:")
+    print_facts({f"  {action}": f"{size(count)}, {ACTIONS[action]}" for action, count in facts["file_bytes"].items()})
     if facts["fits"] is not None:
         left = facts["device_memory"] - costs.total
         state = f"fits: {size(left)} left" if left >= 0 else f"does not fit: {size(-left)} too much"

@@ -95,13 +95,13 @@ class Filler:
 
     def touch(self, path: str, index: Index, mapped: np.ndarray) -> None:
         """Have the system fetch what a mapped array looks at, unless it has; the pages come when they are touched."""
-        part = next(self.plan.expressions[path].parts(index, _no_memory(mapped.shape)))
+        part = next(self.plan.expressions[path].parts(index, memoryless(mapped.shape)))
         tensor = self.plan.tensors[part.name]
         assert isinstance(tensor, Tensor)
         with self._lock:
             self.bytes_mapped += mapped.nbytes
         if mapped.nbytes:
-            _read_ahead(self._handle(tensor.file), _start(tensor, part.index), mapped.nbytes)
+            _read_ahead(self._handle(tensor.file), first_byte(tensor, part.index), mapped.nbytes)
         if self.finite == "all":
             self._check(tensor, part.name, mapped)
 
@@ -125,16 +125,16 @@ class Filler:
 
     def _copy(self, path: str, part: Part) -> None:
         tensor, out = self.plan.tensors[part.name], part.out
-        if isinstance(tensor, Tensor) and tensor.source is not None and not _contiguous(tensor, part.index):
+        if isinstance(tensor, Tensor) and tensor.source is not None and not is_contiguous(tensor, part.index):
             self._copy_rows(path, tensor, part)
             return
         with self._lock:
-            self.bytes_read += out.size * tensor.dtype.itemsize
-        if not isinstance(tensor, Tensor) or tensor.encoding is not None or not _contiguous(tensor, part.index):
+            self.bytes_read += bytes_of(tensor, out.size)
+        if not isinstance(tensor, Tensor) or tensor.encoding is not None or not is_contiguous(tensor, part.index):
             _assign(out, tensor.read(part.index), path)
             self._check(tensor, part.name, out)
         elif tensor.dtype == out.dtype and out.flags.c_contiguous:
-            self._read_checked(tensor, _start(tensor, part.index), out)
+            self._read_checked(tensor, first_byte(tensor, part.index), out)
         else:
             self._cast(path, tensor, part)
 
@@ -151,7 +151,7 @@ class Filler:
             scratch = self._scratch(shape, tensor.dtype, "bytes")
             with self._lock:
                 self.bytes_read += scratch.nbytes
-            self._read(tensor, _start(tensor, (*block, taken)), scratch)
+            self._read(tensor, first_byte(tensor, (*block, taken)), scratch)
             out = part.out[picked]
             _assign(out, scratch[..., columns] if short else scratch, path)
             self._check(tensor, part.name, out)
@@ -162,7 +162,7 @@ class Filler:
         for block, picked in _blocks(part.index[:depth], below, room):
             out = part.out[picked]
             scratch = self._scratch(out.shape, tensor.dtype, "bytes")
-            self._read(tensor, _start(tensor, (*block, *part.index[depth:])), scratch)
+            self._read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
             _assign(out, scratch, path)
             self._check(tensor, part.name, out)
 
@@ -250,7 +250,7 @@ def _transposed(expression: Expression) -> bool:
     return _transposed(expression.of[0] if isinstance(expression, Stack) else expression.of)
 
 
-def _contiguous(tensor: Tensor, index: Index) -> bool:
+def is_contiguous(tensor: Tensor, index: Index) -> bool:
     """Whether the slice is one run of bytes: whole in all dimensions but the leading ones of one entry and the next."""
     expected = tensor.dtype.itemsize
     whole = True
@@ -263,7 +263,7 @@ def _contiguous(tensor: Tensor, index: Index) -> bool:
     return True
 
 
-def _start(tensor: Tensor, index: Index) -> int:
+def first_byte(tensor: Tensor, index: Index) -> int:
     return tensor.offset + sum(part.start * stride for part, stride in zip(index, tensor.strides, strict=True))
 
 
@@ -279,11 +279,18 @@ def _assign(out: np.ndarray, values: np.ndarray, path: str) -> None:
             )
 
 
+def bytes_of(tensor: TensorSource, elements: int) -> int:
+    """Bytes of the file that so many elements of a tensor take; of encoded ones, their share."""
+    if isinstance(tensor, Tensor) and tensor.encoding is None:
+        return elements * tensor.dtype.itemsize
+    return elements * tensor.nbytes // max(prod(tensor.shape), 1)
+
+
 def view(plan: Plan, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
     """The slice as it lies in the mapped file, if JAX can use it there: same dtype, aligned, contiguous, unaltered."""
     shape = tuple(part.stop - part.start for part in index)
-    parts = list(plan.expressions[path].parts(index, _no_memory(shape)))
-    if len(parts) != 1 or parts[0].out.shape != shape or parts[0].out.strides != _no_memory(shape).strides:
+    parts = list(plan.expressions[path].parts(index, memoryless(shape)))
+    if len(parts) != 1 or parts[0].out.shape != shape or parts[0].out.strides != memoryless(shape).strides:
         return None
     tensor: TensorSource = plan.tensors[parts[0].name]
     if not isinstance(tensor, Tensor) or tensor.encoding or tensor.source is not None or tensor.dtype != dtype:
@@ -293,7 +300,7 @@ def view(plan: Plan, path: str, index: Index, dtype: np.dtype) -> np.ndarray | N
     return values if aligned else None
 
 
-def _no_memory(shape: tuple[int, ...]) -> np.ndarray:
+def memoryless(shape: tuple[int, ...]) -> np.ndarray:
     """An array to take views of, never to look into: only its strides are real."""
     strides = np.cumprod([1, *reversed([max(dim, 1) for dim in shape[1:]])])[::-1] if shape else ()
     return np.lib.stride_tricks.as_strided(np.empty(1, np.int8), shape, tuple(map(int, strides)), writeable=False)

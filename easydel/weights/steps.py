@@ -1,0 +1,111 @@
+"""The plan of a load as data: which bytes of which file each part of a parameter comes from, and what becomes of them.
+
+Says what `weights/load.py` does, without doing it: nothing is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from easydel.checkpoint import Tensor
+from easydel.checkpoint.tensor import extent
+from easydel.weights.expressions import Index, Part
+from easydel.weights.fill import bytes_of, first_byte, is_contiguous, memoryless, view
+from easydel.weights.plan import Plan, Zeros
+
+Action = Literal["map", "read", "gather", "cast", "dequantize", "quantize", "fill"]
+ACTIONS: dict[Action, str] = {
+    "map": "used where it lies in the file",
+    "read": "copied as it is",
+    "gather": "copied out of rows or columns that are not in one run",
+    "cast": "converted to the storage dtype",
+    "dequantize": "decoded from GGUF blocks",
+    "quantize": "made int8 with a scale per row",
+    "fill": "zeros, which the file leaves out",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Bytes `start` to `stop` of `file` span the slice of `tensor` that slice `index` of parameter `path` needs.
+
+    `nbytes` of them are its own; `start` and `stop` are None for what has no one place in a file.
+    """
+
+    path: str
+    index: Index
+    tensor: str
+    file: Path
+    start: int | None
+    stop: int | None
+    nbytes: int
+    action: Action
+
+
+def steps(
+    plan: Plan,
+    splits: Mapping[str, Sequence[int]],
+    dtypes: Mapping[str, np.dtype],
+    int8: Collection[str] = (),
+) -> Iterator[Step]:
+    """A step for every tensor slice of every distinct part of every parameter.
+
+    `splits` says into how many equal parts each dimension of a parameter is divided, `dtypes` how it is stored. Those
+    in `int8` are quantized on the way, over whole rows, whatever columns a device holds.
+    """
+    for path, expression in plan.expressions.items():
+        shape, counts = plan.shapes[path], list(splits[path])
+        if path in int8:
+            counts[-1] = 1
+        for index in _parts(shape, counts):
+            sizes = tuple(part.stop - part.start for part in index)
+            mapped = path not in int8 and view(plan, path, index, dtypes[path]) is not None
+            for part in expression.parts(index, memoryless(sizes)):
+                action: Action = "quantize" if path in int8 else "map" if mapped else _action(plan, part, dtypes[path])
+                yield _step(plan, path, index, part, action)
+
+
+def _parts(shape: Sequence[int], counts: Sequence[int]) -> Iterator[Index]:
+    for place in product(*map(range, counts)):
+        yield tuple(
+            slice(dim // count * number, dim // count * (number + 1))
+            for dim, count, number in zip(shape, counts, place, strict=True)
+        )
+
+
+def _action(plan: Plan, part: Part, dtype: np.dtype) -> Action:
+    tensor = plan.tensors[part.name]
+    if isinstance(tensor, Zeros):
+        return "fill"
+    if _stored(tensor).encoding is not None:
+        return "dequantize"
+    if tensor.dtype != dtype:
+        return "cast"
+    in_order = part.out.strides == memoryless(part.out.shape).strides
+    return "read" if isinstance(tensor, Tensor) and is_contiguous(tensor, part.index) and in_order else "gather"
+
+
+def _step(plan: Plan, path: str, index: Index, part: Part, action: Action) -> Step:
+    tensor = plan.tensors[part.name]
+    if isinstance(tensor, Zeros):
+        return Step(path, index, tensor.name, tensor.file, None, None, 0, action)
+    stored, sizes = _stored(tensor), [part.stop - part.start for part in part.index]
+    if stored is not tensor or stored.encoding is not None:  # whole blocks, rows in another order: of the whole tensor
+        start, span = stored.offset, stored.nbytes
+    else:
+        start, span = first_byte(stored, part.index), extent(sizes, stored.strides, stored.dtype.itemsize)
+    return Step(path, index, tensor.name, stored.file, start, start + span, bytes_of(tensor, prod(sizes)), action)
+
+
+def _stored(tensor: object) -> Tensor:
+    """The tensor of the file that another one stands for (`HFTensor`)."""
+    stored = tensor if isinstance(tensor, Tensor) else getattr(tensor, "tensor", None)
+    assert isinstance(stored, Tensor)
+    return stored
