@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from easydel.checkpoint.strict import parse_json
 from easydel.errors import ConfigError, listed
 
 # Keys that do not change what an inference or training step without dropout computes.
@@ -47,10 +48,11 @@ ROPE_KEYS = (
 # What each of the rotary settings has to be, whichever type uses them.
 ROPE_NUMBERS = re.compile(
     r"rope_theta|factor|(low|high)_freq_factor|attention_factor|partial_rotary_factor|beta_(fast|slow)"
-    r"|original_max_position_embeddings"
+    r"|original_max_position_embeddings|mscale(_all_dim)?"
 )
 ROPE_LISTS = ("short_factor", "long_factor")
-MAX_CONFIG_BYTES = 64 << 20
+MAX_CONFIG_BYTES = 8 << 20
+MAX_CONFIG_ITEMS = 500_000  # some list a name for each of 100,000 labels
 MAX_SIZE = 1 << 31
 SIZE = re.compile(
     r"(num|n)_[a-z_]*(layers?|heads?|experts?|experts_per_tok|embd|inner)|[a-z_]*(hidden|vocab|intermediate|state)_size|[a-z_]*head_dim|d_model|n_layer|n_head"
@@ -61,6 +63,7 @@ SIZE = re.compile(
 POSITIVE = re.compile(
     r"(num|n)_[a-z_]*attention_heads|num_heads|n_heads?|hidden_size|vocab_size|d_model|n_embd|n_layers?|num_(hidden_)?layers"
 )
+SWITCH = re.compile(r"is_encoder_decoder|tie_word_embeddings")
 NUMBER = re.compile(r"[a-z_]*(eps|epsilon|theta|softcapping|multiplier|max_position_embeddings|n_positions|base_freq)")
 LAYERS = re.compile(r"(num|n)_(hidden_|encoder_|decoder_)?layers?|(encoder|decoder)_layers")
 
@@ -99,13 +102,15 @@ class HFConfig:
                 raise ConfigError("is not a regular file", file=file)
             if file.stat().st_size > MAX_CONFIG_BYTES:
                 raise ConfigError(f"{file.stat().st_size} bytes is too large for a config", file=file)
-            values = json.loads(file.read_bytes())
+            values, repeats = parse_json(file.read_bytes(), MAX_CONFIG_ITEMS)
         except ConfigError:
             raise
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror or error}", file=file) from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ConfigError(f"not valid JSON ({error})", file=file) from None
+        if twice := [shown(repeat.key) for repeat in repeats if not repeat.equal]:
+            raise ConfigError(f"has keys twice, with different values: {', '.join(twice[:8])}", file=file)
         if not isinstance(values, dict):
             raise ConfigError(f"holds a {type(values).__name__}, expected an object", file=file)
         return cls(values, file=file)
@@ -228,7 +233,11 @@ class HFConfig:
             elif settings.get("original_max_position_embeddings") is None:
                 settings["original_max_position_embeddings"] = self.max_position_embeddings
         settings["max_position_embeddings"] = self.get("max_position_embeddings")
-        if problems := [problem for key, value in settings.items() if (problem := _rope_problem(key, value))]:
+        problems = [problem for key, value in settings.items() if (problem := _rope_problem(key, value))]
+        low, high = settings.get("low_freq_factor"), settings.get("high_freq_factor")
+        if not problems and low is not None and high is not None and low >= high:
+            problems.append(f"low_freq_factor is {low}, expected less than high_freq_factor, {high}")
+        if problems:
             raise ConfigError(f"its rotary settings make no sense:{listed(problems)}", file=self._file)
         return settings
 
@@ -237,12 +246,14 @@ def expectation(key: str, value: Any, default: Any) -> str | None:
     """What `key` should have been, if `value` cannot be meant: by its name and the type of the default."""
     if SIZE.fullmatch(key) or LAYERS.fullmatch(key):
         least = 1 if POSITIVE.fullmatch(key) or LAYERS.fullmatch(key) else 0
-        by_layer = isinstance(value, list) and not POSITIVE.fullmatch(key) and not key.endswith("per_tok")
-        items: list[Any] = value if by_layer else [value]
-        fits = all(_is_whole(item) and least <= item < MAX_SIZE for item in items)
+        fits = _is_whole(value) and least <= value < MAX_SIZE
         return None if fits else f"a whole number from {least} to 2**31"
+    if SWITCH.fullmatch(key):
+        return None if isinstance(value, bool) else "true or false"
     if NUMBER.fullmatch(key) or type(default) in (int, float):
         fits = _is_number(value) and not (value < 0 and NUMBER.fullmatch(key))
+        if fits and key.endswith(("max_position_embeddings", "n_positions")) and value >= MAX_SIZE:
+            return "a number below 2**31"
         return None if fits else f"a {'non-negative ' if NUMBER.fullmatch(key) else ''}number"
     if default is not None and not isinstance(value, type(default)):
         return {bool: "true or false", str: "a string", list: "a list", dict: "an object"}.get(type(default))

@@ -112,7 +112,7 @@ ENDLESS = {
     "padding by a filter": "{{ 'a' | center(10000000000) }}",
     "replacing": "{% set a = 'a' * 1000000 %}{{ a | replace('a', a) }}",
     "doubling": "{% set n = namespace(a='ab') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
-    "lists of lists": "{% set n = namespace(a=1) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a }}",
+    "nested lists": "{% set n = namespace(a=1) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{n.a}}",
     "recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "lorem ipsum": "{{ lipsum(n=10 ** 8) }}",
     "a deep expression": "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}",

@@ -67,7 +67,7 @@ def atomic_directory(target: str | os.PathLike[str], *, owned: Sequence[str] = O
 def recover_directory(target: str | os.PathLike[str]) -> None:
     """Put back what a dead writer renamed away from `target` and had no time to replace."""
     place = Path(os.path.realpath(target))
-    if os.path.lexists(place) or not place.parent.is_dir():
+    if os.path.lexists(place) or not os.path.isdir(place.parent):
         return
     with suppress(OSError):  # another process was quicker, or it may not: then the caller finds nothing, and says so
         if aside := sorted(_siblings(place, ".old-"), key=lambda path: path.stat().st_ctime_ns):

@@ -116,8 +116,8 @@ def name_problem(name: str) -> str | None:
     """Why no tensor can have this name, or None: it has to fit into messages and tables."""
     if len(name) > MAX_NAME:
         return f"its name has {len(name)} characters, more than {MAX_NAME}"
-    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
-        return "its name is not valid Unicode"
+    if not name.isprintable():
+        return "its name has control characters, or is not valid Unicode"
     return None
 
 

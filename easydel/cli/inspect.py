@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from easydel.model import BaseNNXModule
 
 Facts = dict[str, Any]
+MAX_ROWS = 500
 SIZES = (
     *("parameters", "layers", "blocks", "features", "heads", "kv_heads", "head_dim", "window"),
     *("vocabulary", "tied", "context"),
@@ -78,14 +79,16 @@ def _tensors(checkpoint: Checkpoint) -> list[Facts]:
 def _architecture(source: Source) -> Facts:
     """What our model of it says; `problem` is why it cannot be loaded, if it cannot."""
     from easydel.auto import choose_family
-    from easydel.loading import build_model, plan_for
+    from easydel.loading import build_model, check_sizes, plan_for
     from easydel.policy import Policy
 
     facts: Facts = {}
     problem = None
     try:
         family = choose_family(source.config, encoder_decoder=False)
-        model = build_model(family, family.configured(source.config), Policy(), source)
+        config = family.configured(source.config)
+        check_sizes(config, source.tensors)
+        model = build_model(family, config, Policy(), source)
         facts = _sizes(model)
         plan_for(model, source)
     except (CheckpointError, ConfigError, UnsupportedModelError) as error:
@@ -118,14 +121,15 @@ def _kind(block: Any) -> str:
 
 
 def _print(facts: Facts) -> None:
-    names = ", ".join(facts["architectures"])
+    kind, architectures = facts["model_type"], facts["architectures"]
+    names = ", ".join(map(str, architectures)) if isinstance(architectures, list) else f"{architectures!r:.100}"
     print_facts(
         {
             "path": facts["path"],
-            "model type": f"{facts['model_type']} ({names})" if names else facts["model_type"],
+            "model type": _printable(f"{kind} ({names})" if names else kind),
             **{name: _text(facts[name]) for name in SIZES if facts.get(name) not in (None, [])},
             "format": f"{facts['format']}, {size(facts['bytes'])}",
-            "loads": "yes" if facts["loads"] else f"no: {facts['problem']}",
+            "loads": "yes" if facts["loads"] else _printable(f"no: {facts['problem']}"),
         }
     )
     print()
@@ -137,11 +141,19 @@ def _print(facts: Facts) -> None:
         numbers=["tensors", "numbers", "bytes"],
     )
     print()
+    rows = facts["tensors"][:MAX_ROWS]
     print_table(
         ("tensor", "shape", "dtype", "count"),
-        [(row["name"], str(row["shape"]), row["dtype"], str(row["count"])) for row in facts["tensors"]],
+        [(row["name"], str(row["shape"]), row["dtype"], str(row["count"])) for row in rows],
         numbers=["count"],
     )
+    if rest := len(facts["tensors"]) - len(rows):
+        print(f"... and {rest:,} more; --json lists all")
+
+
+def _printable(text: Any) -> str:
+    """A config may hold half of a character, which no terminal takes."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def _text(value: Any) -> str:

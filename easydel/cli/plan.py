@@ -134,7 +134,7 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXMod
     import jax.numpy as jnp
 
     from easydel.auto import check_heads_of, choose_family
-    from easydel.loading import build_model, open_source, plan_for
+    from easydel.loading import build_model, check_sizes, open_source, plan_for
     from easydel.policy import Policy
     from easydel.quantize import make_int8
 
@@ -146,7 +146,9 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXMod
         axes=loading.axes().resolve(mesh.axis_names),
         scan_layers=loading.scan_layers,
     )
-    model = build_model(family, family.configured(source.config), policy, source)
+    config = family.configured(source.config)
+    check_sizes(config, source.tensors)
+    model = build_model(family, config, policy, source)
     # checks and shapes ask the mesh for nothing that an abstract one lacks
     check_heads_of(model, replace(policy, mesh=cast(jax.sharding.Mesh, mesh)))
     read_plan, stored_int8 = plan_for(model, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -108,7 +109,7 @@ CHECKS: Mapping[str, Check] = {
 
 def read_defaults(directory: Path | None, config: HFConfig, *, own: bool) -> HFConfig:
     """generation_config.json in `directory`; without one, or if weights have their `own` config, what `config` says."""
-    if not own and directory is not None and (directory / FILE).is_file():
+    if not own and directory is not None and os.path.lexists(directory / FILE):
         return HFConfig.from_file(directory / FILE)
     return HFConfig({name: config[name] for name in config if name in KNOWN}, file=config.file)
 

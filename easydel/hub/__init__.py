@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easydel.errors import ArgumentError
-from easydel.hub.local import existing, refuse_path
+from easydel.hub.local import existing, exists, refuse_path
 
 if TYPE_CHECKING:
     from easydel.hub.remote import Repository
@@ -39,7 +39,7 @@ def fetch(
     the one inside a GGUF file. The other arguments are those of `huggingface_hub`. Raises `HubError` saying what to do.
     """
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if exists(path):
         return existing(path, subfolder)
     if force_download and local_files_only:
         raise ArgumentError("force_download and local_files_only exclude each other")
@@ -61,7 +61,7 @@ def stream(
 ) -> Path | Streamed:
     """As `fetch`, but safetensors weights stay on the Hub, to be read by ranges. What is local is just its path."""
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if exists(path):
         return existing(path, subfolder)
     if local_files_only:
         raise ArgumentError("stream and local_files_only exclude each other")

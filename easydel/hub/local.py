@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 
+from easydel.checkpoint.atomic import recover_directory
 from easydel.errors import HubError
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin")
+MAX_SHOWN = 300  # characters of a path
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`, or was until a writer died in the middle of replacing it."""
+    try:
+        recover_directory(path)
+        return path.exists()
+    except ValueError:  # a null character
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise HubError("no file or directory can have so long a name", file=os.fspath(path)[:MAX_SHOWN]) from error
+        raise HubError(f"cannot be read: {error.strerror or error}", file=path) from error
 
 
 def existing(path: Path, subfolder: str) -> Path:
     """`subfolder` of the directory `path`, or the weight file `path` itself."""
     inner = path / subfolder if subfolder else path
-    if not inner.exists():
+    if not exists(inner):
         raise HubError(f"has no folder {subfolder!r}", file=path, hint=similar(inner))
     if inner.is_file() and not inner.name.endswith(WEIGHT_SUFFIXES):
         hint = f"pass its directory, or a file that ends with one of {', '.join(WEIGHT_SUFFIXES)}"

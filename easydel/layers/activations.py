@@ -52,6 +52,6 @@ def activation(name: str) -> Activation:
     """The function of that name; UnsupportedModelError lists the known ones."""
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"activation {name!r} is not known", hint=f"known: {', '.join(sorted(ACTIVATIONS))}"
+            f"activation {name!r:.100} is not known", hint=f"known: {', '.join(sorted(ACTIVATIONS))}"
         )
     return ACTIVATIONS[name]

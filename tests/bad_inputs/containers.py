@@ -192,7 +192,7 @@ BAD = [
     renamed("misspelled", {Q: "model.layers.0.self_attn.query.weight"}, Q, "query.weight", "no place"),
     renamed("name-empty", {Q: ""}, Q, "missing"),
     renamed("name-path", {Q: "../../etc/passwd"}, Q, "missing"),
-    renamed("name-nul", {Q: "a\0b"}, Q, "missing"),
+    renamed("name-nul", {Q: "a\0b"}, "control characters"),
     renamed("name-surrogate", {Q: "\ud800"}, "Unicode"),
     renamed("name-long", {Q: "x" * 1_000_000}, "1000000 characters"),
     misfit("other-shape", lambda: safetensors(header() | {Q: header()[Q] | OTHER_SHAPE}, payload()), Q, "[24, 24]"),
