@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from easydel.config import HFConfig
@@ -85,7 +86,7 @@ class Decoder:
         """Room for `length` tokens: layers' caches, how many slots are used, and which may be attended to."""
         return {
             "layers": layer_caches(self.blocks, batch, length, policy),
-            "offset": jnp.zeros((), jnp.int32),
+            "offset": np.zeros((), np.int32),  # known in the trace that makes it: nothing is before it
             "valid": jnp.zeros((batch, length), bool),
         }
 

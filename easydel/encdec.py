@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from easydel.decoder import Cache, make_context
@@ -121,7 +122,7 @@ class EncoderDecoder:
         """Room for `length` decoder tokens; the first call adds what cross-attention needs."""
         return {
             "layers": layer_caches(self.decoder.blocks, batch, length, policy),
-            "offset": jnp.zeros((), jnp.int32),
+            "offset": np.zeros((), np.int32),  # known in the trace that makes it: nothing is before it
             "valid": jnp.zeros((batch, length), bool),
             "cross_valid": None,
         }

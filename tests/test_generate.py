@@ -17,6 +17,7 @@ from cases.llama import llama
 from parity import make_reference, padded_mask, random_ids
 
 import easydel.cache
+import easydel.ops.chunked
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.generate.programs import grow, loop, prefill, step
 from easydel.generate.prompt import Prompt
@@ -207,6 +208,19 @@ def test_the_cache_is_updated_in_place(loaded: Loaded, function: Any):
     memory = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < size / 2
+
+
+def test_temporaries_of_a_prompt_grow_with_its_length_not_with_its_square(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(easydel.ops.chunked, "CHUNK", 64)
+
+    def temporary_bytes(length: int) -> int:
+        prompt = Prompt(np.zeros((1, length), np.int32), np.ones((1, length), bool))
+        lowered = loaded.model.compiled(prefill).lower(loaded.params, prompt, None, Rules())  # pyright: ignore
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(2048) < 4.5 * temporary_bytes(512)
 
 
 SEQ2SEQ = [

@@ -12,7 +12,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from easydel.errors import ConfigError
 from easydel.layers.relative import RelativeBias, RelativeBiasTable
-from easydel.ops.attend import CHUNK, Scores, attend
+from easydel.ops.attend import Scores, attend
+from easydel.ops.chunked import CHUNK
 from easydel.policy import Policy
 
 HEADS = 3

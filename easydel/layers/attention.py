@@ -129,6 +129,7 @@ class AttentionLayer(nnx.Module):
             valid_BS=context.valid_BS,
             bias=self._bias(context, k_BKSC.shape[2]),
             sinks_N=None if self.sinks is None else self.sinks[...],
+            mesh=self.policy.mesh,
         )
         out_BTNC = self.policy.shard_heads(out_BTNC)
         return self.o_proj(out_BTNC.reshape(*x_BTD.shape[:2], -1)), cache

@@ -51,8 +51,8 @@ class CrossAttentionLayer(nnx.Module):
         q_BTNC = self.policy.shard_heads(self._heads(self.q_proj(x_BTD)))
         scale = record.head_dim**-0.5 if record.scale is None else record.scale
         scores = Scores(scale, causal=False, precision=self.policy.precision)
-        out_BTNC = self.policy.shard_heads(attend(q_BTNC, kept["k"], kept["v"], scores, valid_BS=cross.valid_BS))
-        return self.o_proj(out_BTNC.reshape(*x_BTD.shape[:2], -1)), kept
+        out_BTNC = attend(q_BTNC, kept["k"], kept["v"], scores, valid_BS=cross.valid_BS, mesh=self.policy.mesh)
+        return self.o_proj(self.policy.shard_heads(out_BTNC).reshape(*x_BTD.shape[:2], -1)), kept
 
     def keys_and_values(self, states_BSD: jax.Array) -> KVCache:
         """[B, K, S, C] each; they depend on the encoder alone and serve every step of a generation."""

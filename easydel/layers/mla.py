@@ -130,4 +130,5 @@ class MLALayer(nnx.Module):
     def _attend(self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context) -> jax.Array:
         scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
         scores = Scores(scale, causal=context.causal, precision=self.policy.precision)
-        return attend(q_BTNC, k_BKSC, v_BKSV, scores, offset=context.offset, valid_BS=context.valid_BS)
+        offset, valid_BS, mesh = context.offset, context.valid_BS, self.policy.mesh
+        return attend(q_BTNC, k_BKSC, v_BKSV, scores, offset=offset, valid_BS=valid_BS, mesh=mesh)

@@ -1,0 +1,211 @@
+"""Attention by chunks of queries, each with the keys that it can see and no others.
+
+With a known offset, a prompt's chunks see what is before them and in their window: half of the scores. With a traced
+one (a decode, a later part of a prompt), a chunk reads the shortest of a few prefixes of the cache that holds all that
+it can see, or its window. The scores of one chunk are all that exists at a time, in the backward pass too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easydel.ops.scores import Bias, Scores, attend_head
+
+# B batch, T queries, S keys, N heads, K kv heads, G query heads per kv head, C head channels, V value channels
+CHUNK = 256  # queries; larger ones compute more masked scores, smaller ones make worse matrix products
+# Chunks of a long prompt share a program, and then the keys of the last of them: with 8 programs the scores computed
+# are 9/16 of all, where 1/2 is the least.
+PROGRAMS = 8
+SHORTEST_PREFIX = 128
+LOOPED_FROM = 32  # queries from which a loop over kv heads beats a batched product on CPU
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys and values [B, K, S, ...], the first of them in slot `first`, with what is added to their scores.
+
+    `bias` is as `attend` takes it, over all slots.
+    """
+
+    k_BKSC: jax.Array
+    v_BKSV: jax.Array
+    valid_BS: jax.Array | None
+    bias: Bias | None
+    first: jax.Array | int = 0
+
+    @property
+    def slots(self) -> int:
+        return self.k_BKSC.shape[2]
+
+    def cut(self, start: jax.Array | int, size: int) -> Keys:
+        """`size` of them, from number `start` on."""
+        if size == self.slots:
+            return self
+        k_BKSC, v_BKSV = (_cut(part, start, size, 2) for part in (self.k_BKSC, self.v_BKSV))
+        valid_BS = None if self.valid_BS is None else _cut(self.valid_BS, start, size, 1)
+        return Keys(k_BKSC, v_BKSV, valid_BS, self.bias, self.first + start)
+
+    def biases(self, start: jax.Array | int, queries: int) -> jax.Array | None:
+        """[B or 1, N or 1, queries or 1, S] for `queries` queries from number `start` on."""
+        if self.bias is None:
+            return None
+        bias = self.bias(start, queries) if callable(self.bias) else self.bias
+        if not callable(self.bias) and bias.shape[2] > 1:
+            bias = _cut(bias, start, queries, 2)
+        return _cut(bias, self.first, self.slots, 3)
+
+
+def attend_chunked(
+    q_BTNC: jax.Array,
+    keys: Keys,
+    scores: Scores,
+    offset: jax.Array | int,
+    sinks_N: jax.Array | None,
+    *,
+    looped: bool,
+) -> jax.Array:
+    """As `attend`. `looped` takes kv heads one after the other: faster on a CPU, but it cannot be split over a mesh."""
+    T = q_BTNC.shape[1]
+    known = not isinstance(offset, jax.Array)
+    looped = looped and T >= LOOPED_FROM
+
+    def chunk(q: jax.Array, keys: Keys, start: jax.Array | int) -> jax.Array:
+        return _attend_chunk(q, keys, scores, start, offset, sinks_N, looped)
+
+    if T <= CHUNK:
+        return chunk(q_BTNC, _seen(keys, scores, offset, T) if known else keys, 0)
+    chunks = -(-T // CHUNK)
+    programs = min(chunks, PROGRAMS) if known and (scores.causal or scores.window is not None) else 1
+    outputs = []
+    for part in np.array_split(np.arange(chunks), programs):
+        start, stop = int(part[0]) * CHUNK, min(int(part[-1] + 1) * CHUNK, T)
+        seen = _seen(keys, scores, int(offset) + start, stop - start) if known else keys
+        outputs.append(_chunk_by_chunk(q_BTNC[:, start:stop], seen, start, chunk))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def _seen(keys: Keys, scores: Scores, slot: int, queries: int) -> Keys:
+    """The keys that queries from slot `slot` on can see."""
+    slot = int(slot)
+    stop = min(slot + queries, keys.slots) if scores.causal else keys.slots
+    start = 0 if scores.window is None else max(slot - scores.window + 1, 0)
+    return keys.cut(start, stop - start)
+
+
+Chunk = Callable[[jax.Array, Keys, jax.Array | int], jax.Array]
+
+
+def _chunk_by_chunk(q_BTNC: jax.Array, keys: Keys, start: int, chunk: Chunk) -> jax.Array:
+    """`chunk` for every CHUNK queries, in one program; they are recomputed in the backward pass."""
+    B, T, N, C = q_BTNC.shape
+    if T <= CHUNK:
+        return jax.checkpoint(lambda q: chunk(q, keys, start))(q_BTNC)
+    chunks, left = divmod(T, CHUNK)
+    whole = chunks * CHUNK
+    q_chunks = q_BTNC[:, :whole].reshape(B, chunks, CHUNK, N, C).swapaxes(0, 1)
+    starts = start + CHUNK * jnp.arange(chunks)
+    one = jax.checkpoint(lambda operands: chunk(operands[0], keys, operands[1]))
+    out = jax.lax.map(one, (q_chunks, starts)).swapaxes(0, 1)
+    out = out.reshape(B, whole, N, -1)
+    if not left:
+        return out
+    return jnp.concatenate([out, jax.checkpoint(lambda q: chunk(q, keys, start + whole))(q_BTNC[:, whole:])], axis=1)
+
+
+def _attend_chunk(
+    q_BTNC: jax.Array,
+    keys: Keys,
+    scores: Scores,
+    start: jax.Array | int,
+    offset: jax.Array | int,
+    sinks_N: jax.Array | None,
+    looped: bool,
+) -> jax.Array:
+    """Queries number `start` and following, with those of `keys` that they can see."""
+    T, slot = q_BTNC.shape[1], offset + start
+
+    def with_keys(keys: Keys) -> jax.Array:
+        return _attend_keys(q_BTNC, keys, scores, start, slot - keys.first, sinks_N, looped)
+
+    if not scores.causal or not isinstance(slot, jax.Array):
+        return with_keys(keys)
+    if scores.window is not None:
+        size = min(scores.window + T - 1, keys.slots)
+        first = jnp.clip(slot - scores.window + 1 - keys.first, 0, keys.slots - size)
+        return with_keys(keys.cut(first, size))
+    if not isinstance(offset, jax.Array):
+        return with_keys(keys)
+    sizes = prefixes(keys.slots)
+    which = sum((slot + T > size).astype(jnp.int32) for size in sizes[:-1])
+    branches = [lambda size=size: with_keys(keys.cut(0, size)) for size in sizes]
+    return jax.lax.switch(which, branches) if len(sizes) > 1 else branches[0]()
+
+
+def prefixes(slots: int) -> list[int]:
+    """The lengths that a traced number of live slots is rounded up to."""
+    sizes = [slots]
+    shorter = SHORTEST_PREFIX
+    while shorter < slots:
+        sizes.insert(-1, shorter)
+        shorter *= 2
+    return sizes
+
+
+def _attend_keys(
+    q_BTNC: jax.Array,
+    keys: Keys,
+    scores: Scores,
+    start: jax.Array | int,
+    distance: jax.Array | int,
+    sinks_N: jax.Array | None,
+    looped: bool,
+) -> jax.Array:
+    B, T, N, C = q_BTNC.shape
+    K = keys.k_BKSC.shape[1]
+    q_BKGTC = q_BTNC.reshape(B, T, K, N // K, C).transpose(0, 2, 3, 1, 4)
+    bias = keys.biases(start, T)
+    if bias is not None:  # [B or 1, K or 1, G or 1, T or 1, S]
+        bias = bias.reshape(bias.shape[0], *((K, N // K) if bias.shape[1] == N else (1, 1)), *bias.shape[2:])
+    sinks_KG = None if sinks_N is None else sinks_N.reshape(K, N // K)
+
+    def row(q_KGTC, k_KSC, v_KSV, valid_S, bias_KGTS):
+        def head(q_GTC, k_SC, v_SV, bias_GTS, sinks_G):
+            return attend_head(q_GTC, k_SC, v_SV, valid_S, bias_GTS, sinks_G, distance, scores)
+
+        return each(head, q_KGTC, k_KSC, v_KSV, bias_KGTS, sinks_KG, looped=looped)
+
+    out_BKGTV = each(row, q_BKGTC, keys.k_BKSC, keys.v_BKSV, keys.valid_BS, bias, looped=looped)
+    return out_BKGTV.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
+
+
+def each(function: Callable[..., jax.Array], *parts: jax.Array | None, looped: bool) -> jax.Array:
+    """`function` for each entry along the first dimension of `parts`, batched or one by one.
+
+    What is None, or has one entry, all calls share.
+    """
+    count = max(len(part) for part in parts if part is not None)
+    own = [part is not None and len(part) > 1 for part in parts]
+    shared = [None if part is None else part if mine else part[0] for part, mine in zip(parts, own, strict=True)]
+    if count == 1:
+        return function(*shared)[None]
+    if not looped:
+        return jax.vmap(function, in_axes=tuple(0 if mine else None for mine in own))(*shared)
+
+    def one(entries: list[jax.Array]) -> jax.Array:
+        rest = iter(entries)
+        return function(*(next(rest) if mine else part for part, mine in zip(shared, own, strict=True)))
+
+    return jax.lax.map(one, [part for part, mine in zip(shared, own, strict=True) if mine])
+
+
+def _cut(array: jax.Array, start: jax.Array | int, size: int, dim: int) -> jax.Array:
+    if size == array.shape[dim]:
+        return array
+    if isinstance(start, jax.Array):
+        return jax.lax.dynamic_slice_in_dim(array, start, size, dim)
+    return jax.lax.slice_in_dim(array, start, start + size, axis=dim)

@@ -1,0 +1,96 @@
+"""From queries and keys to weighted values: what every form of attention computes for one kv head.
+
+Scores and softmax are float32: in bfloat16, sums over thousands of keys would lose small weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+# T queries, S keys, G query heads per kv head, C head channels, V value channels
+Bias = jax.Array | Callable[[jax.Array | int, int], jax.Array]
+MASKED = -1e30  # added to scores; finite, so that rows without any key (padding) stay free of NaN
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How scores become weights: scale, tanh cap (Gemma 2), a causal window in tokens, and matmul precision."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+    causal: bool = True
+    precision: jax.lax.Precision | None = None
+
+
+def order_mask(queries: int, keys: int, distance: jax.Array | int, scores: Scores) -> jax.Array | None:
+    """What order adds to scores, [T, S]: 0 or MASKED; None where every query sees every key.
+
+    `distance` is the slot of the first query minus that of the first key.
+    """
+    if not scores.causal and scores.window is None:
+        return None
+    away_TS = jnp.arange(queries)[:, None] - jnp.arange(keys) + distance
+    seen_TS = away_TS >= 0 if scores.causal else jnp.ones((queries, keys), bool)
+    if scores.window is not None:
+        seen_TS &= away_TS < scores.window
+    return jnp.where(seen_TS, 0.0, MASKED)
+
+
+def raw_scores(q_GTC: jax.Array, k_SC: jax.Array, scores: Scores) -> jax.Array:
+    """Scaled and capped products [G, T, S] in float32, as one product of two matrices."""
+    G, T, C = q_GTC.shape
+    dimensions = (((1,), (1,)), ((), ()))
+    s = jax.lax.dot_general(
+        q_GTC.reshape(G * T, C), k_SC, dimensions, precision=scores.precision, preferred_element_type=jnp.float32
+    )
+    s_GTS = s.reshape(G, T, -1) * scores.scale
+    return s_GTS if scores.softcap is None else scores.softcap * jnp.tanh(s_GTS / scores.softcap)
+
+
+def weighted_sum(w_GTS: jax.Array, v_SV: jax.Array, scores: Scores) -> jax.Array:
+    """Values summed with weights [G, T, V], in float32; the weights enter the product in the values' dtype."""
+    G, T, S = w_GTS.shape
+    summed = jnp.matmul(
+        w_GTS.reshape(G * T, S).astype(v_SV.dtype),
+        v_SV,
+        precision=scores.precision,
+        preferred_element_type=jnp.float32,
+    )
+    return summed.reshape(G, T, -1)
+
+
+def attend_head(
+    q_GTC: jax.Array,
+    k_SC: jax.Array,
+    v_SV: jax.Array,
+    valid_S: jax.Array | None,
+    bias_GTS: jax.Array | None,
+    sinks_G: jax.Array | None,
+    distance: jax.Array | int,
+    scores: Scores,
+) -> jax.Array:
+    """Weighted values [G, T, V] of one kv head, in the queries' dtype.
+
+    The division by the sum of weights follows the product with the values, which is narrower than the weights.
+    """
+    s_GTS = raw_scores(q_GTC, k_SC, scores)
+    if bias_GTS is not None:
+        s_GTS += bias_GTS
+    if (order_TS := order_mask(s_GTS.shape[1], s_GTS.shape[2], distance, scores)) is not None:
+        s_GTS += order_TS
+    if valid_S is not None:
+        s_GTS += jnp.where(valid_S, 0.0, MASKED)
+    top_GT1 = jax.lax.stop_gradient(jnp.max(s_GTS, axis=-1, keepdims=True))
+    sinks_G11 = None if sinks_G is None else sinks_G.astype(jnp.float32)[:, None, None]
+    if sinks_G11 is not None:
+        top_GT1 = jnp.maximum(top_GT1, jax.lax.stop_gradient(sinks_G11))
+    w_GTS = jnp.exp(s_GTS - top_GT1)
+    total_GT1 = jnp.sum(w_GTS, axis=-1, keepdims=True)
+    if sinks_G11 is not None:
+        total_GT1 += jnp.exp(sinks_G11 - top_GT1)
+    return (weighted_sum(w_GTS, v_SV, scores) / total_GT1).astype(q_GTC.dtype)

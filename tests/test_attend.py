@@ -1,0 +1,181 @@
+"""Attention by chunks against plain softmax attention, and what it holds and reads while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import easydel.ops.chunked as chunked
+from easydel.ops.attend import attend
+from easydel.ops.scores import Scores
+
+# B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
+B, K, G, C, V = 2, 2, 3, 5, 4
+N = K * G
+
+
+def inputs(T: int, S: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    shapes = {"q": (B, T, N, C), "k": (B, K, S, C), "v": (B, K, S, V), "row": (B, N, 1, S), "table": (1, N, T, S)}
+    made = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    return made | {
+        "sinks": jnp.asarray(rng.normal(size=N), jnp.float32),
+        "valid": jnp.arange(S) >= jnp.array([[0], [2]]),
+    }
+
+
+def plain(x: dict[str, Any], scores: Scores, offset: int = 0, bias: Any = None, sinks: bool = False) -> jax.Array:
+    """All scores at once, in the textbook's order."""
+    k, v = (jnp.repeat(x[name], G, axis=1) for name in "kv")
+    s = jnp.einsum("btnc,bnsc->bnts", x["q"], k) * scores.scale
+    if scores.softcap is not None:
+        s = scores.softcap * jnp.tanh(s / scores.softcap)
+    s = s if bias is None else s + bias
+    away = offset + jnp.arange(s.shape[2])[:, None] - jnp.arange(s.shape[3])
+    seen = x["valid"][:, None, None] & ((away >= 0) | (not scores.causal)) & (away < (scores.window or 10**6))
+    s = jnp.where(seen, s, -1e30)
+    if sinks:
+        s = jnp.concatenate([s, jnp.broadcast_to(x["sinks"][:, None, None], (*s.shape[:3], 1))], axis=-1)
+    return jnp.einsum("bnts,bnsv->btnv", jax.nn.softmax(s, axis=-1)[..., : v.shape[2]], v)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch):
+    """So that small arrays take the ways of large ones: several chunks in each program, and one left over."""
+    monkeypatch.setattr(chunked, "CHUNK", 4)
+    monkeypatch.setattr(chunked, "PROGRAMS", 2)
+    monkeypatch.setattr(chunked, "SHORTEST_PREFIX", 8)
+    monkeypatch.setattr(chunked, "LOOPED_FROM", 2)
+
+
+def prefix_bias(start: Any, queries: int) -> jax.Array:
+    """As a mask: the first seven tokens see each other, later ones what is before them."""
+    query, key = start + jnp.arange(queries)[:, None], jnp.arange(19)
+    return jnp.where((key <= query) | (key < 7), 0.0, -1e30)[None, None]
+
+
+CASES: dict[str, tuple[Scores, dict[str, Any]]] = {
+    "causal": (Scores(0.4), {}),
+    "both ways": (Scores(0.4, causal=False), {}),
+    "window": (Scores(0.4, window=5), {}),
+    "softcap": (Scores(1.4, softcap=0.7), {}),
+    "sinks": (Scores(0.4), {"sinks": True}),
+    "window, sinks, softcap, a bias per key": (Scores(0.4, 2.0, 5), {"sinks": True, "bias": "row"}),
+    "a bias per query and key": (Scores(0.4), {"bias": "table"}),
+    "a window and a bias per query and key": (Scores(0.4, window=5), {"bias": "table"}),
+    "a prefix seen both ways": (Scores(0.4, causal=False), {"bias": prefix_bias}),
+}
+
+
+BATCHED = ["window, sinks, softcap, a bias per key", "a prefix seen both ways"]
+
+
+@pytest.mark.parametrize(("name", "mesh"), [*((name, False) for name in CASES), *((name, True) for name in BATCHED)])
+def test_values_and_gradients_equal_plain_attention(name: str, mesh: bool):
+    scores, options = CASES[name]
+    x = inputs(19, 19)
+    bias = x.get(str(options.get("bias")), options.get("bias"))
+    sinks = options.get("sinks", False)
+    grid = jax.make_mesh((2,), ("tp",)) if mesh else None
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(B, 19, N, V)), jnp.float32)
+    weights = weights * x["valid"][:, :, None, None]  # rows of padding see nothing, and mean nothing
+
+    def ours(x: dict[str, Any]) -> jax.Array:
+        own = x.get(str(options.get("bias")), options.get("bias"))
+        sinks_N = x["sinks"] if sinks else None
+        return attend(x["q"], x["k"], x["v"], scores, valid_BS=x["valid"], bias=own, sinks_N=sinks_N, mesh=grid)
+
+    def theirs(x: dict[str, Any]) -> jax.Array:
+        own = prefix_bias(0, 19) if callable(bias) else x.get(str(options.get("bias")))
+        return plain(x, scores, bias=own, sinks=sinks)
+
+    def total(function: Any, x: dict[str, Any]) -> Any:
+        def weighed(floats: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+            out = function(floats | {"valid": x["valid"]})
+            return jnp.sum(out * weights), out
+
+        return jax.value_and_grad(weighed, has_aux=True)({n: part for n, part in x.items() if n != "valid"})
+
+    (_, out), grads = jax.jit(lambda x: total(ours, x))(x)
+    (_, expected), expected_grads = jax.jit(lambda x: total(theirs, x))(x)
+    keep = np.asarray(x["valid"])
+    np.testing.assert_allclose(np.asarray(out)[keep], np.asarray(expected)[keep], atol=2e-6)
+    for part, gradient in grads.items():
+        np.testing.assert_allclose(gradient, expected_grads[part], atol=5e-6, err_msg=part)
+
+
+@pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, window=5), Scores(0.4, causal=False)], ids=str)
+@pytest.mark.parametrize("T", [1, 6])
+def test_later_queries_of_a_long_cache(T: int, scores: Scores):
+    x, attention = inputs(T, 37), jax.jit(attend, static_argnums=3)
+    for offset in (0, 2, 8 - T, 9 - T, 20, 37 - T):  # prefixes are 8, 16, 32, 37
+        if not scores.causal and offset < 2:
+            continue
+        x["valid"] = (jnp.arange(37) >= jnp.array([[0], [2]])) & (jnp.arange(37) < offset + T)
+        out = attention(x["q"], x["k"], x["v"], scores, offset=jnp.int32(offset), valid_BS=x["valid"])
+        keep = np.asarray(x["valid"])[:, offset : offset + T]
+        np.testing.assert_allclose(np.asarray(out)[keep], np.asarray(plain(x, scores, offset))[keep], atol=2e-6)
+
+
+def test_a_known_offset_gives_what_a_traced_one_gives():
+    x = inputs(11, 37)
+
+    @jax.jit
+    def difference(x: dict[str, Any], offset: jax.Array) -> jax.Array:
+        both = [attend(x["q"], x["k"], x["v"], Scores(0.4, window=7), offset=place) for place in (20, offset)]
+        return jnp.abs(both[0] - both[1]).max()
+
+    assert difference(x, jnp.int32(20)) < 1e-6
+    assert difference(x, jnp.int32(19)) > 1e-2
+
+
+def test_slots_beyond_the_live_prefix_or_the_window_are_never_read():
+    x = inputs(1, 64)
+    dead = jnp.arange(64)[:, None] >= 16
+    k, v = (jnp.where(dead, jnp.nan, x[name]) for name in "kv")
+    attention = jax.jit(attend, static_argnums=3)
+    assert not jnp.isnan(attention(x["q"], k, v, Scores(1.0), offset=jnp.int32(15))).any()
+    assert jnp.isnan(attention(x["q"], k, v, Scores(1.0), offset=jnp.int32(16))).any()
+    k, v = (jnp.where(dead, x[name], jnp.nan) for name in "kv")
+    assert not jnp.isnan(attention(x["q"], k, v, Scores(1.0, window=5), offset=jnp.int32(20))).any()
+
+
+def temporary_bytes(T: int, function: Any) -> int:
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, T, N, C), (1, K, T, C), (1, K, T, C))]
+    memory = jax.jit(function).lower(*shapes).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("window", [None, 48])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_temporaries_grow_with_the_length_not_with_its_square(
+    gradients: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(chunked, "CHUNK", 32)
+    monkeypatch.setattr(chunked, "PROGRAMS", 8)
+
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend(q, k, v, Scores(1.0, window=window))
+
+    def backward(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        return jax.grad(lambda *parts: forward(*parts).sum(), (0, 1, 2))(q, k, v)
+
+    function = backward if gradients else forward
+    short, long = (temporary_bytes(T, function) for T in (512, 2048))
+    assert long <= 4.5 * short
+    assert long < 2048 * 2048 * 4, "less than one head's scores"
+
+
+def test_bfloat16_weights_are_summed_in_float32():
+    x = inputs(19, 19)
+    low = {name: x[name].astype(jnp.bfloat16) for name in "qkv"}
+    out = jax.jit(attend, static_argnums=3)(low["q"], low["k"], low["v"], Scores(0.4), valid_BS=x["valid"])
+    assert out.dtype == jnp.bfloat16
+    expected = plain(x | {name: part.astype(jnp.float32) for name, part in low.items()}, Scores(0.4))
+    keep = np.asarray(x["valid"])
+    np.testing.assert_allclose(np.asarray(out, np.float32)[keep], np.asarray(expected)[keep], atol=0.02)
