@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from easydel.compilation import use_compilation_cache
 from easydel.config import HFConfig, shown
 from easydel.errors import ArgumentError, ConfigError, UnsupportedModelError
 from easydel.families import Family, find_family, key_readers
@@ -73,6 +74,8 @@ class AutoEasyDeLModelForCausalLM:
         progress: bool | None = None,
         donatable: bool = False,
         allow_nonfinite: bool = False,
+        compilation_cache: bool = True,
+        while_loading: Callable[[BaseNNXModule, Tree], object] | None = None,
         **kwargs: Any,
     ) -> tuple[BaseNNXModule, Tree]:
         """Load a checkpoint: fetch, convert, shard and perhaps quantize it in one streaming pass.
@@ -109,6 +112,10 @@ class AutoEasyDeLModelForCausalLM:
             donatable: copy each array into memory that JAX owns, so that a training step that donates the parameters
                 updates them in place from the first step on. Otherwise the first such step makes the copy.
             allow_nonfinite: load weights that are NaN or Inf, which otherwise is an error that names their tensors.
+            compilation_cache: keep compiled programs in the user's cache directory, for all of this process, unless JAX
+                was told of a directory (`jax_compilation_cache_dir`) or to keep none.
+            while_loading: called in a thread while weights are read, with the model and its parameters as shapes
+                (`jax.ShapeDtypeStruct` with dtype and sharding): `easydel.generate.compile_ahead(...)` is one.
             **kwargs: Hub options (revision, token, cache_dir, subfolder, local_files_only, force_download), anything
                 else overrides the config; a name that neither knows is an error.
 
@@ -122,6 +129,8 @@ class AutoEasyDeLModelForCausalLM:
             import warnings
 
             warnings.warn("auto_shard_params=True places every parameter; shard_fns is ignored", stacklevel=2)
+        if compilation_cache:
+            use_compilation_cache()
         names = tuple(sharding_axis_names)
         mesh = make_mesh(tuple(sharding_axis_dims), names, backend)
         policy = Policy(
@@ -165,6 +174,7 @@ class AutoEasyDeLModelForCausalLM:
                 check_others=check_others,
                 allow_nonfinite=allow_nonfinite,
                 donatable=donatable,
+                while_loading=while_loading,
             )
         return model, params
 

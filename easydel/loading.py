@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -198,10 +200,12 @@ def fill(
     check_others: Callable[[], None],
     allow_nonfinite: bool = False,
     donatable: bool = False,
+    while_loading: Callable[[BaseNNXModule, Tree], object] | None = None,
 ) -> Tree:
     """Check everything from headers, then read the weights into the model; its parameters.
 
-    `check_others` is called now and then, and raises what went wrong in another process. NaN and Inf among the weights
+    `check_others` is called now and then, and raises what went wrong in another process. `while_loading` gets the
+    model and its parameters as shapes, in a thread of its own, and is waited for. NaN and Inf among the weights
     are an error unless `allow_nonfinite`; mapped weights of our own files were checked when they were written.
     """
     plan, stored_int8 = plan_for(model, source)
@@ -221,7 +225,9 @@ def fill(
         return where.functions[path](array) if path in where.functions else array
 
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
-    with progress_bar(f"Loading {source.path.name}", total, progress) as advance:
+    shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding[p]) for p, leaf in leaves.items()}
+    bar = progress_bar(f"Loading {source.path.name}", total, progress)
+    with bar as advance, _meanwhile(while_loading, model, shapes):
         dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
         params, model.load_report = load(
             plan,
@@ -240,6 +246,22 @@ def fill(
     return tree
 
 
+@contextmanager
+def _meanwhile(
+    function: Callable[[BaseNNXModule, Tree], object] | None, model: BaseNNXModule, shapes: Mapping[str, Any]
+) -> Iterator[None]:
+    if function is None:
+        yield
+        return
+    pool = ThreadPoolExecutor(1)
+    try:
+        future = pool.submit(function, model, unflatten(shapes))
+        yield
+        future.result()
+    finally:
+        pool.shutdown(wait=False)
+
+
 def owned(array: jax.Array) -> jax.Array:
     """The same values in memory of JAX's own, which donation can reuse; that of a mapped file or an arena it cannot."""
     return jax.jit(jnp.copy, out_shardings=array.sharding)(array)
@@ -256,7 +278,7 @@ def plan_for(model: BaseNNXModule, source: Source) -> tuple[Plan, Collection[str
 
 
 def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collection[str]:
-    """Turn what the manifest in `file` says is stored as int8 into that; CheckpointError if the model cannot hold it."""
+    """Turn what the manifest in `file` says is int8 into that; CheckpointError if the model cannot hold it."""
     paths, wanted = model.canonical_paths(), set(manifest.int8)
     try:
         stored = make_int8(model, [path for path, parts in paths.items() if wanted.issuperset(parts)])

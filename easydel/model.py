@@ -38,7 +38,7 @@ class CausalLMOutput:
 
 
 # Compiled forward passes by model; weak, so that a model's arrays go when the model goes.
-_COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], Callable[..., Any]]] = WeakKeyDictionary()
+_COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], jax.stages.Wrapped]] = WeakKeyDictionary()
 
 
 class BaseNNXModule(nnx.Module):
@@ -197,7 +197,7 @@ class BaseNNXModule(nnx.Module):
         bind(copy, params)
         return copy
 
-    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
         """`jax.jit` of `function(model, ...)` without its first argument, made once per model.
 
         `function` may use the structure of the model, but takes parameters as arguments.

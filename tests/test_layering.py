@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "easydel"
 LAYERS = [
-    {"errors", "threads"},
+    {"errors", "threads", "compilation"},
     {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize"},
     {"layers", "weights", "hub", "tokenizer", "cache"},
     {"decoder", "encdec"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,16 @@ import numpy as np
 from easydel.cache import prompt_bucket
 from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError
+from easydel.generate.ahead import compile_programs
 from easydel.generate.decode import decode
 from easydel.generate.prompt import Prompt, read_prompt, start_tokens
 from easydel.generate.rules import ending, make_rules, new_tokens, random_key
 from easydel.generate.settings import Settings, read_defaults, resolve
 from easydel.generate.streamers import listener
 from easydel.model import BaseNNXModule
+from easydel.ops.sampling import Rules
 
-__all__ = ["GenerateOutput", "generate", "read_defaults"]
+__all__ = ["GenerateOutput", "compile_ahead", "generate", "read_defaults"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,62 @@ def generate(
     **arguments: Any,
 ) -> GenerateOutput:
     """See `BaseNNXModule.generate`."""
+    run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
+    params = model.params if params is None else params
+    with listener(streamer, run.given_BT) as listen:
+        made = decode(model, params, run.prompt, run.source, run.rules, run.new, listen)
+    return GenerateOutput(np.concatenate([run.given_BT, made], axis=1))
+
+
+def compile_ahead(
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    generation_config: Any = None,
+    streamer: Any = None,
+    seed: int = 0,
+    rng: jax.Array | None = None,
+    **arguments: Any,
+) -> Callable[[BaseNNXModule, Mapping[str, Any]], None]:
+    """For `from_pretrained(while_loading=...)`: compile what `generate` needs for such arguments while weights load.
+
+    The arguments are those of `BaseNNXModule.generate`. A later call with as many rows, prompts of about the same
+    length (what matters is the bucket: 128, 256, 512, ...) and the same kind of `streamer` then finds it all compiled.
+    """
+
+    def compile_for(model: BaseNNXModule, shapes: Mapping[str, Any]) -> None:
+        run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
+        compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamer is not None)
+
+    return compile_for
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of a call, understood: prompts as given and as computed with, rules, how many new tokens."""
+
+    given_BT: np.ndarray
+    prompt: Prompt
+    source: Prompt | None
+    rules: Rules
+    new: int
+
+
+def _prepared(
+    model: BaseNNXModule,
+    input_ids: Any,
+    attention_mask: Any,
+    generation_config: Any,
+    seed: int,
+    rng: jax.Array | None,
+    arguments: Mapping[str, Any],
+) -> _Run:
     settings = resolve(model.generation_config, generation_config, arguments)
     prompt, source = read_inputs(model, settings, input_ids, attention_mask)
     new = new_tokens(model, settings, prompt, source)
     key = random_key(seed, rng) if settings["do_sample"] else None
     rules = make_rules(settings, key, model.record.vocab, length=prompt.length, new=new)
-    params = model.params if params is None else params
-    with listener(streamer, prompt.ids_BT) as listen:
-        made = decode(model, params, *bucketed(prompt, source), rules, new, listen)
-    return GenerateOutput(np.concatenate([prompt.ids_BT, made], axis=1))
+    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new)
 
 
 def read_inputs(

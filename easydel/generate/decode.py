@@ -31,7 +31,7 @@ def decode(
     slots = prompt.length
     if listen is not None:
         return _streamed(model, params, state, made, rules, new, listen, slots)
-    for length, limit in _stages(slots, new):
+    for length, limit in stages(slots, new):
         state = model.compiled(grow, static_argnums=1)(state, length)
         state, made = model.compiled(loop, donate_argnums=1)(params, state, rules, np.int32(limit))
         if limit == new or bool(made.done):
@@ -66,7 +66,7 @@ def _streamed(
 def _steps(model: BaseNNXModule, params: Params, state: State, rules: Rules, new: int, slots: int) -> Iterator[Made]:
     """The steps after the first token, each sent off when it is asked for."""
     count = 1
-    for length, limit in _stages(slots, new):
+    for length, limit in stages(slots, new):
         state = model.compiled(grow, static_argnums=1)(state, length)
         while count < limit:
             state, made = model.compiled(step, donate_argnums=1)(params, state, rules)
@@ -74,7 +74,7 @@ def _steps(model: BaseNNXModule, params: Params, state: State, rules: Rules, new
             yield made
 
 
-def _stages(slots: int, new: int) -> list[tuple[int, int]]:
+def stages(slots: int, new: int) -> list[tuple[int, int]]:
     """The lengths that the cache has in turn, each with the number of new tokens that it has room for."""
     if new == 1:  # it came with the prompt
         return []
