@@ -36,9 +36,9 @@ def generate(
 
     tokenizer = load_tokenizer(path)
     ids = prompt_ids(tokenizer, text, chat)
-    loaded = load_model(path, loading)
-    from easydel.cli.streaming import answer
+    from easydel.cli.streaming import answer, compiled_for
 
+    loaded = load_model(path, loading, while_loading=compiled_for(ids, arguments))
     answer(loaded, tokenizer, ids, arguments)
     print()
 

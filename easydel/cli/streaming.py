@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 Tokens = SimpleQueue[int | None]
 
 
+def compiled_for(prompt: Sequence[int], arguments: dict[str, Any]) -> Callable[..., None]:
+    """What compiles, while a model loads, all that `answer` runs for the same prompt and arguments."""
+    _check(prompt)
+    from easydel.generate import compile_ahead
+
+    return compile_ahead(_batch(prompt), streamer=lambda tokens: None, **arguments)
+
+
 def answer(model: BaseNNXModule, tokenizer: Tokenizer, prompt: Sequence[int], arguments: dict[str, Any]) -> str:
     """What the model goes on to say after the ids `prompt`; written to stdout piece by piece, and returned.
 
     The tokens are decoded in a thread of their own: `generate` pushes them, while the tokenizer pulls.
     """
-    if not prompt:
-        raise ArgumentError("the prompt is empty")
+    _check(prompt)
     tokens: Tokens = SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
         written = pool.submit(_write, tokenizer, tokens)
@@ -36,10 +43,19 @@ def answer(model: BaseNNXModule, tokenizer: Tokenizer, prompt: Sequence[int], ar
             tokens.put(int(np.asarray(batch)[0]))
 
         try:
-            model.generate(np.asarray([prompt], np.int32), streamer=arrived, **arguments)
+            model.generate(_batch(prompt), streamer=arrived, **arguments)
         finally:
             tokens.put(None)
         return written.result()
+
+
+def _check(prompt: Sequence[int]) -> None:
+    if not prompt:
+        raise ArgumentError("the prompt is empty")
+
+
+def _batch(prompt: Sequence[int]) -> np.ndarray:
+    return np.asarray([prompt], np.int32)
 
 
 def _write(tokenizer: Tokenizer, tokens: Tokens) -> str:
