@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from commands import invoke, make_model
@@ -32,7 +33,7 @@ def losses_of(folder: Path) -> list[float]:
 
 def loss_of(model: Any, directory: Path) -> float:
     ids = np.array([load_tokenizer(directory).encode(TEXT)[:64]])
-    loss = causal_loss(model, model.params, {"input_ids": ids})
+    loss = jax.jit(causal_loss, static_argnums=0)(model, model.params, {"input_ids": ids})
     return float(loss.nll / loss.tokens)
 
 

@@ -31,12 +31,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import conftest
 from test_train_trainer import trainer
-trainer(Path(sys.argv[2]), steps=10**6).run()
+trainer(Path(sys.argv[2]), steps=10**6, layers=1).run()
 """
 
 
-def trainer(directory: Path, *, steps: int, **changes: Any) -> Trainer:
-    model, params = random_model(CASE)
+def trainer(directory: Path, *, steps: int, layers: int = 0, **changes: Any) -> Trainer:
+    model, params = random_model(CASE, layers=layers)
     settings = replace(SETTINGS, **{"steps": steps, **changes})
     return Trainer(model, params, optax.adam(1e-2), TOKENS, directory, settings)
 
@@ -58,15 +58,22 @@ def test_killed_and_resumed_it_has_the_losses_of_a_run_that_was_not(tmp_path: Pa
     saved = max(int(folder.name) for folder in (killed / "checkpoints").iterdir() if folder.name.isdigit())
     assert 4 <= saved <= steps - 2
 
-    resumed = trainer(killed, steps=steps)
+    resumed = trainer(killed, steps=steps, layers=1)
     state = resumed.run()
-    whole = trainer(tmp_path / "whole", steps=steps).run()
+    whole = trainer(tmp_path / "whole", steps=steps, layers=1).run()
     assert log_of(killed) == log_of(tmp_path / "whole")
     assert [line["step"] for line in log_of(killed)] == list(range(1, steps + 1))
     for path, leaf in flatten(whole.params).items():
         np.testing.assert_array_equal(flatten(state.params)[path], leaf, err_msg=path)
     assert int(state.count) == steps
     assert flatten(resumed.model.params)["lm_head/kernel"] is flatten(state.params)["lm_head/kernel"]
+
+
+def test_progress_shows_steps_and_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trainer(tmp_path, steps=2).run(progress=True)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert f"loss {log_of(tmp_path)[-1]['loss']:.4f}" in shown
 
 
 def test_what_would_not_be_the_same_training_is_refused(tmp_path: Path):
@@ -118,10 +125,3 @@ def test_settings_without_a_meaning_are_refused(changes: dict[str, Any], message
 def test_tokens_that_the_model_does_not_have_are_refused(tmp_path: Path):
     with pytest.raises(ArgumentError, match="tokens reach 97, and the model has 97"):
         replace(trainer(tmp_path, steps=1), tokens=np.full(100, 97)).run()
-
-
-def test_progress_shows_steps_and_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    trainer(tmp_path, steps=2).run(progress=True)
-    shown = capsys.readouterr().err
-    assert "2/2" in shown
-    assert f"loss {log_of(tmp_path)[-1]['loss']:.4f}" in shown

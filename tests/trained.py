@@ -11,6 +11,7 @@ import numpy as np
 from cases import Case
 
 from easydel.config import HFConfig
+from easydel.decoder import Decoder
 from easydel.families import find_family
 from easydel.model import BaseNNXModule
 from easydel.policy import Policy
@@ -21,11 +22,24 @@ from easydel.tree import Tree, bind, flatten, unflatten
 MESH_AXES = ("dp", "fsdp", "tp", "sp")
 
 
-def empty(case: Case, *, mesh: tuple[int, ...] | None = None, int8: bool = False, **policy: Any) -> BaseNNXModule:
-    """The model of `case` with shapes for parameters, for a mesh of sizes dp, fsdp, tp, sp if given."""
+def empty(
+    case: Case,
+    *,
+    mesh: tuple[int, ...] | None = None,
+    int8: bool = False,
+    layers: int | None = None,
+    **policy: Any,
+) -> BaseNNXModule:
+    """The model of `case` with shapes for parameters, for a mesh of sizes dp, fsdp, tp, sp if given.
+
+    Only the first `layers` are made; none are enough for what is about the head alone, and compile quickly.
+    """
     found = find_family(case.model_type)
     config = found.configured(HFConfig({"model_type": case.model_type} | case.config))
     record, names = found.record(config)
+    if layers is not None:
+        assert isinstance(record, Decoder)
+        record = replace(record, blocks=record.blocks[:layers])
     dtypes = {name: jnp.dtype(policy.pop(name)) for name in ("dtype", "param_dtype") if name in policy}
     own = Policy(mesh=None if mesh is None else make_mesh(mesh), **dtypes, **policy)
     model = BaseNNXModule(record, config, own, names)
@@ -37,7 +51,7 @@ def empty(case: Case, *, mesh: tuple[int, ...] | None = None, int8: bool = False
 def random_model(case: Case, *, seed: int = 0, **choices: Any) -> tuple[BaseNNXModule, Tree]:
     """The model with the same random values for the same seed, whatever it is split over, stacked or stored as."""
     model = empty(case, **choices)
-    plain = empty(case)
+    plain = empty(case, layers=choices.get("layers"))
     values = {path: random_values(path, leaf.shape, seed) for path, leaf in flatten(plain.params).items()}
     arranged: dict[str, np.ndarray] = {}
     for path, parts in model.canonical_paths().items():
