@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 
+from easydel.checkpoint.files import is_inside
+from easydel.checkpoint.strict import parse_json
 from easydel.errors import ConfigError
 
+MAX_BYTES = 64 << 20
+MAX_ITEMS = 500_000
+MAX_TEMPLATE_BYTES = 4 << 20  # the longest have 50 KB
 CONFIG = "tokenizer_config.json"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")  # special tokens without a role: the new and the old name
@@ -25,15 +30,33 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A file of one JSON object; empty if there is no such file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        value, repeats = parse_json(read_bytes(file), MAX_ITEMS)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"is not readable as JSON: {error}", file=file) from error
     if not isinstance(value, dict):
         raise ConfigError(f"holds a {type(value).__name__} where a JSON object belongs", file=file)
+    if twice := [repeat.key for repeat in repeats if not repeat.equal]:
+        raise ConfigError(f"has keys twice, with different values: {', '.join(twice)[:200]}", file=file)
     return value
+
+
+def read_bytes(file: Path, limit: int = MAX_BYTES) -> bytes:
+    """What is in a file of at most `limit` bytes, right in its directory or linked as in the Hub's cache."""
+    if not file.is_file():
+        raise ConfigError("is a dangling link, or not a regular file", file=file)
+    if not is_inside(file.parent, file):
+        raise ConfigError(f"is a link out of the directory, to {os.path.realpath(file)}", file=file)
+    try:
+        if (size := file.stat().st_size) > limit:
+            raise ConfigError(f"has {size} bytes, more than {limit}", file=file)
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", file=file) from error
 
 
 def roles(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -63,12 +86,12 @@ def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken
 def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Name -> template; the one and only is called "default". A file of its own outranks the config."""
     file = folder / "chat_template.jinja"
-    try:
-        return {"default": file.read_text(encoding="utf-8")}
-    except FileNotFoundError:
-        value = config.get("chat_template")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read: {error}", file=file) from error
+    if os.path.lexists(file):
+        try:
+            return {"default": str(read_bytes(file, MAX_TEMPLATE_BYTES), "utf-8")}
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"is not UTF-8: {error.reason}", file=file) from error
+    value = config.get("chat_template")
     try:
         if isinstance(value, list):
             value = {entry["name"]: entry["template"] for entry in value}

@@ -12,6 +12,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from easydel.errors import ConfigError, EasyDeLError
+from easydel.tokenizer.files import read_bytes
+
+MAX_TOKENIZER_BYTES = 256 << 20  # that of 262,144 tokens and their merges has 33 MB
 
 # The key, unless it is empty, or a lower-case letter or underscore written as an escape, which no JSON writer does.
 _MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00(?:5[fF]|[67])')
@@ -20,7 +23,7 @@ _MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00(?
 def read_tokenizer(file: Path) -> Tokenizer:
     """The contents of a tokenizer.json."""
     with guarded("is not a tokenizer", file):
-        text = file.read_bytes()
+        text = read_bytes(file, MAX_TOKENIZER_BYTES)
         if _MAY_HAVE_PREFIX.search(text):
             _check_merges(json.loads(text)["model"], file)
         return Tokenizer.from_buffer(text)

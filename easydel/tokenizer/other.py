@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from easydel.errors import ConfigError, EasyDeLError, UnsupportedModelError
-from easydel.hub.select import VOCABULARIES
-from easydel.tokenizer.files import chat_templates, config_ids, read_config, read_json
+from easydel.hub.select import CONFIGS, VOCABULARIES
+from easydel.tokenizer.files import chat_templates, config_ids, read_bytes, read_config, read_json
 from easydel.tokenizer.text import Tokenizer
 
+MAX_VOCABULARY_BYTES = 256 << 20
 INSTALL = "pip install easydel[tokenizers]"
 
 
@@ -23,6 +24,8 @@ def from_transformers(folder: Path) -> Tokenizer:
     if not present & VOCABULARIES:
         there = ", ".join(sorted(present)[:20]) or "nothing"
         raise ConfigError(f"has no tokenizer; it holds {there}", file=folder, hint="expected a tokenizer.json")
+    for name in sorted(present & (VOCABULARIES | CONFIGS)):
+        read_bytes(folder / name, MAX_VOCABULARY_BYTES)  # transformers would follow links, and wait for pipes
     config = read_config(folder)
     try:
         reader = _reader(config, read_json(folder / "config.json"), folder)
