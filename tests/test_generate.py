@@ -196,18 +196,20 @@ def test_lower_precision_takes_its_own_likeliest_tokens(loaded: Loaded):
     assert (logits.max(axis=2) - chosen).max() <= 0.05 * np.abs(logits).max()
 
 
-@pytest.mark.parametrize("function", [step, loop])
-def test_the_cache_is_updated_in_place(loaded: Loaded, function: Any):
-    model, slots = loaded.model, 4096
+@pytest.mark.parametrize(("function", "scan_layers"), [(step, False), (loop, False), (step, True), (loop, True)])
+def test_the_cache_is_updated_in_place(loaded: Loaded, function: Any, scan_layers: bool):
+    model, params, slots = loaded.model, loaded.params, 4096
+    if scan_layers:
+        model, params = AutoEasyDeLModelForCausalLM.from_pretrained(loaded.directory, scan_layers=True)
     prompt = Prompt(loaded.ids, loaded.mask.astype(bool))
-    state, _ = jax.eval_shape(lambda params: prefill(model, params, prompt, None, Rules()), loaded.params)
+    state, _ = jax.eval_shape(lambda params: prefill(model, params, prompt, None, Rules()), params)
     state = jax.eval_shape(lambda state: grow(model, state, slots), state)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache))
     limit = [np.int32(9)] if function is loop else []
-    lowered = model.compiled(function, donate_argnums=1).lower(loaded.params, state, Rules(), *limit)  # pyright: ignore
-    memory = lowered.compile().memory_analysis()
+    lowered = model.compiled(function, donate_argnums=1).lower(params, state, Rules(), *limit)  # pyright: ignore
+    memory: Any = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size
-    assert memory.temp_size_in_bytes < size / 2
+    assert memory.temp_size_in_bytes < size * (0.9 if scan_layers else 0.5)  # a scan copies the layer it is at
 
 
 def test_temporaries_of_a_prompt_grow_with_its_length_not_with_its_square(
@@ -218,7 +220,8 @@ def test_temporaries_of_a_prompt_grow_with_its_length_not_with_its_square(
     def temporary_bytes(length: int) -> int:
         prompt = Prompt(np.zeros((1, length), np.int32), np.ones((1, length), bool))
         lowered = loaded.model.compiled(prefill).lower(loaded.params, prompt, None, Rules())  # pyright: ignore
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        memory: Any = lowered.compile().memory_analysis()
+        return memory.temp_size_in_bytes
 
     assert temporary_bytes(2048) < 4.5 * temporary_bytes(512)
 

@@ -152,18 +152,36 @@ def _loop(layers: Any, policy: Policy, x_BTD: jax.Array, context: Context, cache
 
 
 def _scan(group: list[Any], policy: Policy, x_BTD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
-    def body(x: jax.Array, sliced: Any) -> tuple[jax.Array, Any]:
+    """Caches are carried and updated where they are: collected as results of the scan, they would be copied."""
+    params = [params_of(layer) for layer in group]
+    repeats = jax.tree.leaves(params)[0].shape[0]
+
+    def period(x: jax.Array, params: list[Any], caches: list[Any]) -> tuple[jax.Array, list[Any]]:
         new = []
-        for layer, (params, cache) in zip(group, sliced, strict=True):
-            x, cache = _rematerialised(layer, policy, context, scanned=True)(params, x, cache)
+        for layer, own, cache in zip(group, params, caches, strict=True):
+            x, cache = _rematerialised(layer, policy, context, scanned=True)(own, x, cache)
             new.append(cache)
         return x, new
 
-    per_layer = [
-        (params_of(layer), None if caches is None else cache)
-        for layer, cache in zip(group, caches or [None] * len(group), strict=True)
-    ]
-    return jax.lax.scan(body, x_BTD, per_layer)
+    def carried(carry: tuple[jax.Array, Any], sliced: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, Any], None]:
+        (x, stacked), (index, params) = carry, sliced
+        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
+        x, own = period(x, params, own)
+        return (x, jax.tree.map(lambda all, one: _put(all, one, index), stacked, own)), None
+
+    if caches is None:
+        return jax.lax.scan(lambda x, own: (period(x, own, [None] * len(group))[0], None), x_BTD, params)
+    if any(
+        layer.record.cross is not None and cache["cross"] is None for layer, cache in zip(group, caches, strict=True)
+    ):
+        # the first call adds to each cache what it makes of the encoder
+        return jax.lax.scan(lambda x, own: period(x, *own), x_BTD, (params, caches))
+    carry, _ = jax.lax.scan(carried, (x_BTD, caches), (jnp.arange(repeats), params))
+    return carry
+
+
+def _put(stacked: jax.Array, one: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, one.astype(stacked.dtype), index, 0)
 
 
 def _rematerialised(layer: BlockLayer, policy: Policy, context: Context, *, scanned: bool) -> Any:
