@@ -88,6 +88,41 @@ def test_what_cannot_be_done_is_a_line_on_stderr_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
+def test_options_can_stand_in_a_file_and_the_command_line_overrides_it(tiny: Path, tmp_path: Path):
+    """Checked by what is wrong with them: nothing is trained."""
+    options = tmp_path / "options.yaml"
+    content = f"model: {tiny}\ntext: {tiny / 'text.txt'}\nout: {tmp_path / 'out'}\nlearning-rate: 1e-3\nlora_rank: 2\n"
+    options.write_text(content + "lora_targets: [q_proj, nothing]\nint8: true\nlength: 5000\n")
+    assert "not enough for one piece of 5000" in invoke("train", options).stderr
+    told = invoke("train", options, "--length", 16)
+    assert "['nothing'] name no Linear" in told.stderr
+    assert invoke("train", options, "--learning-rate", 0).stderr == "easydel: --learning-rate 0.0 is not positive\n"
+    options.write_text(content + "int8: true\nlength: 16\nsteps: 1\nbatch: 2\nmesh: 1,1,1,1\n")
+    assert invoke("train", options).exit_code == 0
+    assert len(losses_of(tmp_path / "out")) == 1
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text: a.txt\n", "names no model"),
+        ("model: a\ntxt: b\n", "unknown keys ['txt']; it may have accumulate, batch,"),
+        ("- model\n", "is no mapping of options to values"),
+        ("model: [\n", "cannot be read"),
+        ("model: a\nsteps: {a: 1}\n", "steps is {'a': 1}, expected one value"),
+    ],
+)
+def test_a_file_of_options_that_makes_no_sense_is_refused_in_a_line(tmp_path: Path, content: str, message: str):
+    options = tmp_path / "options.yaml"
+    options.write_text(content)
+    result = invoke("train", options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"easydel: {options}: ")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_text_that_is_not_there_is_named(tiny: Path, tmp_path: Path):
     result = invoke("train", tiny, tmp_path / "missing.txt", "--out", tmp_path, *SHORT)
     assert result.exit_code == 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from easydel.cli.models import load_model, local_files
-from easydel.cli.options import Hub, Loading, Model
+from easydel.cli.options import Hub, Loading
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -96,8 +96,52 @@ class Adapters:
             raise ArgumentError("int8 parameters cannot be trained", hint="add --lora-rank 8, or leave --int8 out")
 
 
+def configured(context: typer.Context, model: str) -> str:
+    """MODEL as it is; of a .yaml file the model that it names, while the rest of it becomes the options' defaults."""
+    if not model.endswith((".yaml", ".yml")):
+        return model
+    values = {str(key).replace("-", "_"): value for key, value in _read_yaml(Path(model)).items()}
+    known = sorted(parameter.name or "" for parameter in context.command.params if parameter.name != "help")
+    if unknown := sorted(values.keys() - set(known)):
+        raise ArgumentError(f"unknown keys {unknown}", file=model, hint=f"it may have {', '.join(known)}")
+    if not isinstance(found := values.pop("model", None), str):
+        raise ArgumentError("names no model", file=model, hint="model: a Hub id, a directory, or one weight file")
+    context.default_map = {key: _plain(key, value, model) for key, value in values.items()}
+    return found
+
+
+def _read_yaml(file: Path) -> dict[Any, Any]:
+    from easydel.train.data import needed
+
+    yaml = needed("yaml")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ArgumentError(f"cannot be read: {' '.join(str(error).split())}", file=file) from None
+    if not isinstance(values, dict):
+        raise ArgumentError("is no mapping of options to values", file=file)
+    return values
+
+
+def _plain(key: str, value: Any, file: str) -> Any:
+    """A value as the command line would have it: lists are joined."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ",".join(value)
+    if not isinstance(value, str | int | float | None):
+        raise ArgumentError(f"{key} is {value!r:.80}, expected one value", file=file)
+    return value
+
+
 def train(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Hub id, directory, or one weight file; or a .yaml file that has MODEL, TEXT and the options.",
+            is_eager=True,
+            callback=configured,
+        ),
+    ],
     text: Annotated[Path, typer.Argument(metavar="TEXT", help='A text, or a .jsonl file with a "text" in each line.')],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for checkpoints and the result.")],
     course: Course,
@@ -108,6 +152,8 @@ def train(
     """Fine-tune MODEL on TEXT with AdamW, and write a model that transformers loads, or adapters that PEFT loads.
 
     Started again with the same arguments after it was stopped, it goes on from its last checkpoint.
+
+    All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """
     settings = _checked(course, adapters, loading)
     path = local_files(model, hub)
