@@ -20,7 +20,7 @@ from easydel.decoder import Decoder
 from easydel.errors import ArgumentError
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
-from easydel.tree import Tree, bind, flatten, params_of
+from easydel.tree import Tree, bind, flatten, params_of, replica
 from easydel.weights.load import LoadReport
 from easydel.weights.names import Names
 
@@ -193,7 +193,7 @@ class BaseNNXModule(nnx.Module):
 
     def bound(self, params: Mapping[str, Any]) -> BaseNNXModule:
         """A copy of this module's structure around other parameters, for use under a trace."""
-        copy = nnx.clone(self)
+        copy = replica(self)
         bind(copy, params)
         return copy
 
