@@ -19,6 +19,9 @@ def exists(path: Path) -> bool:
     """Whether there is something at `path`, or was until a writer died in the middle of replacing it."""
     try:
         recover_directory(path)
+        if path.is_dir():
+            os.stat(f"{path}/.")  # raises if nothing in it may be looked at
+            os.scandir(path).close()
         return path.exists()
     except ValueError:  # a null character
         return False
