@@ -5,7 +5,8 @@ Modules define a model; every hot path runs `jax.jit` on plain dicts, which cost
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,22 +15,30 @@ from flax import nnx
 Tree = dict[str, Any]
 
 
-def _children(module: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(module, nnx.List):
-        yield from ((str(index), child) for index, child in enumerate(module))
-    else:
-        yield from ((name, child) for name, child in vars(module).items() if not name.startswith("_"))
+def _children(module: Any) -> Iterable[tuple[str, Any]]:
+    if _kind(type(module)) is nnx.List:
+        return ((str(index), child) for index, child in enumerate(module))
+    return vars(module).items()
 
 
 def params_of(module: Any) -> Tree:
     """Every `nnx.Param` below `module` as a nested dict; layers of a list are keyed "0", "1", ..."""
     tree: Tree = {}
     for name, child in _children(module):
-        if isinstance(child, nnx.Param):
+        kind = _kind(type(child))
+        if kind is None or name[0] == "_":
+            continue
+        if kind is nnx.Param:
             tree[name] = child.get_raw_value()
-        elif isinstance(child, nnx.Module | nnx.List) and (below := params_of(child)):
+        elif below := params_of(child):
             tree[name] = below
     return tree
+
+
+@cache
+def _kind(found: type) -> type | None:
+    """Asked once per type: NNX answers isinstance slowly, and each call of a model asks for thousands of parts."""
+    return next((kind for kind in (nnx.Param, nnx.List, nnx.Module) if issubclass(found, kind)), None)
 
 
 def replica(module: Any) -> Any:
