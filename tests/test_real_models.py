@@ -41,6 +41,9 @@ def smollm2_reference(smollm2: Path) -> Any:
 
 def test_smollm2_equals_transformers_in_logits_and_greedy_text(smollm2: Path, smollm2_reference: Any):
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(smollm2)
+    report = model.load_report
+    assert report is not None
+    assert 0.95 < (report.bytes_read + report.bytes_mapped) / smollm2.stat().st_size < 1, "blocks count as in the file"
     tokenizer = load_tokenizer(smollm2)
     ids = np.array([tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}])])
     assert_close(model(ids).logits, reference_logits(smollm2_reference, ids))

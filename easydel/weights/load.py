@@ -6,6 +6,7 @@ again. At most `WINDOW` arenas are under way, which bounds what is in flight to 
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -84,10 +86,15 @@ class Job:
 
 @dataclass
 class LoadReport:
-    """What a load cost. `bytes_read` were copied out of files, `bytes_mapped` are used where they lie."""
+    """What a load cost. `bytes_read` were copied out of files, `bytes_mapped` are used where they lie.
+
+    `peak_bytes` is by how much the process's own memory (without mapped files) had grown at most, looked at whenever
+    parameters arrived; None where the system does not tell.
+    """
 
     bytes_read: int = 0
     bytes_mapped: int = 0
+    peak_bytes: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -107,7 +114,7 @@ def load(
     keep. `advance` is told of the bytes done. Raises CheckpointError if a file changed, a value does not fit, or
     weights are NaN or Inf: `finite` says whether "all" are checked, or only those that are "read", not mapped.
     """
-    started = time.perf_counter()
+    started, before = time.perf_counter(), own_memory()
     filler = Filler(plan, finite)
     jobs = [job for path in plan.expressions for job in _jobs(filler, path, placements, dtypes, int8)]
     missing = {path: 0 for job in jobs for path in {part.path for part in job.parts}}
@@ -129,10 +136,21 @@ def load(
             params[part.path] = array if arrived is None else arrived(part.path, array)
             if advance is not None:
                 advance(array.nbytes)
+            if before is not None:
+                report.peak_bytes = max(report.peak_bytes or 0, (own_memory() or 0) - before)
     filler.check_finite()
     report.seconds["read"] = time.perf_counter() - started
     report.bytes_read, report.bytes_mapped = filler.bytes_read, filler.bytes_mapped
     return params, report
+
+
+def own_memory() -> int | None:
+    """Bytes of this process that are in memory and not of files; None where the system does not tell."""
+    try:
+        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    except OSError:
+        return None
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 def _shape(plan: Plan, path: str) -> tuple[int, ...]:
