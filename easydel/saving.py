@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from easydel.checkpoint.atomic import OWNED
 from easydel.checkpoint.files import is_inside
 from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
@@ -108,12 +109,14 @@ def _write(
     origin: Path | None,
     max_shard_bytes: int,
 ) -> None:
-    with atomic_directory(directory) as fresh:
+    companions = _companions(origin)
+    # A tokenizer consists of several files: never some of one and some of another.
+    with atomic_directory(directory, owned=(*OWNED, *(COMPANIONS if companions else ()))) as fresh:
         write_safetensors(fresh, tensors, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if manifest is not None:
             manifest.write(fresh)
-        for file in _companions(origin):
+        for file in companions:
             shutil.copyfile(file, fresh / file.name)
 
 

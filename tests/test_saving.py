@@ -14,15 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from bad_inputs.valid import write_safetensors
+from bad_inputs.valid import write_safetensors, write_torch
 
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading
 from easydel.checkpoint import find_checkpoint, open_checkpoint
 from easydel.checkpoint import write as writing
+from easydel.saving import export
 
-KINDS = {"save_pretrained": {"from_torch": False}, "export": {}}
+KINDS = {"save_pretrained": {"from_torch": False}, "export": {}, "shards": {}}
+SHARD_BYTES = 20_000  # makes a few
 SAVED = pytest.mark.parametrize("kind", KINDS)
-NORM = {"save_pretrained": "model.norm.scale", "export": "model.norm.weight"}
 KILLS = 20
 
 
@@ -39,7 +40,23 @@ def filled(model: BaseNNXModule, value: float) -> dict[str, Any]:
 
 
 def write(model: BaseNNXModule, kind: str, place: Path, value: float) -> None:
-    getattr(model, kind)(place, filled(model, value))
+    write_params(model, kind, place, filled(model, value))
+
+
+def write_params(model: BaseNNXModule, kind: str, place: Path, params: dict[str, Any]) -> None:
+    if kind != "shards":
+        getattr(model, kind)(place, params)
+        return
+    assert model.names is not None
+    export(
+        place,
+        params,
+        model.canonical_paths(),
+        model.config,
+        model.names,
+        origin=model.origin,
+        max_shard_bytes=SHARD_BYTES,
+    )
 
 
 def value_of(place: Path) -> float:
@@ -65,7 +82,7 @@ from pathlib import Path
 import jax, numpy as np
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.checkpoint import atomic, write
-from test_saving import filled
+from test_saving import filled, write_params
 
 def counted(owner, name, state):
     function = getattr(owner, name)
@@ -85,7 +102,7 @@ for place in sorted(Path(sys.argv[3]).iterdir(), key=lambda path: int(path.name)
             counted(os, name, state)
         counted(atomic, "_exchange", state)
         counted(write, "_write_values", state)
-        getattr(model, kind)(place / "model", params)
+        write_params(model, kind, place / "model", params)
         os._exit(0)
     print(place.name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -138,6 +155,23 @@ def test_a_full_disk_leaves_the_old_model(
         write(model, kind, place, 2.0)
     assert {file.name: file.read_bytes() for file in place.iterdir()} == before
     assert os.listdir(tmp_path) == ["model"]
+
+
+@SAVED
+def test_a_disk_that_is_full_at_a_small_file_leaves_the_old_model(
+    model: BaseNNXModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    write(model, kind, tmp_path / "model", 1.0)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match="No space left") as caught:
+        write(model, kind, tmp_path / "model", 2.0)
+    assert str(caught.value.file).startswith(str(tmp_path / "model"))
+    assert os.listdir(tmp_path) == ["model"]
+    assert value_of(tmp_path / "model") == 1.0
 
 
 @pytest.fixture
@@ -217,6 +251,41 @@ def test_writers_and_readers_at_once_see_whole_models(model: BaseNNXModule, tmp_
 
 def snapshot(place: Path) -> float:
     """The value in a file that is opened once, as a reader that came before an exchange goes on reading it."""
-    header, *rest = (place / "model.safetensors").read_bytes().split(b"}", 1)
+    name = "model.safetensors" if (place / "model.safetensors").exists() else "model-00001-of-00003.safetensors"
+    header, *rest = (place / name).read_bytes().split(b"}", 1)
     assert header
     return float(np.frombuffer(rest[0][-4:], np.float32)[0])
+
+
+@pytest.mark.parametrize("kind", ["export", "shards"])
+@pytest.mark.parametrize("before", ["export", "shards", "save_pretrained", "torch"])
+def test_nothing_of_another_model_in_the_directory_survives(
+    model: BaseNNXModule, tmp_path: Path, kind: str, before: str
+):
+    place = tmp_path / "model"
+    if before == "torch":
+        place.mkdir()
+        write_torch(place)
+    else:
+        write(model, before, place, 1.0)
+    (place / "README.md").write_text("mine")
+    write(model, kind, place, 2.0)
+    assert value_of(place) == 2.0
+    assert loads(place, kind)
+    write(model, kind, tmp_path / "fresh", 2.0)
+    assert sorted(os.listdir(place)) == sorted([*os.listdir(tmp_path / "fresh"), "README.md"])
+
+
+def test_of_a_tokenizer_no_file_stays_beside_those_of_another(model: BaseNNXModule, tmp_path: Path):
+    write(model, "export", tmp_path / "model", 1.0)
+    for name in ("vocab.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "model" / name).write_text("old")
+    write(model, "export", tmp_path / "model", 2.0)
+    assert (tmp_path / "model" / "vocab.json").read_text() == "old", "the model brings no tokenizer"
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    (origin / "tokenizer.json").write_text("new")
+    assert model.names is not None
+    export(tmp_path / "model", filled(model, 3.0), model.canonical_paths(), model.config, model.names, origin=origin)
+    left = {file.name for file in (tmp_path / "model").iterdir()}
+    assert left == {"config.json", "model.safetensors", "tokenizer.json"}

@@ -29,6 +29,9 @@ OWNED = (
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
+    "pytorch_model.bin.index.json",
     "config.json",
     "generation_config.json",
     "easydel.json",
@@ -53,11 +56,10 @@ def atomic_directory(target: str | os.PathLike[str], *, owned: Sequence[str] = O
         raise _refused(place, error) from error
     try:
         yield fresh
-        try:
-            _sync(fresh)
-            _replace(fresh, place, owned)
-        except OSError as error:
-            raise _refused(place, error) from error
+        _sync(fresh)
+        _replace(fresh, place, owned)
+    except OSError as error:  # of the block, too: the disk may be full at any file
+        raise _refused(place, error) from error
     finally:
         # After an exchange this is the old one. What cannot be removed now is litter for the next writer.
         shutil.rmtree(fresh, ignore_errors=True)
