@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from easydel.checkpoint.files import INDEX_SUFFIX, PREFERENCE, is_plain_name
-from easydel.errors import CheckpointError, HubError, listed
+from easydel.checkpoint.files import INDEX_SUFFIX, PREFERENCE, read_index
+from easydel.errors import HubError, listed
 
 CONFIGS = {
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -43,14 +42,7 @@ def needed(
 
 def shard_names(index: Path) -> list[str]:
     """The shards that an index file names, each a plain file name."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        bad = sorted(repr(name)[:200] for name in names if not is_plain_name(name))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"is not an index of shards: {error!r}", file=index) from error
-    if bad:
-        raise CheckpointError(f"names shards that are no plain file names: {', '.join(bad)}", file=index)
-    return sorted(names)
+    return sorted(set(read_index(index, local=False).values()))
 
 
 def _weight_files(names: Collection[str], shards: Callable[[str], Collection[str]], where: str) -> list[str]:
