@@ -279,6 +279,7 @@ def test_a_second_set_is_refused_until_the_first_is_merged():
         ({"init_lora_weights": "pissa"}, UnsupportedModelError, "it changes the base model"),
         ({"r": 4}, CheckpointError, r"lora_A.weight is \[3, 48\], expected \[4, 48\]"),
         ({"r": "three"}, CheckpointError, "expected a rank"),
+        ({"use_rslora": "no"}, CheckpointError, "expected True or False"),
         ({"target_modules": 7}, CheckpointError, "adapter_config.json"),
     ],
 )
@@ -306,6 +307,10 @@ def test_files_that_do_not_fit_are_refused_with_all_that_is_wrong(saved: Saved, 
     with pytest.raises(CheckpointError, match=r"other has no place(.|\n)*is missing") as caught:
         load_adapters(model, tmp_path)
     assert f"{missing} is missing" in str(caught.value)
+    save_file(saved.tensors | {missing: saved.tensors[missing] * np.nan}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora_A.weight'?: has values that are NaN"):
+        load_adapters(model, tmp_path)
+    assert not any("lora" in path for path in flatten(model.params))
 
 
 def test_dropout_in_a_file_is_told_and_left_out(saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -232,8 +232,12 @@ class Step:
         def add(sums: tuple[Tree, Loss], part: dict[str, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, gradient(trained, part)), None
 
-        zeros = (jax.tree.map(jnp.zeros_like, trained), Loss(jnp.zeros(()), jnp.zeros(()), jnp.zeros(())))
-        return jax.lax.scan(add, zeros, {name: self._cut(array) for name, array in batch.items()})[0]
+        # in float32: many parts may add up
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), trained)
+        parts = {name: self._cut(array) for name, array in batch.items()}
+        nothing = Loss(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+        (gradients, loss), _ = jax.lax.scan(add, (zeros, nothing), parts)
+        return jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), gradients, trained), loss
 
     def _cut(self, x_BT: jax.Array) -> jax.Array:
         """[parts, B, T]; each part has every `accumulate`-th sequence, so that each device keeps its own."""

@@ -1,0 +1,50 @@
+"""Adding adapters to a model, and merging them into its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from easydel.layers.linear import Linear
+from easydel.lora.linear import LEAVES, AdaptedLinear, LoRA
+from easydel.lora.places import adapt, adapted_places, give, rebind, targeted
+from easydel.model import BaseNNXModule
+from easydel.tree import Tree, flatten
+
+
+def add_adapters(model: BaseNNXModule, lora: LoRA, *, seed: int = 0) -> Tree:
+    """Give `model` fresh adapters that change nothing yet (B is 0); its parameters with them.
+
+    Raises ArgumentError if it has some, or if targets name nothing, or what cannot be adapted.
+    """
+    chosen = targeted(model, lora)
+    adapt(model, lora, chosen)
+    arrays = {}
+    for place in chosen:
+        bound = place.inputs**-0.5  # PEFT's: Kaiming's uniform distribution with a = sqrt(5)
+        randoms = [np.random.default_rng([seed, *path.encode()]) for path in place.paths]
+        rows = [random.uniform(-bound, bound, (lora.r, place.inputs)).astype(np.float32) for random in randoms]
+        arrays[f"{place.path}/lora_A"] = place.arranged(rows)
+        arrays[f"{place.path}/lora_B"] = place.arranged([np.zeros((place.outputs, lora.r), np.float32)] * len(rows))
+    return give(model, chosen, arrays)
+
+
+def merge_adapters(model: BaseNNXModule, params: Mapping[str, Any] | None = None) -> Tree:
+    """Add the adapters of `params` (default: the model's own) to its kernels and remove them; its parameters then.
+
+    int8 kernels that are adapted become floats: rounded to 8 bits again, most of what was learned would be lost.
+    """
+    leaves = flatten(params or model.params)
+    for place in adapted_places(model):
+        module, path = place.module, place.path
+        assert isinstance(module, AdaptedLinear)
+        kernel, scales = leaves[f"{path}/kernel"], leaves.pop(f"{path}/kernel_scale", None)
+        low, high = (leaves.pop(f"{path}/{leaf}") for leaf in LEAVES)
+        leaves[f"{path}/kernel"] = jax.jit(module.merged, out_shardings=kernel.sharding)(kernel, scales, low, high)
+        plain = Linear(place.inputs, place.outputs, module.policy, bias=module.bias is not None)
+        plain.kernel, plain.bias = module.kernel, module.bias
+        setattr(place.owner, place.name, plain)
+    return rebind(model, leaves)

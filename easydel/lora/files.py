@@ -1,0 +1,163 @@
+"""Adapters in files, as PEFT writes and reads them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easydel.checkpoint import Tensor
+from easydel.checkpoint.open import open_checkpoint
+from easydel.checkpoint.write import atomic_directory, write_safetensors
+from easydel.config import HFConfig
+from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
+from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
+from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
+from easydel.model import BaseNNXModule
+from easydel.tree import Tree, flatten
+from easydel.weights.plan import is_number
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+# What PEFT can do besides: any value but the ones that switch it off is refused.
+OFF: tuple[Any, ...] = (None, False, [], {}, "none")
+REFUSED = (
+    "bias",
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
+logger = logging.getLogger(__name__)
+
+
+def save_adapters(
+    model: BaseNNXModule, directory: str | PathLike[str], params: Mapping[str, Any] | None = None
+) -> None:
+    """Write the adapters of `params` (default: the model's own) as PEFT does; they load there and here."""
+    leaves, adapted = flatten(params or model.params), adapted_places(model)
+    if not adapted:
+        raise ArgumentError("the model has no adapters", hint="add_adapters(model, LoRA(...)) gives it some")
+    lora = adapted[0].module.lora  # type: ignore[attr-defined]
+    tensors = []
+    for place in adapted:
+        for number, leaf in enumerate(LEAVES):
+            array = np.asarray(leaves[f"{place.path}/{leaf}"])
+            rows = list(array) if place.stacked else [array]
+            for name, row in zip(place.theirs, rows, strict=True):
+                assert name, "what has no name of its own is never adapted"
+                tensors.append((_tensor_names(name)[number], row.shape, row.dtype, lambda row=row: row))
+    settings = asdict(lora) | {"target_modules": _shortest(model, adapted), "peft_type": "LORA"}
+    settings |= {"task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
+    settings["base_model_name_or_path"] = str(model.origin) if model.origin else None
+    with atomic_directory(directory, owned=(CONFIG, "adapter_model.*")) as fresh:
+        write_safetensors(fresh, tensors, metadata={"format": "pt"})
+        (fresh / "model.safetensors").rename(fresh / WEIGHTS)
+        (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:
+    """Give `model` the adapters that PEFT, or `save_adapters`, wrote to `directory`; its parameters with them.
+
+    Raises CheckpointError or UnsupportedModelError, before the model changes, for files that are broken, do not fit the
+    model, or use what is not implemented.
+    """
+    folder = Path(directory)
+    lora = read_lora(folder / CONFIG)
+    found = next((folder / name for name in (WEIGHTS, "adapter_model.bin") if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"has no {WEIGHTS}", file=folder)
+    tensors = dict(open_checkpoint([found]))
+    places = {name: place for place in places_of(model) for name in place.theirs if name}
+    present = {name for name in places if any(tensor in tensors for tensor in _tensor_names(name))}
+    chosen = list({place.path: place for name, place in places.items() if name in present}.values())
+    problems = _misfits(lora, chosen, tensors)
+    if problems or not chosen:
+        told = listed(problems) or " it holds none"
+        raise CheckpointError(f"the adapters do not fit the model:{told}", file=found, hint="is it another model's?")
+    check_free(model, chosen)
+    arrays = {
+        f"{place.path}/{leaf}": place.arranged(
+            [_values(tensors[_tensor_names(name)[number]], found) for name in place.theirs if name]
+        )
+        for place in chosen
+        for number, leaf in enumerate(LEAVES)
+    }
+    adapt(model, lora, chosen)
+    return give(model, chosen, arrays)
+
+
+def _tensor_names(module: str) -> list[str]:
+    """What PEFT calls the adapters of a module of the checkpoint, in the order of `LEAVES`."""
+    return [f"{PREFIX}{module}.{leaf}.weight" for leaf in LEAVES]
+
+
+def _misfits(lora: LoRA, chosen: Sequence[Place], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the adapters in a file for these places."""
+    expected = {
+        tensor: shape
+        for place in chosen
+        for name in place.theirs
+        if name
+        for tensor, shape in zip(_tensor_names(name), place.shapes(lora.r), strict=True)
+    }
+    there = {name: tensor for name, tensor in tensors.items() if name in expected}
+    return [
+        *(f"{name} has no place in the model" for name in tensors if name not in expected),
+        *(f"{name} is missing" for name in expected if name not in tensors),
+        *(
+            f"{name} is {list(tensor.shape)}, expected {list(expected[name])}"
+            for name, tensor in there.items()
+            if tuple(tensor.shape) != expected[name]
+        ),
+        *(f"{name} is {tensor.dtype}" for name, tensor in there.items() if not is_number(tensor.dtype)),
+    ]
+
+
+def _values(tensor: Tensor, file: Path) -> np.ndarray:
+    values = tensor.read().astype(np.float32)
+    if not np.isfinite(values).all():
+        raise CheckpointError("has values that are NaN or Inf", file=file, tensor=tensor.name)
+    return values
+
+
+def read_lora(file: Path) -> LoRA:
+    """PEFT's adapter_config.json. UnsupportedModelError for what else PEFT can do; dropout is told and left out."""
+    config = HFConfig.from_file(file)
+    values = config.to_dict()
+    extra = [f"{key}={values[key]!r}" for key in REFUSED if values.get(key) not in OFF]
+    start = values.get("init_lora_weights", True)
+    if start not in (True, False, "gaussian"):
+        extra.append(f"init_lora_weights={start!r} (it changes the base model)")
+    if values.get("peft_type", "LORA") != "LORA":
+        extra.append(f"peft_type={values['peft_type']!r}")
+    if extra:
+        raise UnsupportedModelError(f"the adapters need what is not implemented:{listed(extra)}", file=file)
+    if values.get("lora_dropout"):
+        logger.warning("%s: lora_dropout=%s is not implemented: trained on without", file, values["lora_dropout"])
+    known = {key: values[key] for key in ("r", "lora_alpha", "use_rslora") if values.get(key) is not None}
+    targets = values.get("target_modules") or ALL_LINEAR
+    try:
+        return LoRA(**known, target_modules=targets)
+    except (ArgumentError, TypeError) as error:
+        raise CheckpointError(str(error), file=file) from None
+
+
+def _shortest(model: BaseNNXModule, adapted: Sequence[Place]) -> list[str]:
+    """Their last names if those select no other Linear, else their whole names."""
+    whole = sorted(name for place in adapted for name in place.theirs if name)
+    last = sorted({name.rpartition(".")[2] for name in whole})
+    every = [name for place in places_of(model) for name in place.theirs if name]
+    selected = [name for name in every if name.rpartition(".")[2] in last]
+    return last if sorted(selected) == whole else whole

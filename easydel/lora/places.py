@@ -1,0 +1,166 @@
+"""Where adapters can stand in a model, under both names that a module has, and putting them there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from easydel.errors import ArgumentError, UnsupportedModelError, listed
+from easydel.layers.linear import Linear
+from easydel.lora.linear import LEAVES, AdaptedLinear, LoRA
+from easydel.model import BaseNNXModule
+from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.weights.expressions import Source, Transpose
+
+# Multi-head latent attention multiplies with this kernel itself, an adapter would be passed over.
+NOT_CALLED = "kv_b_proj"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A Linear in a model: attribute `name` of `owner`; `paths` are its per-layer paths, `theirs` its names in the
+    checkpoint (one for each path, or None where that stores it together with others)."""
+
+    owner: Any
+    name: str
+    path: str
+    paths: tuple[str, ...]
+    theirs: tuple[str | None, ...]
+
+    @property
+    def module(self) -> Linear:
+        return getattr(self.owner, self.name)
+
+    @property
+    def inputs(self) -> int:
+        return self.module.kernel.get_raw_value().shape[-1]
+
+    @property
+    def outputs(self) -> int:
+        return self.module.kernel.get_raw_value().shape[-2]
+
+    @property
+    def stacked(self) -> bool:
+        return self.module.kernel.get_raw_value().ndim == 3
+
+    def shapes(self, r: int) -> list[tuple[int, int]]:
+        """Of one layer's adapters, in the order of `LEAVES`."""
+        return [(r, self.inputs), (self.outputs, r)]
+
+    def arranged(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """One array for each of its layers as the parameter that it has."""
+        return np.stack(rows) if self.stacked else rows[0]
+
+    def selected(self, lora: LoRA) -> list[bool]:
+        """For each of its layers, whether it is a target."""
+        pairs = zip(self.paths, self.theirs, strict=True)
+        return [lora.selects([name for name in (theirs, path.replace("/", ".")) if name]) for path, theirs in pairs]
+
+
+def places_of(model: BaseNNXModule) -> list[Place]:
+    """Every Linear of the model."""
+    layer_paths, shapes = model.canonical_paths(), flatten(model.params)
+    per_layer = {
+        part: shapes[path].shape if parts == [path] else shapes[path].shape[1:]
+        for path, parts in layer_paths.items()
+        for part in parts
+    }
+
+    def theirs(path: str) -> str | None:
+        expression = model.names.expression(f"{path}/kernel", per_layer)
+        expression = expression.of if isinstance(expression, Transpose) else expression
+        return expression.name.removesuffix(".weight") if isinstance(expression, Source) else None
+
+    places = []
+    for owner, name, path in _linears(model, ""):
+        paths = tuple(part.removesuffix("/kernel") for part in layer_paths[f"{path}/kernel"])
+        places.append(Place(owner, name, path, paths, tuple(map(theirs, paths))))
+    return places
+
+
+def _linears(module: Any, prefix: str) -> Iterator[tuple[Any, str, str]]:
+    children = enumerate(module) if isinstance(module, nnx.List) else list(vars(module).items())
+    for name, child in children:
+        if isinstance(child, Linear):
+            yield module, str(name), f"{prefix}{name}"
+        elif isinstance(child, nnx.Module | nnx.List) and not str(name).startswith("_"):
+            yield from _linears(child, f"{prefix}{name}/")
+
+
+def adapted_places(model: BaseNNXModule) -> list[Place]:
+    """Those that have adapters."""
+    return [place for place in places_of(model) if isinstance(place.module, AdaptedLinear)]
+
+
+def targeted(model: BaseNNXModule, lora: LoRA) -> list[Place]:
+    """The places that `lora` names; ArgumentError or UnsupportedModelError if there can be no adapters."""
+    places = places_of(model)
+    chosen = [place for place in places if any(place.selected(lora))]
+    targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
+    idle = [
+        target
+        for target in targets
+        if not any(any(place.selected(replace(lora, target_modules=_one(lora, target)))) for place in places)
+    ]
+    if idle or not chosen:
+        leaves = ", ".join(sorted({place.name for place in places}))
+        raise ArgumentError(f"target_modules {idle} name no Linear", hint=f"{leaves} are those of this model")
+    parts = [place.path for place in chosen if not all(place.selected(lora))]
+    if parts:
+        raise ArgumentError(
+            f"scanned layers cannot be adapted in part:{listed(parts)}", hint="load without scan_layers"
+        )
+    check_free(model, chosen)
+    return chosen
+
+
+def _one(lora: LoRA, target: str) -> str | tuple[str, ...]:
+    return target if isinstance(lora.target_modules, str) else (target,)
+
+
+def check_free(model: BaseNNXModule, chosen: Sequence[Place]) -> None:
+    """ArgumentError if the model is adapted already, UnsupportedModelError for what no adapter can stand beside."""
+    if adapted_places(model):
+        raise ArgumentError("the model has adapters already", hint="merge_adapters(model) makes room for others")
+    fused = [place.path for place in chosen if None in place.theirs]
+    direct = [place.path for place in chosen if place.name == NOT_CALLED]
+    problems = [f"{path}: the checkpoint stores it in one tensor with others" for path in fused]
+    problems += [f"{path}: attention uses its kernel directly" for path in direct]
+    if problems:
+        raise UnsupportedModelError(
+            f"these cannot have adapters:{listed(problems)}", hint="choose other target_modules"
+        )
+
+
+def adapt(model: BaseNNXModule, lora: LoRA, chosen: Sequence[Place]) -> None:
+    """Put modules with adapters, which have no values yet, in the chosen places."""
+    for place in chosen:
+        setattr(place.owner, place.name, AdaptedLinear(place.module, lora))
+    model.forget_compiled()
+
+
+def give(model: BaseNNXModule, chosen: Sequence[Place], arrays: Mapping[str, np.ndarray]) -> Tree:
+    """The model's parameters with `arrays` for adapters, whole on every device that has a part of the kernel."""
+    leaves = flatten(model.params)
+    for place in chosen:
+        sharding = leaves[f"{place.path}/kernel"].sharding
+        whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+        for leaf in LEAVES:
+            path = f"{place.path}/{leaf}"
+            leaves[path] = jax.jit(jnp.copy, out_shardings=whole)(arrays[path])  # JAX's own memory: it is donated
+    return rebind(model, leaves)
+
+
+def rebind(model: BaseNNXModule, leaves: Mapping[str, Any]) -> Tree:
+    """Give the model parameters by path, after its modules have changed; the same as a nested dict."""
+    params = unflatten(leaves)
+    bind(model, params)
+    model.forget_compiled()
+    return params
