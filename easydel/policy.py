@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from easydel.ops.ring import Ring
 from easydel.sharding import PartitionAxis, constrain
 from easydel.sharding.axes import AxisName
 
@@ -47,6 +48,14 @@ class Policy:
         if self.remat in (None, REMAT):
             return None
         return getattr(jax.checkpoint_policies, self.remat)
+
+    @property
+    def ring(self) -> Ring | None:
+        """How attention goes round the devices that a sequence is split over; None without `shard_attention`."""
+        if self.mesh is None or not self.shard_attention:
+            return None
+        axes = self.axes
+        return Ring(self.mesh, axes.batch_axis, axes.sequence_axis, axes.head_axis, axes.kv_head_axis)
 
     def shard(self, x: jax.Array, *axes: AxisName) -> jax.Array:
         """Constrain activation `x` to mesh axes, one per dimension; a mesh axis that does not divide is dropped."""

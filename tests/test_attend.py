@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import easydel.ops.chunked as chunked
-from easydel.ops.attend import attend
+from easydel.ops.attend import attend, attend_fused, choose
+from easydel.ops.ring import Ring
 from easydel.ops.scores import Scores
+from easydel.sharding import make_mesh
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
 B, K, G, C, V = 2, 2, 3, 5, 4
@@ -179,3 +181,44 @@ def test_bfloat16_weights_are_summed_in_float32():
     expected = plain(x | {name: part.astype(jnp.float32) for name, part in low.items()}, Scores(0.4))
     keep = np.asarray(x["valid"])
     np.testing.assert_allclose(np.asarray(out, np.float32)[keep], np.asarray(expected)[keep], atol=0.02)
+
+
+RING = Ring(make_mesh((1, 1, 2, 4)), "dp", "sp", "tp", "tp")
+
+
+@pytest.mark.parametrize(
+    ("expected", "changes"),
+    [
+        ("cudnn", {}),
+        ("cudnn", {"scores": Scores(1.0, window=5)}),
+        ("cudnn", {"scores": Scores(1.0, causal=False)}),
+        ("chunked", {"platform": "cpu"}),
+        ("chunked", {"platform": "tpu"}),
+        ("chunked", {"dtype": jnp.float32}),
+        ("chunked", {"channels": 63}),
+        ("chunked", {"channels": 256}),
+        ("chunked", {"scores": Scores(1.0, softcap=30.0)}),
+        ("chunked", {"masked": True}),
+        ("chunked", {"whole": False}),
+        ("chunked", {"bias": jnp.zeros((1, 1, 1, 16))}),
+        ("ring", {"ring": RING}),
+        ("ring", {"ring": RING, "platform": "cpu", "dtype": jnp.float32, "masked": True}),
+        ("chunked", {"ring": RING, "platform": "cpu", "bias": jnp.zeros((1, 1, 1, 16))}),
+        ("chunked", {"ring": RING, "platform": "cpu", "whole": False}),
+        ("chunked", {"ring": RING, "platform": "cpu", "length": 18}),
+    ],
+)
+def test_what_computes_attention(expected: str, changes: dict[str, Any]):
+    options = {"whole": True, "masked": False, "bias": None, "ring": None} | changes
+    T, channels, dtype = (options.pop(name, default) for name, default in
+                          (("length", 16), ("channels", 64), ("dtype", jnp.bfloat16)))  # fmt: skip
+    platform, scores = options.pop("platform", "gpu"), options.pop("scores", Scores(1.0))
+    q, k = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((2, T, 6, channels), (2, 2, T, channels)))
+    assert choose(platform, q, k, k, scores, **options) == expected
+
+
+@pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, window=5), Scores(0.4, causal=False)], ids=str)
+def test_fused_attention_is_asked_for_the_same(scores: Scores):
+    x = inputs(19, 19) | {"valid": jnp.ones((B, 19), bool)}
+    out = jax.jit(attend_fused, static_argnums=(3, 4))(x["q"], x["k"], x["k"], scores, "xla")
+    np.testing.assert_allclose(out, plain(x | {"v": x["k"]}, scores), atol=2e-6)

@@ -130,6 +130,7 @@ class AttentionLayer(nnx.Module):
             bias=self._bias(context, k_BKSC.shape[2]),
             sinks_N=None if self.sinks is None else self.sinks[...],
             mesh=self.policy.mesh,
+            ring=self.policy.ring,
         )
         out_BTNC = self.policy.shard_heads(out_BTNC)
         return self.o_proj(out_BTNC.reshape(*x_BTD.shape[:2], -1)), cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -130,5 +130,5 @@ class MLALayer(nnx.Module):
     def _attend(self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context) -> jax.Array:
         scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
         scores = Scores(scale, causal=context.causal, precision=self.policy.precision)
-        offset, valid_BS, mesh = context.offset, context.valid_BS, self.policy.mesh
-        return attend(q_BTNC, k_BKSC, v_BKSV, scores, offset=offset, valid_BS=valid_BS, mesh=mesh)
+        options: dict[str, Any] = {"offset": context.offset, "valid_BS": context.valid_BS}
+        return attend(q_BTNC, k_BKSC, v_BKSV, scores, mesh=self.policy.mesh, ring=self.policy.ring, **options)

@@ -1,15 +1,25 @@
-"""Attention over cached keys and values, one entry for every model."""
+"""Attention over cached keys and values, one entry for every model.
+
+What computes it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over devices;
+cuDNN's fused attention on NVIDIA GPUs where it can.
+"""
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import jax
+import jax.numpy as jnp
 
 from easydel.ops.chunked import Keys, attend_chunked
+from easydel.ops.ring import Ring, attend_ring
 from easydel.ops.scores import Bias, Scores
 
-__all__ = ["Bias", "Scores", "attend"]
+__all__ = ["Bias", "Kernel", "Scores", "attend", "choose"]
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
+Kernel = Literal["ring", "cudnn", "chunked"]
+CUDNN_CHANNELS = 128  # the most that cuDNN's flash attention takes on every GPU since Ampere
 
 
 def attend(
@@ -23,6 +33,7 @@ def attend(
     bias: Bias | None = None,
     sinks_N: jax.Array | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    ring: Ring | None = None,
 ) -> jax.Array:
     """Weighted values [B, T, N, V] in the queries' dtype.
 
@@ -30,7 +41,66 @@ def attend(
     `valid_BS`. `bias` [B or 1, N or 1, T or 1, S] is added to the scaled scores, or the part of it that a function
     of (first query, queries) returns: that of prefixes that see each other is a mask, without `scores.causal`.
     `sinks_N` is one more logit per head that takes weight and gives nothing. An `offset` that is no traced array is
-    worth knowing: see `chunked`.
+    worth knowing: see `chunked`. `mesh` is what arrays may be split over, `ring` how, where the sequence is.
     """
-    looped = jax.default_backend() == "cpu" and (mesh is None or mesh.size == 1)
-    return attend_chunked(q_BTNC, Keys(k_BKSC, v_BKSV, valid_BS, bias), scores, offset, sinks_N, looped=looped)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    whole = not isinstance(offset, jax.Array) and int(offset) == 0 and q_BTNC.shape[1] == k_BKSC.shape[2]
+    masked = valid_BS is not None or sinks_N is not None
+    kernel = choose(platform, q_BTNC, k_BKSC, v_BKSV, scores, whole=whole, masked=masked, bias=bias, ring=ring)
+    if kernel == "ring":
+        assert ring is not None
+        return attend_ring(q_BTNC, k_BKSC, v_BKSV, scores, ring, valid_BS=valid_BS, sinks_N=sinks_N)
+    looped = platform == "cpu" and (mesh is None or mesh.size == 1)
+
+    def chunked(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
+        return attend_chunked(q_BTNC, Keys(k_BKSC, v_BKSV, valid_BS, bias), scores, offset, sinks_N, looped=looped)
+
+    if kernel == "chunked":
+        return chunked(q_BTNC, k_BKSC, v_BKSV)
+
+    def fused(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
+        return attend_fused(q_BTNC, k_BKSC, v_BKSV, scores, "cudnn")
+
+    # a model may be on the CPU although there is a GPU: what is compiled for decides
+    return jax.lax.platform_dependent(q_BTNC, k_BKSC, v_BKSV, cuda=fused, default=chunked)
+
+
+def choose(
+    platform: str,
+    q_BTNC: Any,
+    k_BKSC: Any,
+    v_BKSV: Any,
+    scores: Scores,
+    *,
+    whole: bool,
+    masked: bool,
+    bias: Bias | None,
+    ring: Ring | None,
+) -> Kernel:
+    """What computes attention of arrays with these shapes and dtypes.
+
+    `whole`: queries and keys are the same tokens, from the first one on. `masked`: some keys are not valid, or there
+    are sinks.
+    """
+    B, T, N, C = q_BTNC.shape
+    if whole and bias is None and ring is not None and ring.spec(B, T, N, k_BKSC.shape[1]) is not None:
+        return "ring"
+    narrow = q_BTNC.dtype in (jnp.bfloat16, jnp.float16) and q_BTNC.dtype == k_BKSC.dtype == v_BKSV.dtype
+    sized = C % 8 == 0 and CUDNN_CHANNELS >= C and v_BKSV.shape[-1] == C and T > 1
+    plain = scores.softcap is None and bias is None and not masked and (scores.causal or scores.window is None)
+    return "cudnn" if platform in ("gpu", "cuda") and whole and narrow and sized and plain else "chunked"
+
+
+def attend_fused(
+    q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, scores: Scores, implementation: Literal["cudnn", "xla"]
+) -> jax.Array:
+    """As `attend` of whole sequences without masks, by `jax.nn.dot_product_attention`."""
+    return jax.nn.dot_product_attention(
+        q_BTNC,
+        k_BKSC.swapaxes(1, 2),
+        v_BKSV.swapaxes(1, 2),
+        scale=scores.scale,
+        is_causal=scores.causal,
+        local_window_size=None if scores.window is None else (scores.window - 1, 0),
+        implementation=implementation,
+    )

@@ -52,6 +52,23 @@ def raw_scores(q_GTC: jax.Array, k_SC: jax.Array, scores: Scores) -> jax.Array:
     return s_GTS if scores.softcap is None else scores.softcap * jnp.tanh(s_GTS / scores.softcap)
 
 
+def masked_scores(
+    q_GTC: jax.Array,
+    k_SC: jax.Array,
+    valid_S: jax.Array | None,
+    bias_GTS: jax.Array | None,
+    distance: jax.Array | int,
+    scores: Scores,
+) -> jax.Array:
+    """`raw_scores`, with MASKED added for keys that are not valid, or that a query does not see."""
+    s_GTS = raw_scores(q_GTC, k_SC, scores)
+    if bias_GTS is not None:
+        s_GTS += bias_GTS
+    if (order_TS := order_mask(s_GTS.shape[1], s_GTS.shape[2], distance, scores)) is not None:
+        s_GTS += order_TS
+    return s_GTS if valid_S is None else s_GTS + jnp.where(valid_S, 0.0, MASKED)
+
+
 def weighted_sum(w_GTS: jax.Array, v_SV: jax.Array, scores: Scores) -> jax.Array:
     """Values summed with weights [G, T, V], in float32; the weights enter the product in the values' dtype."""
     G, T, S = w_GTS.shape
@@ -78,13 +95,7 @@ def attend_head(
 
     The division by the sum of weights follows the product with the values, which is narrower than the weights.
     """
-    s_GTS = raw_scores(q_GTC, k_SC, scores)
-    if bias_GTS is not None:
-        s_GTS += bias_GTS
-    if (order_TS := order_mask(s_GTS.shape[1], s_GTS.shape[2], distance, scores)) is not None:
-        s_GTS += order_TS
-    if valid_S is not None:
-        s_GTS += jnp.where(valid_S, 0.0, MASKED)
+    s_GTS = masked_scores(q_GTC, k_SC, valid_S, bias_GTS, distance, scores)
     top_GT1 = jax.lax.stop_gradient(jnp.max(s_GTS, axis=-1, keepdims=True))
     sinks_G11 = None if sinks_G is None else sinks_G.astype(jnp.float32)[:, None, None]
     if sinks_G11 is not None:

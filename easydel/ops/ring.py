@@ -1,0 +1,252 @@
+"""Attention of a sequence that is split over devices: keys and values go round, from device to device.
+
+After Liu et al. 2023, arXiv:2310.01889. Each device keeps its queries and sees the keys of all others in turn, with the
+softmax brought up to date (Milakov & Gimelshein 2018, arXiv:1805.02867). Causal work is balanced by the zigzag order:
+of 2 P pieces of the sequence device d computes the d-th from the front and the d-th from the back, and blocks that are
+wholly masked, about half on each device, are skipped. A length that P divides, but not 2 P, stays in order.
+The backward pass sends keys and values round once more, so that no device ever holds those of another for long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from easydel.ops.scores import MASKED, Scores, masked_scores, weighted_sum
+from easydel.sharding.axes import AxisName, names_in
+from easydel.sharding.placement import fit
+
+# P devices, M pieces on each (1, or 2 in zigzag order), B batch, N heads, K kv heads, G query heads per kv head,
+# T queries and S keys of a piece, C head channels, V value channels
+BLOCK = 256  # queries whose scores exist at a time
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The mesh axes that activations are split over; `sequence` is the one that keys and values go round."""
+
+    mesh: Mesh
+    batch: AxisName
+    sequence: AxisName
+    heads: AxisName
+    kv_heads: AxisName
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.axis_sizes[self.mesh.axis_names.index(self.sequence)] if isinstance(self.sequence, str) else 1
+
+    def spec(self, batch: int, length: int, heads: int, kv_heads: int) -> PartitionSpec | None:
+        """How queries [B, T, N, C] are split; None if their sizes do not allow a ring."""
+        axes = (self.batch, self.sequence, self.heads)
+        spec = fit((batch, length, heads), axes, self.mesh)
+        kv_spec = fit((batch, length, kv_heads), (self.batch, self.sequence, self.kv_heads), self.mesh)
+        split = names_in(spec[1]) == names_in(self.sequence)
+        return PartitionSpec(*spec, None) if self.devices > 1 and split and spec == kv_spec else None
+
+
+def attend_ring(
+    q_BTNC: jax.Array,
+    k_BKSC: jax.Array,
+    v_BKSV: jax.Array,
+    scores: Scores,
+    ring: Ring,
+    *,
+    valid_BS: jax.Array | None = None,
+    sinks_N: jax.Array | None = None,
+) -> jax.Array:
+    """As `attend` of a whole sequence, without bias; sizes must be such that `ring.spec` is not None."""
+    spec = ring.spec(q_BTNC.shape[0], q_BTNC.shape[1], q_BTNC.shape[2], k_BKSC.shape[1])
+    assert spec is not None
+    batch, sequence, heads, _ = spec
+    keys = PartitionSpec(batch, heads, sequence, None)
+    row_BS = None if valid_BS is None else jnp.where(valid_BS, 0.0, MASKED)
+    specs = (spec, keys, keys, None if row_BS is None else PartitionSpec(batch, sequence), PartitionSpec(heads))
+    specs = specs if sinks_N is not None else (*specs[:4], None)
+    local = partial(_attend_local, scores, str(ring.sequence), ring.devices)
+    mapped = jax.shard_map(local, mesh=ring.mesh, in_specs=specs, out_specs=spec, check_vma=False)
+    return mapped(q_BTNC, k_BKSC, v_BKSV, row_BS, sinks_N)
+
+
+def _attend_local(
+    scores: Scores, axis: str, devices: int, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, row_BS: Any, sinks_N: Any
+) -> jax.Array:
+    B, T, N, C = q_BTNC.shape
+    K = k_BKSC.shape[1]
+    pieces = 2 if T % 2 == 0 else 1
+    q_BKGTC = q_BTNC.reshape(B, T, K, N // K, C).transpose(0, 2, 3, 1, 4)
+    row_BS = jnp.zeros((B, T)) if row_BS is None else row_BS
+    sinks_KG = jnp.full((K, N // K), MASKED) if sinks_N is None else sinks_N.astype(jnp.float32).reshape(K, N // K)
+    parts = [(q_BKGTC, 3), (k_BKSC, 2), (v_BKSV, 2), (row_BS, 1)]
+    zigzag = [_dealt(jnp.stack(jnp.split(part, pieces, axis=dim)), axis, devices) for part, dim in parts]
+    out_MBKGTV: Any = _ring(scores, axis, devices, *zigzag, sinks_KG)
+    out_MBKGTV = _dealt(out_MBKGTV, axis, devices, back=True)
+    out_BKGTV = jnp.concatenate(list(out_MBKGTV), axis=3)
+    return out_BKGTV.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
+
+
+def _dealt(pieces: Any, axis: str, devices: int, *, back: bool = False) -> jax.Array:
+    """Two neighbouring pieces [2, ...] on each device, exchanged for one from the front and one from the back."""
+    if len(pieces) == 1:
+        return pieces
+    owner = [piece if piece < devices else 2 * devices - 1 - piece for piece in range(2 * devices)]
+    routes = [[(device, owner[2 * device + parity]) for device in range(devices)] for parity in (0, 1)]
+    # pieces alternate between the routes, so a device with an odd number gets its front piece by the second
+    odd = jax.lax.axis_index(axis) % 2 == 1
+    if not back:
+        even_piece, odd_piece = (jax.lax.ppermute(pieces[parity], axis, routes[parity]) for parity in (0, 1))
+        return jnp.where(odd, jnp.stack([odd_piece, even_piece]), jnp.stack([even_piece, odd_piece]))
+    routes = [[(there, here) for here, there in route] for route in routes]
+    turned = jnp.where(odd, pieces[::-1], pieces)
+    return jnp.stack([jax.lax.ppermute(turned[parity], axis, routes[parity]) for parity in (0, 1)])
+
+
+def _starts(device: jax.Array, pieces: int, devices: int, length: int) -> list[jax.Array]:
+    """The slots where the pieces of `device` begin."""
+    return [device * length] if pieces == 1 else [device * length, (2 * devices - 1 - device) * length]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _ring(scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any) -> jax.Array:
+    """Weighted values [M, B, K, G, T, V] of q [M, B, K, G, T, C], k and v [M, B, K, S, ...] and row [M, B, S]."""
+    return _ring_forward(scores, axis, devices, q, k, v, row, sinks_KG)[0]
+
+
+def _ring_forward(
+    scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any
+) -> tuple[jax.Array, Any]:
+    # the sink is where the online softmax starts from: its weight is 1 before there is any key
+    top = jnp.broadcast_to(sinks_KG[:, :, None, None], (*q.shape[:-1], 1))
+    state = (top, (top > MASKED).astype(jnp.float32), jnp.zeros((*q.shape[:-1], v.shape[-1])))
+
+    def visit(state: Any, nothing: Any, mine: int, theirs: int, distance: jax.Array, visitors: Any) -> Any:
+        own = (q[mine], *(part[mine] for part in state))
+        new = _blockwise(partial(_absorb, scores), distance, own, tuple(part[theirs] for part in visitors))
+        return tuple(part.at[mine].set(one) for part, one in zip(state, new, strict=True)), nothing
+
+    state, _ = _rounds(scores, axis, devices, visit, state, (k, v, row), ())
+    top, total, summed = state
+    out = (summed / total).astype(q.dtype)
+    return out, (q, k, v, row, sinks_KG, out, top + jnp.log(total))
+
+
+def _absorb(scores: Scores, distance: Any, own: Any, visitors: Any) -> Any:
+    """The online softmax of one kv head's queries after more keys: top score, sum of weights, weighted values."""
+    q_GTC, top, total, summed = own
+    k_SC, v_SV, row_S = visitors
+    s_GTS = masked_scores(q_GTC, k_SC, None, row_S, distance, scores)
+    new_top = jnp.maximum(top, jnp.max(s_GTS, axis=-1, keepdims=True))
+    w_GTS, fade = jnp.exp(s_GTS - new_top), jnp.exp(top - new_top)
+    total = total * fade + jnp.sum(w_GTS, axis=-1, keepdims=True)
+    return new_top, total, summed * fade + weighted_sum(w_GTS, v_SV, scores)
+
+
+def _ring_backward(scores: Scores, axis: str, devices: int, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
+    q, k, v, row, sinks_KG, out, log_total = kept
+    d_out = d_out.astype(jnp.float32)
+    delta = jnp.sum(d_out * out.astype(jnp.float32), axis=-1, keepdims=True)
+
+    def visit(d_q: Any, gradients: Any, mine: int, theirs: int, distance: jax.Array, visitors: Any) -> Any:
+        own = (q[mine], d_out[mine], delta[mine], log_total[mine])
+        seen = tuple(part[theirs] for part in visitors)
+        one_q, one_k, one_v = _blockwise_gradients(scores, distance, own, seen)
+        d_k, d_v = gradients
+        return d_q.at[mine].add(one_q), (d_k.at[theirs].add(one_k), d_v.at[theirs].add(one_v))
+
+    zeros = [jnp.zeros(part.shape, jnp.float32) for part in (q, k, v)]
+    d_q, (d_k, d_v) = _rounds(scores, axis, devices, visit, zeros[0], (k, v, row), (zeros[1], zeros[2]))
+    sink_weight = jnp.exp(sinks_KG[:, :, None, None] - log_total)
+    d_sinks = -jnp.sum(sink_weight * delta, axis=(0, 1, 4, 5))
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
+
+
+def _rounds(
+    scores: Scores, axis: str, devices: int, visit: Any, state: Any, visitors: Any, travelling: Any
+) -> tuple[Any, Any]:
+    """`visit` for each pair of pieces that see each other, while `visitors` go round, with what they are to collect."""
+    pieces, length = len(visitors[0]), visitors[0].shape[3]
+    here = jax.lax.axis_index(axis)
+    onwards = [(device, (device + 1) % devices) for device in range(devices)]
+
+    def turn(count: jax.Array, carry: Any) -> Any:
+        state, visitors, travelling = carry
+        home = (here - count) % devices
+        for mine, own_start in enumerate(_starts(here, pieces, devices, length)):
+            for theirs, start in enumerate(_starts(home, pieces, devices, length)):
+                distance = own_start - start
+                near = jnp.asarray(True) if scores.window is None else distance - (length - 1) < scores.window
+                seen = near & (distance >= 0) if scores.causal else near
+
+                pair = partial(visit, mine=mine, theirs=theirs, distance=distance, visitors=visitors)
+                state, travelling = jax.lax.cond(seen, pair, lambda *both: both, state, travelling)
+        visitors, travelling = jax.lax.ppermute((visitors, travelling), axis, onwards)
+        return state, visitors, travelling
+
+    state, _, travelling = jax.lax.fori_loop(0, devices, turn, (state, visitors, travelling))
+    return state, travelling
+
+
+def _blocks(T: int) -> int:
+    """Into how many blocks of at most BLOCK queries a piece is cut; one, if only tiny ones divide it."""
+    count = next(count for count in range(-(-T // BLOCK), T + 1) if T % count == 0)
+    return count if T // count >= 32 or T <= BLOCK else 1
+
+
+def _cut(own: Any, count: int) -> Any:
+    """[B, K, G, T, X] each -> [count, B, K, G, T / count, X] each."""
+    return jax.tree.map(lambda part: jnp.stack(jnp.split(part, count, axis=3)), own)
+
+
+def _joined(parts: Any) -> Any:
+    return jax.tree.map(lambda part: jnp.concatenate(list(part), axis=3), parts)
+
+
+def _each_head(function: Any) -> Any:
+    """Over batch and kv heads; the row of what is valid is one for all heads."""
+    return jax.vmap(jax.vmap(function, in_axes=(0, (0, 0, None))))
+
+
+def _blockwise(absorb: Any, distance: jax.Array, own: Any, visitors: Any) -> Any:
+    count = _blocks(own[0].shape[3])
+    size = own[0].shape[3] // count
+
+    def block(operands: Any) -> Any:
+        index, own = operands
+        return _each_head(partial(absorb, distance + index * size))(own, visitors)
+
+    return _joined(jax.lax.map(block, (jnp.arange(count), _cut(own, count))))
+
+
+def _blockwise_gradients(scores: Scores, distance: jax.Array, own: Any, visitors: Any) -> tuple[Any, Any, Any]:
+    """What one piece of queries and one of keys give to the gradients of queries, keys and values, in float32."""
+    count = _blocks(own[0].shape[3])
+    size = own[0].shape[3] // count
+
+    def block(carry: Any, operands: Any) -> tuple[Any, Any]:
+        index, own = operands
+
+        def surrogate(q: Any, k: Any, v: Any) -> jax.Array:
+            """Its derivative is that of attention: by each score, weight * (d_out . value - d_out . out)."""
+            head = partial(_surrogate, scores, distance + index * size)
+            return jnp.sum(_each_head(head)((q, *own[1:]), (k, v, visitors[2])))
+
+        d_q, d_k, d_v = (d.astype(jnp.float32) for d in jax.grad(surrogate, (0, 1, 2))(own[0], *visitors[:2]))
+        return (carry[0] + d_k, carry[1] + d_v), d_q
+
+    zeros = tuple(jnp.zeros(part.shape, jnp.float32) for part in visitors[:2])
+    (d_k, d_v), d_q = jax.lax.scan(block, zeros, (jnp.arange(count), _cut(own, count)))
+    return _joined(d_q), d_k, d_v
+
+
+def _surrogate(scores: Scores, distance: Any, own: Any, visitors: Any) -> jax.Array:
+    q_GTC, d_out, delta, log_total = own
+    k_SC, v_SV, row_S = visitors
+    w_GTS = jnp.exp(masked_scores(q_GTC, k_SC, None, row_S, distance, scores) - log_total)
+    return jnp.sum(weighted_sum(w_GTS, v_SV, scores) * d_out) - jnp.sum(w_GTS * delta)
