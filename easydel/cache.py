@@ -34,6 +34,13 @@ def cache_lengths(prompt: int, new: int) -> list[int]:
     return lengths
 
 
+def cache_stages(slots: int, new: int) -> list[tuple[int, int]]:
+    """The lengths that the cache has in turn, each with the number of new tokens that it has room for."""
+    if new == 1:  # it came with the prompt
+        return []
+    return [(length, min(new, length - slots)) for length in cache_lengths(slots, new)]
+
+
 def _power(length: int, least: int) -> int:
     return max(least, 1 << (length - 1).bit_length())
 

@@ -17,6 +17,7 @@ from commands import make_model
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.compilation import use_compilation_cache
 from easydel.generate import compile_ahead
+from easydel.generate.ahead import finish_compiling
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 PROMPT = np.array([[5, 6, 7, 8]])
@@ -62,9 +63,19 @@ def test_nothing_is_left_to_compile_after_compiling_ahead(
     model.generate(PROMPT[:, :3], max_new_tokens=4, seed=4, **arguments)
     again = len(compilations)
     fresh, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tiny, while_loading=ahead, **loading)
+    finish_compiling(fresh)
     compilations.clear()
     fresh.generate(PROMPT, max_new_tokens=4, **arguments)
     assert len(compilations) == again == 0
+
+
+def test_what_is_still_being_compiled_is_waited_for_rather_than_compiled_twice(tiny: Path, compilations: list[float]):
+    ahead = compile_ahead(PROMPT, max_new_tokens=4)
+    AutoEasyDeLModelForCausalLM.from_pretrained(tiny)[0].generate(PROMPT, max_new_tokens=4)  # eager operations
+    compilations.clear()
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tiny, while_loading=ahead)
+    model.generate(PROMPT, max_new_tokens=4)
+    assert len(compilations) == 3  # prefill, grow, loop
 
 
 def test_without_compiling_ahead_the_first_call_compiles(tiny: Path, compilations: list[float]):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
 
-from easydel.generate.decode import stages
+from easydel.cache import cache_stages
 from easydel.generate.programs import grow, loop, prefill, step
 from easydel.generate.prompt import Prompt
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
+
+# What is still being compiled for a model. Weak, so that nothing keeps the model.
+_PENDING: WeakKeyDictionary[BaseNNXModule, Future[None]] = WeakKeyDictionary()
 
 
 def compile_programs(
@@ -27,15 +32,29 @@ def compile_programs(
 ) -> None:
     """Compile what `decode` runs for these arguments until its cache grows a second time; JAX keeps the programs.
 
+    Returns when the first token can be made; the rest goes on in a thread, which `finish_compiling` waits for.
     `shapes` are the parameters as `jax.ShapeDtypeStruct` with the sharding that they will have.
     """
     state, _ = _compiled(model, prefill, shapes, prompt, source, rules)
-    for length, limit in stages(prompt.length, new)[:1]:
-        state = _compiled(model, grow, state, length, static_argnums=1)
-        if streamed:
-            _compiled(model, step, shapes, state, rules, donate_argnums=1)
-        else:
-            _compiled(model, loop, shapes, state, rules, np.int32(limit), donate_argnums=1)
+
+    def compile_rest() -> None:
+        grown = state
+        for length, limit in cache_stages(prompt.length, new)[:1]:
+            grown = _compiled(model, grow, grown, length, static_argnums=1)
+            if streamed:
+                _compiled(model, step, shapes, grown, rules, donate_argnums=1)
+            else:
+                _compiled(model, loop, shapes, grown, rules, np.int32(limit), donate_argnums=1)
+
+    pool = ThreadPoolExecutor(1)
+    _PENDING[model] = pool.submit(compile_rest)
+    pool.shutdown(wait=False)
+
+
+def finish_compiling(model: BaseNNXModule) -> None:
+    """Wait for what is being compiled for a model, rather than compile it a second time."""
+    if pending := _PENDING.pop(model, None):
+        pending.result()
 
 
 def _compiled(model: BaseNNXModule, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from easydel.cache import cache_lengths
+from easydel.cache import cache_stages
+from easydel.generate.ahead import finish_compiling
 from easydel.generate.programs import Made, State, grow, loop, prefill, step
 from easydel.generate.prompt import Prompt
 from easydel.generate.streamers import Listen
@@ -31,7 +32,8 @@ def decode(
     slots = prompt.length
     if listen is not None:
         return _streamed(model, params, state, made, rules, new, listen, slots)
-    for length, limit in stages(slots, new):
+    finish_compiling(model)
+    for length, limit in cache_stages(slots, new):
         state = model.compiled(grow, static_argnums=1)(state, length)
         state, made = model.compiled(loop, donate_argnums=1)(params, state, rules, np.int32(limit))
         if limit == new or bool(made.done):
@@ -52,6 +54,7 @@ def _streamed(
     """Each step is sent off before the tokens of the one before are waited for; not the first, which may compile."""
     tokens = [np.asarray(made.tokens_B)]
     listen(tokens[0])
+    finish_compiling(model)
     steps = _steps(model, params, state, rules, new, slots)
     coming = None if bool(made.done) else next(steps, None)
     while coming is not None:
@@ -66,16 +69,9 @@ def _streamed(
 def _steps(model: BaseNNXModule, params: Params, state: State, rules: Rules, new: int, slots: int) -> Iterator[Made]:
     """The steps after the first token, each sent off when it is asked for."""
     count = 1
-    for length, limit in stages(slots, new):
+    for length, limit in cache_stages(slots, new):
         state = model.compiled(grow, static_argnums=1)(state, length)
         while count < limit:
             state, made = model.compiled(step, donate_argnums=1)(params, state, rules)
             count += 1
             yield made
-
-
-def stages(slots: int, new: int) -> list[tuple[int, int]]:
-    """The lengths that the cache has in turn, each with the number of new tokens that it has room for."""
-    if new == 1:  # it came with the prompt
-        return []
-    return [(length, min(new, length - slots)) for length in cache_lengths(slots, new)]
