@@ -15,7 +15,7 @@ from typing import Any
 from easydel.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 64_000_000  # the largest real ones, of 100,000 tensors, take 20 MB
-MAX_STEPS = 800_000  # takes a second
+MAX_STEPS = 600_000  # takes most of a second
 STEPS_PER_TENSOR = 64  # torch.save takes about 30
 _MAX_TEXT = 100_000  # bytes of one string
 _MAX_GLOBAL = 1000  # bytes of the module or name of a global
