@@ -4,7 +4,8 @@
 
 Freshly freed memory may have gone back to the host, and its first touch then costs 10 to 20 times more: the footprint
 is touched right before every timed run, and every ratio is against a copy timed right before. Each engine runs in a
-process of its own. A busy machine is refused unless --force.
+process of its own. Files that are mapped cost more when they are first used: so the time to touch each page of the
+result comes with every load. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 
 SIZES = {  # vocabulary, features, hidden, layers, heads, kv heads
     "1.1b": (32000, 2048, 5632, 22, 32, 4),
-    "135m": (49152, 576, 1536, 30, 9, 3),
+    "135m": (49152, 576, 1536, 30, 12, 4),
 }
 SHARDS = 5
 OURS = {
@@ -51,19 +52,45 @@ LIMITS = {
     "8 devices, tensor parallel": 1.8,
     "stacked for scan": 1.2,
 }
+TORCH = """
+import torch, transformers
+load = lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.{dtype})
+arrays = lambda model: [part.detach().flatten().view(torch.uint8).numpy() for part in model.parameters()]
+"""
 PEERS = {
-    "transformers torch, bf16": "import torch, transformers\nload = lambda path: transformers.AutoModelForCausalLM."
-    "from_pretrained(path, dtype=torch.bfloat16)",
-    "transformers torch, f32": "import torch, transformers\nload = lambda path: transformers.AutoModelForCausalLM."
-    "from_pretrained(path, dtype=torch.float32)",
-    "safetensors.numpy + jnp.asarray": "import glob, jax, ml_dtypes, jax.numpy as jnp\nfrom safetensors.numpy import "
-    "load_file\nload = lambda path: jax.block_until_ready([jnp.asarray(array) for file in "
-    "sorted(glob.glob(path + '/*.safetensors')) for array in load_file(file).values()])",
+    "transformers torch, bf16": TORCH.format(dtype="bfloat16"),
+    "transformers torch, f32": TORCH.format(dtype="float32"),
+    "safetensors.numpy + jnp.asarray": """
+import glob, jax, ml_dtypes, numpy as np, jax.numpy as jnp
+from safetensors.numpy import load_file
+def load(path):
+    files = sorted(glob.glob(path + "/*.safetensors"))
+    return jax.block_until_ready([jnp.asarray(array) for file in files for array in load_file(file).values()])
+arrays = lambda loaded: [np.asarray(array) for array in loaded]
+""",
 }
-OUR_LOADER = (
-    "import jax, jax.numpy as jnp\nfrom easydel import AutoEasyDeLModelForCausalLM\njax.devices()\nload = lambda path: "
-    "jax.block_until_ready(AutoEasyDeLModelForCausalLM.from_pretrained(path, **{arguments})[1])"
-)
+OUR_LOADER = """
+import jax, numpy as np, jax.numpy as jnp
+from easydel import AutoEasyDeLModelForCausalLM
+jax.devices()
+def load(path):
+    loaded = AutoEasyDeLModelForCausalLM.from_pretrained(path, **{arguments})
+    jax.block_until_ready(loaded[1])
+    return loaded
+arrays = lambda loaded: [np.asarray(s.data) for leaf in jax.tree.leaves(loaded[1]) for s in leaf.addressable_shards]
+def above(loaded):
+    report, owned = loaded[0].load_report, sum(array.nbytes for array in arrays(loaded))
+    return report.peak_bytes - (owned - report.bytes_mapped)
+"""
+INT8_LIMIT = 1.4 * 2**30
+INT8_PROGRAM = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))
+import jax, jax.numpy as jnp
+from easydel import AutoEasyDeLModelForCausalLM
+_, params = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[1], param_dtype=jnp.bfloat16, load_in_8bit=True)
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+"""
 
 
 def make_checkpoint(directory: Path, size: str) -> None:
@@ -96,7 +123,8 @@ def make_checkpoint(directory: Path, size: str) -> None:
         save_file(
             {n: normal(random, shapes[n]) for n in own}, directory / file, metadata={"format": "pt", "n": "x" * shard}
         )
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -145,19 +173,14 @@ def copy_seconds(files: list[Path]) -> float:
     return seconds
 
 
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
 def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
-    """In this process: pairs of (copy, load), seconds each, after one load that is not counted."""
+    """In this process: seconds to copy, load and touch, and bytes above the parameters, without the first run."""
     scope: dict[str, Any] = {}
     exec(loader, scope)
     load: Callable[[str], Any] = scope["load"]
     files = sorted(Path(directory).glob("*.safetensors"))
     footprint = 4 * sum(file.stat().st_size for file in files)
-    pairs = []
+    runs = []
     for run in range(repeat + 1):
         touch(footprint)
         copied = copy_seconds(files)
@@ -165,10 +188,20 @@ def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
         started = time.perf_counter()
         loaded = load(directory)
         seconds = time.perf_counter() - started
-        del loaded
+        touched = first_touch(scope["arrays"](loaded))
         if run:
-            pairs.append({"copy": copied, "load": seconds})
-    return pairs
+            result = {"copy": copied, "load": seconds, "touch": touched}
+            runs.append(result | ({"above": scope["above"](loaded)} if "above" in scope else {}))
+        del loaded
+    return runs
+
+
+def first_touch(arrays: list[np.ndarray]) -> float:
+    """Seconds to look at one byte of each page."""
+    started = time.perf_counter()
+    for array in arrays:
+        array.reshape(-1).view(np.uint8)[::4096].max(initial=0)
+    return time.perf_counter() - started
 
 
 def run_case(python: str, loader: str, directory: Path, repeat: int) -> list[dict[str, float]]:
@@ -189,16 +222,28 @@ def make_own(source: Path, target: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def int8_under_limit(directory: Path) -> int | None:
+    """Bytes of the int8 parameters, loaded by a process whose data may not exceed `INT8_LIMIT`; None if that failed."""
+    program = INT8_PROGRAM.format(limit=int(INT8_LIMIT))
+    done = subprocess.run([sys.executable, "-c", program, str(directory)], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def ratios(runs: list[dict[str, float]], what: str) -> list[float]:
+    return [run[what] / run["copy"] for run in runs]
+
+
 def show(results: dict[str, list[dict[str, float]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("case", "x copy, median", "min", "max", "at most", title="Loading, as a ratio to copying the bytes")
-    for name, pairs in results.items():
-        ratios = [pair["load"] / pair["copy"] for pair in pairs]
-        limit = str(LIMITS.get(name, ""))
-        table.add_row(name, *(f"{f(ratios):.2f}" for f in (statistics.median, min, max)), limit)
-    Console().print(table)
+    columns = ("case", "x copy, median", "min", "max", "at most", "first touch", "MiB above parameters")
+    table = Table(*columns, title="Loading, as a ratio to copying the bytes")
+    for name, runs in results.items():
+        row = [f"{f(ratios(runs, 'load')):.2f}" for f in (statistics.median, min, max)]
+        above = f"{max(run['above'] for run in runs) / 2**20:.0f}" if "above" in runs[0] else ""
+        table.add_row(name, *row, str(LIMITS.get(name, "")), f"{statistics.median(ratios(runs, 'touch')):.2f}", above)
+    Console(width=120).print(table)
 
 
 def plot(results: dict[str, list[dict[str, float]]], file: Path) -> None:
@@ -208,9 +253,9 @@ def plot(results: dict[str, list[dict[str, float]]], file: Path) -> None:
     from matplotlib import pyplot
 
     names = list(results)[::-1]
-    ratios = [statistics.median(pair["load"] / pair["copy"] for pair in results[name]) for name in names]
+    medians = [statistics.median(ratios(results[name], "load")) for name in names]
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(names) + 1))
-    axes.barh(names, ratios, color=["tab:blue" if name in OURS else "tab:gray" for name in names])
+    axes.barh(names, medians, color=["tab:blue" if name in OURS else "tab:gray" for name in names])
     axes.bar_label(axes.containers[0], fmt="%.2f", padding=3)
     axes.set_xlabel("seconds to load / seconds to copy the bytes")
     figure.tight_layout()
@@ -223,6 +268,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--scratch", type=Path, help="where to make the checkpoints (4.4 GB); default: as tempfile")
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
     parser.add_argument("--only", help="cases whose name contains this")
     parser.add_argument("--measure", nargs=2, metavar=("LOADER", "DIRECTORY"), help=argparse.SUPPRESS)
@@ -233,23 +279,31 @@ def main() -> None:
     load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load_average > 0.5 * cores and not arguments.force:
         raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         hub, own = Path(folder, "hub"), Path(folder, "own")
         hub.mkdir()
         make_checkpoint(hub, arguments.size)
         make_own(hub, own)
-        cases = {name: (OUR_LOADER.format(arguments=a), own if w == "own" else hub) for name, (w, a) in OURS.items()}
+        cases = {
+            name: (OUR_LOADER.replace("{arguments}", a), own if w == "own" else hub) for name, (w, a) in OURS.items()
+        }
         cases |= {name: (loader, hub) for name, loader in PEERS.items()}
         results = {
             name: run_case(sys.executable, loader, directory, arguments.repeat)
             for name, (loader, directory) in cases.items()
             if not arguments.only or arguments.only in name
         }
+        limited = None if arguments.only else int8_under_limit(hub)
     show(results)
+    if not arguments.only:
+        outcome = "FAILED" if limited is None else f"{limited / 2**20:.0f} MiB of parameters"
+        print(f"int8 with data limited to {INT8_LIMIT / 2**20:.0f} MiB: {outcome}")
     machine = {"cores": cores, "machine": platform.machine(), "python": platform.python_version(), "load": load_average}
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"machine": machine, "size": arguments.size, "results": results}, indent=1)
+            json.dumps(
+                {"machine": machine, "size": arguments.size, "results": results, "int8_under_limit": limited}, indent=1
+            )
         )
     if arguments.plot:
         plot(results, arguments.plot)
