@@ -224,9 +224,10 @@ def test_what_cannot_be_trained_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lables": np.ones((B, T))}, r"lables.*it may have input_ids"),
-        ({"labels": np.ones((B, T - 1))}, r"\(8, 11\).*\[batch, length\]"),
-        ({"input_ids": np.ones((6, T)), "labels": np.ones((6, T))}, "6 sequences.*accumulate=4"),
+        ({"labels": np.ones((B, T))}, "labels of the batch are no integers"),
+        ({"lables": np.ones((B, T), int)}, r"lables.*it may have input_ids"),
+        ({"labels": np.ones((B, T - 1), int)}, r"\(8, 11\).*\[batch, length\]"),
+        ({"input_ids": np.ones((6, T), int), "labels": np.ones((6, T), int)}, "6 sequences.*accumulate=4"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(change: dict[str, Any], message: str):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
@@ -168,7 +169,10 @@ class Step:
 
     def lower(self, state: State, batch: Batch) -> Any:
         """The step's program for such arguments, not compiled yet: to ask it for its memory."""
-        shapes = {name: jax.ShapeDtypeStruct(array.shape, jnp.int32) for name, array in batch.items()}
+        shapes = {
+            name: jax.ShapeDtypeStruct(array.shape, jnp.int32, sharding=self._split(array.shape))
+            for name, array in batch.items()
+        }
         return self.program(state).lower(state.trained, state.moments, state.count, state.frozen, shapes)
 
     def program(self, state: State) -> Any:
@@ -189,20 +193,29 @@ class Step:
             raise ArgumentError(f"the batch has {unknown}", hint=f"it may have {', '.join(NAMES)}")
         if "input_ids" not in batch:
             raise ArgumentError(f"the batch has {sorted(batch)}, and lacks input_ids")
-        shapes = {name: jnp.shape(array) for name, array in batch.items()}
+        arrays = {name: array if isinstance(array, jax.Array) else np.asarray(array) for name, array in batch.items()}
+        if floats := [name for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.inexact)]:
+            raise ArgumentError(f"{', '.join(floats)} of the batch are no integers")
+        shapes = {name: array.shape for name, array in arrays.items()}
         if len(shapes["input_ids"]) != 2 or len(set(shapes.values())) > 1:
             raise ArgumentError(f"the batch has shapes {shapes}, expected [batch, length] for all")
         B = shapes["input_ids"][0]
         if B % self.accumulate:
             raise ArgumentError(f"{B} sequences cannot be cut into accumulate={self.accumulate} equal parts")
-        return {name: self._placed(array) for name, array in batch.items()}
+        return {name: self._placed(array) for name, array in arrays.items()}
 
     def _placed(self, array: Any) -> jax.Array:
+        split = None if isinstance(array, Tracer) else self._split(array.shape)
+        tokens = jnp.asarray(array, jnp.int32)
+        return tokens if split is None else jax.device_put(tokens, split)
+
+    def _split(self, shape: tuple[int, ...]) -> NamedSharding | None:
+        """How the mesh splits [batch, length]; None without one."""
         policy = self.model.policy
-        if isinstance(array, Tracer) or policy.mesh is None:
-            return jnp.asarray(array, jnp.int32)
-        spec = fit(array.shape, (policy.axes.batch_axis, policy.axes.sequence_axis), policy.mesh)
-        return jax.device_put(jnp.asarray(array, jnp.int32), NamedSharding(policy.mesh, spec))
+        if policy.mesh is None:
+            return None
+        axes = (policy.axes.batch_axis, policy.axes.sequence_axis)
+        return NamedSharding(policy.mesh, fit(shape, axes, policy.mesh))
 
     def _next(self, trained: Tree, moments: Any, count: jax.Array, frozen: Tree, batch: dict[str, jax.Array]) -> Any:
         gradients, loss = self._gradients(trained, frozen, batch)
