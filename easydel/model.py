@@ -25,7 +25,7 @@ from easydel.weights.load import LoadReport
 from easydel.weights.names import Names
 
 if TYPE_CHECKING:
-    from easydel.generate import GenerateOutput
+    from easydel.generate import GenerateOutput, PromptCache
 
 
 @jax.tree_util.register_dataclass
@@ -93,6 +93,7 @@ class BaseNNXModule(nnx.Module):
         generation_config: Any = None,
         params: Mapping[str, Any] | None = None,
         streamer: Any = None,
+        prompt_cache: PromptCache | None = None,
         seed: int = 0,
         rng: jax.Array | None = None,
         **arguments: Any,
@@ -104,12 +105,15 @@ class BaseNNXModule(nnx.Module):
             generation_config: a dict, or transformers' object; over the checkpoint's own, `self.generation_config`.
             params: parameters to use instead of the model's own.
             streamer: called with the tokens [batch] of each step, or a streamer of transformers (`put`, `end`).
+            prompt_cache: a `easydel.generate.PromptCache`: what one conversation computed in earlier calls is not
+                computed again.
             seed: of sampling; each row has random numbers of its own, whatever the others are.
             rng: a key of `jax.random` instead of `seed`.
             **arguments: transformers' names, over `generation_config`: max_new_tokens, max_length, min_new_tokens,
                 min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size,
-                eos_token_id (one or several), pad_token_id, forced_eos_token_id, num_return_sequences. As there, 20
-                new tokens is the default, and top_k=50 when sampling; None switches off.
+                eos_token_id (one or several), pad_token_id, forced_eos_token_id, num_return_sequences,
+                prefill_chunk_size. As there, 20 new tokens is the default, and top_k=50 when sampling; None switches
+                off.
 
         Raises:
             ArgumentError: for names that are unknown, or not implemented and not without effect; for prompts that are
@@ -124,6 +128,7 @@ class BaseNNXModule(nnx.Module):
             generation_config=generation_config,
             params=params,
             streamer=streamer,
+            prompt_cache=prompt_cache,
             seed=seed,
             rng=rng,
             **arguments,

@@ -14,6 +14,7 @@ from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError
 from easydel.generate.ahead import compile_programs
 from easydel.generate.decode import decode
+from easydel.generate.kept import PromptCache
 from easydel.generate.prompt import Prompt, read_prompt, start_tokens
 from easydel.generate.rules import ending, make_rules, new_tokens, random_key
 from easydel.generate.settings import Settings, read_defaults, resolve
@@ -21,7 +22,7 @@ from easydel.generate.streamers import listener
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
 
-__all__ = ["GenerateOutput", "compile_ahead", "generate", "read_defaults"]
+__all__ = ["GenerateOutput", "PromptCache", "compile_ahead", "generate", "read_defaults"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def generate(
     generation_config: Any = None,
     params: Mapping[str, Any] | None = None,
     streamer: Any = None,
+    prompt_cache: PromptCache | None = None,
     seed: int = 0,
     rng: jax.Array | None = None,
     **arguments: Any,
@@ -46,8 +48,11 @@ def generate(
     """See `BaseNNXModule.generate`."""
     run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
     params = model.params if params is None else params
+    if prompt_cache is not None and run.source is not None:
+        raise ArgumentError("prompt_cache is for decoder-only models", hint="call generate without it")
+    options: dict[str, Any] = {"kept": prompt_cache, "chunk": run.chunk}
     with listener(streamer, run.given_BT) as listen:
-        made = decode(model, params, run.prompt, run.source, run.rules, run.new, listen)
+        made = decode(model, params, run.prompt, run.source, run.rules, run.new, listen, **options)
     return GenerateOutput(np.concatenate([run.given_BT, made], axis=1))
 
 
@@ -76,13 +81,17 @@ def compile_ahead(
 
 @dataclass(frozen=True)
 class _Run:
-    """The arguments of a call, understood: prompts as given and as computed with, rules, how many new tokens."""
+    """The arguments of a call, understood: prompts as given and as computed with, rules, how many new tokens.
+
+    Of a prompt at most `chunk` tokens are read at once.
+    """
 
     given_BT: np.ndarray
     prompt: Prompt
     source: Prompt | None
     rules: Rules
     new: int
+    chunk: int | None
 
 
 def _prepared(
@@ -99,7 +108,7 @@ def _prepared(
     new = new_tokens(model, settings, prompt, source)
     key = random_key(seed, rng) if settings["do_sample"] else None
     rules = make_rules(settings, key, model.record.vocab, length=prompt.length, new=new)
-    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new)
+    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, settings["prefill_chunk_size"])
 
 
 def read_inputs(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from easydel.cache import cache_stages
 from easydel.generate.ahead import finish_compiling
-from easydel.generate.programs import Made, State, grow, loop, prefill, step
+from easydel.generate.begin import begin
+from easydel.generate.kept import PromptCache
+from easydel.generate.programs import Made, State, grow, loop, step
 from easydel.generate.prompt import Prompt
 from easydel.generate.streamers import Listen
 from easydel.model import BaseNNXModule
@@ -26,31 +29,45 @@ def decode(
     rules: Rules,
     new: int,
     listen: Listen | None,
+    *,
+    kept: PromptCache | None = None,
+    chunk: int | None = None,
 ) -> np.ndarray:
-    """The new tokens [B, at most `new`]; `listen` gets those of each step as soon as they are there."""
-    state, made = model.compiled(prefill)(params, prompt, source, rules)
-    slots = prompt.length
-    if listen is not None:
-        return _streamed(model, params, state, made, rules, new, listen, slots)
+    """The new tokens [B, at most `new`]; `listen` gets those of each step as soon as they are there.
+
+    `kept` is what an earlier call left, and gets what this one leaves; of a prompt `chunk` tokens are read at once.
+    """
+    state, made, slots = begin(model, params, prompt, source, rules, kept, chunk)
+    run = _looped if listen is None else partial(_streamed, listen)
+    tokens_BT, state = run(model, params, state, made, rules, new, slots)
+    if kept is not None:
+        kept.keep(model, params, state)
+    return tokens_BT
+
+
+def _looped(
+    model: BaseNNXModule, params: Params, state: State, made: Made, rules: Rules, new: int, slots: int
+) -> tuple[np.ndarray, State]:
+    """Loops inside of programs, one for each length of the cache."""
     finish_compiling(model)
     for length, limit in cache_stages(slots, new):
         state = model.compiled(grow, static_argnums=1)(state, length)
         state, made = model.compiled(loop, donate_argnums=1)(params, state, rules, np.int32(limit))
         if limit == new or bool(made.done):
             break
-    return np.asarray(state.tokens_BS)[:, slots : slots + int(state.count)]
+    return np.asarray(state.tokens_BS)[:, slots : slots + int(state.count)], state
 
 
 def _streamed(
+    listen: Listen,
     model: BaseNNXModule,
     params: Params,
     state: State,
     made: Made,
     rules: Rules,
     new: int,
-    listen: Listen,
     slots: int,
-) -> np.ndarray:
+) -> tuple[np.ndarray, State]:
     """Each step is sent off before the tokens of the one before are waited for; not the first, which may compile."""
     tokens = [np.asarray(made.tokens_B)]
     listen(tokens[0])
@@ -58,15 +75,18 @@ def _streamed(
     steps = _steps(model, params, state, rules, new, slots)
     coming = None if bool(made.done) else next(steps, None)
     while coming is not None:
-        made, coming = coming, next(steps, None)
+        (state, made), coming = coming, next(steps, None)
+        state = state if coming is None else coming[0]  # the step that was sent off has taken the cache
         tokens.append(np.asarray(made.tokens_B))
         listen(tokens[-1])
         if bool(made.done):
             break
-    return np.stack(tokens, axis=1)
+    return np.stack(tokens, axis=1), state
 
 
-def _steps(model: BaseNNXModule, params: Params, state: State, rules: Rules, new: int, slots: int) -> Iterator[Made]:
+def _steps(
+    model: BaseNNXModule, params: Params, state: State, rules: Rules, new: int, slots: int
+) -> Iterator[tuple[State, Made]]:
     """The steps after the first token, each sent off when it is asked for."""
     count = 1
     for length, limit in cache_stages(slots, new):
@@ -74,4 +94,4 @@ def _steps(model: BaseNNXModule, params: Params, state: State, rules: Rules, new
         while count < limit:
             state, made = model.compiled(step, donate_argnums=1)(params, state, rules)
             count += 1
-            yield made
+            yield state, made

@@ -67,9 +67,42 @@ def prefill(
     return _emit(model, State(cache, tokens_BS, first_B, slot, count, jnp.zeros((B,), bool)), logits_BV, rules)
 
 
+def empty(model: BaseNNXModule, first_B: jax.Array, length: int) -> State:
+    """The state before any token is read, with room for `length` of them."""
+    B, zero = len(first_B), jnp.zeros((), jnp.int32)
+    cache, tokens_BS = model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)
+    return _placed(model, State(cache, tokens_BS, first_B, zero, zero, jnp.zeros((B,), bool)))
+
+
+def extend(
+    model: BaseNNXModule, params: Params, state: State, part: Prompt, start: jax.Array, count: jax.Array
+) -> tuple[State, jax.Array]:
+    """The state after reading the first `count` tokens of `part` into the slots from `start` on, and logits [B, V].
+
+    Nothing is known any more of what was in these slots and behind them.
+    """
+    own, slots_S = model.bound(params), jnp.arange(state.tokens_BS.shape[1])
+    before = {**state.cache, "offset": start, "valid": state.cache["valid"] & (slots_S < start)}
+    inputs: dict[str, Any] = {"input_ids": part.ids_BT, "attention_mask": part.attended_BT}
+    hidden_BTD, cache = own.model(**inputs, cache=before)
+    last_B1D = jax.lax.dynamic_slice_in_dim(hidden_BTD, count - 1, 1, axis=1)
+    logits_BV = own.record.logits(own.model, own.lm_head, last_B1D)[:, 0]
+    tokens_BS = jax.lax.dynamic_update_slice(state.tokens_BS, jnp.asarray(part.ids_BT), (0, start))
+    made, finished_B = jnp.zeros_like(state.count), jnp.zeros_like(state.finished_B)
+    end = start + count
+    assert cache is not None
+    state = State({**cache, "offset": end}, tokens_BS, state.first_B, end, made, finished_B)
+    return _placed(model, state), logits_BV
+
+
+def emit(model: BaseNNXModule, state: State, logits_BV: jax.Array, rules: Rules) -> tuple[State, Made]:
+    """The state with the token that `logits_BV` call for."""
+    return _emit(model, state, logits_BV, rules)
+
+
 def grow(model: BaseNNXModule, state: State, length: int) -> State:
-    """The same with room for `length` tokens."""
-    B = state.tokens_BS.shape[0]
+    """The same with room for `length` tokens, if there is less."""
+    B, length = state.tokens_BS.shape[0], max(length, state.tokens_BS.shape[1])
     shapes = jax.eval_shape(lambda: (model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)))
     cache, tokens_BS = extended((state.cache, state.tokens_BS), shapes)
     return _placed(model, replace(state, cache=cache, tokens_BS=tokens_BS))

@@ -44,6 +44,10 @@ class Prompt:
             ids, attended = (np.take_along_axis(part, order, axis=1) for part in (ids, attended))
         return Prompt(ids, attended)._widened((length - self.length, 0))
 
+    def part(self, start: int, length: int) -> Prompt:
+        """`length` tokens of each row, from `start` on."""
+        return Prompt(*(part[:, start : start + length] for part in (self.ids_BT, self.attended_BT)))
+
     def extended(self, length: int) -> Prompt:
         """With padding on the right, `length` tokens."""
         return self._widened((0, length - self.length))

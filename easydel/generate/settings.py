@@ -40,6 +40,7 @@ DEFAULTS: Settings = {
     "decoder_start_token_id": None,
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
+    "prefill_chunk_size": None,
 }
 # Names that change what is generated, and their values that don't; None and what is false never do.
 UNSUPPORTED: Mapping[str, Any] = {
@@ -60,7 +61,7 @@ UNSUPPORTED_SAMPLING: Mapping[str, Any] = {"typical_p": 1, "top_h": None, "epsil
 INERT = frozenset(
     _names(
         """early_stopping length_penalty diversity_penalty low_memory use_cache cache_implementation cache_config
-        max_cache_len prefill_chunk_size renormalize_logits return_dict_in_generate is_assistant num_assistant_tokens
+        max_cache_len renormalize_logits return_dict_in_generate is_assistant num_assistant_tokens
         num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind assistant_ensemble_weight
         target_lookbehind max_matching_ngram_size compile_config disable_compile continuous_batching_config
         synced_gpus transformers_version"""
@@ -102,6 +103,7 @@ CHECKS: Mapping[str, Check] = {
     "repetition_penalty": _FACTOR,
     "no_repeat_ngram_size": _COUNT,
     "num_return_sequences": _POSITIVE,
+    "prefill_chunk_size": _POSITIVE,
     "eos_token_id": (_are_tokens, "a token's number, or a list of them"),
     **dict.fromkeys([name for name in DEFAULTS if name.endswith("_token_id") and name != "eos_token_id"], _TOKEN),
 }

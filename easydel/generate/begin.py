@@ -1,0 +1,55 @@
+"""From prompts to the state after the first new token: in one pass, in parts, or from what a conversation left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from easydel.cache import cache_lengths, prompt_bucket
+from easydel.generate.kept import PromptCache
+from easydel.generate.programs import Made, State, emit, empty, extend, grow, prefill
+from easydel.generate.prompt import Prompt
+from easydel.model import BaseNNXModule
+from easydel.ops.sampling import Rules
+
+Params = Mapping[str, Any]
+
+
+def begin(
+    model: BaseNNXModule,
+    params: Params,
+    prompt: Prompt,
+    source: Prompt | None,
+    rules: Rules,
+    kept: PromptCache | None = None,
+    chunk: int | None = None,
+) -> tuple[State, Made, int]:
+    """The state, its first token, and the slot of that token. At most `chunk` tokens of a prompt are read at once."""
+    found = None if kept is None else kept.take(model, params, prompt)
+    if found is not None:
+        state, start, rest = found
+        return _read(model, params, state, rest, start, rules, min(chunk or rest.length, rest.length))
+    if source is not None or chunk is None or prompt.length <= chunk:
+        return *model.compiled(prefill)(params, prompt, source, rules), prompt.length
+    prompt = prompt.padded(-(-prompt.length // chunk) * chunk)
+    first_B = np.argmax(prompt.attended_BT, axis=1).astype(np.int32)
+    state = model.compiled(empty, static_argnums=1)(first_B, cache_lengths(prompt.length, 1)[-1])
+    return _read(model, params, state, prompt, 0, rules, chunk)
+
+
+def _read(
+    model: BaseNNXModule, params: Params, state: State, prompt: Prompt, start: int, rules: Rules, chunk: int
+) -> tuple[State, Made, int]:
+    """`prompt` from slot `start` on, `chunk` tokens at a time; the last ones are padded on the right."""
+    size, end = prompt_bucket(chunk) if chunk == prompt.length else chunk, start + prompt.length
+    room = cache_lengths(start + -(-prompt.length // size) * size, 1)[-1]
+    if state.tokens_BS.shape[1] < room:
+        state = model.compiled(grow, static_argnums=1)(state, room)
+    logits_BV = None
+    for place in range(start, end, size):
+        part = prompt.part(place - start, min(size, end - place))
+        read = model.compiled(extend, donate_argnums=1)
+        state, logits_BV = read(params, state, part.extended(size), np.int32(place), np.int32(part.length))
+    return *model.compiled(emit, donate_argnums=0)(state, logits_BV, rules), end

@@ -1,0 +1,74 @@
+"""What a conversation has computed so far, for its next turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from easydel.errors import ArgumentError
+from easydel.generate.programs import State
+from easydel.generate.prompt import Prompt
+from easydel.layers.attention import Attention
+from easydel.layers.mla import MLA
+from easydel.model import BaseNNXModule
+
+Params = Mapping[str, Any]
+
+
+class PromptCache:
+    """Keys and values of one sequence, from call to call of `generate(..., prompt_cache=cache)`.
+
+    A call computes only what its prompt does not have in common, from the beginning on, with what was read and made
+    before; the tokens are those of a call without it. It holds arrays on the model's devices until `clear`. Models
+    with recurrent mixers cannot go back to an earlier token: their prompts are always computed anew.
+    """
+
+    def __init__(self) -> None:
+        self.reused = 0
+        """Tokens that the last call did not have to compute."""
+        self._state: State | None = None
+        self._owner: tuple[BaseNNXModule, list[Any]] | None = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._state, self._owner, self.reused = None, None, 0
+
+    def take(self, model: BaseNNXModule, params: Params, prompt: Prompt) -> tuple[State, int, Prompt] | None:
+        """The state, the slot to go on from, and what is left to read; None if nothing can be used.
+
+        The state is given away (programs donate it): if a call fails, the next one begins anew. ArgumentError if
+        `prompt` has several rows.
+        """
+        if len(prompt.ids_BT) != 1:
+            raise ArgumentError(
+                f"prompt_cache holds one sequence, but there are {len(prompt.ids_BT)}", hint="use one for each"
+            )
+        state, owned = self._state, self._owner is not None and _same(self._owner, model, params)
+        self.clear()
+        if state is None or not owned:
+            return None
+        tokens = prompt.ids_BT[0][prompt.attended_BT[0]]
+        first, slot = int(state.first_B[0]), int(state.slot)
+        known = np.asarray(state.tokens_BS)[0, first : slot - 1]  # the last token was made, but never read
+        shared = min(len(known), len(tokens) - 1)
+        differ = np.flatnonzero(known[:shared] != tokens[:shared])
+        self.reused = int(differ[0]) if len(differ) else shared
+        if self.reused == 0:
+            return None
+        rest = tokens[None, self.reused :]
+        return state, first + self.reused, Prompt(rest, np.ones(rest.shape, bool))
+
+    def keep(self, model: BaseNNXModule, params: Params, state: State) -> None:
+        """Take what a call leaves behind."""
+        blocks = [block for stack in model.record.layer_stacks.values() for block in stack]
+        if all(block.mixer is None or isinstance(block.mixer, Attention | MLA) for block in blocks):
+            self._state, self._owner = state, (model, jax.tree.leaves(params))
+
+
+def _same(owner: tuple[BaseNNXModule, list[Any]], model: BaseNNXModule, params: Params) -> bool:
+    """Whether the very same arrays computed what is kept."""
+    leaves = jax.tree.leaves(params)
+    return owner[0] is model and len(leaves) == len(owner[1]) and all(map(lambda a, b: a is b, leaves, owner[1]))
