@@ -10,15 +10,15 @@ from outside until it says that it has the token. A busy machine is refused unle
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from measured import Measured, quiet_machine, show, write
 
 CONFIG = {
     "vocab_size": 49152,
@@ -109,16 +109,15 @@ def measure(directory: str, repeat: int) -> tuple[dict[str, list[float]], set[st
     return seconds, tokens
 
 
-def show(seconds: dict[str, list[float]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("engine", "seconds, median", "x transformers, median", "min", "max", "at most", title="First token")
+def table(seconds: dict[str, list[float]]) -> Measured:
+    columns = ("engine", "seconds, median", "x transformers, median", "min", "max", "at most")
+    rows, bars = [], {}
     for name, values in seconds.items():
         ratios = [ours / theirs for ours, theirs in zip(values, seconds["transformers"], strict=True)]
         row = [f"{f(ratios):.2f}" for f in (statistics.median, min, max)]
-        table.add_row(name, f"{statistics.median(values):.2f}", *row, str(LIMITS.get(name, "")))
-    Console().print(table)
+        rows.append((name, f"{statistics.median(values):.2f}", *row, str(LIMITS.get(name, ""))))
+        bars[name] = statistics.median(ratios)
+    return Measured("From the start of a process to the first token", columns, rows, bars, "seconds / transformers'")
 
 
 def main() -> None:
@@ -127,9 +126,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
     arguments = parser.parse_args()
-    load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load_average > 0.5 * cores and not arguments.force:
-        raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
+    machine = quiet_machine(force=arguments.force)
     with tempfile.TemporaryDirectory() as directory:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -139,12 +136,12 @@ def main() -> None:
         model.generation_config.eos_token_id = None
         model.save_pretrained(directory)
         seconds, tokens = measure(directory, arguments.repeat)
-    show(seconds)
+    measured = table(seconds)
+    show(measured)
     if len(tokens) > 1:
         raise SystemExit(f"the engines disagree: {', '.join(sorted(tokens))}")
     if arguments.output:
-        machine = {"cores": cores, "machine": platform.machine(), "load": load_average}
-        arguments.output.write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=1))
+        write(arguments.output, measured, machine, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast checkpoints load, as ratios to copying the same bytes from the page cache (the limit) in the same process.
 
-    python benchmarks/load.py [--size 1.1b|135m] [--repeat 3] [--json out.json] [--plot out.png]
+    python benchmarks/load.py [--size 1.1b|135m] [--repeat 3] [--output out.json]
 
 Freshly freed memory may have gone back to the host, and its first touch then costs 10 to 20 times more: the footprint
 is touched right before every timed run, and every ratio is against a copy timed right before. Each engine runs in a
@@ -14,7 +14,6 @@ import argparse
 import json
 import mmap
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from measured import Measured, quiet_machine, show, write
 
 SIZES = {  # vocabulary, features, hidden, layers, heads, kv heads
     "1.1b": (32000, 2048, 5632, 22, 32, 4),
@@ -233,41 +233,27 @@ def ratios(runs: list[dict[str, float]], what: str) -> list[float]:
     return [run[what] / run["copy"] for run in runs]
 
 
-def show(results: dict[str, list[dict[str, float]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def table(results: dict[str, list[dict[str, float]]], limited: int | None, *, partial: bool) -> Measured:
     columns = ("case", "x copy, median", "min", "max", "at most", "first touch", "MiB above parameters")
-    table = Table(*columns, title="Loading, as a ratio to copying the bytes")
+    rows = []
     for name, runs in results.items():
         row = [f"{f(ratios(runs, 'load')):.2f}" for f in (statistics.median, min, max)]
         above = f"{max(run['above'] for run in runs) / 2**20:.0f}" if "above" in runs[0] else ""
-        table.add_row(name, *row, str(LIMITS.get(name, "")), f"{statistics.median(ratios(runs, 'touch')):.2f}", above)
-    Console(width=120).print(table)
-
-
-def plot(results: dict[str, list[dict[str, float]]], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(results)[::-1]
-    medians = [statistics.median(ratios(results[name], "load")) for name in names]
-    figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(names) + 1))
-    axes.barh(names, medians, color=["tab:blue" if name in OURS else "tab:gray" for name in names])
-    axes.bar_label(axes.containers[0], fmt="%.2f", padding=3)
-    axes.set_xlabel("seconds to load / seconds to copy the bytes")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+        touched = f"{statistics.median(ratios(runs, 'touch')):.2f}"
+        rows.append((name, *row, str(LIMITS.get(name, "")), touched, above))
+    outcome = "FAILED" if limited is None else f"{limited / 2**20:.0f} MiB of parameters"
+    notes = [] if partial else [f"int8 with the process's data limited to {INT8_LIMIT / 2**20:.0f} MiB: {outcome}."]
+    copied = statistics.median(run["copy"] for runs in results.values() for run in runs)
+    notes.append(f"Copying the bytes, with two threads into fresh huge pages, took {copied:.2f} s (median).")
+    bars = {name: statistics.median(ratios(runs, "load")) for name, runs in results.items()}
+    return Measured("Loading", columns, rows, bars, "seconds to load / seconds to copy the bytes", notes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="1.1b")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--output", type=Path, help="for benchmarks/report.py")
     parser.add_argument("--scratch", type=Path, help="where to make the checkpoints (4.4 GB); default: as tempfile")
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
     parser.add_argument("--only", help="cases whose name contains this")
@@ -276,9 +262,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure, arguments.repeat)))
         return
-    load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load_average > 0.5 * cores and not arguments.force:
-        raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
+    machine = quiet_machine(force=arguments.force)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         hub, own = Path(folder, "hub"), Path(folder, "own")
         hub.mkdir()
@@ -294,19 +278,10 @@ def main() -> None:
             if not arguments.only or arguments.only in name
         }
         limited = None if arguments.only else int8_under_limit(hub)
-    show(results)
-    if not arguments.only:
-        outcome = "FAILED" if limited is None else f"{limited / 2**20:.0f} MiB of parameters"
-        print(f"int8 with data limited to {INT8_LIMIT / 2**20:.0f} MiB: {outcome}")
-    machine = {"cores": cores, "machine": platform.machine(), "python": platform.python_version(), "load": load_average}
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps(
-                {"machine": machine, "size": arguments.size, "results": results, "int8_under_limit": limited}, indent=1
-            )
-        )
-    if arguments.plot:
-        plot(results, arguments.plot)
+    measured = table(results, limited, partial=bool(arguments.only))
+    show(measured)
+    if arguments.output:
+        write(arguments.output, measured, machine, size=arguments.size, results=results, int8_under_limit=limited)
 
 
 if __name__ == "__main__":

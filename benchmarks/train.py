@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured import Measured, quiet_machine, show, write
 
 SHAPES = {  # SmolLM2-135M, and one to try the script with
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
@@ -184,23 +184,21 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def show(results: dict[str, Any], found: dict[str, Any], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("engine", "seconds, median", "min", "max", "x torch, median", "min", title=title)
+def table(results: dict[str, Any], found: dict[str, Any], title: str) -> Measured:
+    columns = ("engine", "seconds, median", "min", "max", "x torch, median", "min")
+    rows, bars = [], {}
     for name, result in results.items():
         seconds = [step["seconds"] for step in result["steps"][1:]]
         ratios = found["ratios"] if name == "easydel" else [1.0]
         cells = [f"{f(seconds):.2f}" for f in (statistics.median, min, max)]
-        table.add_row(name, *cells, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"losses differ by {found['loss_difference']:.1e} (at most {LOSS_TOLERANCE}), temporaries "
+        rows.append((name, *cells, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}"))
+        bars[name] = statistics.median(ratios)
+    note = (
+        f"Losses differ by {found['loss_difference']:.1e} (at most {LOSS_TOLERANCE}), temporaries "
         f"{found['temporaries'] / 1e9:.2f} GB (at most {TEMPORARIES / 1e9}), {found['of_limit']:.0%} of the speed of a "
-        f"large product; to show: at least {LEAST_RATIO} x torch in every pair"
+        f"large product; to show: at least {LEAST_RATIO} x torch in every pair."
     )
+    return Measured(title, columns, rows, bars, "speed / torch's", [note])
 
 
 def main() -> None:
@@ -220,18 +218,15 @@ def main() -> None:
     if arguments.make:
         make_model(arguments.make, arguments.shape)
         return
-    load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load_average > 0.5 * cores and not arguments.force:
-        raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
+    machine = quiet_machine(force=arguments.force)
     results = measure(arguments)
     found = summary(results)
-    show(results, found, f"A step of {arguments.batch} x {arguments.length} tokens, {arguments.shape}")
+    measured = table(
+        results, found, f"A training step of {arguments.batch} x {arguments.length} tokens, {arguments.shape}"
+    )
+    show(measured)
     if arguments.output:
-        machine = {"cores": cores, "machine": platform.machine(), "load": load_average}
-        settings = {name: getattr(arguments, name) for name in ("steps", "batch", "length", "shape")}
-        arguments.output.write_text(
-            json.dumps({"machine": machine, "settings": settings, **found, "engines": results}, indent=1)
-        )
+        write(arguments.output, measured, machine, summary=found, engines=results)
     if found["loss_difference"] > LOSS_TOLERANCE or found["temporaries"] > TEMPORARIES:
         raise SystemExit("the losses differ, or too much memory is used")
 

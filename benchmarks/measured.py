@@ -1,0 +1,52 @@
+"""What all benchmarks share: a quiet machine, a table for people, a file for `benchmarks/report.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table of what was found. `bars` are the numbers worth a plot, by name, in the unit of `unit`."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bars: Mapping[str, float]
+    unit: str
+    notes: Sequence[str] = field(default_factory=list)
+
+
+def quiet_machine(*, force: bool) -> dict[str, Any]:
+    """What machine this is; SystemExit if others are busy on it, unless `force`."""
+    load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load_average > 0.5 * cores and not force:
+        raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
+    packages = {name: version(name) for name in ("jax", "flax", "torch", "transformers")}
+    python = platform.python_version()
+    return {"cores": cores, "machine": platform.machine(), "load": load_average, "python": python, **packages}
+
+
+def show(measured: Measured) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*measured.columns, title=measured.title)
+    for row in measured.rows:
+        table.add_row(*row)
+    console = Console(width=120)
+    console.print(table)
+    for note in measured.notes:
+        console.print(note, highlight=False)
+
+
+def write(file: Path, measured: Measured, machine: Mapping[str, Any], **raw: Any) -> None:
+    """For `benchmarks/report.py`, with the raw numbers for whoever doubts."""
+    file.write_text(json.dumps({"machine": machine, **asdict(measured), "raw": raw}, indent=1) + "\n")
