@@ -5,11 +5,41 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+
+class Worker:
+    """A process of an engine: it answers each line of JSON on its stdin by one; `facts` is what it says first."""
+
+    def __init__(self, *command: str):
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.facts = self._answer()
+
+    def ask(self, question: object) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{json.dumps(question)}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"an engine stopped with exit code {self.process.wait()}")
+        return json.loads(line)
 
 
 @dataclass(frozen=True)

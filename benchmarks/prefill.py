@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from measured import Worker
 from train import SHAPES, flops_per_second
-from turns import Engine, arguments, compare, report
+from turns import arguments, compare, report
 
-LENGTHS = (512, 2048)
+LENGTHS = {512: 1.05, 2048: 0.95}  # with the speed, in that of torch, that is to be shown
 
 
-def first_token_seconds(engine: Engine, length: int) -> tuple[float, Any]:
-    answer = engine.generate(1, length, 1)
+def first_token_seconds(engine: Worker, length: int) -> tuple[float, Any]:
+    answer = engine.ask((1, length, 1))
     return answer["seconds"], answer["tokens"]
 
 
@@ -31,9 +32,10 @@ def main() -> None:
     results, facts = compare(chosen, cases)
     shape = SHAPES[chosen.shape]
     inner = facts["easydel"]["parameters"] - shape["vocab_size"] * shape["hidden_size"]
-    for length, result in zip(LENGTHS, results.values(), strict=True):
-        result["limit"] = 2 * inner * length / rate
-    report(chosen, f"Reading a prompt; products at {rate / 1e9:.0f} GFLOP/s are the limit", results, facts)
+    for (length, least), result in zip(LENGTHS.items(), results.values(), strict=True):
+        result |= {"limit": 2 * inner * length / rate, "least": least}
+    note = f"The limit: products with all parameters, at {rate / 1e9:.0f} GFLOP/s."
+    report(chosen, "Reading a prompt, to its first token", note, results, facts)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured import Measured, quiet_machine, show, write
+from measured import Measured, Worker, quiet_machine, show, write
 
 SHAPES = {  # SmolLM2-135M, and one to try the script with
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
@@ -133,41 +133,14 @@ def random_batches(batch: int, length: int, vocabulary: int) -> Iterator[np.ndar
         yield random.integers(0, vocabulary, (batch, length))
 
 
-class Engine:
-    """A process that makes a step when it is asked to."""
-
-    def __init__(self, name: str, arguments: list[str]):
-        command = [sys.executable, __file__, "--serve", name, *arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._answer()
-
-    def step(self) -> dict[str, float]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"an engine stopped with exit code {self.process.wait()}")
-        return json.loads(line)
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Facts and steps of each engine; the first step of each (it compiles) counts in losses only."""
     with tempfile.TemporaryDirectory() as folder:
         make = [sys.executable, __file__, "--make", folder, "--shape", arguments.shape]
         subprocess.run(make, check=True)
         sizes = ["--batch", str(arguments.batch), "--length", str(arguments.length), "--shape", arguments.shape]
-        engines = {name: Engine(name, ["--make", folder, *sizes]) for name in ENGINES}
-        rounds = [{name: engine.step() for name, engine in engines.items()} for _ in range(arguments.steps + 1)]
+        engines = {name: Worker(__file__, "--serve", name, "--make", folder, *sizes) for name in ENGINES}
+        rounds = [{name: engine.ask("step") for name, engine in engines.items()} for _ in range(arguments.steps + 1)]
         for engine in engines.values():
             engine.close()
     return {name: {**engines[name].facts, "steps": [each[name] for each in rounds]} for name in engines}

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured import Measured, Worker, quiet_machine, show, write
 from train import SHAPES, make_model
 
 Generate = Callable[[np.ndarray, int], np.ndarray]
@@ -69,33 +68,6 @@ def serve(engine: str, directory: str, vocabulary: int) -> None:
         print(json.dumps({"seconds": seconds, "tokens": tokens[:, length:].tolist()}), flush=True)
 
 
-class Engine:
-    """A process that generates when it is asked to."""
-
-    def __init__(self, name: str, directory: str, shape: str):
-        command = [sys.executable, __file__, name, directory, str(SHAPES[shape]["vocab_size"])]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._answer()
-
-    def generate(self, batch: int, length: int, new: int) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{json.dumps((batch, length, new))}\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"an engine ended with status {self.process.wait()}")
-        return json.loads(line)
-
-
 def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
@@ -103,13 +75,11 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="write what was measured to this JSON file")
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
     chosen = parser.parse_args()
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load > 0.5 * cores and not chosen.force:
-        raise SystemExit(f"the load average is {load:.1f} on {cores} cores: ratios would mean little (--force)")
+    chosen.machine = quiet_machine(force=chosen.force)
     return chosen
 
 
-Ask = Callable[[Engine], tuple[float, Any]]
+Ask = Callable[[Worker], tuple[float, Any]]
 
 
 def compare(chosen: argparse.Namespace, cases: dict[str, Ask]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -119,7 +89,8 @@ def compare(chosen: argparse.Namespace, cases: dict[str, Ask]) -> tuple[dict[str
     """
     with tempfile.TemporaryDirectory() as directory:
         make_model(directory, chosen.shape)
-        engines = {name: Engine(name, directory, chosen.shape) for name in ENGINES}
+        vocabulary = str(SHAPES[chosen.shape]["vocab_size"])
+        engines = {name: Worker(__file__, name, directory, vocabulary) for name in ENGINES}
         results: dict[str, Any] = {}
         for case, ask in cases.items():
             tokens = [ask(engine)[1] for engine in engines.values()]
@@ -130,26 +101,23 @@ def compare(chosen: argparse.Namespace, cases: dict[str, Ask]) -> tuple[dict[str
     return results, {name: engine.facts for name, engine in engines.items()}
 
 
-def report(chosen: argparse.Namespace, title: str, results: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Print a table, and write JSON. Each result has `rounds`, `same_tokens`, and its `limit` in seconds."""
-    from rich.console import Console
-    from rich.table import Table
-
-    headings = ("case", "torch ms", "ours ms", "torch / ours", "min", "max", "of the limit", "tokens")
-    table = Table(*headings, title=title)
+def report(chosen: argparse.Namespace, title: str, note: str, results: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Print a table, and write JSON. Each result has `rounds`, `same_tokens`, its `limit` in seconds, and `least`."""
+    columns = ("case", "torch ms", "ours ms", "torch / ours", "min", "max", "at least", "of the limit", "tokens")
+    rows, bars = [], {}
     for case, result in results.items():
         rounds = result["rounds"]
-        ratios = sorted(one["torch"] / one["easydel"] for one in rounds)
+        ratios = [one["torch"] / one["easydel"] for one in rounds]
         torch_ms, our_ms = (1e3 * statistics.median(one[name] for one in rounds) for name in ENGINES)
-        result |= {"ratio": statistics.median(ratios), "ratios": ratios}
-        cells = [torch_ms, our_ms, result["ratio"], ratios[0], ratios[-1]]
+        bars[case] = statistics.median(ratios)
+        cells = [torch_ms, our_ms, bars[case], min(ratios), max(ratios)]
         share = f"{1e5 * result['limit'] / our_ms:.0f} %"
-        table.add_row(case, *(f"{cell:.2f}" for cell in cells), share, "same" if result["same_tokens"] else "DIFFER")
-    Console().print(table)
-    machine = {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "load": os.getloadavg()[0]}
+        same = "same" if result["same_tokens"] else "DIFFER"
+        rows.append((case, *(f"{cell:.2f}" for cell in cells), str(result["least"]), share, same))
+    measured = Measured(title, columns, rows, bars, "speed / torch's", [note])
+    show(measured)
     if chosen.output:
-        written = {"machine": machine, "shape": chosen.shape, "engines": facts, "results": results}
-        chosen.output.write_text(json.dumps(written, indent=1))
+        write(chosen.output, measured, chosen.machine, shape=chosen.shape, engines=facts, results=results)
 
 
 if __name__ == "__main__":
