@@ -314,7 +314,7 @@ def test_missing_extra_and_misshaped_tensors_are_all_listed(directory: Path):
         load(directory, config_kwargs={"num_hidden_layers": 1, "vocab_size": 98, "attention_bias": True})
     message = str(caught.value)
     assert "model.layers.1.mlp.up_proj.weight [80, 48] has no place in the model" in message
-    assert caught.value.file == directory / "model.safetensors"
+    assert caught.value.file == str(directory / "model.safetensors")
     assert "model.embed_tokens.weight is [97, 48], expected [98, 48]" in message
     assert "model.layers.0.self_attn.q_proj.bias is missing" in message
 
