@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ if TYPE_CHECKING:  # it imports huggingface_hub
 logger = logging.getLogger(__name__)
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 SETTINGS = ("config.json", "generation_config.json", MANIFEST)
+# Reading is many short calls, each of which needs the interpreter for a moment: while another thread traces, they would
+# otherwise wait 5 ms for it every time.
+SWITCH_SECONDS = 1e-4
 SLACK = 64  # sizes may be products of others, and of parts that this family does not have
 
 
@@ -253,12 +257,14 @@ def _meanwhile(
     if function is None:
         yield
         return
-    pool = ThreadPoolExecutor(1)
+    pool, interval = ThreadPoolExecutor(1), sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         future = pool.submit(function, model, unflatten(shapes))
         yield
         future.result()
     finally:
+        sys.setswitchinterval(interval)
         pool.shutdown(wait=False)
 
 
