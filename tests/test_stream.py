@@ -127,7 +127,7 @@ FORMS: dict[str, tuple[Expression, tuple[int, ...]]] = {
 def test_a_mesh_of_some_columns_gets_its_part(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, long_runs: bool
 ):
-    monkeypatch.setattr(filling, "REMOTE_SCRATCH_BYTES", 2000)
+    monkeypatch.setattr(filling, "ROWS_BYTES", 2000)
     if long_runs:
         monkeypatch.setattr(filling, "RUN_BYTES", 1)
     arrays = {name: np.random.default_rng(0).standard_normal((64, 96), np.float32) for name in "ab"}

@@ -17,10 +17,11 @@ def allocate(size: int) -> np.ndarray:
     """`size` bytes that start at a huge page; they live as long as any array that looks at them."""
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % HUGE_PAGE
+    filled = size // HUGE_PAGE * HUGE_PAGE  # a huge page for the rest would be memory that nobody uses
+    if hasattr(mmap, "MADV_HUGEPAGE") and filled:
+        memory.madvise(mmap.MADV_HUGEPAGE, start, filled)
     return whole[start : start + size]
 
 

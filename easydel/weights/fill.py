@@ -25,8 +25,10 @@ from easydel.quantize import rounded_rows
 from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose, source_names
 from easydel.weights.plan import Plan, TensorSource
 
-SCRATCH_BYTES = 512 << 10  # with what it is cast to, it stays in the cache that a core has for itself
-REMOTE_SCRATCH_BYTES = 4 << 20  # one request fills it: a round trip should cost less than the transfer
+SCRATCH_BYTES = 1 << 20  # it stays in the cache that a core has for itself
+# Rows that several operations go over, or that one request fetches: with fewer, threads wait for the interpreter, and
+# a round trip costs more than the transfer.
+ROWS_BYTES = 4 << 20
 RUN_BYTES = 64 << 10  # shorter runs are not worth a request each
 Finite = Literal["all", "read"]
 
@@ -54,7 +56,7 @@ class Filler:
         width = self.plan.shapes[path][-1]
         # a row of a transposed tensor is all over it: fetched once, rather than once for every block
         row_bytes = 0 if self.remote(path) and self.transposed(path) else width * 4
-        for block, picked in _blocks(rows, row_bytes, self._room(path)):
+        for block, picked in _blocks(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
             scratch = self._scratch((*shape, width), np.dtype(np.float32), "rows")
             self.fill(path, (*block, slice(0, width)), scratch)
@@ -70,7 +72,7 @@ class Filler:
         if self.transposed(path):
             order[-2:] = reversed(order[-2:])
         dtype, width = parts[0][1].dtype, box[order[-1]].stop - box[order[-1]].start
-        for block, _ in _blocks(tuple(box[dim] for dim in order[:-1]), width * dtype.itemsize, self._room(path)):
+        for block, _ in _blocks(tuple(box[dim] for dim in order[:-1]), width * dtype.itemsize, ROWS_BYTES):
             window = list(box)
             for dim, rows in zip(order[:-1], block, strict=True):
                 window[dim] = rows
@@ -89,9 +91,6 @@ class Filler:
     def transposed(self, path: str) -> bool:
         """Whether rows of the parameter are columns of the file."""
         return _transposed(self.plan.expressions[path])
-
-    def _room(self, path: str) -> int:
-        return REMOTE_SCRATCH_BYTES if self.remote(path) else SCRATCH_BYTES
 
     def touch(self, path: str, index: Index, mapped: np.ndarray) -> None:
         """Have the system fetch what a mapped array looks at, unless it has; the pages come when they are touched."""
@@ -145,8 +144,8 @@ class Filler:
         short = run < RUN_BYTES
         taken = slice(0, tensor.shape[-1]) if short else columns
         whole = taken == slice(0, tensor.shape[-1])
-        row_bytes = tensor.shape[-1] * tensor.dtype.itemsize if whole else REMOTE_SCRATCH_BYTES
-        for block, picked in _blocks(tuple(leading), row_bytes, REMOTE_SCRATCH_BYTES):
+        row_bytes = tensor.shape[-1] * tensor.dtype.itemsize if whole else ROWS_BYTES
+        for block, picked in _blocks(tuple(leading), row_bytes, ROWS_BYTES):
             shape = (*(rows.stop - rows.start for rows in block), taken.stop - taken.start)
             scratch = self._scratch(shape, tensor.dtype, "bytes")
             with self._lock:
@@ -157,7 +156,7 @@ class Filler:
             self._check(tensor, part.name, out)
 
     def _cast(self, path: str, tensor: Tensor, part: Part) -> None:
-        room = SCRATCH_BYTES if tensor.source is None else REMOTE_SCRATCH_BYTES
+        room = SCRATCH_BYTES if tensor.source is None else ROWS_BYTES
         depth, below = _depth(part.out.shape, tensor.dtype.itemsize, room)
         for block, picked in _blocks(part.index[:depth], below, room):
             out = part.out[picked]
