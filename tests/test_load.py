@@ -251,5 +251,5 @@ def test_memory_stays_within_32_mib_of_the_parameters(larger: Path, directory: P
     assert done.returncode == 0, done.stderr
     peak, reported, params, mapped = map(int, done.stdout.split())
     assert params > 80e6
-    assert peak <= params - mapped + (32 << 20)
-    assert 0.8 * (params - mapped) < reported <= peak + (1 << 20)
+    assert max(peak, reported) <= params - mapped + (32 << 20)
+    assert reported > 0.8 * (params - mapped)
