@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from easydel.cache import cache_stages
-from easydel.generate.programs import grow, loop, prefill, step
+from easydel.generate.programs import grow, loop, prefill, program, step
 from easydel.generate.prompt import Prompt
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
@@ -40,11 +40,11 @@ def compile_programs(
     def compile_rest() -> None:
         grown = state
         for length, limit in cache_stages(prompt.length, new)[:1]:
-            grown = _compiled(model, grow, grown, length, static_argnums=1)
+            grown = _compiled(model, grow, grown, length)
             if streamed:
-                _compiled(model, step, shapes, grown, rules, donate_argnums=1)
+                _compiled(model, step, shapes, grown, rules)
             else:
-                _compiled(model, loop, shapes, grown, rules, np.int32(limit), donate_argnums=1)
+                _compiled(model, loop, shapes, grown, rules, np.int32(limit))
 
     pool = ThreadPoolExecutor(1)
     _PENDING[model] = pool.submit(compile_rest)
@@ -57,9 +57,9 @@ def finish_compiling(model: BaseNNXModule) -> None:
         pending.result()
 
 
-def _compiled(model: BaseNNXModule, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _compiled(model: BaseNNXModule, function: Callable[..., Any], *arguments: Any) -> Any:
     """The results of a program as shapes."""
-    lowered = model.compiled(function, **options).lower(*arguments)
+    lowered = program(model, function).lower(*arguments)
     placed = lowered.compile().output_shardings
     return jax.tree.map(
         lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding), lowered.out_info, placed

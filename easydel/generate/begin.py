@@ -9,7 +9,7 @@ import numpy as np
 
 from easydel.cache import cache_lengths, prompt_bucket
 from easydel.generate.kept import PromptCache
-from easydel.generate.programs import Made, State, emit, empty, extend, grow, prefill
+from easydel.generate.programs import Made, State, emit, empty, extend, grow, prefill, program
 from easydel.generate.prompt import Prompt
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
@@ -32,10 +32,10 @@ def begin(
         state, start, rest = found
         return _read(model, params, state, rest, start, rules, min(chunk or rest.length, rest.length))
     if source is not None or chunk is None or prompt.length <= chunk:
-        return *model.compiled(prefill)(params, prompt, source, rules), prompt.length
+        return *program(model, prefill)(params, prompt, source, rules), prompt.length
     prompt = prompt.padded(-(-prompt.length // chunk) * chunk)
     first_B = np.argmax(prompt.attended_BT, axis=1).astype(np.int32)
-    state = model.compiled(empty, static_argnums=1)(first_B, cache_lengths(prompt.length, 1)[-1])
+    state = program(model, empty)(first_B, cache_lengths(prompt.length, 1)[-1])
     return _read(model, params, state, prompt, 0, rules, chunk)
 
 
@@ -46,10 +46,10 @@ def _read(
     size, end = prompt_bucket(chunk) if chunk == prompt.length else chunk, start + prompt.length
     room = cache_lengths(start + -(-prompt.length // size) * size, 1)[-1]
     if state.tokens_BS.shape[1] < room:
-        state = model.compiled(grow, static_argnums=1)(state, room)
+        state = program(model, grow)(state, room)
     logits_BV = None
     for place in range(start, end, size):
         part = prompt.part(place - start, min(size, end - place))
-        read = model.compiled(extend, donate_argnums=1)
+        read = program(model, extend)
         state, logits_BV = read(params, state, part.extended(size), np.int32(place), np.int32(part.length))
-    return *model.compiled(emit, donate_argnums=0)(state, logits_BV, rules), end
+    return *program(model, emit)(state, logits_BV, rules), end

@@ -12,7 +12,7 @@ from easydel.cache import cache_stages
 from easydel.generate.ahead import finish_compiling
 from easydel.generate.begin import begin
 from easydel.generate.kept import PromptCache
-from easydel.generate.programs import Made, State, grow, loop, step
+from easydel.generate.programs import Made, State, grow, loop, program, step
 from easydel.generate.prompt import Prompt
 from easydel.generate.streamers import Listen
 from easydel.model import BaseNNXModule
@@ -51,8 +51,8 @@ def _looped(
     """Loops inside of programs, one for each length of the cache."""
     finish_compiling(model)
     for length, limit in cache_stages(slots, new):
-        state = model.compiled(grow, static_argnums=1)(state, length)
-        state, made = model.compiled(loop, donate_argnums=1)(params, state, rules, np.int32(limit))
+        state = program(model, grow)(state, length)
+        state, made = program(model, loop)(params, state, rules, np.int32(limit))
         if limit == new or bool(made.done):
             break
     return np.asarray(state.tokens_BS)[:, slots : slots + int(state.count)], state
@@ -90,8 +90,8 @@ def _steps(
     """The steps after the first token, each sent off when it is asked for."""
     count = 1
     for length, limit in cache_stages(slots, new):
-        state = model.compiled(grow, static_argnums=1)(state, length)
+        state = program(model, grow)(state, length)
         while count < limit:
-            state, made = model.compiled(step, donate_argnums=1)(params, state, rules)
+            state, made = program(model, step)(params, state, rules)
             count += 1
             yield state, made

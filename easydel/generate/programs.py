@@ -6,7 +6,7 @@ updated in place. They are compiled for shapes; whatever else differs between ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,3 +153,19 @@ def _placed(model: BaseNNXModule, state: State) -> State:
     """With the cache split over the mesh, and tokens whole on every device, so that any process can read them."""
     tokens_BS = model.policy.shard(state.tokens_BS, None, None)
     return replace(state, cache=sharded(state.cache, model.policy), tokens_BS=tokens_BS)
+
+
+# How each is jitted, said once: a model keeps one program per function, whoever asks for it first.
+_OPTIONS: Mapping[Callable[..., Any], Mapping[str, int]] = {
+    empty: {"static_argnums": 1},
+    extend: {"donate_argnums": 1},
+    emit: {"donate_argnums": 0},
+    grow: {"static_argnums": 1},
+    step: {"donate_argnums": 1},
+    loop: {"donate_argnums": 1},
+}
+
+
+def program(model: BaseNNXModule, function: Callable[..., Any]) -> jax.stages.Wrapped:
+    """One of the functions here, jitted for a model: it is called without its first argument."""
+    return model.compiled(function, **_OPTIONS.get(function, {}))
