@@ -285,6 +285,8 @@ def plan_for(model: BaseNNXModule, source: Source) -> tuple[Plan, Collection[str
 
 def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collection[str]:
     """Turn what the manifest in `file` says is int8 into that; CheckpointError if the model cannot hold it."""
+    if not manifest.int8:
+        return ()
     paths, wanted = model.canonical_paths(), set(manifest.int8)
     try:
         stored = make_int8(model, [path for path, parts in paths.items() if wanted.issuperset(parts)])

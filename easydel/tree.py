@@ -5,7 +5,7 @@ Modules define a model; every hot path runs `jax.jit` on plain dicts, which cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -57,13 +57,17 @@ def bind(module: Any, params: Mapping[str, Any]) -> None:
             child.set_raw_value(value)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by path, "model/layers/0/self_attn/q_proj/kernel"."""
-    flat: dict[str, Any] = {}
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return flat
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:

@@ -23,7 +23,7 @@ from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
 from easydel.checkpoint import open_checkpoint
 from easydel.tree import flatten
 from easydel.weights.expressions import Expression, Rows, Source, Stack, Transpose, assemble, runs
-from easydel.weights.fill import Filler, view
+from easydel.weights.fill import Filler, mappable
 from easydel.weights.load import load
 from easydel.weights.plan import Plan
 
@@ -137,9 +137,9 @@ def test_an_aligned_file_is_used_where_it_lies(tmp_path: Path):
     tensor = plan.tensors["a"]
     aligned = tensor.offset % 64 == 0  # type: ignore[attr-defined]
     whole = (slice(0, 64), slice(0, 16))
-    assert (view(plan, "p", whole, np.dtype(np.float32)) is not None) == aligned
-    assert view(plan, "p", whole, np.dtype(np.float16)) is None
-    assert view(plan, "p", (slice(0, 64), slice(0, 8)), np.dtype(np.float32)) is None
+    assert (mappable(plan, "p", whole, np.dtype(np.float32)) is not None) == aligned
+    assert mappable(plan, "p", whole, np.dtype(np.float16)) is None
+    assert mappable(plan, "p", (slice(0, 64), slice(0, 8)), np.dtype(np.float32)) is None
 
 
 def test_every_shard_reads_only_its_own_bytes(directory: Path):

@@ -63,8 +63,8 @@ class Tensor:
         elements, size = block_layout(self.encoding)
         return extent((*self.shape[:-1], self.shape[-1] // elements), self.strides, size)
 
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The slice `index`, as numpy would take it.
+    def read(self, index: tuple[slice, ...] = (), mapping: mmap.mmap | None = None) -> np.ndarray:
+        """The slice `index`, as numpy would take it; `mapping` is the mapped file, if the caller has it.
 
         A zero-copy, read-only view of the mapped file if the bytes are the array. Otherwise a new array, for which only
         the blocks that hold the slice are decoded. From a `source`, the tensor is fetched whole.
@@ -73,7 +73,7 @@ class Tensor:
             array = np.empty(self.shape, self.dtype)
             self.source.read_into(self.offset, array.reshape(-1).view(np.uint8).data)
             return array[(*index, ...)]
-        buffer = map_file(self.file)
+        buffer = mapping or map_file(self.file)
         if self.offset + self.nbytes > len(buffer):
             raise CheckpointError("the file shrank since its header was read", file=self.file, tensor=self.name)
         if self.encoding is None:

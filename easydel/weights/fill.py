@@ -7,10 +7,12 @@ received: columns one run per row if runs are long, otherwise whole rows, of whi
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -19,10 +21,11 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
-from easydel.checkpoint.tensor import has_nonfinite
+from easydel.checkpoint.tensor import has_nonfinite, map_file
 from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
-from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose, source_names
+from easydel.weights.arena import ALIGNMENT
+from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose
 from easydel.weights.plan import Plan, TensorSource
 
 SCRATCH_BYTES = 1 << 20  # it stays in the cache that a core has for itself
@@ -42,6 +45,7 @@ class Filler:
     bytes_read: int = 0
     bytes_mapped: int = 0
     _handles: dict[Path, int] = field(default_factory=dict)
+    _mappings: dict[Path, mmap.mmap] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _local: threading.local = field(default_factory=threading.local)
     _nonfinite: dict[str, Path] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class Filler:
         """Rows of a parameter as int8, each of `outs` getting some columns of them, with a scale per row."""
         width = self.plan.shapes[path][-1]
         # a row of a transposed tensor is all over it: fetched once, rather than once for every block
-        row_bytes = 0 if self.remote(path) and self.transposed(path) else width * 4
+        row_bytes = 0 if self.remote and self.transposed(path) else width * 4
         for block, picked in _blocks(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
             scratch = self._scratch((*shape, width), np.dtype(np.float32), "rows")
@@ -83,26 +87,34 @@ class Filler:
                 if all(part.start < part.stop for part in common):
                     out[_within(common, index)] = scratch[_within(common, window)]
 
-    def remote(self, path: str) -> bool:
-        """Whether the bytes of a parameter come from another machine."""
-        tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
-        return any(isinstance(tensor, Tensor) and tensor.source is not None for tensor in tensors)
+    @cached_property
+    def remote(self) -> bool:
+        """Whether the bytes come from another machine."""
+        return any(isinstance(tensor, Tensor) and tensor.source is not None for tensor in self.plan.tensors.values())
 
     def transposed(self, path: str) -> bool:
         """Whether rows of the parameter are columns of the file."""
         return _transposed(self.plan.expressions[path])
 
-    def touch(self, path: str, index: Index, mapped: np.ndarray) -> None:
-        """Have the system fetch what a mapped array looks at, unless it has; the pages come when they are touched."""
-        part = next(self.plan.expressions[path].parts(index, memoryless(mapped.shape)))
+    def map(self, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
+        """The slice as it lies in the mapped file, if it can be used there; the system is asked to have it at hand."""
+        part = mappable(self.plan, path, index, dtype)
+        if part is None:
+            return None
         tensor = self.plan.tensors[part.name]
         assert isinstance(tensor, Tensor)
-        with self._lock:
-            self.bytes_mapped += mapped.nbytes
-        if mapped.nbytes:
-            _read_ahead(self._handle(tensor.file), first_byte(tensor, part.index), mapped.nbytes)
-        if self.finite == "all":
-            self._check(tensor, part.name, mapped)
+        if tensor.file not in self._mappings:
+            self._mappings[tensor.file] = map_file(tensor.file)
+        values = tensor.read(part.index, self._mappings[tensor.file])
+        self.bytes_mapped += values.nbytes
+        if values.nbytes:
+            _read_ahead(self._handle(tensor.file), first_byte(tensor, part.index), values.nbytes)
+        return values
+
+    def check_mapped(self, path: str, index: Index, values: np.ndarray) -> None:
+        """Remember the tensor of a mapped slice if there is NaN or Inf in it."""
+        part = next(self.plan.expressions[path].parts(index, memoryless(values.shape)))
+        self._check(self.plan.tensors[part.name], part.name, values)
 
     def check_finite(self) -> None:
         """CheckpointError with every tensor in which NaN or Inf was met."""
@@ -285,8 +297,10 @@ def bytes_of(tensor: TensorSource, elements: int) -> int:
     return elements * tensor.nbytes // max(prod(tensor.shape), 1)
 
 
-def view(plan: Plan, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
-    """The slice as it lies in the mapped file, if JAX can use it there: same dtype, aligned, contiguous, unaltered."""
+def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Part | None:
+    """The one part that a slice consists of, if JAX can use it where it lies in the file: same dtype, aligned,
+    contiguous, unaltered.
+    """
     shape = tuple(part.stop - part.start for part in index)
     parts = list(plan.expressions[path].parts(index, memoryless(shape)))
     if len(parts) != 1 or parts[0].out.shape != shape or parts[0].out.strides != memoryless(shape).strides:
@@ -294,11 +308,11 @@ def view(plan: Plan, path: str, index: Index, dtype: np.dtype) -> np.ndarray | N
     tensor: TensorSource = plan.tensors[parts[0].name]
     if not isinstance(tensor, Tensor) or tensor.encoding or tensor.source is not None or tensor.dtype != dtype:
         return None
-    values = tensor.read(parts[0].index)
-    aligned = values.ctypes.data % 64 == 0 and values.flags.c_contiguous
-    return values if aligned else None
+    aligned = first_byte(tensor, parts[0].index) % ALIGNMENT == 0
+    return parts[0] if aligned and is_contiguous(tensor, parts[0].index) else None
 
 
+@cache
 def memoryless(shape: tuple[int, ...]) -> np.ndarray:
     """An array to take views of, never to look into: only its strides are real."""
     strides = np.cumprod([1, *reversed([max(dim, 1) for dim in shape[1:]])])[::-1] if shape else ()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import numpy as np
 from easydel.threads import thread_count
 from easydel.weights.arena import carve, groups
 from easydel.weights.expressions import Index
-from easydel.weights.fill import Filler, Finite, view
+from easydel.weights.fill import Filler, Finite
 from easydel.weights.plan import Plan
 
 MAX_THREADS = 16
@@ -45,7 +47,7 @@ class Part:
     dtype: np.dtype
     values: np.ndarray | None = None
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(part.stop - part.start for part in self.index)
 
@@ -57,10 +59,13 @@ class Part:
 
 @dataclass
 class Job:
-    """Parts with the same rows, filled together: `fill(start, stop)` does rows of the array, in any thread."""
+    """Parts with the same rows, filled together: `fill(start, stop)` does rows of the array, in any thread.
+
+    None where there is nothing to do.
+    """
 
     parts: list[Part]
-    fill: Callable[[int, int], None]
+    fill: Callable[[int, int], None] | None
     at_once: bool = False  # all rows by one thread
 
     @property
@@ -89,7 +94,7 @@ class LoadReport:
     """What a load cost. `bytes_read` were copied out of files, `bytes_mapped` are used where they lie.
 
     `peak_bytes` is by how much the process's own memory (without mapped files) had grown at most, looked at whenever
-    parameters arrived; None where the system does not tell.
+    an arena of parameters was full; None where the system does not tell.
     """
 
     bytes_read: int = 0
@@ -115,27 +120,21 @@ def load(
     weights are NaN or Inf: `finite` says whether "all" are checked, or only those that are "read", not mapped.
     """
     started, before = time.perf_counter(), own_memory()
-    filler = Filler(plan, finite)
-    jobs = [job for path in plan.expressions for job in _jobs(filler, path, placements, dtypes, int8)]
-    missing = {path: 0 for job in jobs for path in {part.path for part in job.parts}}
-    for job in jobs:
-        for part in job.parts:
-            missing[part.path] += 1
-    report = LoadReport(seconds={"plan": time.perf_counter() - started})
     params: dict[str, jax.Array] = {}
-    done: dict[str, list[tuple[Part, list[jax.Array]]]] = {}
-    started = time.perf_counter()
-    with closing(filler):
-        for part, shards in _placed(_filled(jobs, REMOTE_THREADS if any(map(filler.remote, plan.expressions)) else 1)):
-            done.setdefault(part.path, []).append((part, shards))
-            if len(done[part.path]) < missing[part.path]:
-                continue
-            arrays = [shard for _, shards in done.pop(part.path) for shard in shards]
-            shape = _shape(plan, part.path)
-            array = jax.make_array_from_single_device_arrays(shape, placements[part.path], arrays)
-            params[part.path] = array if arrived is None else arrived(part.path, array)
-            if advance is not None:
-                advance(array.nbytes)
+    with closing(Filler(plan, finite)) as filler:
+        jobs = [job for path in plan.expressions for job in _jobs(filler, path, placements, dtypes, int8)]
+        missing = Counter(part.path for job in jobs for part in job.parts if part.devices)
+        report = LoadReport(seconds={"plan": time.perf_counter() - started})
+        started = time.perf_counter()
+        shards: dict[str, list[jax.Array]] = {}
+        for parts in _filled(jobs, REMOTE_THREADS if filler.remote else 1):
+            for path, found in groupby(sorted(parts, key=lambda part: part.path), lambda part: part.path):
+                array = _placed(_shape(plan, path), placements[path], list(found), missing, shards)
+                if array is None:
+                    continue
+                params[path] = array if arrived is None else arrived(path, array)
+                if advance is not None:
+                    advance(array.nbytes)
             if before is not None:
                 report.peak_bytes = max(report.peak_bytes or 0, (own_memory() or 0) - before)
     filler.check_finite()
@@ -166,7 +165,7 @@ def _jobs(
         scales = _parts(scale, filler.plan.shapes[path][:-1], placements[scale], dtypes[scale])
         yield from _int8_jobs(filler, path, parts, scales)
         return
-    if len(filler.plan.shapes[path]) > 1 and (filler.remote(path) or not filler.transposed(path)):
+    if len(filler.plan.shapes[path]) > 1 and (filler.remote or not filler.transposed(path)):
         yield from _sharing_jobs(filler, path, parts)
         return
     yield from (_job(filler, part) for part in parts)
@@ -174,12 +173,14 @@ def _jobs(
 
 def _job(filler: Filler, part: Part) -> Job:
     """A part of its own: mapped, if the file has it just as it is wanted."""
-    part.values = view(filler.plan, part.path, part.index, part.dtype)
-    return _mapped_job(filler, part) if part.values is not None else _float_job(filler, part)
+    part.values = filler.map(part.path, part.index, part.dtype)
+    return _float_job(filler, part) if part.values is None else _mapped_job(filler, part)
 
 
 def _mapped_job(filler: Filler, part: Part) -> Job:
-    return Job([part], lambda start, stop: filler.touch(part.path, part.index, part.rows(start, stop)))
+    if filler.finite != "all":
+        return Job([part], None)
+    return Job([part], lambda start, stop: filler.check_mapped(part.path, part.index, part.rows(start, stop)))
 
 
 def _float_job(filler: Filler, part: Part) -> Job:
@@ -205,7 +206,7 @@ def _int8_jobs(filler: Filler, path: str, parts: list[Part], scales: list[Part])
             outs = [(part.index[-1], part.rows(start, stop)) for part in columns]
             filler.fill_int8(path, (slice(start, stop), *rows[1:]), outs, scale.rows(start, stop))
 
-        yield Job([*columns, scale], fill, at_once=filler.remote(path) and filler.transposed(path))
+        yield Job([*columns, scale], fill, at_once=filler.remote and filler.transposed(path))
 
 
 def _sharing_jobs(filler: Filler, path: str, parts: list[Part]) -> Iterator[Job]:
@@ -213,7 +214,7 @@ def _sharing_jobs(filler: Filler, path: str, parts: list[Part]) -> Iterator[Job]
 
     Of a local file only whole rows are worth sharing: what lies between a process's own columns is not to be read.
     """
-    transposed, remote = filler.transposed(path), filler.remote(path)
+    transposed, remote = filler.transposed(path), filler.remote
     by_rows: dict[Key, list[Part]] = {}
     for part in parts:
         by_rows.setdefault(_key(part.index[: -2 if transposed else -1]), []).append(part)
@@ -239,11 +240,19 @@ def _span(part: Part) -> tuple[int, int]:
 
 def _parts(path: str, shape: tuple[int, ...], placement: jax.sharding.Sharding, dtype: np.dtype) -> list[Part]:
     """The distinct parts of an array on this process's devices, in the order of their first element."""
+    return [Part(path, index, devices, dtype) for index, devices in _split(shape, placement)]
+
+
+@lru_cache
+def _split(shape: tuple[int, ...], placement: jax.sharding.Sharding) -> list[tuple[Index, list[Any]]]:
     devices: dict[Key, list[Any]] = {}
     for device, index in placement.addressable_devices_indices_map(shape).items():
-        full = tuple(slice(*part.indices(dim)[:2]) for part, dim in zip(index or (), shape, strict=True))
-        devices.setdefault(_key(full), []).append(device)
-    return [Part(path, tuple(slice(*range_) for range_ in key), devices[key], dtype) for key in sorted(devices)]
+        devices.setdefault(_key(_full(index or (), shape)), []).append(device)
+    return [(tuple(slice(*range_) for range_ in key), devices[key]) for key in sorted(devices)]
+
+
+def _full(index: Index, shape: tuple[int, ...]) -> Index:
+    return tuple(slice(*part.indices(dim)[:2]) for part, dim in zip(index, shape, strict=True))
 
 
 def _key(index: Index) -> Key:
@@ -269,7 +278,7 @@ def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> tuple[list[Part], l
     unplaced = [part for job in jobs for part in job.unplaced]
     for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced]), strict=True):
         part.values = memory
-    futures = [pool.submit(job.fill, *piece) for job in jobs for piece in job.pieces()]
+    futures = [pool.submit(job.fill, *piece) for job in jobs if job.fill is not None for piece in job.pieces()]
     return [part for job in jobs for part in job.parts if part.devices], futures
 
 
@@ -279,11 +288,33 @@ def _finished(parts: list[Part], futures: Sequence[Future[None]]) -> list[Part]:
     return parts
 
 
-def _placed(filled: Iterator[list[Part]]) -> Iterator[tuple[Part, list[jax.Array]]]:
-    """Each part with its arrays, one per device; the transfers of an arena are one batch."""
-    for parts in filled:
-        pairs = [(part.values, device) for part in parts for device in part.devices]
-        arrays = iter(jax.device_put([values for values, _ in pairs], [device for _, device in pairs]))
-        for part in parts:
-            part.values = None  # the arrays keep the memory alive; on other devices it can go
-            yield part, [next(arrays) for _ in part.devices]
+def _placed(
+    shape: tuple[int, ...],
+    placement: jax.sharding.Sharding,
+    parts: Sequence[Part],
+    missing: Counter[str],
+    shards: dict[str, list[jax.Array]],
+) -> jax.Array | None:
+    """The array of which `parts` are the last that were `missing`; None, and a note in `shards`, if more will come.
+
+    Making an array for each device first takes several times as long as making the whole one, but what is large
+    need not be in this process's own memory as a whole.
+    """
+    path = parts[0].path
+    whole = len(parts) == missing[path] and path not in shards
+    missing[path] -= len(parts)
+    memory = [(part, part.values) for part in parts]
+    for part in parts:
+        part.values = None  # the arrays keep the memory alive; on other devices it can go
+    if whole:
+        by_key = {_key(part.index): values for part, values in memory}
+        return jax.make_array_from_callback(
+            shape, placement, lambda index: by_key[_key(_full(index, shape))], dtype=parts[0].dtype
+        )
+    pairs = [(values, device) for part, values in memory for device in part.devices]
+    shards.setdefault(path, []).extend(
+        jax.device_put([values for values, _ in pairs], [device for _, device in pairs])
+    )
+    if missing[path]:
+        return None
+    return jax.make_array_from_single_device_arrays(shape, placement, shards.pop(path))

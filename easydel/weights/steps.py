@@ -17,7 +17,7 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import extent
 from easydel.weights.expressions import Index, Part
-from easydel.weights.fill import bytes_of, first_byte, is_contiguous, memoryless, view
+from easydel.weights.fill import bytes_of, first_byte, is_contiguous, mappable, memoryless
 from easydel.weights.plan import Plan, Zeros
 
 Action = Literal["map", "read", "gather", "cast", "dequantize", "quantize", "fill"]
@@ -66,7 +66,7 @@ def steps(
             counts[-1] = 1
         for index in _parts(shape, counts):
             sizes = tuple(part.stop - part.start for part in index)
-            mapped = path not in int8 and view(plan, path, index, dtypes[path]) is not None
+            mapped = path not in int8 and mappable(plan, path, index, dtypes[path]) is not None
             for part in expression.parts(index, memoryless(sizes)):
                 action: Action = "quantize" if path in int8 else "map" if mapped else _action(plan, part, dtypes[path])
                 yield _step(plan, path, index, part, action)
