@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -61,6 +62,12 @@ class Decoder:
         """Where the layers' parameters are."""
         return {"model/layers": self.blocks}
 
+    @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """For each layer the first one with an equal record."""
+        first: dict[Block, int] = {}
+        return tuple(first.setdefault(block, index) for index, block in enumerate(self.blocks))
+
     def distinct(self) -> Decoder:
         """The same model with each kind of layer once: enough to see whether it can run at all."""
         return replace(self, blocks=tuple(dict.fromkeys(self.blocks)))
@@ -114,16 +121,13 @@ class DecoderModel(nnx.Module):
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache)
-        x_BTD = self._embed(input_ids, context.positions_BT)
+        x_BTD = self.enter(input_ids, context.positions_BT)
         layers = None if cache is None else cache["layers"]
         x_BTD, layers = run_layers(self.layers, self.record.blocks, self.policy, x_BTD, context, layers)
-        if self.norm is not None:
-            x_BTD = self.norm(x_BTD)
-        if self.project_out is not None:
-            x_BTD = self.project_out(x_BTD)
-        return x_BTD, None if cache is None else {**cache, "layers": layers}
+        return self.leave(x_BTD), None if cache is None else {**cache, "layers": layers}
 
-    def _embed(self, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    def enter(self, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """What the first layer gets."""
         record, x_BTD = self.record.embed, self.embed_tokens(ids_BT)
         if record.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(record.scale, x_BTD.dtype)
@@ -136,6 +140,12 @@ class DecoderModel(nnx.Module):
         if record.float32:
             x_BTD = x_BTD.astype(jnp.float32)
         return self.policy.shard_hidden(x_BTD)
+
+    def leave(self, x_BTD: jax.Array) -> jax.Array:
+        """What the head gets of the last layer's output."""
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
 
 def make_context(

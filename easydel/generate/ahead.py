@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from easydel.cache import cache_stages
-from easydel.generate.programs import grow, loop, prefill, program, step
+from easydel.generate.layerwise import first_pass
+from easydel.generate.programs import grow, loop, program, step
 from easydel.generate.prompt import Prompt
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
@@ -35,16 +36,20 @@ def compile_programs(
     Returns when the first token can be made; the rest goes on in a thread, which `finish_compiling` waits for.
     `shapes` are the parameters as `jax.ShapeDtypeStruct` with the sharding that they will have.
     """
-    state, _ = _compiled(model, prefill, shapes, prompt, source, rules)
+    known: dict[Any, Any] = {}
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: _compiled(model, function, arguments, known)
+
+    state, _ = first_pass(compiled, model, shapes, prompt, source, rules)
 
     def compile_rest() -> None:
-        grown = state
         for length, limit in cache_stages(prompt.length, new)[:1]:
-            grown = _compiled(model, grow, grown, length)
+            grown = compiled(grow)(state, length)
             if streamed:
-                _compiled(model, step, shapes, grown, rules)
+                compiled(step)(shapes, grown, rules)
             else:
-                _compiled(model, loop, shapes, grown, rules, np.int32(limit))
+                compiled(loop)(shapes, grown, rules, np.int32(limit))
 
     pool = ThreadPoolExecutor(1)
     _PENDING[model] = pool.submit(compile_rest)
@@ -57,10 +62,23 @@ def finish_compiling(model: BaseNNXModule) -> None:
         pending.result()
 
 
-def _compiled(model: BaseNNXModule, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The results of a program as shapes."""
-    lowered = program(model, function).lower(*arguments)
-    placed = lowered.compile().output_shardings
-    return jax.tree.map(
-        lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding), lowered.out_info, placed
-    )
+def _compiled(
+    model: BaseNNXModule, function: Callable[..., Any], arguments: tuple[Any, ...], known: dict[Any, Any]
+) -> Any:
+    """The results of a program as shapes; `known` are those of programs that were compiled already."""
+    leaves, structure = jax.tree.flatten(arguments)
+    key = (function, structure, *map(_described, leaves))
+    if key not in known:
+        lowered = program(model, function).lower(*arguments)
+        placed = lowered.compile().output_shardings
+        known[key] = jax.tree.map(
+            lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding),
+            lowered.out_info,
+            placed,
+        )
+    return known[key]
+
+
+def _described(leaf: Any) -> Any:
+    """What a program is compiled for: shape, dtype and place of an array, or the number that an argument is."""
+    return leaf if isinstance(leaf, int) else (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from easydel.cache import cache_lengths, prompt_bucket
 from easydel.generate.kept import PromptCache
-from easydel.generate.programs import Made, State, emit, empty, extend, grow, prefill, program
+from easydel.generate.layerwise import first_pass
+from easydel.generate.programs import Made, State, emit, empty, extend, grow, program
 from easydel.generate.prompt import Prompt
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
@@ -32,7 +34,7 @@ def begin(
         state, start, rest = found
         return _read(model, params, state, rest, start, rules, min(chunk or rest.length, rest.length))
     if source is not None or chunk is None or prompt.length <= chunk:
-        return *program(model, prefill)(params, prompt, source, rules), prompt.length
+        return *first_pass(partial(program, model), model, params, prompt, source, rules), prompt.length
     prompt = prompt.padded(-(-prompt.length // chunk) * chunk)
     first_B = np.argmax(prompt.attended_BT, axis=1).astype(np.int32)
     state = program(model, empty)(first_B, cache_lengths(prompt.length, 1)[-1])

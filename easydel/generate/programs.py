@@ -1,4 +1,4 @@
-"""What is compiled: a prompt's pass, the growth of the cache, one step, and the loop over steps.
+"""What is compiled: a prompt's pass, whole or in three parts, the cache's growth, one step, and the loop over steps.
 
 The programs take parameters and states as plain pytrees and give up (donate) the state they get, so that the cache is
 updated in place. They are compiled for shapes; whatever else differs between calls is traced.
@@ -12,12 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from easydel.cache import extended, sharded
+from easydel.decoder import Cache, make_context
 from easydel.encdec import EncoderDecoder
 from easydel.generate.prompt import Prompt
+from easydel.layers.context import Context
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules, choose
+from easydel.tree import bind, replica
 
 # B batch, T prompt slots, S cache slots, V vocabulary
 Params = Mapping[str, Any]
@@ -61,6 +65,46 @@ def prefill(
         inputs = {"input_ids": source.ids_BT, "attention_mask": source.attended_BT, "decoder_input_ids": prompt.ids_BT}
     hidden_BTD, cache = own.model(**inputs, cache=cache)
     logits_BV = own.record.logits(own.model, own.lm_head, hidden_BTD[:, -1:])[:, 0]
+    return _first(model, cache, prompt, logits_BV, rules)
+
+
+def enter(model: BaseNNXModule, outer: Params, prompt: Prompt) -> jax.Array:
+    """What the first layer gets of the prompts, [B, T, D]; `outer` are the parameters without layers."""
+    context, _ = _start(prompt)
+    return model.bound(outer).model.enter(jnp.asarray(prompt.ids_BT), context.positions_BT)
+
+
+def pass_layer(
+    model: BaseNNXModule, index: int, params: Params, x_BTD: jax.Array, prompt: Prompt
+) -> tuple[jax.Array, Any]:
+    """Output and cache of a layer like number `index`, with parameters of its own."""
+    layer, (context, _) = replica(model.model.layers[index]), _start(prompt)
+    bind(layer, params)
+    B, T = prompt.ids_BT.shape
+    cache = model.record.blocks[index].cache(B, T, model.policy.dtype)
+    x_BTD, cache = layer(x_BTD, context, cache)
+    return x_BTD, sharded(cache, model.policy)
+
+
+def leave(model: BaseNNXModule, outer: Params, x_BTD: jax.Array, prompt: Prompt, rules: Rules) -> tuple[State, Made]:
+    """The state after the first new token, of the last layer's output; the layers' caches are not in it."""
+    own, (_, cache) = model.bound(outer), _start(prompt)
+    logits_BV = own.record.logits(own.model, own.lm_head, own.model.leave(x_BTD[:, -1:]))[:, 0]
+    return _first(model, cache, prompt, logits_BV, rules)
+
+
+def _start(prompt: Prompt) -> tuple[Context, Cache]:
+    """What layers share, and the cache's book-keeping after the prompts."""
+    shape = prompt.ids_BT.shape
+    empty: Cache = {"layers": None, "offset": np.zeros((), np.int32), "valid": jnp.zeros(shape, bool)}
+    context, cache = make_context(shape, jnp.asarray(prompt.attended_BT), None, empty)
+    assert cache is not None
+    return context, cache
+
+
+def _first(model: BaseNNXModule, cache: Any, prompt: Prompt, logits_BV: jax.Array, rules: Rules) -> tuple[State, Made]:
+    """The state after the token that `logits_BV` call for; nothing but the prompts was read into `cache`."""
+    B, T = prompt.ids_BT.shape
     tokens_BS = jnp.pad(prompt.ids_BT, ((0, 0), (0, 1)))  # the first new token follows the prompt
     first_B = jnp.argmax(prompt.attended_BT, axis=1)
     slot, count = jnp.asarray(T, jnp.int32), jnp.asarray(0, jnp.int32)
@@ -157,6 +201,7 @@ def _placed(model: BaseNNXModule, state: State) -> State:
 
 # How each is jitted, said once: a model keeps one program per function, whoever asks for it first.
 _OPTIONS: Mapping[Callable[..., Any], Mapping[str, int]] = {
+    pass_layer: {"static_argnums": 0},
     empty: {"static_argnums": 1},
     extend: {"donate_argnums": 1},
     emit: {"donate_argnums": 0},

@@ -51,6 +51,12 @@ class Part:
     def shape(self) -> tuple[int, ...]:
         return tuple(part.stop - part.start for part in self.index)
 
+    def taken(self) -> np.ndarray:
+        """The memory, which is not kept: arrays keep it alive that are the memory, and else it can go."""
+        assert self.values is not None
+        values, self.values = self.values, None
+        return values
+
     def rows(self, start: int, stop: int) -> np.ndarray:
         """The memory of rows `start` to `stop` of the array."""
         assert self.values is not None
@@ -303,18 +309,16 @@ def _placed(
     path = parts[0].path
     whole = len(parts) == missing[path] and path not in shards
     missing[path] -= len(parts)
-    memory = [(part, part.values) for part in parts]
-    for part in parts:
-        part.values = None  # the arrays keep the memory alive; on other devices it can go
+    memory = [(part, part.taken()) for part in parts]
     if whole:
         by_key = {_key(part.index): values for part, values in memory}
-        return jax.make_array_from_callback(
-            shape, placement, lambda index: by_key[_key(_full(index, shape))], dtype=parts[0].dtype
-        )
+
+        def find(index: Index | None) -> np.ndarray:
+            return by_key[_key(_full(index or (), shape))]
+
+        return jax.make_array_from_callback(shape, placement, find, dtype=parts[0].dtype)
     pairs = [(values, device) for part, values in memory for device in part.devices]
-    shards.setdefault(path, []).extend(
-        jax.device_put([values for values, _ in pairs], [device for _, device in pairs])
-    )
+    shards.setdefault(path, []).extend(jax.device_put([values for values, _ in pairs], [device for _, device in pairs]))
     if missing[path]:
         return None
     return jax.make_array_from_single_device_arrays(shape, placement, shards.pop(path))

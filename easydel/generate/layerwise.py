@@ -1,0 +1,54 @@
+"""A prompt's pass in small programs: one before the layers, one for each kind of layer, one behind them.
+
+Layers of a kind share a program, whatever their parameters are. A program of all layers takes as many times longer to
+compile, to fetch from the compilation cache, and to prepare for its first run; and it is no faster then, since each
+layer of a prompt is work enough for a call. A step of decoding is one program: there the calls would count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from easydel.decoder import Decoder
+from easydel.generate.programs import Made, State, enter, leave, pass_layer, prefill
+from easydel.generate.prompt import Prompt
+from easydel.model import BaseNNXModule
+from easydel.ops.sampling import Rules
+from easydel.tree import flatten
+
+Params = Mapping[str, Any]
+Program = Callable[[Callable[..., Any]], Callable[..., Any]]
+REPEATS = 4  # layers of a kind, on average, from which three programs are quicker to make than one
+
+
+def first_pass(
+    program: Program, model: BaseNNXModule, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
+) -> tuple[State, Made]:
+    """The state after the first new token, by the programs that are best for the model. `source` is for an encoder.
+
+    `program` makes one of the functions of `programs` something that takes its arguments after the model.
+    """
+    kinds = kinds_of_layers(model, params)
+    if len(kinds) < REPEATS * max(len(set(kinds)), 1):
+        return program(prefill)(params, prompt, source, rules)
+    outer = {**params, "model": {name: part for name, part in params["model"].items() if name != "layers"}}
+    x_BTD, caches = program(enter)(outer, prompt), []
+    for kind, own in zip(kinds, params["model"]["layers"].values(), strict=True):
+        x_BTD, cache = program(pass_layer)(kind, own, x_BTD, prompt)
+        caches.append(cache)
+    state, made = program(leave)(outer, x_BTD, prompt, rules)
+    return replace(state, cache={**state.cache, "layers": caches}), made
+
+
+def kinds_of_layers(model: BaseNNXModule, params: Params) -> Sequence[int]:
+    """For each layer the first one of its kind: with an equal record, and parameters of the same names.
+
+    Nothing where layers cannot be called one by one: behind an encoder, and where they are stacked.
+    """
+    if not isinstance(model.record, Decoder) or model.policy.scan_layers:
+        return []
+    first: dict[tuple[Any, ...], int] = {}
+    layers = zip(model.record.alike, params["model"]["layers"].values(), strict=True)
+    return [first.setdefault((alike, *sorted(flatten(own))), index) for index, (alike, own) in enumerate(layers)]
