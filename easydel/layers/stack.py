@@ -19,7 +19,7 @@ from easydel.layers.block import Block, BlockLayer
 from easydel.layers.context import Context
 from easydel.layers.rope import Rope
 from easydel.policy import Policy
-from easydel.tree import bind, params_of, replica
+from easydel.tree import bind, flatten, params_of, replica
 
 MAX_PERIOD = 16
 
@@ -120,13 +120,13 @@ def run_layers(
     layers: Any, blocks: Sequence[Block], policy: Policy, x_BTD: jax.Array, context: Context, caches: Any
 ) -> tuple[jax.Array, Any]:
     """The output of the last layer, and the caches after it (None in, None out)."""
-    if not policy.scan_layers:
-        return _loop(layers, policy, x_BTD, context, caches)
     for block in blocks:
         position = getattr(block.mixer, "position", None)
         if isinstance(position, Rope):
             context.angles(position)
     context = replace(context, frozen=True)
+    if not policy.scan_layers:
+        return _loop(layers, policy, x_BTD, context, caches)
     whole = "" in stacks(blocks)
     new_caches = {}
     for segment in segments(blocks):
@@ -140,13 +140,15 @@ def run_layers(
 
 
 def _loop(layers: Any, policy: Policy, x_BTD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
+    """One layer after the other. Those of a kind are traced once: as calls of one function, which XLA inlines."""
+    calls: dict[Any, Any] = {}
     new_caches = []
     for index, layer in enumerate(layers):
-        cache = None if caches is None else caches[index]
-        if policy.remat is None:
-            x_BTD, cache = layer(x_BTD, context, cache)
-        else:
-            x_BTD, cache = _rematerialised(layer, policy, context, scanned=False)(params_of(layer), x_BTD, cache)
+        params = params_of(layer)
+        kind = (layer.record, *sorted(flatten(params)))
+        if kind not in calls:
+            calls[kind] = jax.jit(_as_function(layer, policy, context, scanned=False))
+        x_BTD, cache = calls[kind](params, x_BTD, None if caches is None else caches[index])
         new_caches.append(cache)
     return x_BTD, None if caches is None else new_caches
 
@@ -159,7 +161,7 @@ def _scan(group: list[Any], policy: Policy, x_BTD: jax.Array, context: Context, 
     def period(x: jax.Array, params: list[Any], caches: list[Any]) -> tuple[jax.Array, list[Any]]:
         new = []
         for layer, own, cache in zip(group, params, caches, strict=True):
-            x, cache = _rematerialised(layer, policy, context, scanned=True)(own, x, cache)
+            x, cache = _as_function(layer, policy, context, scanned=True)(own, x, cache)
             new.append(cache)
         return x, new
 
@@ -184,11 +186,11 @@ def _put(stacked: jax.Array, one: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, one.astype(stacked.dtype), index, 0)
 
 
-def _rematerialised(layer: BlockLayer, policy: Policy, context: Context, *, scanned: bool) -> Any:
+def _as_function(layer: BlockLayer, policy: Policy, context: Context, *, scanned: bool) -> Any:
     """The layer as a function of its parameters, recomputed in the backward pass as `policy.remat` says."""
 
     def call(params: Any, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        own = nnx.clone(layer)
+        own = replica(layer)
         bind(own, params)
         return own(x, context, cache)
 
