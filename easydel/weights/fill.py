@@ -21,11 +21,11 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
-from easydel.checkpoint.tensor import has_nonfinite, map_file
+from easydel.checkpoint.tensor import has_nonfinite, map_file, row_major
 from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
-from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose
+from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose, source_names
 from easydel.weights.plan import Plan, TensorSource
 
 SCRATCH_BYTES = 1 << 20  # it stays in the cache that a core has for itself
@@ -70,6 +70,11 @@ class Filler:
 
     def fill_shared(self, path: str, parts: Sequence[tuple[Index, np.ndarray]]) -> None:
         """Parts of a parameter that lie in the same rows of the file: what they span is read once."""
+        if not self.transposed(path) and self._plain(path):
+            sources = (self.plan.expressions[path].parts(index, out) for index, out in parts)
+            for columns in zip(*sources, strict=True):
+                self._deal(path, columns)
+            return
         dims = zip(*(index for index, _ in parts), strict=True)
         box = tuple(slice(min(part.start for part in dim), max(part.stop for part in dim)) for dim in dims)
         order = [*range(len(box))]
@@ -148,6 +153,33 @@ class Filler:
             self._read_checked(tensor, first_byte(tensor, part.index), out)
         else:
             self._cast(path, tensor, part)
+
+    def _deal(self, path: str, parts: Sequence[Part]) -> None:
+        """Whole rows of a local tensor, to the parts that each have some columns of them."""
+        tensor = self.plan.tensors[parts[0].name]
+        assert isinstance(tensor, Tensor)
+        *leading, _ = parts[0].index
+        row = (slice(0, tensor.shape[-1]),)
+        for block, picked in _blocks(tuple(leading), tensor.shape[-1] * tensor.dtype.itemsize, SCRATCH_BYTES):
+            shape = (*(rows.stop - rows.start for rows in block), tensor.shape[-1])
+            scratch = self._scratch(shape, tensor.dtype, "bytes")
+            with self._lock:
+                self.bytes_read += scratch.nbytes
+            self._read(tensor, first_byte(tensor, (*block, *row)), scratch)
+            for part in parts:
+                _assign(part.out[picked], scratch[..., part.index[-1]], path)
+            self._check(tensor, tensor.name, scratch)
+
+    def _plain(self, path: str) -> bool:
+        """Whether a parameter's tensors are arrays in local files, row after row."""
+        tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
+        return all(
+            isinstance(tensor, Tensor)
+            and tensor.encoding is None
+            and tensor.source is None
+            and tensor.strides == row_major(tensor.shape, tensor.dtype.itemsize)
+            for tensor in tensors
+        )
 
     def _copy_rows(self, path: str, tensor: Tensor, part: Part) -> None:
         """Columns of a remote tensor: their run of each row if that is long, else picked from whole rows."""
