@@ -224,21 +224,26 @@ def fill(
     trace(model, input_shape)
 
     def arrived(path: str, array: jax.Array) -> jax.Array:
-        check_others()
         array = owned(array) if donatable else array
         return where.functions[path](array) if path in where.functions else array
 
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
     shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding[p]) for p, leaf in leaves.items()}
     bar = progress_bar(f"Loading {source.path.name}", total, progress)
-    with bar as advance, _meanwhile(while_loading, model, shapes):
+    with bar as show, _meanwhile(while_loading, model, shapes):
+
+        def advance(share: float) -> None:
+            check_others()
+            if show is not None:
+                show(share * total)
+
         dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
         params, model.load_report = load(
             plan,
             sharding,
             dtypes,
             int8=set(chosen) - set(stored_int8),
-            arrived=arrived,
+            arrived=arrived if donatable or where.functions else None,
             advance=advance,
             finite=None if allow_nonfinite else "read" if source.manifest is not None else "all",
         )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(title: str, total_bytes: int, shown: bool | None = None) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(title: str, total_bytes: int, shown: bool | None = None) -> Iterator[Callable[[float], None] | None]:
     """Yields a function to call with the bytes done since the last call; None if nothing is drawn.
 
     `shown` None draws on stderr if that is a terminal.

@@ -80,9 +80,7 @@ def test_layers_whose_parameters_have_other_names_are_of_another_kind(tmp_path: 
     adapted = add_adapters(model, LoRA(r=2, target_modules=r".*layers\.[01]\.self_attn\.q_proj"))
     adapted = jax.tree.map(lambda leaf: leaf + 0.1 if leaf.dtype == np.float32 else leaf, adapted)
     assert kinds_of_layers(model, adapted) == [0, 0, 2, 3, 2, 2, 3, 2]
-    np.testing.assert_array_equal(
-        tokens(model, LLAMA, params=adapted)[:, LLAMA.length], likeliest(model, adapted)
-    )
+    np.testing.assert_array_equal(tokens(model, LLAMA, params=adapted)[:, LLAMA.length], likeliest(model, adapted))
 
 
 def likeliest(model: BaseNNXModule, params: Any) -> np.ndarray:

@@ -47,7 +47,7 @@ def filled(plan: Plan, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
     out = np.full(tuple(part.stop - part.start for part in index), 7, dtype)
     filler = Filler(plan)
     filler.fill("p", index, out)
-    filler.close()
+    filler.reader.close()
     return out
 
 

@@ -162,7 +162,7 @@ _INFINITY = {
     np.dtype(ml_dtypes.float8_e5m2): 0x7C,
     np.dtype(ml_dtypes.float8_e4m3fn): 0x7F,
 }
-_CACHED_BYTES = 1 << 18
+_CACHED_BYTES = 1 << 20
 
 
 def has_nonfinite(values: np.ndarray) -> bool:
@@ -173,12 +173,14 @@ def has_nonfinite(values: np.ndarray) -> bool:
     """
     if (limit := _INFINITY.get(values.dtype)) is None or not values.size:
         return False
-    size = values.dtype.itemsize
-    signed, unsigned = values.view(f"i{size}"), values.view(f"u{size}")
+    size, largest = values.dtype.itemsize, np.maximum.reduce
     negative = limit | 1 << (8 * size - 1)
-    if not values.flags.c_contiguous:
+    flat = values.reshape(-1) if values.flags.c_contiguous else values
+    signed, unsigned = flat.view(f"i{size}"), flat.view(f"u{size}")
+    if flat.ndim > 1:
         return bool(signed.max() >= limit or unsigned.max() >= negative)
-    flat, other = signed.reshape(-1), unsigned.reshape(-1)
     step = _CACHED_BYTES // size
-    starts = range(0, flat.size, step)
-    return any(flat[at : at + step].max() >= limit or other[at : at + step].max() >= negative for at in starts)
+    return any(
+        largest(signed[start : start + step]) >= limit or largest(unsigned[start : start + step]) >= negative
+        for start in range(0, flat.size, step)
+    )

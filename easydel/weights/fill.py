@@ -7,8 +7,6 @@ received: columns one run per row if runs are long, otherwise whole rows, of whi
 
 from __future__ import annotations
 
-import mmap
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +19,14 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
-from easydel.checkpoint.tensor import has_nonfinite, map_file, row_major
+from easydel.checkpoint.tensor import has_nonfinite, row_major
 from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
 from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose, source_names
 from easydel.weights.plan import Plan, TensorSource
+from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 
-SCRATCH_BYTES = 1 << 20  # it stays in the cache that a core has for itself
 # Rows that several operations go over, or that one request fetches: with fewer, threads wait for the interpreter, and
 # a round trip costs more than the transfer.
 ROWS_BYTES = 4 << 20
@@ -38,16 +36,14 @@ Finite = Literal["all", "read"]
 
 @dataclass
 class Filler:
-    """Reads for one load: open files, a scratch for each thread, and how many bytes came out of files."""
+    """Fills for one load; counts the bytes that came out of files, and remembers tensors with NaN or Inf."""
 
     plan: Plan
     finite: Finite | None = "all"
     bytes_read: int = 0
     bytes_mapped: int = 0
-    _handles: dict[Path, int] = field(default_factory=dict)
-    _mappings: dict[Path, mmap.mmap] = field(default_factory=dict)
+    reader: Reader = field(default_factory=Reader)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _local: threading.local = field(default_factory=threading.local)
     _nonfinite: dict[str, Path] = field(default_factory=dict)
 
     def fill(self, path: str, index: Index, out: np.ndarray) -> None:
@@ -62,7 +58,7 @@ class Filler:
         row_bytes = 0 if self.remote and self.transposed(path) else width * 4
         for block, picked in _blocks(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
-            scratch = self._scratch((*shape, width), np.dtype(np.float32), "rows")
+            scratch = self.reader.scratch((*shape, width), np.dtype(np.float32), "rows")
             self.fill(path, (*block, slice(0, width)), scratch)
             values, scales[picked] = rounded_rows(scratch)
             for columns, out in outs:
@@ -85,7 +81,7 @@ class Filler:
             window = list(box)
             for dim, rows in zip(order[:-1], block, strict=True):
                 window[dim] = rows
-            scratch = self._scratch(tuple(part.stop - part.start for part in window), dtype, "rows")
+            scratch = self.reader.scratch(tuple(part.stop - part.start for part in window), dtype, "rows")
             self.fill(path, tuple(window), scratch)
             for index, out in parts:
                 common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(index, window, strict=True)]
@@ -108,12 +104,8 @@ class Filler:
             return None
         tensor = self.plan.tensors[part.name]
         assert isinstance(tensor, Tensor)
-        if tensor.file not in self._mappings:
-            self._mappings[tensor.file] = map_file(tensor.file)
-        values = tensor.read(part.index, self._mappings[tensor.file])
+        values = self.reader.mapped(tensor, part.index)
         self.bytes_mapped += values.nbytes
-        if values.nbytes:
-            _read_ahead(self._handle(tensor.file), first_byte(tensor, part.index), values.nbytes)
         return values
 
     def check_mapped(self, path: str, index: Index, values: np.ndarray) -> None:
@@ -133,11 +125,6 @@ class Filler:
         if self.finite is not None and has_nonfinite(values):
             with self._lock:
                 self._nonfinite[name] = tensor.file
-
-    def close(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
 
     def _copy(self, path: str, part: Part) -> None:
         tensor, out = self.plan.tensors[part.name], part.out
@@ -160,15 +147,22 @@ class Filler:
         assert isinstance(tensor, Tensor)
         *leading, _ = parts[0].index
         row = (slice(0, tensor.shape[-1]),)
-        for block, picked in _blocks(tuple(leading), tensor.shape[-1] * tensor.dtype.itemsize, SCRATCH_BYTES):
-            shape = (*(rows.stop - rows.start for rows in block), tensor.shape[-1])
-            scratch = self._scratch(shape, tensor.dtype, "bytes")
+        ordered = sorted(parts, key=lambda part: part.index[-1].start)
+        straight, row_bytes = tensor.dtype == parts[0].out.dtype, tensor.shape[-1] * tensor.dtype.itemsize
+        for block, picked in _blocks(tuple(leading), row_bytes, ROWS_BYTES if straight else SCRATCH_BYTES):
+            start, outs = first_byte(tensor, (*block, *row)), [part.out[picked] for part in ordered]
             with self._lock:
-                self.bytes_read += scratch.nbytes
-            self._read(tensor, first_byte(tensor, (*block, *row)), scratch)
-            for part in parts:
-                _assign(part.out[picked], scratch[..., part.index[-1]], path)
+                self.bytes_read += sum(out.size for out in outs) * tensor.dtype.itemsize
+            if straight and self.reader.deal(tensor, start, outs):
+                for out in outs:
+                    self._check(tensor, tensor.name, out)
+                continue
+            shape = (*(rows.stop - rows.start for rows in block), tensor.shape[-1])
+            scratch = self.reader.scratch(shape, tensor.dtype, "bytes")
+            self.reader.read(tensor, start, scratch)
             self._check(tensor, tensor.name, scratch)
+            for part, out in zip(ordered, outs, strict=True):
+                _assign(out, scratch[..., part.index[-1]], path)
 
     def _plain(self, path: str) -> bool:
         """Whether a parameter's tensors are arrays in local files, row after row."""
@@ -191,10 +185,10 @@ class Filler:
         row_bytes = tensor.shape[-1] * tensor.dtype.itemsize if whole else ROWS_BYTES
         for block, picked in _blocks(tuple(leading), row_bytes, ROWS_BYTES):
             shape = (*(rows.stop - rows.start for rows in block), taken.stop - taken.start)
-            scratch = self._scratch(shape, tensor.dtype, "bytes")
+            scratch = self.reader.scratch(shape, tensor.dtype, "bytes")
             with self._lock:
                 self.bytes_read += scratch.nbytes
-            self._read(tensor, first_byte(tensor, (*block, taken)), scratch)
+            self.reader.read(tensor, first_byte(tensor, (*block, taken)), scratch)
             out = part.out[picked]
             _assign(out, scratch[..., columns] if short else scratch, path)
             self._check(tensor, part.name, out)
@@ -204,56 +198,19 @@ class Filler:
         depth, below = _depth(part.out.shape, tensor.dtype.itemsize, room)
         for block, picked in _blocks(part.index[:depth], below, room):
             out = part.out[picked]
-            scratch = self._scratch(out.shape, tensor.dtype, "bytes")
-            self._read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
+            scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
+            self.reader.read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
             _assign(out, scratch, path)
-            self._check(tensor, part.name, out)
+            self._check(tensor, part.name, min(scratch, out, key=lambda values: values.itemsize))
 
     def _read_checked(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
         """As `_read`, in steps that are looked at while the processor's cache still has them."""
         flat = out.reshape(-1)
-        step = SCRATCH_BYTES // flat.itemsize if self.finite and tensor.source is None else max(flat.size, 1)
+        step = ROWS_BYTES // flat.itemsize if self.finite and tensor.source is None else max(flat.size, 1)
         for start in range(0, flat.size, step):
             values = flat[start : start + step]
-            self._read(tensor, offset + start * flat.itemsize, values)
+            self.reader.read(tensor, offset + start * flat.itemsize, values)
             self._check(tensor, tensor.name, values)
-
-    def _read(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
-        """Bytes of the file from `offset` on, straight into `out`."""
-        view, done = memoryview(out.reshape(-1).view(np.uint8).data), 0
-        if tensor.source is not None:
-            tensor.source.read_into(offset, view)
-            return
-        while done < len(view):
-            got = os.preadv(self._handle(tensor.file), [view[done:]], offset + done)
-            if got == 0:
-                raise CheckpointError("the file shrank since its header was read", file=tensor.file, tensor=tensor.name)
-            done += got
-
-    def _handle(self, file: Path) -> int:
-        with self._lock:
-            if file not in self._handles:
-                self._handles[file] = os.open(file, os.O_RDONLY)
-            return self._handles[file]
-
-    def _scratch(self, shape: tuple[int, ...], dtype: np.dtype, use: str) -> np.ndarray:
-        """Memory of this thread, the same at every call with that `use`."""
-        size = prod(shape) * dtype.itemsize
-        kept = getattr(self._local, use, None)
-        if kept is None or kept.nbytes < size:
-            kept = np.empty(max(size, SCRATCH_BYTES), np.uint8)
-            setattr(self._local, use, kept)
-        return kept[:size].view(dtype).reshape(shape)
-
-
-def _read_ahead(handle: int, offset: int, size: int) -> None:
-    """Start reading bytes of a file, in one go: faults would do it at half the speed. In memory, they cost nothing."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    try:  # asking for what is there takes as long as mapping it: one byte shows whether it is
-        os.preadv(handle, [bytearray(1)], offset, getattr(os, "RWF_NOWAIT", 0))
-    except OSError:
-        os.posix_fadvise(handle, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def _depth(shape: tuple[int, ...], itemsize: int, room: int) -> tuple[int, int]:
@@ -293,23 +250,6 @@ def _transposed(expression: Expression) -> bool:
     return _transposed(expression.of[0] if isinstance(expression, Stack) else expression.of)
 
 
-def is_contiguous(tensor: Tensor, index: Index) -> bool:
-    """Whether the slice is one run of bytes: whole in all dimensions but the leading ones of one entry and the next."""
-    expected = tensor.dtype.itemsize
-    whole = True
-    for part, dim, stride in reversed(list(zip(index, tensor.shape, tensor.strides, strict=True))):
-        taken = part.stop - part.start
-        if taken > 1 and (stride != expected or not whole):
-            return False
-        whole = whole and taken == dim
-        expected *= dim
-    return True
-
-
-def first_byte(tensor: Tensor, index: Index) -> int:
-    return tensor.offset + sum(part.start * stride for part, stride in zip(index, tensor.strides, strict=True))
-
-
 def _assign(out: np.ndarray, values: np.ndarray, path: str) -> None:
     """`out[...] = values` with the cast; a finite number that float16 cannot hold is an error."""
     with np.errstate(over="ignore"):
@@ -320,13 +260,6 @@ def _assign(out: np.ndarray, values: np.ndarray, path: str) -> None:
             raise CheckpointError(
                 f"{np.count_nonzero(lost)} values do not fit into float16", tensor=path, hint="use param_dtype=bfloat16"
             )
-
-
-def bytes_of(tensor: TensorSource, elements: int) -> int:
-    """Bytes of the file that so many elements of a tensor take; of encoded ones, their share."""
-    if isinstance(tensor, Tensor) and tensor.encoding is None:
-        return elements * tensor.dtype.itemsize
-    return elements * tensor.nbytes // max(prod(tensor.shape), 1)
 
 
 def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Part | None:

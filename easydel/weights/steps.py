@@ -17,8 +17,9 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import extent
 from easydel.weights.expressions import Index, Part
-from easydel.weights.fill import bytes_of, first_byte, is_contiguous, mappable, memoryless
+from easydel.weights.fill import mappable, memoryless
 from easydel.weights.plan import Plan, Zeros
+from easydel.weights.read import bytes_of, first_byte, is_contiguous
 
 Action = Literal["map", "read", "gather", "cast", "dequantize", "quantize", "fill"]
 ACTIONS: dict[Action, str] = {

@@ -1,0 +1,72 @@
+"""From memory that was filled to arrays on devices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import jax
+import numpy as np
+
+from easydel.weights.expressions import Index
+from easydel.weights.parts import Key, Part, full, key_of
+
+Arrived = Callable[[str, jax.Array], jax.Array]
+
+
+@dataclass
+class Arrays:
+    """The arrays of a load, by path, made of parts as they come; `arrived` gets each and returns the one to keep.
+
+    `missing` counts the parts of each that are still to come.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    placements: Mapping[str, jax.sharding.Sharding]
+    missing: Counter[str]
+    arrived: Arrived | None
+    made: dict[str, jax.Array] = field(default_factory=dict)
+    _shards: dict[str, list[jax.Array]] = field(default_factory=dict)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether they stay the memory that was filled, as soon as they are made."""
+        devices = {device for placement in self.placements.values() for device in placement.device_set}
+        return self.arrived is None and all(device.platform == "cpu" for device in devices)
+
+    def add(self, parts: Iterable[Part]) -> None:
+        """Take filled parts, whose memory is theirs no more."""
+        for path, found in groupby(sorted(parts, key=lambda part: part.path), lambda part: part.path):
+            array = self._joined(path, list(found))
+            if array is not None:
+                self.made[path] = array if self.arrived is None else self.arrived(path, array)
+
+    def _joined(self, path: str, parts: list[Part]) -> jax.Array | None:
+        """The array, if these are the last parts of it; else they go to their devices, whoever comes later.
+
+        Making all of an array at once takes a fraction of the time that one for each device takes, but what is large
+        shall not wait in this process's own memory until it is complete.
+        """
+        whole = len(parts) == self.missing[path] and path not in self._shards
+        self.missing[path] -= len(parts)
+        memory = [(part, part.taken()) for part in parts]
+        if whole:
+            return self._whole(path, {key_of(part.index): values for part, values in memory})
+        pairs = [(values, device) for part, values in memory for device in part.devices]
+        sent = jax.device_put([values for values, _ in pairs], [device for _, device in pairs])
+        self._shards.setdefault(path, []).extend(sent)
+        if self.missing[path]:
+            return None
+        shards = self._shards.pop(path)
+        return jax.make_array_from_single_device_arrays(self.shapes[path], self.placements[path], shards)
+
+    def _whole(self, path: str, by_key: Mapping[Key, np.ndarray]) -> jax.Array:
+        shape = self.shapes[path]
+
+        def find(index: Index | None) -> np.ndarray:
+            return by_key[key_of(full(index or (), shape))]
+
+        dtype = next(iter(by_key.values())).dtype
+        return jax.make_array_from_callback(shape, self.placements[path], find, dtype=dtype)

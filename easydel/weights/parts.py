@@ -1,0 +1,74 @@
+"""Which part of an array each device holds, and the memory that a part is read into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+from easydel.weights.expressions import Index
+
+Key = tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Part:
+    """What some devices hold of an array. `values` is None until memory is assigned; a mapped part has it at once."""
+
+    path: str
+    index: Index
+    devices: Sequence[Any]
+    dtype: np.dtype
+    values: np.ndarray | None = None
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(part.stop - part.start for part in self.index)
+
+    @cached_property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first of its rows in the array, and the one behind its last."""
+        return self.index[0].start, self.index[0].stop
+
+    def taken(self) -> np.ndarray:
+        """The memory, which is not kept: arrays keep it alive that are the memory, and else it can go."""
+        assert self.values is not None
+        values, self.values = self.values, None
+        return values
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The memory of rows `start` to `stop` of the array."""
+        assert self.values is not None
+        return self.values[start - self.index[0].start : stop - self.index[0].start] if self.index else self.values
+
+
+def parts_of(path: str, shape: tuple[int, ...], placement: jax.sharding.Sharding, dtype: np.dtype) -> list[Part]:
+    """The distinct parts of an array on this process's devices, in the order of their first element."""
+    return [Part(path, index, devices, dtype) for index, devices in _split(shape, placement)]
+
+
+@lru_cache
+def _split(shape: tuple[int, ...], placement: jax.sharding.Sharding) -> list[tuple[Index, list[Any]]]:
+    devices: dict[Key, list[Any]] = {}
+    for device, index in placement.addressable_devices_indices_map(shape).items():
+        devices.setdefault(key_of(full(index or (), shape)), []).append(device)
+    return [(tuple(slice(*range_) for range_ in key), devices[key]) for key in sorted(devices)]
+
+
+def full(index: Index, shape: tuple[int, ...]) -> Index:
+    """The same slices with both ends said."""
+    return tuple(slice(*part.indices(dim)[:2]) for part, dim in zip(index, shape, strict=True))
+
+
+def key_of(index: Index) -> Key:
+    """Slices with both ends said, as something that can be looked up: Python hashes slices from 3.12 on."""
+    return tuple((part.start, part.stop) for part in index)

@@ -1,0 +1,156 @@
+"""Bytes of local and remote files into memory: one run, or rows dealt out to several arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from easydel.checkpoint import Tensor
+from easydel.checkpoint.tensor import map_file
+from easydel.errors import CheckpointError
+from easydel.weights.expressions import Index
+from easydel.weights.plan import TensorSource
+
+SCRATCH_BYTES = 1 << 20  # it stays in the cache that a core has for itself
+DEALT_BYTES = 512  # shorter pieces of rows are copied faster by numpy than by the system
+
+
+@dataclass
+class Reader:
+    """What one load keeps open: files, mappings, and a scratch for each thread and use."""
+
+    _handles: dict[Path, int] = field(default_factory=dict)
+    _mappings: dict[Path, mmap.mmap] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _local: threading.local = field(default_factory=threading.local)
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def read(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
+        """Bytes of the tensor's file from `offset` on, straight into `out`, which is contiguous."""
+        view, done = memoryview(out.reshape(-1).view(np.uint8).data), 0
+        if tensor.source is not None:
+            tensor.source.read_into(offset, view)
+            return
+        handle = self._handle(tensor.file)
+        while done < len(view):
+            got = os.preadv(handle, [view[done:] if done else view], offset + done)
+            if got == 0:
+                raise shrunk(tensor)
+            done += got
+
+    def deal(self, tensor: Tensor, offset: int, outs: Sequence[np.ndarray]) -> bool:
+        """Whole rows from `offset` on: the first columns of each into the rows of `outs[0]`, the next into `outs[1]`.
+
+        False, and nothing of use was read, where the system cannot do that, or numpy does it faster.
+        """
+        sizes = [out.shape[-1] * out.itemsize for out in outs]
+        preadv, together = system_preadv(), most_pieces() // len(outs)
+        if preadv is None or min(sizes) < DEALT_BYTES or not together:
+            return False
+        rows, row_bytes, handle = prod(outs[0].shape[:-1]), sum(sizes), self._handle(tensor.file)
+        pieces = np.empty((rows, len(outs), 2), np.uintp)  # an array of struct iovec: address and length
+        for column, (out, size) in enumerate(zip(outs, sizes, strict=True)):
+            pieces[:, column, 0] = np.arange(rows, dtype=np.uintp) * out.strides[-2] + out.ctypes.data
+            pieces[:, column, 1] = size
+        address, step = pieces.ctypes.data, pieces.strides[0]
+        for row in range(0, rows, together):
+            count = min(together, rows - row)
+            got = preadv(handle, address + row * step, count * len(outs), offset + row * row_bytes)
+            if got != count * row_bytes:
+                return False
+        return True
+
+    def mapped(self, tensor: Tensor, index: Index) -> np.ndarray:
+        """A slice where it lies in the mapped file; the system is asked to have it at hand."""
+        if tensor.file not in self._mappings:
+            self._mappings[tensor.file] = map_file(tensor.file)
+        values = tensor.read(index, self._mappings[tensor.file])
+        if values.nbytes:
+            _read_ahead(self._handle(tensor.file), first_byte(tensor, index), values.nbytes)
+        return values
+
+    def scratch(self, shape: tuple[int, ...], dtype: np.dtype, use: str) -> np.ndarray:
+        """Memory of this thread, the same at every call with that `use`."""
+        size = prod(shape) * dtype.itemsize
+        kept = getattr(self._local, use, None)
+        if kept is None or kept.nbytes < size:
+            kept = np.empty(max(size, SCRATCH_BYTES), np.uint8)
+            setattr(self._local, use, kept)
+        return kept[:size].view(dtype).reshape(shape)
+
+    def _handle(self, file: Path) -> int:
+        known = self._handles.get(file)
+        if known is not None:
+            return known
+        with self._lock:
+            if file not in self._handles:
+                self._handles[file] = os.open(file, os.O_RDONLY)
+            return self._handles[file]
+
+
+def shrunk(tensor: Tensor) -> CheckpointError:
+    return CheckpointError("the file shrank since its header was read", file=tensor.file, tensor=tensor.name)
+
+
+@cache
+def system_preadv() -> Callable[[int, int, int, int], int] | None:
+    """The system's preadv, of which Python's own wants a list of buffers: that takes longer to make than the read."""
+    found = getattr(ctypes.CDLL(None), "preadv", None) if os.name == "posix" and sys.maxsize > 2**32 else None
+    if found is not None:
+        found.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong]
+        found.restype = ctypes.c_ssize_t
+    return found
+
+
+@cache
+def most_pieces() -> int:
+    """How many pieces of memory one call of preadv can fill."""
+    return os.sysconf("SC_IOV_MAX")
+
+
+def _read_ahead(handle: int, offset: int, size: int) -> None:
+    """Start reading bytes of a file, in one go: faults would do it at half the speed. In memory, they cost nothing."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    try:  # asking for what is there takes as long as mapping it: one byte shows whether it is
+        os.preadv(handle, [bytearray(1)], offset, getattr(os, "RWF_NOWAIT", 0))
+    except OSError:
+        os.posix_fadvise(handle, offset, size, os.POSIX_FADV_WILLNEED)
+
+
+def is_contiguous(tensor: Tensor, index: Index) -> bool:
+    """Whether the slice is one run of bytes: whole in all dimensions but the leading ones of one entry and the next."""
+    expected = tensor.dtype.itemsize
+    whole = True
+    for part, dim, stride in reversed(list(zip(index, tensor.shape, tensor.strides, strict=True))):
+        taken = part.stop - part.start
+        if taken > 1 and (stride != expected or not whole):
+            return False
+        whole = whole and taken == dim
+        expected *= dim
+    return True
+
+
+def first_byte(tensor: Tensor, index: Index) -> int:
+    return tensor.offset + sum(part.start * stride for part, stride in zip(index, tensor.strides, strict=True))
+
+
+def bytes_of(tensor: TensorSource, elements: int) -> int:
+    """Bytes of the file that so many elements of a tensor take; of encoded ones, their share."""
+    if isinstance(tensor, Tensor) and tensor.encoding is None:
+        return elements * tensor.dtype.itemsize
+    return elements * tensor.nbytes // max(prod(tensor.shape), 1)
