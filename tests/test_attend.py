@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain import plain
 
 import easydel.ops.chunked as chunked
 from easydel.ops.attend import attend, attend_fused, choose
@@ -28,21 +29,6 @@ def inputs(T: int, S: int, seed: int = 0) -> dict[str, Any]:
         "sinks": jnp.asarray(rng.normal(size=N), jnp.float32),
         "valid": jnp.arange(S) >= jnp.array([[0], [2]]),
     }
-
-
-def plain(x: dict[str, Any], scores: Scores, offset: int = 0, bias: Any = None, sinks: bool = False) -> jax.Array:
-    """All scores at once, in the textbook's order."""
-    k, v = (jnp.repeat(x[name], G, axis=1) for name in "kv")
-    s = jnp.einsum("btnc,bnsc->bnts", x["q"], k) * scores.scale
-    if scores.softcap is not None:
-        s = scores.softcap * jnp.tanh(s / scores.softcap)
-    s = s if bias is None else s + bias
-    away = offset + jnp.arange(s.shape[2])[:, None] - jnp.arange(s.shape[3])
-    seen = x["valid"][:, None, None] & ((away >= 0) | (not scores.causal)) & (away < (scores.window or 10**6))
-    s = jnp.where(seen, s, -1e30)
-    if sinks:
-        s = jnp.concatenate([s, jnp.broadcast_to(x["sinks"][:, None, None], (*s.shape[:3], 1))], axis=-1)
-    return jnp.einsum("bnts,bnsv->btnv", jax.nn.softmax(s, axis=-1)[..., : v.shape[2]], v)
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +195,7 @@ RING = Ring(make_mesh((1, 1, 2, 4)), "dp", "sp", "tp", "tp")
     ],
 )
 def test_what_computes_attention(expected: str, changes: dict[str, Any]):
-    options = {"whole": True, "masked": False, "bias": None, "ring": None} | changes
+    options = {"whole": True, "masked": False, "bias": None, "ring": None, "several": False} | changes
     T, channels, dtype = (options.pop(name, default) for name, default in
                           (("length", 16), ("channels", 64), ("dtype", jnp.bfloat16)))  # fmt: skip
     platform, scores = options.pop("platform", "gpu"), options.pop("scores", Scores(1.0))
