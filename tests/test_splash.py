@@ -70,7 +70,9 @@ def inputs() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     sizes = {"q": (B, T, N, C), "k": (B, K, T, C), "v": (B, K, T, V), "sinks": (N,)}
     made = {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
-    return made | {"valid": jnp.arange(T) >= jnp.array([[0], [131]])}
+    lengths = jnp.array([[50], [140]])
+    rows = {"valid": jnp.arange(T) >= jnp.array([[0], [131]]), "starts": jnp.arange(T) // lengths * lengths}
+    return made | rows
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,8 @@ CASES: dict[str, tuple[Scores, dict[str, Any]]] = {
     "padding": (Scores(0.15), {"valid": True}),
     "padding both ways": (Scores(0.15, causal=False), {"valid": True}),
     "sinks": (Scores(0.15), {"sinks": True}),
+    "segments": (Scores(0.15), {"starts": True}),
+    "segments and padding both ways": (Scores(0.15, causal=False), {"starts": True, "valid": True}),
     "softcap, window, padding and sinks": (Scores(0.6, softcap=1.7, window=70), {"valid": True, "sinks": True}),
 }
 
@@ -97,25 +101,29 @@ def test_values_and_gradients_equal_plain_attention(name: str):
     check(*CASES[name])
 
 
-@pytest.mark.parametrize("dims", [(1, 4, 2, 1), (2, 1, 1, 1)], ids=str)
-def test_each_device_computes_its_own_batch_and_heads(dims: tuple[int, ...]):
-    check(*CASES["softcap, window, padding and sinks"], ring=ring_of(*dims))
+@pytest.mark.parametrize(
+    ("dims", "name"), [((1, 4, 2, 1), "softcap, window, padding and sinks"), ((2, 1, 1, 1), "segments")], ids=str
+)
+def test_each_device_computes_its_own_batch_and_heads(dims: tuple[int, ...], name: str):
+    check(*CASES[name], ring=ring_of(*dims))
 
 
 def check(scores: Scores, options: dict[str, Any], **placed: Any) -> None:
     x, sinks = inputs(), options.get("sinks", False)
     padded = x.pop("valid")
     valid = padded if options.get("valid") else jnp.ones((B, T), bool)
+    starts = x.pop("starts") if options.get("starts") else x.pop("starts") * 0
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, N, V)), jnp.float32)
     weights = weights * valid[:, :, None, None]  # rows of padding see nothing, and mean nothing
 
     def ours(x: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
         given = {"valid_BS": valid if options.get("valid") else None, "sinks_N": x["sinks"] if sinks else None}
+        given["starts_BT"] = starts if options.get("starts") else None
         out = attend_splash(x["q"], x["k"], x["v"], scores, interpret=True, **given, **placed)
         return jnp.sum(out * weights), out
 
     def theirs(x: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-        out = plain(x | {"valid": valid}, scores, sinks=sinks)
+        out = plain(x | {"valid": valid, "starts": starts}, scores, sinks=sinks)
         return jnp.sum(out * weights), out
 
     (_, out), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(x)
@@ -149,7 +157,7 @@ def test_what_it_takes_lowers_for_tpus_forward_and_backward(sizes: dict[str, Any
 
 def test_where_there_is_a_tpu_the_device_of_the_model_decides(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    x = inputs() | {"valid": jnp.ones((B, T), bool)}
+    x = inputs() | {"valid": jnp.ones((B, T), bool), "starts": jnp.zeros((B, T))}
 
     def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.sum(attend(q, k, v, Scores(0.15)) ** 2)

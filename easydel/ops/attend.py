@@ -33,6 +33,7 @@ def attend(
     valid_BS: jax.Array | None = None,
     bias: Bias | None = None,
     sinks_N: jax.Array | None = None,
+    starts_BT: jax.Array | None = None,
     mesh: jax.sharding.Mesh | None = None,
     ring: Ring | None = None,
 ) -> jax.Array:
@@ -42,21 +43,25 @@ def attend(
     `valid_BS`. `bias` [B or 1, N or 1, T or 1, S] is added to the scaled scores, or the part of it that a function
     of (first query, queries) returns: that of prefixes that see each other is a mask, without `scores.causal`.
     `sinks_N` is one more logit per head that takes weight and gives nothing. An `offset` that is no traced array is
-    worth knowing: see `chunked`. `mesh` is what arrays may be split over, `ring` how, where the sequence is.
+    worth knowing: see `chunked`. `starts_BT` is the slot where each token's segment begins, for whole sequences: tokens
+    see their own segment only. `mesh` is what arrays may be split over, `ring` how.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     whole = not isinstance(offset, jax.Array) and int(offset) == 0 and q_BTNC.shape[1] == k_BKSC.shape[2]
-    masked = valid_BS is not None or sinks_N is not None
+    assert starts_BT is None or whole
+    masks: Any = {"valid_BS": valid_BS, "sinks_N": sinks_N, "starts_BT": starts_BT}
+    masked = any(part is not None for part in masks.values())
     several = mesh is not None and mesh.size > 1
     given: Any = {"whole": whole, "masked": masked, "bias": bias, "ring": ring, "several": several}
     kernel = choose(platform, q_BTNC, k_BKSC, v_BKSV, scores, **given)
     if kernel == "ring":
         assert ring is not None
-        return attend_ring(q_BTNC, k_BKSC, v_BKSV, scores, ring, valid_BS=valid_BS, sinks_N=sinks_N)
+        return attend_ring(q_BTNC, k_BKSC, v_BKSV, scores, ring, **masks)
     looped = platform == "cpu" and not several
 
     def chunked(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
-        return attend_chunked(q_BTNC, Keys(k_BKSC, v_BKSV, valid_BS, bias), scores, offset, sinks_N, looped=looped)
+        keys = Keys(k_BKSC, v_BKSV, valid_BS, bias, starts_BT)
+        return attend_chunked(q_BTNC, keys, scores, offset, sinks_N, looped=looped)
 
     if kernel == "chunked":
         return chunked(q_BTNC, k_BKSC, v_BKSV)
@@ -64,8 +69,7 @@ def attend(
     def fused(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
         if kernel == "cudnn":
             return attend_fused(q_BTNC, k_BKSC, v_BKSV, scores, "cudnn")
-        options: Any = {"valid_BS": valid_BS, "sinks_N": sinks_N, "ring": ring if several else None}
-        return attend_splash(q_BTNC, k_BKSC, v_BKSV, scores, **options)
+        return attend_splash(q_BTNC, k_BKSC, v_BKSV, scores, ring=ring if several else None, **masks)
 
     if several and kernel == "splash":  # on the devices of the mesh and no others
         return fused(q_BTNC, k_BKSC, v_BKSV)
@@ -89,8 +93,8 @@ def choose(
 ) -> Kernel:
     """What computes attention of arrays with these shapes and dtypes.
 
-    `whole`: queries and keys are as many, from the first one on. `masked`: some keys are not valid, or there are sinks.
-    `several`: arrays may be split over several devices, as `ring` says.
+    `whole`: queries and keys are as many, from the first one on. `masked`: some keys are not valid or not of a query's
+    segment, or there are sinks. `several`: arrays may be split over several devices, as `ring` says.
     """
     B, T, N, C = q_BTNC.shape
     K = k_BKSC.shape[1]

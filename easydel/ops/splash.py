@@ -1,7 +1,7 @@
 """Attention of whole sequences on TPUs by "splash", the Pallas kernel that comes with JAX.
 
 Blocks of scores never leave the chip's own memory, and those that order or window mask are skipped, in the backward
-pass too. Keys that are not valid are a segment that no query belongs to. Importing the kernel takes as long as
+pass too. Keys that are not valid are made a segment that no query belongs to. Importing the kernel takes as long as
 half of `import easydel` may: only the functions that need it do.
 """
 
@@ -51,6 +51,7 @@ def attend_splash(
     *,
     valid_BS: jax.Array | None = None,
     sinks_N: jax.Array | None = None,
+    starts_BT: jax.Array | None = None,
     ring: Ring | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -59,21 +60,30 @@ def attend_splash(
     `ring` says how arrays are split over several devices, if they are: `split` must not be None. With `interpret` the
     kernel runs on any device, slowly.
     """
-    ids = None if valid_BS is None else jnp.where(valid_BS, 0, NOWHERE)
+    ids = None if valid_BS is None and starts_BT is None else _ids(valid_BS, starts_BT)
     local = partial(_attend_local, scores, interpret)
     if ring is None or ring.mesh.size == 1:
         return local(q_BTNC, k_BKSC, v_BKSV, ids, sinks_N)
     axes = split(ring, q_BTNC.shape[0], q_BTNC.shape[2], k_BKSC.shape[1])
     assert axes is not None
     queries, keys = PartitionSpec(axes[0], None, axes[1], None), PartitionSpec(*axes, None, None)
-    row = None if ids is None else PartitionSpec(axes[0], None)
+    row = None if ids is None else (PartitionSpec(axes[0], None),) * 2
     specs = (queries, keys, keys, row, None if sinks_N is None else PartitionSpec(axes[1]))
     mapped = jax.shard_map(local, mesh=ring.mesh, in_specs=specs, out_specs=queries, check_vma=False)
     return mapped(q_BTNC, k_BKSC, v_BKSV, ids, sinks_N)
 
 
+def _ids(valid_BS: jax.Array | None, starts_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The segments of queries and of keys, [B, T] each."""
+    if valid_BS is None:
+        assert starts_BT is not None
+        return starts_BT, starts_BT
+    own_BT = jnp.zeros(valid_BS.shape, jnp.int32) if starts_BT is None else starts_BT
+    return own_BT, jnp.where(valid_BS, own_BT, NOWHERE)
+
+
 def _attend_local(
-    scores: Scores, interpret: bool, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, ids_BS: Any, sinks_N: Any
+    scores: Scores, interpret: bool, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, ids: Any, sinks_N: Any
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
@@ -82,11 +92,10 @@ def _attend_local(
     # the kernel knows no scale; one rounding to the queries' dtype, as where scores are scaled
     q_BNTC = (q_BTNC.astype(jnp.float32) * scores.scale).astype(q_BTNC.dtype).swapaxes(1, 2)
 
-    def row(q_NTC: Any, k_KSC: Any, v_KSV: Any, ids_S: Any) -> jax.Array:
-        segments = None if ids_S is None else SegmentIds(jnp.zeros_like(ids_S), ids_S)
-        return kernel(q_NTC, k_KSC, v_KSV, segments, sinks_N)
+    def row(q_NTC: Any, k_KSC: Any, v_KSV: Any, ids: Any) -> jax.Array:
+        return kernel(q_NTC, k_KSC, v_KSV, None if ids is None else SegmentIds(*ids), sinks_N)
 
-    return jax.vmap(row)(q_BNTC, k_BKSC, v_BKSV, ids_BS).swapaxes(1, 2)
+    return jax.vmap(row)(q_BNTC, k_BKSC, v_BKSV, ids).swapaxes(1, 2)
 
 
 def _kernel(length: int, heads: int, scores: Scores, interpret: bool) -> Any:
