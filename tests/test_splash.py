@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from plain import plain
 
+import easydel.ops.attend as attends
 import easydel.ops.splash as splash
 from easydel.ops.attend import attend, choose
 from easydel.ops.ring import Ring
@@ -134,6 +136,18 @@ def check(scores: Scores, options: dict[str, Any], **placed: Any) -> None:
     for part, gradient in gradients.items():
         top = np.abs(expected_gradients[part]).max()
         np.testing.assert_allclose(gradient, expected_gradients[part], atol=2e-6 * max(1.0, top), err_msg=part)
+
+
+def test_over_several_devices_attention_is_the_kernel_on_each(monkeypatch: pytest.MonkeyPatch):
+    """All that `attend` is given arrives, though there is no mesh of TPUs to ask `choose` about."""
+    monkeypatch.setattr(attends, "choose", lambda *arrays, **options: "splash")
+    monkeypatch.setattr(attends, "attend_splash", partial(attend_splash, interpret=True))
+    x, ring, scores = inputs(), ring_of(1, 2, 2, 1), Scores(0.15, window=70)
+    masks: dict[str, Any] = {"valid_BS": x["valid"], "sinks_N": x["sinks"], "starts_BT": x["starts"]}
+    out = jax.jit(partial(attend, scores=scores, mesh=ring.mesh, ring=ring, **masks))(x["q"], x["k"], x["v"])
+    keep = np.asarray(x["valid"])
+    expected = plain(x, scores, sinks=True)
+    np.testing.assert_allclose(np.asarray(out)[keep], np.asarray(expected)[keep], atol=2e-6)
 
 
 @pytest.mark.parametrize(
