@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 
 from easydel.config import HFConfig
+from easydel.errors import ArgumentError
 from easydel.layers.block import Block
-from easydel.layers.context import Context
+from easydel.layers.context import Context, counted, segment_starts
 from easydel.layers.embed import Embed, Head
 from easydel.layers.linear import Embedding, Linear
 from easydel.layers.norm import AnyNorm
@@ -119,8 +120,9 @@ class DecoderModel(nnx.Module):
         attention_mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         cache: Cache | None = None,
+        segment_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache)
+        context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, segment_ids)
         x_BTD = self.enter(input_ids, context.positions_BT)
         layers = None if cache is None else cache["layers"]
         x_BTD, layers = run_layers(self.layers, self.record.blocks, self.policy, x_BTD, context, layers)
@@ -149,9 +151,14 @@ class DecoderModel(nnx.Module):
 
 
 def make_context(
-    shape: tuple[int, ...], attention_mask: jax.Array | None, position_ids: jax.Array | None, cache: Cache | None
+    shape: tuple[int, ...],
+    attention_mask: jax.Array | None,
+    position_ids: jax.Array | None,
+    cache: Cache | None,
+    segment_ids: jax.Array | None = None,
 ) -> tuple[Context, Cache | None]:
     """Positions and masks of a call, and the cache with its book-keeping brought forward by this call's tokens."""
+    starts_BT = None if segment_ids is None else _starts(segment_ids, shape, cache)
     B, T = shape
     valid_BT = jnp.ones((B, T), bool) if attention_mask is None else attention_mask.astype(bool)
     seen, offset, valid_BS = 0, 0, None if attention_mask is None else valid_BT
@@ -160,6 +167,14 @@ def make_context(
         valid_BS = jax.lax.dynamic_update_slice(cache["valid"], valid_BT, (0, offset))
         cache = {**cache, "valid": valid_BS, "offset": offset + T}
     if position_ids is None:
-        position_ids = jnp.maximum(jnp.cumsum(valid_BT, axis=-1) - 1 + seen, 0)
+        position_ids = jnp.maximum(counted(valid_BT, starts_BT) + seen, 0)
     known = None if attention_mask is None else valid_BT
-    return Context(position_ids.astype(jnp.int32), valid_BS, known, offset), cache
+    return Context(position_ids.astype(jnp.int32), valid_BS, known, starts_BT, offset), cache
+
+
+def _starts(segment_ids: jax.Array, shape: tuple[int, ...], cache: Cache | None) -> jax.Array:
+    if cache is not None:
+        raise ArgumentError("segment_ids with a cache", hint="a cache holds one sequence in each row")
+    if segment_ids.shape != shape:
+        raise ArgumentError(f"segment_ids has shape {segment_ids.shape}, expected {shape} as input_ids")
+    return segment_starts(segment_ids)

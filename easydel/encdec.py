@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from easydel.decoder import Cache, make_context
-from easydel.errors import ArgumentError
+from easydel.errors import ArgumentError, UnsupportedModelError
 from easydel.layers.block import Block
 from easydel.layers.context import Context, Cross
 from easydel.layers.embed import Embed, Head
@@ -149,9 +149,13 @@ class EncoderDecoderModel(nnx.Module):
         encoder_outputs: jax.Array | None = None,
         labels: jax.Array | None = None,
         cache: Cache | None = None,
+        segment_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """`input_ids`, `attention_mask` and `position_ids` are the encoder's. `encoder_outputs` [B, S, D] spare running
-        it; a `cache` that earlier calls filled spares both."""
+        it; a `cache` that earlier calls filled spares both. `segment_ids` are refused."""
+        if segment_ids is not None:
+            hint = "pass one document in each row"
+            raise UnsupportedModelError("segment_ids are not implemented for encoder-decoders", hint=hint)
         if decoder_input_ids is None:
             decoder_input_ids = self.record.shift(input_ids, labels)
         if encoder_outputs is None and input_ids is not None:

@@ -37,6 +37,12 @@ class CausalLMOutput:
     cache: Any = None
 
 
+TOKEN_ARRAYS = frozenset(
+    [
+        *("input_ids", "attention_mask", "position_ids", "segment_ids", "labels"),
+        *("decoder_input_ids", "decoder_attention_mask"),
+    ]
+)
 # Compiled forward passes by model; weak, so that a model's arrays go when the model goes.
 _COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], jax.stages.Wrapped]] = WeakKeyDictionary()
 
@@ -69,7 +75,11 @@ class BaseNNXModule(nnx.Module):
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **inputs: Any
     ) -> CausalLMOutput:
         """Logits for `input_ids` [batch, length]. `attention_mask` (same shape) is 0 on padding; without
-        `position_ids`, positions count attended tokens. `cache` (from `init_cache`) carries earlier tokens."""
+        `position_ids`, positions count attended tokens. `cache` (from `init_cache`) carries earlier tokens.
+
+        `segment_ids` (same shape, integers) are for rows that several documents are packed into: tokens see their own
+        segment only, positions start anew in each. A segment begins wherever the id is not that of the token before.
+        """
         return self.apply(self.params, input_ids, attention_mask, position_ids, **inputs)
 
     def apply(
@@ -249,8 +259,7 @@ def forward(model: BaseNNXModule, params: Mapping[str, Any], inputs: Mapping[str
 
 def _checked(name: str, value: Any) -> Any:
     """Ids, masks and positions as arrays of two dimensions; anything else unchanged."""
-    names = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids", "decoder_attention_mask", "labels")
-    if name not in names:
+    if name not in TOKEN_ARRAYS:
         return value
     array = value if isinstance(value, jax.Array) else jnp.asarray(value)
     if array.ndim != 2:

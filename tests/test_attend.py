@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain import plain
 
 import easydel.ops.chunked as chunked
 from easydel.ops.attend import attend, attend_fused, choose
@@ -30,21 +31,6 @@ def inputs(T: int, S: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def plain(x: dict[str, Any], scores: Scores, offset: int = 0, bias: Any = None, sinks: bool = False) -> jax.Array:
-    """All scores at once, in the textbook's order."""
-    k, v = (jnp.repeat(x[name], G, axis=1) for name in "kv")
-    s = jnp.einsum("btnc,bnsc->bnts", x["q"], k) * scores.scale
-    if scores.softcap is not None:
-        s = scores.softcap * jnp.tanh(s / scores.softcap)
-    s = s if bias is None else s + bias
-    away = offset + jnp.arange(s.shape[2])[:, None] - jnp.arange(s.shape[3])
-    seen = x["valid"][:, None, None] & ((away >= 0) | (not scores.causal)) & (away < (scores.window or 10**6))
-    s = jnp.where(seen, s, -1e30)
-    if sinks:
-        s = jnp.concatenate([s, jnp.broadcast_to(x["sinks"][:, None, None], (*s.shape[:3], 1))], axis=-1)
-    return jnp.einsum("bnts,bnsv->btnv", jax.nn.softmax(s, axis=-1)[..., : v.shape[2]], v)
-
-
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
     """So that small arrays take the ways of large ones: several chunks in each program, and one left over."""
@@ -60,6 +46,9 @@ def prefix_bias(start: Any, queries: int) -> jax.Array:
     return jnp.where((key <= query) | (key < 7), 0.0, -1e30)[None, None]
 
 
+# segments of 3, 9, 1, 4 and 2 tokens, and of 14 and 5
+STARTS = jnp.repeat(jnp.array([[0, 3, 12, 13, 17], [0, 0, 0, 0, 14]]), jnp.array([3, 9, 1, 4, 2]), axis=1)
+STARTS = STARTS.at[1, 14:17].set(14)
 CASES: dict[str, tuple[Scores, dict[str, Any]]] = {
     "causal": (Scores(0.4), {}),
     "both ways": (Scores(0.4, causal=False), {}),
@@ -70,10 +59,16 @@ CASES: dict[str, tuple[Scores, dict[str, Any]]] = {
     "a bias per query and key": (Scores(0.4), {"bias": "table"}),
     "a window and a bias per query and key": (Scores(0.4, window=5), {"bias": "table"}),
     "a prefix seen both ways": (Scores(0.4, causal=False), {"bias": prefix_bias}),
+    "segments": (Scores(0.4), {"starts": STARTS}),
+    "segments both ways": (Scores(0.4, causal=False), {"starts": STARTS}),
+    "segments in a window, softcap, sinks, a bias": (
+        Scores(0.4, 2.0, 5),
+        {"starts": STARTS, "sinks": True, "bias": "table"},
+    ),
 }
 
 
-BATCHED = ["window, sinks, softcap, a bias per key", "a prefix seen both ways"]
+BATCHED = ["window, sinks, softcap, a bias per key", "a prefix seen both ways", "segments"]
 
 
 @pytest.mark.parametrize(("name", "mesh"), [*((name, False) for name in CASES), *((name, True) for name in BATCHED)])
@@ -81,7 +76,8 @@ def test_values_and_gradients_equal_plain_attention(name: str, mesh: bool):
     scores, options = CASES[name]
     x = inputs(19, 19)
     bias = x.get(str(options.get("bias")), options.get("bias"))
-    sinks = options.get("sinks", False)
+    sinks, starts = options.get("sinks", False), options.get("starts")
+    segments = {} if starts is None else {"starts": starts}
     grid = jax.make_mesh((2,), ("tp",)) if mesh else None
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(B, 19, N, V)), jnp.float32)
     weights = weights * x["valid"][:, :, None, None]  # rows of padding see nothing, and mean nothing
@@ -89,11 +85,12 @@ def test_values_and_gradients_equal_plain_attention(name: str, mesh: bool):
     def ours(x: dict[str, Any]) -> jax.Array:
         own = x.get(str(options.get("bias")), options.get("bias"))
         sinks_N = x["sinks"] if sinks else None
-        return attend(x["q"], x["k"], x["v"], scores, valid_BS=x["valid"], bias=own, sinks_N=sinks_N, mesh=grid)
+        masks = {"valid_BS": x["valid"], "sinks_N": sinks_N, "starts_BT": starts}
+        return attend(x["q"], x["k"], x["v"], scores, bias=own, mesh=grid, **masks)
 
     def theirs(x: dict[str, Any]) -> jax.Array:
         own = prefix_bias(0, 19) if callable(bias) else x.get(str(options.get("bias")))
-        return plain(x, scores, bias=own, sinks=sinks)
+        return plain(x | segments, scores, bias=own, sinks=sinks)
 
     def total(function: Any, x: dict[str, Any]) -> Any:
         def weighed(floats: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
@@ -144,6 +141,27 @@ def test_slots_beyond_the_live_prefix_or_the_window_are_never_read():
     assert jnp.isnan(attention(x["q"], k, v, Scores(1.0), offset=jnp.int32(16))).any()
     k, v = (jnp.where(dead, x[name], jnp.nan) for name in "kv")
     assert not jnp.isnan(attention(x["q"], k, v, Scores(1.0, window=5), offset=jnp.int32(20))).any()
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_keys_of_segments_before_those_of_a_chunk_are_never_read(window: int | None):
+    """Nor are values that do not exist made real by weights of zero: what is read and masked spreads NaN."""
+    x, attention = inputs(64, 64), jax.jit(attend, static_argnums=3)
+    starts = jnp.where(jnp.arange(64) < 33, 0, 33) * jnp.ones((B, 1), jnp.int32)
+
+    def is_nan(dead: int, starts: jax.Array) -> np.ndarray:
+        k, v = (x[name].at[:, :, :dead].set(jnp.nan) for name in "kv")
+        out = attention(x["q"], k, v, Scores(0.4, window=window), starts_BT=starts)
+        return np.asarray(jnp.isnan(out).any(axis=(0, 2, 3)))
+
+    # chunks of 4 from 36 on need 7, 11, 15, ... keys and read 8, 16, 16, 32, ...: those from 60 on 32, not 64
+    read = is_nan(28, starts)
+    assert not read[36:40].any()
+    assert not read[44:48].any()
+    assert not read[60:].any()
+    assert is_nan(33, starts)[60:].all(), "those of 32 that are masked"
+    starts = starts.at[1].set(0)
+    assert is_nan(28, starts)[60:].all() == (window is None), "the earliest segment of any row counts"
 
 
 def temporary_bytes(T: int, function: Any) -> int:
@@ -209,7 +227,7 @@ RING = Ring(make_mesh((1, 1, 2, 4)), "dp", "sp", "tp", "tp")
     ],
 )
 def test_what_computes_attention(expected: str, changes: dict[str, Any]):
-    options = {"whole": True, "masked": False, "bias": None, "ring": None} | changes
+    options = {"whole": True, "masked": False, "bias": None, "ring": None, "several": False} | changes
     T, channels, dtype = (options.pop(name, default) for name, default in
                           (("length", 16), ("channels", 64), ("dtype", jnp.bfloat16)))  # fmt: skip
     platform, scores = options.pop("platform", "gpu"), options.pop("scores", Scores(1.0))

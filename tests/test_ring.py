@@ -28,26 +28,37 @@ def ring_of(*dims: int) -> Ring:
 
 
 CASES = [
-    ((1, 1, 1, 8), 48, Scores(0.5), False),
-    ((1, 1, 2, 4), 64, Scores(0.5, softcap=0.7, window=11), True),
-    ((2, 1, 2, 2), 48, Scores(0.5, causal=False), True),
-    ((1, 1, 2, 4), 28, Scores(0.5), True),
+    ((1, 1, 1, 8), 48, Scores(0.5), False, None),
+    ((1, 1, 2, 4), 64, Scores(0.5, softcap=0.7, window=11), True, None),
+    ((2, 1, 2, 2), 48, Scores(0.5, causal=False), True, None),
+    ((1, 1, 2, 4), 28, Scores(0.5), True, None),
+    ((1, 1, 2, 4), 64, Scores(0.5), True, 13),
+    ((2, 1, 1, 4), 28, Scores(0.5, causal=False, window=9), False, 5),
 ]
+NAMES = ["8", "window", "both ways", "odd pieces", "segments", "segments both ways"]
 
 
-@pytest.mark.parametrize(("dims", "T", "scores", "sinks"), CASES, ids=["8", "window", "both ways", "odd pieces"])
+@pytest.mark.parametrize(("dims", "T", "scores", "sinks", "segment"), CASES, ids=NAMES)
 def test_values_and_gradients_equal_one_device(
-    dims: tuple[int, ...], T: int, scores: Scores, sinks: bool, monkeypatch: pytest.MonkeyPatch
+    dims: tuple[int, ...],
+    T: int,
+    scores: Scores,
+    sinks: bool,
+    segment: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """Segments of the second row are longer than those of the first."""
     monkeypatch.setattr(rings, "BLOCK", 4)
     rng = np.random.default_rng(0)
     shapes = {"q": (B, T, N, C), "k": (B, K, T, C), "v": (B, K, T, V), "sinks": (N,)}
     x = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
     valid = jnp.arange(T) >= jnp.array([[0], [3]])
+    lengths = None if segment is None else jnp.array([[segment], [segment + 4]])
+    starts = None if lengths is None else jnp.arange(T) // lengths * lengths
     weights = jnp.asarray(rng.normal(size=(B, T, N, V)), jnp.float32) * valid[:, :, None, None]
 
     def loss(x: dict[str, Any], ring: Ring | None) -> tuple[jax.Array, jax.Array]:
-        options: dict[str, Any] = {"valid_BS": valid, "sinks_N": x["sinks"] if sinks else None}
+        options: dict[str, Any] = {"valid_BS": valid, "sinks_N": x["sinks"] if sinks else None, "starts_BT": starts}
         parts = x["q"], x["k"], x["v"]
         out = attend(*parts, scores, **options) if ring is None else attend_ring(*parts, scores, ring, **options)
         return jnp.sum(out * weights), out

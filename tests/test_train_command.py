@@ -53,6 +53,19 @@ def test_it_writes_a_model_that_has_learned_the_text_and_goes_on_when_called_aga
     assert "warmup was 0, is 1" in other.stderr
 
 
+def test_documents_are_separated_by_the_tokenizers_end_of_sequence(tiny: Path, tmp_path: Path):
+    lines = [json.dumps({"text": text}) for text in ("the dog sleeps", "the quick fox jumps over the dog")] * 30
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    counts = []
+    for options in ((), ("--separate-documents",)):
+        out = tmp_path / f"out{len(options)}"
+        result = invoke("train", tiny, tmp_path / "text.jsonl", "--out", out, *SHORT, "--steps", 1, *options)
+        assert result.exit_code == 0, result.output
+        counts.append(json.loads((out / "losses.jsonl").read_text())["tokens"])
+    assert counts[0] == 2 * 15
+    assert 0 < counts[1] < counts[0], "nothing predicts the first token of a document"
+
+
 def test_adapters_on_an_int8_base_are_written_alone(tiny: Path, tmp_path: Path):
     options = ("--int8", "--lora-rank", 4, "--lora-targets", "q_proj,mlp.down_proj", "--remat", "everything")
     result = invoke("train", tiny, tiny / "text.txt", "--out", tmp_path, *SHORT, *options, "--scan-layers")

@@ -69,6 +69,17 @@ def test_an_iterator_goes_on_where_another_was():
     np.testing.assert_array_equal([next(other)["input_ids"] for _ in range(4)], expected)
 
 
+def test_the_token_that_ends_documents_separates_them():
+    tokens = packed(["a", "b", "c", "d"], {"a": [5, 6], "b": [7], "c": [], "d": [8, 9, 5, 6]}.__getitem__, END)
+    assert tokens.tolist() == [5, 6, END, 7, END, END, 8, 9, 5, 6, END]
+    found = next(batches(tokens, 5, 2, seed=0, end=END))
+    assert found["segment_ids"].dtype == np.int32
+    for ids, segments in zip(found["input_ids"].tolist(), found["segment_ids"].tolist(), strict=True):
+        assert segments == ([0, 0, 0, 1, 1] if ids[0] == 5 else [0, 1, 1, 1, 1])
+    with pytest.raises(ArgumentError, match=r"no document ends with token 3; join them by packed"):
+        batches(tokens, 5, 2, seed=0, end=3)
+
+
 def test_too_little_text_is_refused():
     with pytest.raises(ArgumentError, match="4 tokens, not enough for one piece of 5"):
         batches(np.arange(4), 5, 1, seed=0)

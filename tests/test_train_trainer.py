@@ -69,6 +69,20 @@ def test_killed_and_resumed_it_has_the_losses_of_a_run_that_was_not(tmp_path: Pa
     assert flatten(resumed.model.params)["lm_head/kernel"] is flatten(state.params)["lm_head/kernel"]
 
 
+def test_separate_documents_give_other_losses_and_are_gone_on_with_exactly(tmp_path: Path):
+    choices: dict[str, Any] = {"document_end": 5, "save_every": 2}
+    trainer(tmp_path / "stopped", steps=2, layers=1, **choices).run()
+    trainer(tmp_path / "stopped", steps=4, layers=1, **choices).run()
+    trainer(tmp_path / "whole", steps=4, layers=1, **choices).run()
+    trainer(tmp_path / "joined", steps=4, layers=1).run()
+    separate, joined = log_of(tmp_path / "whole"), log_of(tmp_path / "joined")
+    assert log_of(tmp_path / "stopped") == separate
+    assert all(ours["loss"] != theirs["loss"] for ours, theirs in zip(separate, joined, strict=True))
+    assert sum(line["tokens"] for line in separate) < sum(line["tokens"] for line in joined)
+    with pytest.raises(ArgumentError, match="document_end was 5, is None"):
+        trainer(tmp_path / "stopped", steps=5, layers=1).run()
+
+
 def test_progress_shows_steps_and_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trainer(tmp_path, steps=2).run(progress=True)
     shown = capsys.readouterr().err

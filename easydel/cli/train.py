@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +44,9 @@ class Course:
     z_loss: Annotated[float, _train("Weight of the squared log of the softmax's denominator.")] = 0.0
     seed: Annotated[int, _train("Of the order of the text's pieces, and of new adapters.", min=0)] = 0
     save_every: Annotated[int, _train("Steps between checkpoints.")] = 100
+    separate_documents: Annotated[
+        bool, _train("Tokens see their own document only, though several share a sequence.", "--separate-documents")
+    ] = False
     remat: Annotated[
         str | None,
         _train('Recompute in the backward pass: "everything", or the name of a policy of jax.checkpoint_policies.'),
@@ -157,7 +160,8 @@ def train(
     """
     settings = _checked(course, adapters, loading)
     path = local_files(model, hub)
-    pieces = _pieces(path, text, course.length)
+    pieces = _pieces(path, text, course)
+    settings = replace(settings, document_end=pieces.end)
     loaded = load_model(path, loading, remat=course.remat, donatable=True)
     params = adapters.add(loaded, course.seed)
     from easydel.train import Trainer, adamw
@@ -186,12 +190,16 @@ def _checked(course: Course, adapters: Adapters, loading: Loading) -> Settings:
     return course.settings()
 
 
-def _pieces(path: Path, text: Path, length: int) -> Pieces:
+def _pieces(path: Path, text: Path, course: Course) -> Pieces:
     from easydel.tokenizer import load_tokenizer
     from easydel.train.data import Pieces, documents, packed
 
     tokenizer = load_tokenizer(path)
-    return Pieces(packed(documents(text), tokenizer.encode, tokenizer.eos_token_id), length)
+    end = tokenizer.eos_token_id
+    if end is None and course.separate_documents:
+        raise ArgumentError("--separate-documents needs a tokenizer with an end of sequence", file=path)
+    tokens = packed(documents(text), tokenizer.encode, end)
+    return Pieces(tokens, course.length, end if course.separate_documents else None)
 
 
 def _write(model: BaseNNXModule, out: Path, adapters: Adapters) -> Path:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from easydel.layers.context import Context
+from easydel.layers.context import Context, counted
 from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm, Norm
 from easydel.layers.rope import Rope
@@ -61,10 +61,12 @@ class ALiBi:
         return jnp.asarray(self.slopes())[None, :, None, None] * self.positions(context, length)[:, None, None, :]
 
     def positions(self, context: Context, length: int) -> jax.Array:
-        """[B or 1, S] of the keys in float32; they count attended tokens only."""
-        if context.valid_BS is None:
-            return jnp.arange(length, dtype=jnp.float32)[None]
-        return ((jnp.cumsum(context.valid_BS, axis=-1) - 1) * context.valid_BS).astype(jnp.float32)
+        """[B or 1, S] of the keys in float32; they count attended tokens only, in each segment anew."""
+        valid_BS, starts_BS = context.valid_BS, context.starts_BT
+        if valid_BS is None:
+            positions = jnp.arange(length)[None]
+            return (positions if starts_BS is None else positions - starts_BS).astype(jnp.float32)
+        return (counted(valid_BS, starts_BS) * valid_BS).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class AttentionLayer(nnx.Module):
             valid_BS=context.valid_BS,
             bias=self._bias(context, k_BKSC.shape[2]),
             sinks_N=None if self.sinks is None else self.sinks[...],
+            starts_BT=context.starts_BT,
             mesh=self.policy.mesh,
             ring=self.policy.ring,
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.errors import UnsupportedModelError
 from easydel.layers.activations import activation
 from easydel.layers.context import Context
 from easydel.layers.conv import CausalConv
@@ -62,6 +63,9 @@ class MambaLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
+        if context.starts_BT is not None:
+            hint = "recurrent layers carry their state from one segment to the next; pass one document in each row"
+            raise UnsupportedModelError("segment_ids are not implemented for Mamba", hint=hint)
         x_BTI, gate_BTI = (self._shard(part) for part in jnp.split(self.in_proj(x_BTD), 2, axis=-1))
         x_BTI, past_BWI = self.conv1d(_attended(x_BTI, context), None if cache is None else cache["conv"])
         x_BTI = _attended(activation(self.record.act)(x_BTI), context).astype(jnp.float32)

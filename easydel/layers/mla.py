@@ -130,5 +130,5 @@ class MLALayer(nnx.Module):
     def _attend(self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context) -> jax.Array:
         scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
         scores = Scores(scale, causal=context.causal, precision=self.policy.precision)
-        options: dict[str, Any] = {"offset": context.offset, "valid_BS": context.valid_BS}
-        return attend(q_BTNC, k_BKSC, v_BKSV, scores, mesh=self.policy.mesh, ring=self.policy.ring, **options)
+        masks: Any = {"offset": context.offset, "valid_BS": context.valid_BS, "starts_BT": context.starts_BT}
+        return attend(q_BTNC, k_BKSC, v_BKSV, scores, mesh=self.policy.mesh, ring=self.policy.ring, **masks)

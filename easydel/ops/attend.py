@@ -1,7 +1,7 @@
 """Attention over cached keys and values, one entry for every model.
 
 What computes it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over devices;
-cuDNN's fused attention on NVIDIA GPUs where it can.
+of whole sequences, `splash` on TPUs and cuDNN's fused attention on NVIDIA GPUs, where they can.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from easydel.ops.chunked import Keys, attend_chunked
 from easydel.ops.ring import Ring, attend_ring
 from easydel.ops.scores import Bias, Scores
+from easydel.ops.splash import attend_splash, split, takes
 
 __all__ = ["Bias", "Kernel", "Scores", "attend", "choose"]
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
-Kernel = Literal["ring", "cudnn", "chunked"]
+Kernel = Literal["ring", "splash", "cudnn", "chunked"]
 CUDNN_CHANNELS = 128  # the most that cuDNN's flash attention takes on every GPU since Ampere
 
 
@@ -32,6 +33,7 @@ def attend(
     valid_BS: jax.Array | None = None,
     bias: Bias | None = None,
     sinks_N: jax.Array | None = None,
+    starts_BT: jax.Array | None = None,
     mesh: jax.sharding.Mesh | None = None,
     ring: Ring | None = None,
 ) -> jax.Array:
@@ -41,28 +43,39 @@ def attend(
     `valid_BS`. `bias` [B or 1, N or 1, T or 1, S] is added to the scaled scores, or the part of it that a function
     of (first query, queries) returns: that of prefixes that see each other is a mask, without `scores.causal`.
     `sinks_N` is one more logit per head that takes weight and gives nothing. An `offset` that is no traced array is
-    worth knowing: see `chunked`. `mesh` is what arrays may be split over, `ring` how, where the sequence is.
+    worth knowing: see `chunked`. `starts_BT` is the slot where each token's segment begins, for whole sequences: tokens
+    see their own segment only. `mesh` is what arrays may be split over, `ring` how.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     whole = not isinstance(offset, jax.Array) and int(offset) == 0 and q_BTNC.shape[1] == k_BKSC.shape[2]
-    masked = valid_BS is not None or sinks_N is not None
-    kernel = choose(platform, q_BTNC, k_BKSC, v_BKSV, scores, whole=whole, masked=masked, bias=bias, ring=ring)
+    assert starts_BT is None or whole
+    masks: Any = {"valid_BS": valid_BS, "sinks_N": sinks_N, "starts_BT": starts_BT}
+    masked = any(part is not None for part in masks.values())
+    several = mesh is not None and mesh.size > 1
+    given: Any = {"whole": whole, "masked": masked, "bias": bias, "ring": ring, "several": several}
+    kernel = choose(platform, q_BTNC, k_BKSC, v_BKSV, scores, **given)
     if kernel == "ring":
         assert ring is not None
-        return attend_ring(q_BTNC, k_BKSC, v_BKSV, scores, ring, valid_BS=valid_BS, sinks_N=sinks_N)
-    looped = platform == "cpu" and (mesh is None or mesh.size == 1)
+        return attend_ring(q_BTNC, k_BKSC, v_BKSV, scores, ring, **masks)
+    looped = platform == "cpu" and not several
 
     def chunked(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
-        return attend_chunked(q_BTNC, Keys(k_BKSC, v_BKSV, valid_BS, bias), scores, offset, sinks_N, looped=looped)
+        keys = Keys(k_BKSC, v_BKSV, valid_BS, bias, starts_BT)
+        return attend_chunked(q_BTNC, keys, scores, offset, sinks_N, looped=looped)
 
     if kernel == "chunked":
         return chunked(q_BTNC, k_BKSC, v_BKSV)
 
     def fused(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
-        return attend_fused(q_BTNC, k_BKSC, v_BKSV, scores, "cudnn")
+        if kernel == "cudnn":
+            return attend_fused(q_BTNC, k_BKSC, v_BKSV, scores, "cudnn")
+        return attend_splash(q_BTNC, k_BKSC, v_BKSV, scores, ring=ring if several else None, **masks)
 
-    # a model may be on the CPU although there is a GPU: what is compiled for decides
-    return jax.lax.platform_dependent(q_BTNC, k_BKSC, v_BKSV, cuda=fused, default=chunked)
+    if several and kernel == "splash":  # on the devices of the mesh and no others
+        return fused(q_BTNC, k_BKSC, v_BKSV)
+    # a model may be on the CPU although there is an accelerator: what is compiled for decides
+    accelerated = {"tpu" if kernel == "splash" else "cuda": fused}
+    return jax.lax.platform_dependent(q_BTNC, k_BKSC, v_BKSV, default=chunked, **accelerated)
 
 
 def choose(
@@ -76,15 +89,21 @@ def choose(
     masked: bool,
     bias: Bias | None,
     ring: Ring | None,
+    several: bool,
 ) -> Kernel:
     """What computes attention of arrays with these shapes and dtypes.
 
-    `whole`: queries and keys are the same tokens, from the first one on. `masked`: some keys are not valid, or there
-    are sinks.
+    `whole`: queries and keys are as many, from the first one on. `masked`: some keys are not valid or not of a query's
+    segment, or there are sinks. `several`: arrays may be split over several devices, as `ring` says.
     """
     B, T, N, C = q_BTNC.shape
-    if whole and bias is None and ring is not None and ring.spec(B, T, N, k_BKSC.shape[1]) is not None:
+    K = k_BKSC.shape[1]
+    if whole and bias is None and ring is not None and ring.spec(B, T, N, K) is not None:
         return "ring"
+    if platform == "tpu" and whole and bias is None and takes(q_BTNC, k_BKSC, v_BKSV, scores):
+        # a kernel is no product that the partitioner could split: it runs on each device's own batch and heads
+        alone = not several or (ring is not None and split(ring, B, N, K) is not None)
+        return "splash" if alone else "chunked"
     narrow = q_BTNC.dtype in (jnp.bfloat16, jnp.float16) and q_BTNC.dtype == k_BKSC.dtype == v_BKSV.dtype
     sized = C % 8 == 0 and CUDNN_CHANNELS >= C and v_BKSV.shape[-1] == C and T > 1
     plain = scores.softcap is None and bias is None and not masked and (scores.causal or scores.window is None)

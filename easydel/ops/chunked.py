@@ -2,19 +2,22 @@
 
 With a known offset, a prompt's chunks see what is before them and in their window: half of the scores. With a traced
 one (a decode, a later part of a prompt), a chunk reads the shortest of a few prefixes of the cache that holds all that
-it can see, or its window. The scores of one chunk are all that exists at a time, in the backward pass too.
+it can see, or its window. Where sequences are packed, a chunk reads what begins with the earliest segment of its first
+queries, rounded up in the same way: the work grows with the length of segments, not with that of the sequence.
+The scores of one chunk are all that exists at a time, in the backward pass too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.ops.scores import Bias, Scores, attend_head
+from easydel.ops.scores import MASKED, Bias, Scores, attend_head
 
 # B batch, T queries, S keys, N heads, K kv heads, G query heads per kv head, C head channels, V value channels
 CHUNK = 256  # queries; larger ones compute more masked scores, smaller ones make worse matrix products
@@ -29,13 +32,15 @@ LOOPED_FROM = 32  # queries from which a loop over kv heads beats a batched prod
 class Keys:
     """Keys and values [B, K, S, ...], the first of them in slot `first`, with what is added to their scores.
 
-    `bias` is as `attend` takes it, over all slots.
+    `bias` and `starts_BS` are as `attend` takes them, over all slots; `earliest_S` is the least start of all rows.
     """
 
     k_BKSC: jax.Array
     v_BKSV: jax.Array
     valid_BS: jax.Array | None
     bias: Bias | None
+    starts_BS: jax.Array | None = None
+    earliest_S: jax.Array | None = None
     first: jax.Array | int = 0
 
     @property
@@ -48,16 +53,25 @@ class Keys:
             return self
         k_BKSC, v_BKSV = (_cut(part, start, size, 2) for part in (self.k_BKSC, self.v_BKSV))
         valid_BS = None if self.valid_BS is None else _cut(self.valid_BS, start, size, 1)
-        return Keys(k_BKSC, v_BKSV, valid_BS, self.bias, self.first + start)
+        return replace(self, k_BKSC=k_BKSC, v_BKSV=v_BKSV, valid_BS=valid_BS, first=self.first + start)
 
     def biases(self, start: jax.Array | int, queries: int) -> jax.Array | None:
         """[B or 1, N or 1, queries or 1, S] for `queries` queries from number `start` on."""
+        apart = self._apart(start, queries)
         if self.bias is None:
-            return None
+            return apart
         bias = self.bias(start, queries) if callable(self.bias) else self.bias
         if not callable(self.bias) and bias.shape[2] > 1:
             bias = _cut(bias, start, queries, 2)
-        return _cut(bias, self.first, self.slots, 3)
+        bias = _cut(bias, self.first, self.slots, 3)
+        return bias if apart is None else bias + apart
+
+    def _apart(self, start: jax.Array | int, queries: int) -> jax.Array | None:
+        """[B, 1, queries, S]: MASKED for keys of other segments."""
+        if self.starts_BS is None:
+            return None
+        own_BT, starts_BS = _cut(self.starts_BS, start, queries, 1), _cut(self.starts_BS, self.first, self.slots, 1)
+        return jnp.where(own_BT[:, None, :, None] == starts_BS[:, None, None], 0.0, MASKED)
 
 
 def attend_chunked(
@@ -81,6 +95,9 @@ def attend_chunked(
         return chunk(q_BTNC, _seen(keys, scores, offset, T) if known else keys, 0)
     chunks = -(-T // CHUNK)
     programs = min(chunks, PROGRAMS) if known and (scores.causal or scores.window is not None) else 1
+    if keys.starts_BS is not None and scores.causal:
+        programs = 1  # each chunk chooses for itself how much it reads
+        keys = replace(keys, earliest_S=jnp.min(keys.starts_BS, axis=0))  # once: over devices that is a reduction
     outputs = []
     for part in np.array_split(np.arange(chunks), programs):
         start, stop = int(part[0]) * CHUNK, min(int(part[-1] + 1) * CHUNK, T)
@@ -132,6 +149,8 @@ def _attend_chunk(
     def with_keys(keys: Keys) -> jax.Array:
         return _attend_keys(q_BTNC, keys, scores, start, slot - keys.first, sinks_N, looped)
 
+    if keys.earliest_S is not None:
+        return _within_segments(with_keys, keys, scores, start, T)
     if not scores.causal or not isinstance(slot, jax.Array):
         return with_keys(keys)
     if scores.window is not None:
@@ -140,20 +159,39 @@ def _attend_chunk(
         return with_keys(keys.cut(first, size))
     if not isinstance(offset, jax.Array):
         return with_keys(keys)
-    sizes = prefixes(keys.slots)
-    which = sum((slot + T > size).astype(jnp.int32) for size in sizes[:-1])
-    branches = [lambda size=size: with_keys(keys.cut(0, size)) for size in sizes]
-    return jax.lax.switch(which, branches) if len(sizes) > 1 else branches[0]()
+    return _switched(lambda size: with_keys(keys.cut(0, size)), slot + T, prefixes(keys.slots, SHORTEST_PREFIX))
 
 
-def prefixes(slots: int) -> list[int]:
-    """The lengths that a traced number of live slots is rounded up to."""
+def _within_segments(
+    with_keys: Callable[[Keys], jax.Array], keys: Keys, scores: Scores, start: jax.Array | int, queries: int
+) -> jax.Array:
+    """The keys are those of a whole sequence, of which queries number `start` and following see the end of a part."""
+    assert keys.earliest_S is not None
+    first, stop, longest = keys.earliest_S[start], start + queries, keys.slots
+    if scores.window is not None:
+        first, longest = jnp.maximum(first, start - scores.window + 1), min(scores.window + queries - 1, longest)
+
+    @partial(jax.checkpoint, static_argnums=0)  # else the backward pass of one branch keeps room for all others'
+    def with_last(size: int) -> jax.Array:
+        return with_keys(keys.cut(jnp.clip(stop - size, 0, keys.slots - size), size))
+
+    return _switched(with_last, stop - first, prefixes(longest, queries))
+
+
+def prefixes(slots: int, shortest: int) -> list[int]:
+    """The lengths that a traced number of slots is rounded up to."""
     sizes = [slots]
-    shorter = SHORTEST_PREFIX
-    while shorter < slots:
-        sizes.insert(-1, shorter)
-        shorter *= 2
+    while shortest < slots:
+        sizes.insert(-1, shortest)
+        shortest *= 2
     return sizes
+
+
+def _switched(with_size: Callable[[int], jax.Array], wanted: jax.Array, sizes: list[int]) -> jax.Array:
+    """`with_size` of the first of `sizes` that is not less than `wanted`."""
+    which = sum((wanted > size).astype(jnp.int32) for size in sizes[:-1])
+    branches = [partial(with_size, size) for size in sizes]
+    return jax.lax.switch(which, branches) if len(sizes) > 1 else branches[0]()
 
 
 def _attend_keys(

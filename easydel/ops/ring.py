@@ -58,6 +58,7 @@ def attend_ring(
     *,
     valid_BS: jax.Array | None = None,
     sinks_N: jax.Array | None = None,
+    starts_BT: jax.Array | None = None,
 ) -> jax.Array:
     """As `attend` of a whole sequence, without bias; sizes must be such that `ring.spec` is not None."""
     spec = ring.spec(q_BTNC.shape[0], q_BTNC.shape[1], q_BTNC.shape[2], k_BKSC.shape[1])
@@ -65,15 +66,24 @@ def attend_ring(
     batch, sequence, heads, _ = spec
     keys = PartitionSpec(batch, heads, sequence, None)
     row_BS = None if valid_BS is None else jnp.where(valid_BS, 0.0, MASKED)
-    specs = (spec, keys, keys, None if row_BS is None else PartitionSpec(batch, sequence), PartitionSpec(heads))
-    specs = specs if sinks_N is not None else (*specs[:4], None)
+    tokens, own_heads = PartitionSpec(batch, sequence), PartitionSpec(heads)
+    optional = ((row_BS, tokens), (sinks_N, own_heads), (starts_BT, tokens))
+    specs = (spec, keys, keys, *(None if part is None else own for part, own in optional))
     local = partial(_attend_local, scores, str(ring.sequence), ring.devices)
     mapped = jax.shard_map(local, mesh=ring.mesh, in_specs=specs, out_specs=spec, check_vma=False)
-    return mapped(q_BTNC, k_BKSC, v_BKSV, row_BS, sinks_N)
+    return mapped(q_BTNC, k_BKSC, v_BKSV, row_BS, sinks_N, starts_BT)
 
 
 def _attend_local(
-    scores: Scores, axis: str, devices: int, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, row_BS: Any, sinks_N: Any
+    scores: Scores,
+    axis: str,
+    devices: int,
+    q_BTNC: Any,
+    k_BKSC: Any,
+    v_BKSV: Any,
+    row_BS: Any,
+    sinks_N: Any,
+    starts_BT: Any,
 ) -> jax.Array:
     B, T, N, C = q_BTNC.shape
     K = k_BKSC.shape[1]
@@ -82,8 +92,9 @@ def _attend_local(
     row_BS = jnp.zeros((B, T)) if row_BS is None else row_BS
     sinks_KG = jnp.full((K, N // K), MASKED) if sinks_N is None else sinks_N.astype(jnp.float32).reshape(K, N // K)
     parts = [(q_BKGTC, 3), (k_BKSC, 2), (v_BKSV, 2), (row_BS, 1)]
+    parts += [] if starts_BT is None else [(starts_BT, 1)]
     zigzag = [_dealt(jnp.stack(jnp.split(part, pieces, axis=dim)), axis, devices) for part, dim in parts]
-    out_MBKGTV: Any = _ring(scores, axis, devices, *zigzag, sinks_KG)
+    out_MBKGTV: Any = _ring(scores, axis, devices, *zigzag[:4], sinks_KG, tuple(zigzag[4:]))
     out_MBKGTV = _dealt(out_MBKGTV, axis, devices, back=True)
     out_BKGTV = jnp.concatenate(list(out_MBKGTV), axis=3)
     return out_BKGTV.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
@@ -111,34 +122,49 @@ def _starts(device: jax.Array, pieces: int, devices: int, length: int) -> list[j
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _ring(scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any) -> jax.Array:
-    """Weighted values [M, B, K, G, T, V] of q [M, B, K, G, T, C], k and v [M, B, K, S, ...] and row [M, B, S]."""
-    return _ring_forward(scores, axis, devices, q, k, v, row, sinks_KG)[0]
+def _ring(
+    scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any, starts: Any
+) -> jax.Array:
+    """Weighted values [M, B, K, G, T, V] of q [M, B, K, G, T, C], k and v [M, B, K, S, ...] and row [M, B, S].
+
+    `starts` is empty, or has one array [M, B, S]: where the tokens' segments begin.
+    """
+    return _ring_forward(scores, axis, devices, q, k, v, row, sinks_KG, starts)[0]
 
 
 def _ring_forward(
-    scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any
+    scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any, starts: Any
 ) -> tuple[jax.Array, Any]:
     # the sink is where the online softmax starts from: its weight is 1 before there is any key
     top = jnp.broadcast_to(sinks_KG[:, :, None, None], (*q.shape[:-1], 1))
     state = (top, (top > MASKED).astype(jnp.float32), jnp.zeros((*q.shape[:-1], v.shape[-1])))
 
     def visit(state: Any, nothing: Any, mine: int, theirs: int, distance: jax.Array, visitors: Any) -> Any:
-        own = (q[mine], *(part[mine] for part in state))
+        own = (q[mine], *(part[mine] for part in state), *_beside(q, starts, mine))
         new = _blockwise(partial(_absorb, scores), distance, own, tuple(part[theirs] for part in visitors))
         return tuple(part.at[mine].set(one) for part, one in zip(state, new, strict=True)), nothing
 
-    state, _ = _rounds(scores, axis, devices, visit, state, (k, v, row), ())
+    state, _ = _rounds(scores, axis, devices, visit, state, (k, v, row, *starts), ())
     top, total, summed = state
     out = (summed / total).astype(q.dtype)
-    return out, (q, k, v, row, sinks_KG, out, top + jnp.log(total))
+    return out, (q, k, v, row, sinks_KG, starts, out, top + jnp.log(total))
+
+
+def _beside(q: jax.Array, starts: Any, mine: int) -> Any:
+    """Starts of the queries q[mine] [B, K, G, T, C], as [B, K, 1, T, 1]."""
+    return [jnp.broadcast_to(part[mine][:, None, None, :, None], (*q.shape[1:3], 1, q.shape[4], 1)) for part in starts]
+
+
+def _row(row_S: jax.Array, own_start: Any, starts_S: Any) -> jax.Array:
+    """What is added to scores for keys that are not valid, or of other segments, [S] or [1, T, S]."""
+    return row_S if not starts_S else row_S + jnp.where(own_start[0] == starts_S[0], 0.0, MASKED)
 
 
 def _absorb(scores: Scores, distance: Any, own: Any, visitors: Any) -> Any:
     """The online softmax of one kv head's queries after more keys: top score, sum of weights, weighted values."""
-    q_GTC, top, total, summed = own
-    k_SC, v_SV, row_S = visitors
-    s_GTS = masked_scores(q_GTC, k_SC, None, row_S, distance, scores)
+    q_GTC, top, total, summed, *own_start = own
+    k_SC, v_SV, row_S, *starts_S = visitors
+    s_GTS = masked_scores(q_GTC, k_SC, None, _row(row_S, own_start, starts_S), distance, scores)
     new_top = jnp.maximum(top, jnp.max(s_GTS, axis=-1, keepdims=True))
     w_GTS, fade = jnp.exp(s_GTS - new_top), jnp.exp(top - new_top)
     total = total * fade + jnp.sum(w_GTS, axis=-1, keepdims=True)
@@ -146,22 +172,23 @@ def _absorb(scores: Scores, distance: Any, own: Any, visitors: Any) -> Any:
 
 
 def _ring_backward(scores: Scores, axis: str, devices: int, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
-    q, k, v, row, sinks_KG, out, log_total = kept
+    q, k, v, row, sinks_KG, starts, out, log_total = kept
     d_out = d_out.astype(jnp.float32)
     delta = jnp.sum(d_out * out.astype(jnp.float32), axis=-1, keepdims=True)
 
     def visit(d_q: Any, gradients: Any, mine: int, theirs: int, distance: jax.Array, visitors: Any) -> Any:
-        own = (q[mine], d_out[mine], delta[mine], log_total[mine])
+        own = (q[mine], d_out[mine], delta[mine], log_total[mine], *_beside(q, starts, mine))
         seen = tuple(part[theirs] for part in visitors)
         one_q, one_k, one_v = _blockwise_gradients(scores, distance, own, seen)
         d_k, d_v = gradients
         return d_q.at[mine].add(one_q), (d_k.at[theirs].add(one_k), d_v.at[theirs].add(one_v))
 
     zeros = [jnp.zeros(part.shape, jnp.float32) for part in (q, k, v)]
-    d_q, (d_k, d_v) = _rounds(scores, axis, devices, visit, zeros[0], (k, v, row), (zeros[1], zeros[2]))
+    visitors = (k, v, row, *starts)
+    d_q, (d_k, d_v) = _rounds(scores, axis, devices, visit, zeros[0], visitors, (zeros[1], zeros[2]))
     sink_weight = jnp.exp(sinks_KG[:, :, None, None] - log_total)
     d_sinks = -jnp.sum(sink_weight * delta, axis=(0, 1, 4, 5))
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks, None
 
 
 _ring.defvjp(_ring_forward, _ring_backward)
@@ -172,6 +199,7 @@ def _rounds(
 ) -> tuple[Any, Any]:
     """`visit` for each pair of pieces that see each other, while `visitors` go round, with what they are to collect."""
     pieces, length = len(visitors[0]), visitors[0].shape[3]
+    earliest = [jnp.min(part[:, :, 0], axis=1) for part in visitors[3:]]  # the first key that each own piece sees
     here = jax.lax.axis_index(axis)
     onwards = [(device, (device + 1) % devices) for device in range(devices)]
 
@@ -183,7 +211,7 @@ def _rounds(
                 distance = own_start - start
                 near = jnp.asarray(True) if scores.window is None else distance - (length - 1) < scores.window
                 seen = near & (distance >= 0) if scores.causal else near
-
+                seen = seen & (start + length > earliest[0][mine]) if earliest else seen
                 pair = partial(visit, mine=mine, theirs=theirs, distance=distance, visitors=visitors)
                 state, travelling = jax.lax.cond(seen, pair, lambda *both: both, state, travelling)
         visitors, travelling = jax.lax.ppermute((visitors, travelling), axis, onwards)
@@ -209,8 +237,12 @@ def _joined(parts: Any) -> Any:
 
 
 def _each_head(function: Any) -> Any:
-    """Over batch and kv heads; the row of what is valid is one for all heads."""
-    return jax.vmap(jax.vmap(function, in_axes=(0, (0, 0, None))))
+    """Over batch and kv heads; what is valid, and where segments begin, is one for all heads."""
+
+    def heads(own: Any, visitors: Any) -> Any:
+        return jax.vmap(function, in_axes=(0, (0, 0, *[None] * (len(visitors) - 2))))(own, visitors)
+
+    return jax.vmap(heads)
 
 
 def _blockwise(absorb: Any, distance: jax.Array, own: Any, visitors: Any) -> Any:
@@ -235,7 +267,7 @@ def _blockwise_gradients(scores: Scores, distance: jax.Array, own: Any, visitors
         def surrogate(q: Any, k: Any, v: Any) -> jax.Array:
             """Its derivative is that of attention: by each score, weight * (d_out . value - d_out . out)."""
             head = partial(_surrogate, scores, distance + index * size)
-            return jnp.sum(_each_head(head)((q, *own[1:]), (k, v, visitors[2])))
+            return jnp.sum(_each_head(head)((q, *own[1:]), (k, v, *visitors[2:])))
 
         d_q, d_k, d_v = (d.astype(jnp.float32) for d in jax.grad(surrogate, (0, 1, 2))(own[0], *visitors[:2]))
         return (carry[0] + d_k, carry[1] + d_v), d_q
@@ -246,7 +278,8 @@ def _blockwise_gradients(scores: Scores, distance: jax.Array, own: Any, visitors
 
 
 def _surrogate(scores: Scores, distance: Any, own: Any, visitors: Any) -> jax.Array:
-    q_GTC, d_out, delta, log_total = own
-    k_SC, v_SV, row_S = visitors
-    w_GTS = jnp.exp(masked_scores(q_GTC, k_SC, None, row_S, distance, scores) - log_total)
+    q_GTC, d_out, delta, log_total, *own_start = own
+    k_SC, v_SV, row_S, *starts_S = visitors
+    row = _row(row_S, own_start, starts_S)
+    w_GTS = jnp.exp(masked_scores(q_GTC, k_SC, None, row, distance, scores) - log_total)
     return jnp.sum(weighted_sum(w_GTS, v_SV, scores) * d_out) - jnp.sum(w_GTS * delta)

@@ -1,7 +1,7 @@
 """Text to batches: documents joined by their ends of sequence into one row of tokens, cut into pieces of equal length.
 
-That is packing in its plainest form. A piece may hold the end of one document and the beginning of the next, and its
-tokens see all that is before them in the piece: there is no mask between documents, only the token that ends each.
+That is packing in its plainest form. A piece may hold the end of one document and the beginning of the next. Its tokens
+see all that is before them in the piece, or, where the token that ends documents is given, their own document only.
 """
 
 from __future__ import annotations
@@ -62,27 +62,38 @@ def packed(texts: Iterable[str], encode: Callable[[str], Sequence[int]], end: in
 class Pieces:
     """`tokens` in pieces of `length`; what is left at the end is not used. A source for grain.
 
-    Raises ArgumentError if there are not enough for one.
+    With `end`, a piece has `segment_ids`: how many of these tokens come before each token. Raises ArgumentError if
+    there are not enough tokens for one piece, or `end` is not among them.
     """
 
     tokens: np.ndarray
     length: int
+    end: int | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
             raise ArgumentError(f"the text has {len(self.tokens)} tokens, not enough for one piece of {self.length}")
+        if self.end is not None and self.end not in self.tokens:
+            raise ArgumentError(
+                f"no document ends with token {self.end}", hint="join them by packed(texts, encode, end)"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens) // self.length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"input_ids": self.tokens[index * self.length : (index + 1) * self.length]}
+        tokens = self.tokens[index * self.length : (index + 1) * self.length]
+        if self.end is None:
+            return {"input_ids": tokens}
+        ends = tokens == self.end
+        return {"input_ids": tokens, "segment_ids": np.cumsum(ends, dtype=np.int32) - ends}
 
 
-def batches(tokens: np.ndarray, length: int, batch: int, seed: int) -> Any:
+def batches(tokens: np.ndarray, length: int, batch: int, seed: int, end: int | None = None) -> Any:
     """An endless iterator of {"input_ids": [batch, length]}, shuffled anew each time around; grain's, so that
-    `get_state` and `set_state` say and decide where it is. ArgumentError if the tokens make no piece."""
-    pieces = Pieces(tokens, length)
+    `get_state` and `set_state` say and decide where it is. With `end`, the token that ends documents, there are
+    "segment_ids" that keep them apart. Raises as `Pieces`."""
+    pieces = Pieces(tokens, length, end)
     grain = needed("grain")
     shuffled = grain.MapDataset.source(pieces).seed(seed).shuffle().repeat().batch(batch)
     # a batch is a few slices of memory: threads would only cost

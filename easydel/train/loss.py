@@ -24,7 +24,7 @@ from easydel.tree import Tree, flatten, unflatten
 # B batch, T length, D model, V vocabulary, N groups, P tokens of a sequence in one group
 IGNORED = -100  # what Hugging Face's data collators put where no loss is wanted
 TOKENS = 512  # in a group, on one device: matrix products lose nothing, logits of 50,000 words take 100 MB
-INPUTS = ("input_ids", "attention_mask", "position_ids")
+INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
 Head = Callable[[Tree, jax.Array], jax.Array]
 
 
@@ -51,8 +51,9 @@ def causal_loss(
 ) -> Loss:
     """How badly the tokens of `batch` predict the next ones; as in transformers, `labels` are those of the same token.
 
-    `batch` has `input_ids` [B, T] and perhaps `labels`, `attention_mask`, `position_ids` of the same shape. A label is
-    a token, or -100 for none; without `labels`, they are the attended tokens. Any other label makes the loss NaN.
+    `batch` has `input_ids` [B, T] and perhaps `labels`, `attention_mask`, `position_ids`, `segment_ids` of the same
+    shape. A label is a token, or -100 for none; without `labels`, they are the attended tokens. Any other label makes
+    the loss NaN. The last token of a segment predicts nothing.
     `z_weight` times the squared log of the softmax's denominator is added (PaLM, arXiv:2204.02311: 1e-4). The logits
     of at most `tokens` tokens on each device exist at a time. Only first derivatives, and only of `objective`.
     """
@@ -84,13 +85,17 @@ def check_causal(model: BaseNNXModule) -> None:
 
 
 def next_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """What each position should predict [B, T]: the label after it; -100 for the last, and where there is none."""
+    """What each position should predict [B, T]: the label after it; -100 for the last of a row or segment, and where
+    there is none."""
     labels_BT = batch.get("labels")
     if labels_BT is None:
         labels_BT = batch["input_ids"]
         if "attention_mask" in batch:
             labels_BT = jnp.where(batch["attention_mask"].astype(bool), labels_BT, IGNORED)
-    return jnp.pad(labels_BT[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+    next_BT = labels_BT[:, 1:]
+    if (ids_BT := batch.get("segment_ids")) is not None:
+        next_BT = jnp.where(ids_BT[:, 1:] == ids_BT[:, :-1], next_BT, IGNORED)
+    return jnp.pad(next_BT, ((0, 0), (0, 1)), constant_values=IGNORED)
 
 
 def head_params(model: BaseNNXModule, params: Mapping[str, Any]) -> Tree:

@@ -151,7 +151,7 @@ def step(
 @dataclass(frozen=True, eq=False)
 class Step:
     """What `step` returns. `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss),
-    `attention_mask` and `position_ids`; in several processes each gives the whole batch."""
+    `attention_mask`, `position_ids` and `segment_ids`; in several processes each gives the whole batch."""
 
     model: BaseNNXModule
     optimizer: Optimizer

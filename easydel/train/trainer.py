@@ -36,7 +36,8 @@ class Settings:
     """How long and on what: `batch` sequences of `length` tokens in each of `steps` steps.
 
     `save_every` steps a checkpoint is made, and the last `keep` are kept. See `step` for `accumulate`, `clip` and
-    `z_weight`. `seed` is that of the data's order.
+    `z_weight`. `seed` is that of the data's order. `document_end` is the token that ends documents: with it, tokens see
+    their own document only, and the first token of a document is not predicted.
     """
 
     steps: int
@@ -48,6 +49,7 @@ class Settings:
     seed: int = 0
     save_every: int = 100
     keep: int = 2
+    document_end: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "save_every", "keep"):
@@ -90,7 +92,7 @@ class Trainer:
         """
         settings, folder = self.settings, Path(self.directory)
         self._check()
-        data = batches(self.tokens, settings.length, settings.batch, settings.seed)
+        data = batches(self.tokens, settings.length, settings.batch, settings.seed, settings.document_end)
         state = init_state(self.model, self.params, self.optimizer, trainable=self.trainable)
         choices = {"accumulate": settings.accumulate, "clip": settings.clip, "z_weight": settings.z_weight}
         advance = step(self.model, self.optimizer, **choices)

@@ -1,0 +1,125 @@
+"""Attention of whole sequences on TPUs by "splash", the Pallas kernel that comes with JAX.
+
+Blocks of scores never leave the chip's own memory, and those that order or window mask are skipped, in the backward
+pass too. Keys that are not valid are made a segment that no query belongs to. Importing the kernel takes as long as
+half of `import easydel` may: only the functions that need it do.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from easydel.ops.ring import Ring
+from easydel.ops.scores import Scores
+from easydel.sharding.placement import fit
+
+# B batch, T queries and keys, N heads, K kv heads, C head channels, V value channels
+LANES = 128  # blocks are made of so many keys at least, as wide as a TPU's vector registers
+SHORTEST = 256  # shorter sequences are one chunk elsewhere: there is nothing to skip
+BLOCKS = (512, 256, LANES)  # queries and keys; larger ones do not fit into a TPU's memory in the backward pass
+CHANNELS = 256  # as far as JAX's own tests of the kernel go; those of 64 fill half of a register
+NOWHERE = -1  # the segment of keys that are not valid
+
+
+def takes(q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, scores: Scores) -> bool:
+    """Whether the kernel computes attention of whole sequences with these shapes and dtypes."""
+    T, C, V = q_BTNC.shape[1], q_BTNC.shape[3], v_BKSV.shape[3]
+    sized = T % LANES == 0 and T >= SHORTEST and all(c % 64 == 0 and c <= CHANNELS for c in (C, V))
+    # the kernel multiplies in the hardware's own precision, which is all that there is to bfloat16
+    precise = q_BTNC.dtype == jnp.float32 and scores.precision in (None, jax.lax.Precision.DEFAULT)
+    typed = q_BTNC.dtype == k_BKSC.dtype == v_BKSV.dtype and (precise or q_BTNC.dtype == jnp.bfloat16)
+    return sized and typed
+
+
+def split(ring: Ring, batch: int, heads: int, kv_heads: int) -> tuple[Any, Any] | None:
+    """The mesh axes of batch and heads; None if a device would have queries without their kv heads."""
+    spec = fit((batch, heads), (ring.batch, ring.heads), ring.mesh)
+    kv_spec = fit((batch, kv_heads), (ring.batch, ring.kv_heads), ring.mesh)
+    return (spec[0], spec[1]) if spec == kv_spec else None
+
+
+def attend_splash(
+    q_BTNC: jax.Array,
+    k_BKSC: jax.Array,
+    v_BKSV: jax.Array,
+    scores: Scores,
+    *,
+    valid_BS: jax.Array | None = None,
+    sinks_N: jax.Array | None = None,
+    starts_BT: jax.Array | None = None,
+    ring: Ring | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """As `attend` of whole sequences that it `takes`, without bias.
+
+    `ring` says how arrays are split over several devices, if they are: `split` must not be None. With `interpret` the
+    kernel runs on any device, slowly.
+    """
+    ids = None if valid_BS is None and starts_BT is None else _ids(valid_BS, starts_BT)
+    local = partial(_attend_local, scores, interpret)
+    if ring is None or ring.mesh.size == 1:
+        return local(q_BTNC, k_BKSC, v_BKSV, ids, sinks_N)
+    axes = split(ring, q_BTNC.shape[0], q_BTNC.shape[2], k_BKSC.shape[1])
+    assert axes is not None
+    queries, keys = PartitionSpec(axes[0], None, axes[1], None), PartitionSpec(*axes, None, None)
+    row = None if ids is None else (PartitionSpec(axes[0], None),) * 2
+    specs = (queries, keys, keys, row, None if sinks_N is None else PartitionSpec(axes[1]))
+    mapped = jax.shard_map(local, mesh=ring.mesh, in_specs=specs, out_specs=queries, check_vma=False)
+    return mapped(q_BTNC, k_BKSC, v_BKSV, ids, sinks_N)
+
+
+def _ids(valid_BS: jax.Array | None, starts_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The segments of queries and of keys, [B, T] each."""
+    if valid_BS is None:
+        assert starts_BT is not None
+        return starts_BT, starts_BT
+    own_BT = jnp.zeros(valid_BS.shape, jnp.int32) if starts_BT is None else starts_BT
+    return own_BT, jnp.where(valid_BS, own_BT, NOWHERE)
+
+
+def _attend_local(
+    scores: Scores, interpret: bool, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, ids: Any, sinks_N: Any
+) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    T, N = q_BTNC.shape[1:3]
+    kernel = _kernel(T, N, scores, interpret)
+    # the kernel knows no scale; one rounding to the queries' dtype, as where scores are scaled
+    q_BNTC = (q_BTNC.astype(jnp.float32) * scores.scale).astype(q_BTNC.dtype).swapaxes(1, 2)
+
+    def row(q_NTC: Any, k_KSC: Any, v_KSV: Any, ids: Any) -> jax.Array:
+        return kernel(q_NTC, k_KSC, v_KSV, None if ids is None else SegmentIds(*ids), sinks_N)
+
+    return jax.vmap(row)(q_BNTC, k_BKSC, v_BKSV, ids).swapaxes(1, 2)
+
+
+def _kernel(length: int, heads: int, scores: Scores, interpret: bool) -> Any:
+    """A function of one row's q [N, T, C], k [K, S, C], v [K, S, V]; heads that share keys read the same ones."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        BlockSizes,
+        CausalMask,
+        FullMask,
+        LocalMask,
+        MultiHeadMask,
+        make_splash_mha_single_device,
+    )
+
+    shape = (length, length)
+    if scores.window is not None:
+        mask = LocalMask(shape, (scores.window - 1, 0 if scores.causal else None), 0)
+    else:
+        mask = CausalMask(shape) if scores.causal else FullMask(shape)
+    block = next(block for block in BLOCKS if length % block == 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes: dict[str, Any] = {f"block_{name}": block for name in names}
+    return make_splash_mha_single_device(
+        MultiHeadMask([mask] * heads),
+        block_sizes=BlockSizes(**sizes),
+        attn_logits_soft_cap=scores.softcap,
+        interpret=interpret,
+    )
