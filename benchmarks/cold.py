@@ -1,6 +1,6 @@
-"""From the start of a process to the first token of an answer: ours and transformers', in turn.
+"""From the start of a process to the first token of an answer: ours, transformers', llama.cpp's if installed, in turn.
 
-    python benchmarks/cold.py [--repeat 5] [--output out.json]
+    python benchmarks/cold.py [--repeat 5] [--shape 135m|tiny] [--output out.json] [--force]
 
 SmolLM2-135M's shape with random weights, float32, a prompt of 17 tokens, files in the page cache. Ours is measured with
 nothing compiled before, and with the compilation cache that an earlier process left. Every run is a new process, timed
@@ -18,17 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import llama
 from measured import Measured, quiet_machine, show, write
+from train import SHAPES, make_model
 
-CONFIG = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
 OURS = """
 import sys
 import numpy as np
@@ -60,14 +53,15 @@ prompt = torch.arange(100, 117)[None]
 model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False, streamer=First())
 """
 LIMITS = {"ours, nothing cached": 0.75, "ours, cached": 0.45}
+THEIR_PROGRAMS = {"transformers": ["-c", THEIRS], **({"llama.cpp": [llama.__file__]} if llama.INSTALLED else {})}
 
 
-def first_token(program: str, directory: str, cache: str) -> tuple[float, str]:
-    """Seconds until a process prints its first token, and that line."""
+def first_token(program: list[str], directory: str, cache: str) -> tuple[float, str]:
+    """Seconds until a process of Python prints its first token, and that line."""
     environment = os.environ | {"XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-c", program, directory],
+        [sys.executable, *program, directory],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,29 +77,32 @@ def first_token(program: str, directory: str, cache: str) -> tuple[float, str]:
     return seconds, line.strip()
 
 
-def finished(program: str, directory: str, cache: str) -> None:
+def finished(program: list[str], directory: str, cache: str) -> None:
     """One process to its end: it leaves its compiled programs."""
     environment = os.environ | {"XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", program, directory], env=environment, capture_output=True, check=True)
+    subprocess.run([sys.executable, *program, directory], env=environment, capture_output=True, check=True)
 
 
 def measure(directory: str, repeat: int) -> tuple[dict[str, list[float]], set[str]]:
-    seconds: dict[str, list[float]] = {"transformers": [], **{name: [] for name in LIMITS}}
+    seconds: dict[str, list[float]] = {name: [] for name in (*THEIR_PROGRAMS, *LIMITS)}
     tokens: set[str] = set()
 
-    def run(name: str, program: str, cache: str) -> None:
+    def run(name: str, program: list[str], cache: str) -> None:
         took, token = first_token(program, directory, cache)
         seconds[name].append(took)
         tokens.add(token)
 
+    ours = ["-c", OURS]
     with tempfile.TemporaryDirectory() as warm:
-        finished(OURS, directory, warm)
-        first_token(THEIRS, directory, warm)  # files and libraries are in the page cache from here on
+        finished(ours, directory, warm)
+        for program in THEIR_PROGRAMS.values():
+            first_token(program, directory, warm)  # files and libraries are in the page cache from here on
         for _ in range(repeat):
-            run("transformers", THEIRS, warm)
+            for name, program in THEIR_PROGRAMS.items():
+                run(name, program, warm)
             with tempfile.TemporaryDirectory() as empty:
-                run("ours, nothing cached", OURS, empty)
-            run("ours, cached", OURS, warm)
+                run("ours, nothing cached", ours, empty)
+            run("ours, cached", ours, warm)
     return seconds, tokens
 
 
@@ -117,24 +114,22 @@ def table(seconds: dict[str, list[float]]) -> Measured:
         row = [f"{f(ratios):.2f}" for f in (statistics.median, min, max)]
         rows.append((name, f"{statistics.median(values):.2f}", *row, str(LIMITS.get(name, ""))))
         bars[name] = statistics.median(ratios)
-    return Measured("From the start of a process to the first token", columns, rows, bars, "seconds / transformers'")
+    title = "From the start of a process to the first token"
+    return Measured(title, columns, rows, bars, "seconds / transformers'", [llama.NOTE])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--shape", choices=SHAPES, default="135m")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
     arguments = parser.parse_args()
     machine = quiet_machine(force=arguments.force)
     with tempfile.TemporaryDirectory() as directory:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**CONFIG))
-        model.generation_config.eos_token_id = None
-        model.save_pretrained(directory)
+        make_model(directory, arguments.shape)
+        if llama.INSTALLED:
+            llama.write_model(directory)
         seconds, tokens = measure(directory, arguments.repeat)
     measured = table(seconds)
     show(measured)

@@ -71,7 +71,7 @@ def show(measured: Measured) -> None:
     table = Table(*measured.columns, title=measured.title)
     for row in measured.rows:
         table.add_row(*row)
-    console = Console(width=120)
+    console = Console(width=140)
     console.print(table)
     for note in measured.notes:
         console.print(note, highlight=False)

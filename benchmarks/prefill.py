@@ -1,10 +1,10 @@
-"""How long reading a prompt takes, to its first token: ours against PyTorch and transformers, in turn, float32.
+"""How long reading a prompt takes, to its first token: ours, PyTorch and transformers, llama.cpp if installed, in turn.
 
     python benchmarks/prefill.py [--repeat 5] [--shape 135m|tiny] [--output out.json] [--force]
 
-A random model of SmolLM2-135M's shape. The limit is the time of all products with parameters (embedding and head left
-out: only one position needs logits) at the rate of a large matrix product, which is measured too. A busy machine is
-refused unless --force: a neighbour slows PyTorch more than us.
+A random model of SmolLM2-135M's shape, float32. The limit is the time of all products with parameters (embedding and
+head left out: only one position needs logits) at the rate of a large matrix product, which is measured too. A busy
+machine is refused unless --force: a neighbour slows the others more than us.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from measured import Worker
 from train import SHAPES, flops_per_second
-from turns import arguments, compare, report
+from turns import arguments, compare, report, started
 
 LENGTHS = {512: 1.05, 2048: 0.95}  # with the speed, in that of torch, that is to be shown
 
@@ -29,13 +29,14 @@ def main() -> None:
     cases = {
         f"{length} tokens": lambda engine, length=length: first_token_seconds(engine, length) for length in LENGTHS
     }
-    results, facts = compare(chosen, cases)
+    with started(chosen.shape) as engines:
+        results = compare(engines, cases, chosen.repeat)
     shape = SHAPES[chosen.shape]
-    inner = facts["easydel"]["parameters"] - shape["vocab_size"] * shape["hidden_size"]
+    inner = engines["easydel"].facts["parameters"] - shape["vocab_size"] * shape["hidden_size"]
     for (length, least), result in zip(LENGTHS.items(), results.values(), strict=True):
         result |= {"limit": 2 * inner * length / rate, "least": least}
     note = f"The limit: products with all parameters, at {rate / 1e9:.0f} GFLOP/s."
-    report(chosen, "Reading a prompt, to its first token", note, results, facts)
+    report(chosen, "Reading a prompt, to its first token", [note], results, engines)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from measured import Measured, Worker, quiet_machine, show, write
 
-SHAPES = {  # SmolLM2-135M, and one to try the script with
+SHAPES = {  # SmolLM2-135M, one with as many arrays and little in them, and one to try the scripts with
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+    "narrow": {"vocab_size": 257, "hidden_size": 72, "intermediate_size": 144, "num_hidden_layers": 30},
     "tiny": {"vocab_size": 997, "hidden_size": 144, "intermediate_size": 256, "num_hidden_layers": 2},
 }
 SHARED = {"num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}

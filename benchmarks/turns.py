@@ -13,16 +13,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import llama
 import numpy as np
 from measured import Measured, Worker, quiet_machine, show, write
 from train import SHAPES, make_model
 
-Generate = Callable[[np.ndarray, int], np.ndarray]
-ENGINES = ("torch", "easydel")
+Generate = Callable[..., np.ndarray]
+Ask = Callable[[Worker], tuple[float, Any]]
 
 
 def torch_engine(directory: str) -> tuple[Generate, dict[str, Any]]:
@@ -41,29 +45,51 @@ def torch_engine(directory: str) -> tuple[Generate, dict[str, Any]]:
     return generate, {"version": torch.__version__}
 
 
+def llama_engine(directory: str) -> tuple[Generate, dict[str, Any]]:
+    model = llama.Llama(directory)
+    return model.generate, {"version": model.cpp.__version__}
+
+
 def our_engine(directory: str) -> tuple[Generate, dict[str, Any]]:
     import jax
 
     from easydel import AutoEasyDeLModelForCausalLM
+    from easydel.generate import PromptCache
 
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    greedy: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
+    kept = cache(lambda slots: PromptCache())
 
-    def generate(ids: np.ndarray, new: int) -> np.ndarray:
-        return model.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=None).sequences
+    def generate(ids: np.ndarray, new: int, slots: int | None = None) -> np.ndarray:
+        """With `slots`, in a cache of so many, which the first such call has made for a longer prompt."""
+        options = greedy if slots is None else greedy | {"prompt_cache": kept(slots)}
+        if slots is not None and not kept(slots).reused:
+            model.generate(np.resize(ids, (1, slots // 2)), max_new_tokens=2, **options)
+        made = model.generate(ids, max_new_tokens=new, **options).sequences
+        if slots is not None:
+            assert kept(slots)._state.tokens_BS.shape[1] == slots, "another cache than was asked for"
+        return made
 
     return generate, {"version": jax.__version__, "bytes": size, "parameters": model.num_params()}
 
 
+START = {"torch": torch_engine, **({"llama.cpp": llama_engine} if llama.INSTALLED else {}), "easydel": our_engine}
+PEERS = [name for name in START if name != "easydel"]
+
+
 def serve(engine: str, directory: str, vocabulary: int) -> None:
-    """For each line on stdin, (batch, length, new tokens), answer with seconds and the new tokens."""
-    generate, facts = {"torch": torch_engine, "easydel": our_engine}[engine](directory)
+    """For each line on stdin, (batch, length, new tokens, more), answer with seconds and the new tokens.
+
+    `more` is what only ours takes.
+    """
+    generate, facts = START[engine](directory)
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        batch, length, new = json.loads(line)
+        batch, length, new, *more = json.loads(line)
         ids = np.random.default_rng(length).integers(3, vocabulary, (batch, length))
         start = time.perf_counter()
-        tokens = generate(ids, new)
+        tokens = generate(ids, new, *more)
         seconds = time.perf_counter() - start
         print(json.dumps({"seconds": seconds, "tokens": tokens[:, length:].tolist()}), flush=True)
 
@@ -79,45 +105,76 @@ def arguments(description: str | None) -> argparse.Namespace:
     return chosen
 
 
-Ask = Callable[[Worker], tuple[float, Any]]
-
-
-def compare(chosen: argparse.Namespace, cases: dict[str, Ask]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """For each case the seconds of each engine, in turn, after one round that may compile; and facts about engines.
-
-    A case asks an engine, and gives seconds and tokens. The engines have to agree on the tokens.
-    """
+@contextmanager
+def started(shape: str) -> Iterator[dict[str, Worker]]:
+    """The engines by name, with one random model."""
     with tempfile.TemporaryDirectory() as directory:
-        make_model(directory, chosen.shape)
-        vocabulary = str(SHAPES[chosen.shape]["vocab_size"])
-        engines = {name: Worker(__file__, name, directory, vocabulary) for name in ENGINES}
-        results: dict[str, Any] = {}
-        for case, ask in cases.items():
-            tokens = [ask(engine)[1] for engine in engines.values()]
-            rounds = [{name: ask(engine)[0] for name, engine in engines.items()} for _ in range(chosen.repeat)]
-            results[case] = {"rounds": rounds, "same_tokens": tokens[0] == tokens[1]}
+        make_model(directory, shape)
+        if llama.INSTALLED:
+            llama.write_model(directory)
+        vocabulary = str(SHAPES[shape]["vocab_size"])
+        engines = {name: Worker(__file__, name, directory, vocabulary) for name in START}
+        yield engines
         for engine in engines.values():
             engine.close()
-    return results, {name: engine.facts for name, engine in engines.items()}
 
 
-def report(chosen: argparse.Namespace, title: str, note: str, results: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Print a table, and write JSON. Each result has `rounds`, `same_tokens`, its `limit` in seconds, and `least`."""
-    columns = ("case", "torch ms", "ours ms", "torch / ours", "min", "max", "at least", "of the limit", "tokens")
-    rows, bars = [], {}
-    for case, result in results.items():
-        rounds = result["rounds"]
-        ratios = [one["torch"] / one["easydel"] for one in rounds]
-        torch_ms, our_ms = (1e3 * statistics.median(one[name] for one in rounds) for name in ENGINES)
-        bars[case] = statistics.median(ratios)
-        cells = [torch_ms, our_ms, bars[case], min(ratios), max(ratios)]
-        share = f"{1e5 * result['limit'] / our_ms:.0f} %"
-        same = "same" if result["same_tokens"] else "DIFFER"
-        rows.append((case, *(f"{cell:.2f}" for cell in cells), str(result["least"]), share, same))
-    measured = Measured(title, columns, rows, bars, "speed / torch's", [note])
+def in_turn(asks: Mapping[str, Callable[[], tuple[float, Any]]], repeat: int) -> dict[str, Any]:
+    """The seconds of each in `rounds`, after one that may compile; and those whose answers differ from the first's."""
+    answers = {name: ask()[1] for name, ask in asks.items()}
+    expected = next(iter(answers.values()))
+    rounds = [{name: ask()[0] for name, ask in asks.items()} for _ in range(repeat)]
+    return {"rounds": rounds, "differ": [name for name, answer in answers.items() if answer != expected]}
+
+
+def compare(engines: Mapping[str, Worker], cases: Mapping[str, Ask], repeat: int) -> dict[str, Any]:
+    """`in_turn` of all engines for each case, which asks an engine and gives seconds and tokens."""
+    return {
+        case: in_turn({name: partial(ask, engine) for name, engine in engines.items()}, repeat)
+        for case, ask in cases.items()
+    }
+
+
+def ratios(result: Mapping[str, Any], slow: str, fast: str) -> list[float]:
+    """How many times faster `fast` was, in each round."""
+    return [one[slow] / one[fast] for one in result["rounds"]]
+
+
+def spread(values: Sequence[float]) -> list[str]:
+    """Median, minimum and maximum."""
+    return [f"{of(values):.2f}" for of in (statistics.median, min, max)]
+
+
+def report(
+    chosen: argparse.Namespace,
+    title: str,
+    notes: Sequence[str],
+    results: Mapping[str, Any],
+    engines: Mapping[str, Worker],
+    **raw: Any,
+) -> None:
+    """Print a table, and write JSON. Each result is of `compare`, with its `limit` in seconds, and `least`."""
+    times = [*(f"{name} ms" for name in PEERS), "ours ms"]
+    faster, *others = [[f"{name} / ours", "min", "max"] for name in PEERS]
+    columns = ["case", *times, *faster, "at least", *chain(*others), "of the limit", "tokens"]
+    rows = [row(case, result) for case, result in results.items()]
+    bars = {case: statistics.median(ratios(result, "torch", "easydel")) for case, result in results.items()}
+    for peer in PEERS[1:]:
+        bars |= {f"{peer}, {case}": statistics.median(ratios(results[case], "torch", peer)) for case in results}
+    measured = Measured(title, columns, rows, bars, "speed / torch's", [*notes, llama.NOTE])
     show(measured)
     if chosen.output:
-        write(chosen.output, measured, chosen.machine, shape=chosen.shape, engines=facts, results=results)
+        facts = {name: engine.facts for name, engine in engines.items()}
+        write(chosen.output, measured, chosen.machine, shape=chosen.shape, engines=facts, results=results, **raw)
+
+
+def row(case: str, result: Mapping[str, Any]) -> list[str]:
+    medians = {name: statistics.median(one[name] for one in result["rounds"]) for name in START}
+    times = [f"{1e3 * seconds:.2f}" for seconds in medians.values()]
+    faster, *others = [spread(ratios(result, peer, "easydel")) for peer in PEERS]
+    share = f"{100 * result['limit'] / medians['easydel']:.0f} %"
+    same = f"{', '.join(result['differ'])} DIFFER" if result["differ"] else "same"
+    return [case, *times, *faster, str(result["least"]), *chain(*others), share, same]
 
 
 if __name__ == "__main__":

@@ -124,14 +124,15 @@ TINY: dict[str, Tiny] = {
 def write_gguf(
     file: Path, tiny: Tiny, model: PreTrainedModel | None = None, change: Callable[[str, np.ndarray], Any] | None = None
 ) -> Path:
-    """`change(name, array)` may replace a tensor by (raw bytes, block type)."""
+    """`change(name, array)` may replace a tensor by (raw bytes, block type). `model` may be larger than tiny."""
     model = model or tiny.model()
     writer = gguf.GGUFWriter(file, tiny.arch)
     writer.add_name("tiny")
-    for key, value in {**_sizes(tiny.config()), **tiny.metadata}.items():
+    for key, value in {**_sizes(model.config), **tiny.metadata}.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](f"{tiny.arch}.{key}", value)
-    writer.add_token_list([f"t{number}" for number in range(97)])
+    writer.add_tokenizer_model("none")  # llama.cpp wants to be told
+    writer.add_token_list([f"t{number}" for number in range(model.config.vocab_size)])
     for role in ("bos", "eos", "pad"):
         if (number := getattr(model.config, f"{role}_token_id")) is not None:
             getattr(writer, f"add_{role}_token_id")(number)
