@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 MAX_BYTES = 4 << 30
-MIN_SECONDS = 0.1  # programs that compile faster are not worth a file
+MIN_SECONDS = 0.03  # to fetch a program takes about a hundredth of a second
 
 
 def use_compilation_cache() -> Path | None:
