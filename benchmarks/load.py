@@ -11,6 +11,7 @@ result comes with every load. A busy machine is refused unless --force.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import mmap
 import os
@@ -193,6 +194,7 @@ def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
             result = {"copy": copied, "load": seconds, "touch": touched}
             runs.append(result | ({"above": scope["above"](loaded)} if "above" in scope else {}))
         del loaded
+        gc.collect()  # not in the middle of the next run
     return runs
 
 

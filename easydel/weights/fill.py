@@ -46,10 +46,13 @@ class Filler:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _nonfinite: dict[str, Path] = field(default_factory=dict)
 
-    def fill(self, path: str, index: Index, out: np.ndarray) -> None:
-        """Slice `index` of a parameter into `out`, in the dtype of `out`."""
+    def fill(self, path: str, index: Index, out: np.ndarray, *, checked: bool = True) -> None:
+        """Slice `index` of a parameter into `out`, in the dtype of `out`.
+
+        Not `checked`, NaN and Inf may go unnoticed: somebody else looks for them.
+        """
         for part in self.plan.expressions[path].parts(index, out):
-            self._copy(path, part)
+            self._copy(path, part, checked)
 
     def fill_int8(self, path: str, rows: Index, outs: Sequence[tuple[slice, np.ndarray]], scales: np.ndarray) -> None:
         """Rows of a parameter as int8, each of `outs` getting some columns of them, with a scale per row."""
@@ -59,10 +62,13 @@ class Filler:
         for block, picked in _blocks(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
             scratch = self.reader.scratch((*shape, width), np.dtype(np.float32), "rows")
-            self.fill(path, (*block, slice(0, width)), scratch)
-            values, scales[picked] = rounded_rows(scratch)
+            self.fill(path, (*block, slice(0, width)), scratch, checked=False)
+            values, found = rounded_rows(scratch)
+            scales[picked] = found
             for columns, out in outs:
                 np.copyto(out[picked], values[..., columns], casting="unsafe")
+            if self.finite is not None and not np.isfinite(found).all():
+                self.fill(path, (*block, slice(0, width)), scratch)  # once more, for the names of the tensors
 
     def fill_shared(self, path: str, parts: Sequence[tuple[Index, np.ndarray]]) -> None:
         """Parts of a parameter that lie in the same rows of the file: what they span is read once."""
@@ -126,7 +132,7 @@ class Filler:
             with self._lock:
                 self._nonfinite[name] = tensor.file
 
-    def _copy(self, path: str, part: Part) -> None:
+    def _copy(self, path: str, part: Part, checked: bool) -> None:
         tensor, out = self.plan.tensors[part.name], part.out
         if isinstance(tensor, Tensor) and tensor.source is not None and not is_contiguous(tensor, part.index):
             self._copy_rows(path, tensor, part)
@@ -139,7 +145,7 @@ class Filler:
         elif tensor.dtype == out.dtype and out.flags.c_contiguous:
             self._read_checked(tensor, first_byte(tensor, part.index), out)
         else:
-            self._cast(path, tensor, part)
+            self._cast(path, tensor, part, checked)
 
     def _deal(self, path: str, parts: Sequence[Part]) -> None:
         """Whole rows of a local tensor, to the parts that each have some columns of them."""
@@ -193,7 +199,7 @@ class Filler:
             _assign(out, scratch[..., columns] if short else scratch, path)
             self._check(tensor, part.name, out)
 
-    def _cast(self, path: str, tensor: Tensor, part: Part) -> None:
+    def _cast(self, path: str, tensor: Tensor, part: Part, checked: bool) -> None:
         room = SCRATCH_BYTES if tensor.source is None else ROWS_BYTES
         depth, below = _depth(part.out.shape, tensor.dtype.itemsize, room)
         for block, picked in _blocks(part.index[:depth], below, room):
@@ -201,7 +207,8 @@ class Filler:
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
             self.reader.read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
             _assign(out, scratch, path)
-            self._check(tensor, part.name, min(scratch, out, key=lambda values: values.itemsize))
+            if checked:
+                self._check(tensor, part.name, min(scratch, out, key=lambda values: values.itemsize))
 
     def _read_checked(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
         """As `_read`, in steps that are looked at while the processor's cache still has them."""
