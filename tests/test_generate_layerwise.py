@@ -14,6 +14,7 @@ from cases.dense import case as dense
 from cases.llama import llama
 from parity import make_reference, padded_mask, random_ids
 
+import easydel.generate.layerwise
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.generate.layerwise import kinds_of_layers
 from easydel.generate.programs import enter, leave, pass_layer, prefill
@@ -57,6 +58,14 @@ def test_a_program_for_each_kind_of_layer_makes_the_tokens_of_transformers(
     np.testing.assert_array_equal(tokens(model, case), expected)
     assert made(model) == {"prefill": 0, "enter": 1, "pass_layer": kinds, "leave": 1}
     assert kinds == (1 if case is LLAMA else 2)
+
+
+def test_long_prompts_go_in_one_program(saved: tuple[Path, Case, np.ndarray], monkeypatch: pytest.MonkeyPatch):
+    directory, case, expected = saved
+    monkeypatch.setattr(easydel.generate.layerwise, "LONG", 31)  # two rows in a bucket of 16
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+    np.testing.assert_array_equal(tokens(model, case), expected)
+    assert made(model) == {"prefill": 1, "enter": 0, "pass_layer": 0, "leave": 0}
 
 
 def test_few_or_stacked_layers_go_in_one_program(tmp_path: Path):

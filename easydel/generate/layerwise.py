@@ -1,8 +1,8 @@
 """A prompt's pass in small programs: one before the layers, one for each kind of layer, one behind them.
 
 Layers of a kind share a program, whatever their parameters are. A program of all layers takes as many times longer to
-compile, to fetch from the compilation cache, and to prepare for its first run; and it is no faster then, since each
-layer of a prompt is work enough for a call. A step of decoding is one program: there the calls would count.
+compile, to fetch from the compilation cache, and to prepare for its first run; and it is no faster then, unless prompts
+are long. A step of decoding is one program: there the calls would count.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from easydel.tree import flatten
 
 Params = Mapping[str, Any]
 Program = Callable[[Callable[..., Any]], Callable[..., Any]]
+# Tokens of all prompts above which one program runs faster: on CPUs each call's temporaries are new memory, whose first
+# touch then costs 5 % of the pass.
+LONG = 1024
 REPEATS = 4  # layers of a kind, on average, from which three programs are quicker to make than one
 
 
@@ -31,7 +34,7 @@ def first_pass(
     `program` makes one of the functions of `programs` something that takes its arguments after the model.
     """
     kinds = kinds_of_layers(model, params)
-    if len(kinds) < REPEATS * max(len(set(kinds)), 1):
+    if prompt.ids_BT.size > LONG or len(kinds) < REPEATS * max(len(set(kinds)), 1):
         return program(prefill)(params, prompt, source, rules)
     outer = {**params, "model": {name: part for name, part in params["model"].items() if name != "layers"}}
     x_BTD, caches = program(enter)(outer, prompt), []
