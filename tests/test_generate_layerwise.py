@@ -96,3 +96,13 @@ def likeliest(model: BaseNNXModule, params: Any) -> np.ndarray:
     """The next token of each row, by the forward pass of all layers."""
     ids = random_ids(LLAMA, BATCH)
     return np.asarray(model.apply(params, ids, padded_mask(*ids.shape)).logits[:, -1].argmax(axis=-1))
+
+
+def test_layers_go_in_their_order_whatever_order_the_dict_has(tmp_path: Path):
+    """What went through `jax.tree.map`, or a training step, is sorted as text: "10" before "2"."""
+    make_reference(llama("layerwise", num_hidden_layers=12), tmp_path)
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
+    mapped = jax.tree.map(lambda leaf: leaf, params)
+    assert list(mapped["model"]["layers"])[2] == "10"
+    np.testing.assert_array_equal(tokens(model, LLAMA, params=mapped), tokens(model, LLAMA))
+    assert made(model)["pass_layer"] == 1

@@ -38,8 +38,8 @@ def first_pass(
         return program(prefill)(params, prompt, source, rules)
     outer = {**params, "model": {name: part for name, part in params["model"].items() if name != "layers"}}
     x_BTD, caches = program(enter)(outer, prompt), []
-    for kind, own in zip(kinds, params["model"]["layers"].values(), strict=True):
-        x_BTD, cache = program(pass_layer)(kind, own, x_BTD, prompt)
+    for index, kind in enumerate(kinds):
+        x_BTD, cache = program(pass_layer)(kind, _layer(params, index), x_BTD, prompt)
         caches.append(cache)
     state, made = program(leave)(outer, x_BTD, prompt, rules)
     return replace(state, cache={**state.cache, "layers": caches}), made
@@ -53,5 +53,12 @@ def kinds_of_layers(model: BaseNNXModule, params: Params) -> Sequence[int]:
     if not isinstance(model.record, Decoder) or model.policy.scan_layers:
         return []
     first: dict[tuple[Any, ...], int] = {}
-    layers = zip(model.record.alike, params["model"]["layers"].values(), strict=True)
-    return [first.setdefault((alike, *sorted(flatten(own))), index) for index, (alike, own) in enumerate(layers)]
+    return [
+        first.setdefault((alike, *sorted(flatten(_layer(params, index)))), index)
+        for index, alike in enumerate(model.record.alike)
+    ]
+
+
+def _layer(params: Params, index: int) -> Params:
+    """By name: trees that JAX has mapped are in another order."""
+    return params["model"]["layers"][str(index)]
