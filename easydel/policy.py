@@ -12,9 +12,17 @@ from easydel.ops.ring import Ring
 from easydel.sharding import PartitionAxis, constrain
 from easydel.sharding.axes import AxisName
 
+ATTENTION_OUTPUT, MLP_HIDDEN = "attention_output", "mlp_hidden"  # what layers name for the backward pass
 REMAT = "everything"  # recomputes all of a layer but its input
-# Those of jax.checkpoint_policies that are policies; the others make some, and need arguments.
+# What else is kept: what attention gives before its output projection; what goes into the activation of an MLP.
+KEPT = {
+    "save_attention": (ATTENTION_OUTPUT,),
+    "save_mlp": (MLP_HIDDEN,),
+    "save_attention_and_mlp": (ATTENTION_OUTPUT, MLP_HIDDEN),
+}
 REMAT_POLICIES = (
+    *KEPT,
+    # those of jax.checkpoint_policies that are policies; the others make some, and need arguments
     "everything_saveable",
     "nothing_saveable",
     "dots_saveable",
@@ -29,8 +37,8 @@ class Policy:
     """Computation dtype, storage dtype, matmul precision, and the mesh that activations are constrained to.
 
     `mesh` None means one device, or placement chosen by the user: nothing is constrained. `scan_layers` stacks equal
-    layers and runs them by `jax.lax.scan`. `remat` names what the backward pass recomputes: "everything", or the name
-    of a policy in `jax.checkpoint_policies`; None keeps all activations.
+    layers and runs them by `jax.lax.scan`. `remat` names what the backward pass recomputes: "everything", all but what
+    a name in `KEPT` keeps, or as a policy in `jax.checkpoint_policies` says; None keeps all activations.
     """
 
     dtype: jnp.dtype = field(default_factory=lambda: jnp.dtype(jnp.float32))
@@ -47,6 +55,8 @@ class Policy:
         """What `jax.checkpoint` keeps."""
         if self.remat in (None, REMAT):
             return None
+        if self.remat in KEPT:
+            return jax.checkpoint_policies.save_only_these_names(*KEPT[self.remat])
         return getattr(jax.checkpoint_policies, self.remat)
 
     @property

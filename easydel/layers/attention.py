@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from easydel.layers.context import Context, counted
 from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm, Norm
 from easydel.layers.rope import Rope
 from easydel.ops.attend import Bias, Scores, attend
-from easydel.policy import Policy
+from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T query length, S key slots, D model, N heads, K kv heads, C head channels
 KVCache = dict[str, jax.Array]
@@ -135,7 +136,7 @@ class AttentionLayer(nnx.Module):
             mesh=self.policy.mesh,
             ring=self.policy.ring,
         )
-        out_BTNC = self.policy.shard_heads(out_BTNC)
+        out_BTNC = checkpoint_name(self.policy.shard_heads(out_BTNC), ATTENTION_OUTPUT)
         return self.o_proj(out_BTNC.reshape(*x_BTD.shape[:2], -1)), cache
 
     def scores(self, context: Context) -> Scores:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from easydel.layers.attention import KVCache
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear
 from easydel.ops.attend import Scores, attend
-from easydel.policy import Policy
+from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T decoder tokens, S encoder tokens, D model, N heads, K kv heads, C head channels
 
@@ -52,7 +53,8 @@ class CrossAttentionLayer(nnx.Module):
         scale = record.head_dim**-0.5 if record.scale is None else record.scale
         scores = Scores(scale, causal=False, precision=self.policy.precision)
         out_BTNC = attend(q_BTNC, kept["k"], kept["v"], scores, valid_BS=cross.valid_BS, mesh=self.policy.mesh)
-        return self.o_proj(self.policy.shard_heads(out_BTNC).reshape(*x_BTD.shape[:2], -1)), kept
+        out_BTNC = checkpoint_name(self.policy.shard_heads(out_BTNC), ATTENTION_OUTPUT)
+        return self.o_proj(out_BTNC.reshape(*x_BTD.shape[:2], -1)), kept
 
     def keys_and_values(self, states_BSD: jax.Array) -> KVCache:
         """[B, K, S, C] each; they depend on the encoder alone and serve every step of a generation."""

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear
 from easydel.layers.norm import RMSNorm
 from easydel.layers.rope import Rope
 from easydel.ops.attend import Scores, attend
-from easydel.policy import Policy
+from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T query length, S key slots, D model, N heads, C unrotated head channels, P rotated ones, V value channels,
 # R latent channels, L latent and rotated key side by side (R + P)
@@ -93,7 +94,7 @@ class MLALayer(nnx.Module):
             cache = {"latent": latent_B1SL}
         absorbs = record.absorbs(x_BTD.shape[1], latent_B1SL.shape[2])
         out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context)
-        out_BTNV = self.policy.shard_heads(out_BTNV)
+        out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
         return self.o_proj(out_BTNV.reshape(*x_BTD.shape[:2], -1)), cache
 
     def _queries(self, x_BTD: jax.Array) -> jax.Array:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from easydel.layers.activations import activation
 from easydel.layers.linear import Linear
-from easydel.policy import Policy
+from easydel.policy import MLP_HIDDEN, Policy
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class GLU:
         return GLULayer(self, features, policy)
 
     def combine(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate, up = checkpoint_name(gate, MLP_HIDDEN), checkpoint_name(up, MLP_HIDDEN)
         return activation(self.act)(gate) * up
 
 
@@ -60,4 +62,4 @@ class MLPLayer(nnx.Module):
         self.act = activation(record.act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(self.act(self.up_proj(x)))
+        return self.down_proj(self.act(checkpoint_name(self.up_proj(x), MLP_HIDDEN)))

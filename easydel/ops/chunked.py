@@ -215,6 +215,8 @@ def _attend_keys(
         def head(q_GTC, k_SC, v_SV, bias_GTS, sinks_G):
             return attend_head(q_GTC, k_SC, v_SV, valid_S, bias_GTS, sinks_G, distance, scores)
 
+        if looped:  # else the backward pass writes the weights of all heads and reads them again, instead of one's
+            head = jax.checkpoint(head, prevent_cse=False)
         return each(head, q_KGTC, k_KSC, v_KSV, bias_KGTS, sinks_KG, looped=looped)
 
     out_BKGTV = each(row, q_BKGTC, keys.k_BKSC, keys.v_BKSV, keys.valid_BS, bias, looped=looped)
