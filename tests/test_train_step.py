@@ -199,7 +199,21 @@ def test_remat_by_name_saves_memory():
         run, state = step(model, optimizer), init_state(model, params, optimizer)
         return run.lower(state, long).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries("everything") < 0.8 * temporaries("dots_saveable")
+    sizes = [temporaries(remat) for remat in ("everything", "save_attention", "save_mlp", "save_attention_and_mlp")]
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] < 0.8 * temporaries("everything_saveable")
+    assert sizes[0] < 0.8 * temporaries("dots_saveable")
+
+
+REMATS = [(LLAMA, "save_attention_and_mlp", {"scan_layers": True}), (MOE, "save_mlp", {"mesh": (1, 2, 2, 2)})]
+
+
+@pytest.mark.parametrize(("case", "remat", "choices"), REMATS, ids=lambda value: getattr(value, "name", str(value)))
+def test_what_is_kept_changes_no_result(case: Case, remat: str, choices: dict[str, Any]):
+    losses, _, state = trained(case, remat=remat, **choices)
+    expected_losses, _, expected = plainly_trained(case.name)
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    same_tree(per_layer(case, state, **choices), expected.params, 2e-5)
 
 
 def test_only_what_is_chosen_is_trained():

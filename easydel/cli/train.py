@@ -49,7 +49,7 @@ class Course:
     ] = False
     remat: Annotated[
         str | None,
-        _train('Recompute in the backward pass: "everything", or the name of a policy of jax.checkpoint_policies.'),
+        _train('Recompute in the backward pass: "everything", or less, as "save_attention_and_mlp": docs/training.md.'),
     ] = None
 
     def settings(self) -> Settings:
