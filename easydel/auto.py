@@ -107,8 +107,8 @@ class AutoEasyDeLModelForCausalLM:
             scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.
             stream: do not download weights: receive each part by HTTP ranges straight into memory, each process only
                 its own bytes. Safetensors only; what is a local path is loaded as ever.
-            remat: recompute activations in the backward pass: True for all within a layer; "save_attention", "save_mlp" or
-                "save_attention_and_mlp" for all but those; or the name of a `jax.checkpoint_policies` entry.
+            remat: recompute activations in the backward pass: True for all within a layer; "save_attention", "save_mlp"
+                or "save_attention_and_mlp" for all but those; or the name of a `jax.checkpoint_policies` entry.
             progress: show a progress bar; default: if stderr is a terminal.
             donatable: copy each array into memory that JAX owns, so that a training step that donates the parameters
                 updates them in place from the first step on. Otherwise the first such step makes the copy.
