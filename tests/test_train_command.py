@@ -86,7 +86,7 @@ def test_adapters_on_an_int8_base_are_written_alone(tiny: Path, tmp_path: Path):
         (("--int8",), "int8 parameters cannot be trained; add --lora-rank"),
         (("--lora-alpha", 3), "--lora-alpha without --lora-rank"),
         (("--learning-rate", 0), "--learning-rate 0.0 is not positive"),
-        (("--remat", "some"), "remat='some' is not known; use True, or everything_saveable"),
+        (("--remat", "some"), "remat='some' is not known; use True, or save_attention, save_mlp"),
         (("--lora-rank", 2, "--lora-targets", "nothing"), "['nothing'] name no Linear"),
         (("--batch", 3, "--accumulate", 2), "batch=3 cannot be cut"),
     ],
