@@ -19,14 +19,16 @@ FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.floa
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-def test_one_bad_value_is_found_in_every_dtype(dtype: Any, bad: float):
-    values = np.concatenate([np.linspace(-400, 400, 301), np.zeros(1)]).astype(dtype)
+@pytest.mark.parametrize("largest", [1.9, 400])
+def test_one_bad_value_is_found_in_every_dtype(dtype: Any, bad: float, largest: float):
+    values = np.concatenate([np.linspace(-largest, largest, 301), np.zeros(1)]).astype(dtype)
     assert not has_nonfinite(values)
     for place in (0, 150, 301):
         spoiled = values.copy()
         spoiled[place] = bad
         assert has_nonfinite(spoiled)
         assert has_nonfinite(spoiled[::-1])
+        assert has_nonfinite(spoiled.reshape(2, 151).T)
 
 
 def test_the_largest_numbers_are_finite():

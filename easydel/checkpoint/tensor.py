@@ -168,15 +168,18 @@ _CACHED_BYTES = 1 << 20
 def has_nonfinite(values: np.ndarray) -> bool:
     """Whether any value is NaN or Inf; False for dtypes that are no floats.
 
-    Two maxima over integers, which processors do at the speed of their cache: sign and magnitude of a float compare
-    like an int if positive, and like an unsigned one if negative.
+    The highest bit of the exponent is set in numbers from 2 on, in Inf and in NaN. Of most weights an OR of all bits
+    tells that there are none, in one pass at the speed of the processor's cache. Otherwise two maxima over integers
+    tell: sign and magnitude of a float compare like an int if positive, and like an unsigned one if negative.
     """
     if (limit := _INFINITY.get(values.dtype)) is None or not values.size:
         return False
     size, largest = values.dtype.itemsize, np.maximum.reduce
-    negative = limit | 1 << (8 * size - 1)
     flat = values.reshape(-1) if values.flags.c_contiguous else values
-    signed, unsigned = flat.view(f"i{size}"), flat.view(f"u{size}")
+    unsigned = flat.view(f"u{size}")
+    if not np.bitwise_or.reduce(unsigned, axis=None) >> (8 * size - 2) & 1:
+        return False
+    signed, negative = flat.view(f"i{size}"), limit | 1 << (8 * size - 1)
     if flat.ndim > 1:
         return bool(signed.max() >= limit or unsigned.max() >= negative)
     step = _CACHED_BYTES // size
