@@ -1,11 +1,12 @@
 """How fast checkpoints load, as ratios to copying the same bytes from the page cache (the limit) in the same process.
 
-    python benchmarks/load.py [--size 1.1b|135m] [--repeat 3] [--output out.json]
+    python benchmarks/load.py [--size 1.1b|135m] [--repeat 11] [--output out.json]
 
-Freshly freed memory may have gone back to the host, and its first touch then costs 10 to 20 times more: the footprint
-is touched right before every timed run, and every ratio is against a copy timed right before. Each engine runs in a
-process of its own. Files that are mapped cost more when they are first used: so the time to touch each page of the
-result comes with every load. A busy machine is refused unless --force.
+Memory that was free for a while may have gone back to the host, and its first touch then costs 10 to 20 times more. So
+the footprint is touched once, and then copies and loads take turns: each finds the memory that the one before has just
+freed. Every ratio is of a load to the copy right before it. The host may still take memory during a run, hence medians
+of many. Each engine runs in a process of its own. Files that are mapped cost more when they are first used: so the time
+to touch each page of the result comes with every load. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -182,10 +183,9 @@ def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
     files = sorted(Path(directory).glob("*.safetensors"))
     footprint = 4 * sum(file.stat().st_size for file in files)
     runs = []
+    touch(footprint)
     for run in range(repeat + 1):
-        touch(footprint)
         copied = copy_seconds(files)
-        touch(footprint)
         started = time.perf_counter()
         loaded = load(directory)
         seconds = time.perf_counter() - started
@@ -254,7 +254,7 @@ def table(results: dict[str, list[dict[str, float]]], limited: int | None, *, pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="1.1b")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=11)
     parser.add_argument("--output", type=Path, help="for benchmarks/report.py")
     parser.add_argument("--scratch", type=Path, help="where to make the checkpoints (4.4 GB); default: as tempfile")
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
