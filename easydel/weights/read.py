@@ -21,7 +21,8 @@ from easydel.errors import CheckpointError
 from easydel.weights.expressions import Index
 from easydel.weights.plan import TensorSource
 
-SCRATCH_BYTES = 1 << 20  # it stays in the cache that a core has for itself
+# What is cast goes through it. With less, threads wait for the interpreter; more leaves the processor's cache.
+SCRATCH_BYTES = 2 << 20
 DEALT_BYTES = 512  # shorter pieces of rows are copied faster by numpy than by the system
 
 
