@@ -18,6 +18,8 @@ TEST_MODELS := $(DEMO_MODEL) iglm
 
 DEMO_PROMPT := What is the capital of France?
 DEMO_ARGS := --mesh 1,8,1,1
+# Tests are given out in runs of neighbours, which share their models.
+PYTEST_PROCESSES := 2
 PYTEST_ARGS :=
 FUZZ_SECONDS := 600
 
@@ -26,7 +28,7 @@ help:  ## list the targets
 
 test: $(VENV)/.ready-test  ## set up .venv, then ruff, pyright and every test (PYTEST_ARGS="-k llama" for some)
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.ready-test  ## load randomly damaged files of every format for ten minutes each (FUZZ_SECONDS=60)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py

@@ -135,7 +135,7 @@ def test_learned_positions_limit_prompts_and_new_tokens(tmp_path: Path):
         ({"num_beams": 4}, "num_beams=4 is not implemented"),
         ({"penalty_alpha": 0.6, "stop_strings": ["x"]}, r"penalty_alpha=0.6 is not.*\n.*stop_strings=\['x'\] is not"),
         ({"do_sample": True, "typical_p": 0.9}, "typical_p=0.9 is not implemented"),
-        ({"logits_processor": object()}, "logits_processor=.* is not implemented"),
+        ({"logits_processor": print}, "logits_processor=.* is not implemented"),
         ({"max_new_tokens": 0}, "max_new_tokens=0, expected a whole number above 0"),
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5, expected a whole number"),
         ({"max_length": 13}, "a prompt of 13 tokens leaves no room for new ones in 13; pass max_new_tokens"),
