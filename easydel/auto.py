@@ -222,6 +222,8 @@ def check_heads_of(model: BaseNNXModule, policy: Policy) -> None:
 
 
 def _config_kwargs(kwargs: Mapping[str, Any], config: HFConfig, family: Family) -> Mapping[str, Any]:
+    if not kwargs:  # the common case: what is known takes reading every family
+        return kwargs
     remote = "trust_remote_code" in kwargs  # some configs have a key of that name
     known = {*config, *family.defaults, *family.aliases.values(), *key_readers()} - {"trust_remote_code"}
     if unknown := sorted(set(kwargs) - known):
