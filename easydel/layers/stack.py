@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -74,27 +75,21 @@ def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
 def build_layers(blocks: Sequence[Block], features: int, policy: Policy) -> Any:
     """A list of layers, or with `policy.scan_layers` the stacked ones, with parameters that have no value yet."""
     if not policy.scan_layers:
-        return nnx.List(_built(blocks, features, policy))
+        return nnx.List([replica(_template(block, features, policy)) for block in blocks])
     built = {
         name: _stacked(blocks[layers[0]], len(layers), features, policy) for name, layers in stacks(blocks).items()
     }
     return built[""] if "" in built else nnx.Dict(built)
 
 
-def _built(blocks: Sequence[Block], features: int, policy: Policy) -> list[BlockLayer]:
-    """A layer for each block. Equal blocks are built once, the others are replicas: NNX builds slowly."""
-    known: list[tuple[Block, BlockLayer]] = []
-    layers = []
-    for block in blocks:
-        like = next((layer for other, layer in known if other == block), None)
-        layers.append(block.build(features, policy) if like is None else replica(like))
-        if like is None:
-            known.append((block, layers[-1]))
-    return layers
+@lru_cache
+def _template(block: Block, features: int, policy: Policy) -> BlockLayer:
+    """A layer to make replicas of, for equal blocks and for models alike: NNX builds slowly."""
+    return block.build(features, policy)
 
 
 def _stacked(block: Block, layers: int, features: int, policy: Policy) -> BlockLayer:
-    layer = block.build(features, policy)
+    layer = replica(_template(block, features, policy))
     if layers == 1:
         return layer
     shapes = params_of(layer)
