@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from easydel.weights.expressions import Index
-from easydel.weights.parts import Key, Part, full, key_of
+from easydel.weights.parts import Key, Part, full_key, key_of
 
 Arrived = Callable[[str, jax.Array], jax.Array]
 
@@ -66,7 +66,7 @@ class Arrays:
         shape = self.shapes[path]
 
         def find(index: Index | None) -> np.ndarray:
-            return by_key[key_of(full(index or (), shape))]
+            return by_key[full_key(index or (), shape)]
 
         dtype = next(iter(by_key.values())).dtype
         return jax.make_array_from_callback(shape, self.placements[path], find, dtype=dtype)

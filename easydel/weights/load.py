@@ -10,7 +10,7 @@ import mmap
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,6 +241,8 @@ def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> tuple[list[Part], l
 
 
 def _finished(parts: list[Part], futures: Sequence[Future[None]], total: int) -> tuple[list[Part], float]:
+    wait(futures, return_when=FIRST_EXCEPTION)  # one by one, each would wake this thread while others need its core
     for future in futures:
-        future.result()
+        if future.done():
+            future.result()
     return parts, sum(part.nbytes for part in parts) / total

@@ -60,13 +60,15 @@ def parts_of(path: str, shape: tuple[int, ...], placement: jax.sharding.Sharding
 def _split(shape: tuple[int, ...], placement: jax.sharding.Sharding) -> list[tuple[Index, list[Any]]]:
     devices: dict[Key, list[Any]] = {}
     for device, index in placement.addressable_devices_indices_map(shape).items():
-        devices.setdefault(key_of(full(index or (), shape)), []).append(device)
+        devices.setdefault(full_key(index or (), shape), []).append(device)
     return [(tuple(slice(*range_) for range_ in key), devices[key]) for key in sorted(devices)]
 
 
-def full(index: Index, shape: tuple[int, ...]) -> Index:
-    """The same slices with both ends said."""
-    return tuple(slice(*part.indices(dim)[:2]) for part, dim in zip(index, shape, strict=True))
+def full_key(index: Index, shape: tuple[int, ...]) -> Key:
+    """As `key_of`, of slices that may leave out an end, as JAX's do."""
+    return tuple(
+        (part.start or 0, dim if part.stop is None else part.stop) for part, dim in zip(index, shape, strict=True)
+    )
 
 
 def key_of(index: Index) -> Key:
