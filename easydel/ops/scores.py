@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,12 +98,38 @@ def attend_head(
     The division by the sum of weights follows the product with the values, which is narrower than the weights.
     """
     s_GTS = masked_scores(q_GTC, k_SC, valid_S, bias_GTS, distance, scores)
-    top_GT1 = jax.lax.stop_gradient(jnp.max(s_GTS, axis=-1, keepdims=True))
     sinks_G11 = None if sinks_G is None else sinks_G.astype(jnp.float32)[:, None, None]
+    return softmax_sum(scores, s_GTS, v_SV, sinks_G11).astype(q_GTC.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def softmax_sum(scores: Scores, s_GTS: jax.Array, v_SV: jax.Array, sinks_G11: jax.Array | None) -> jax.Array:
+    """Values summed with the softmax of `s_GTS`, [G, T, V] in float32."""
+    w_GTS, total_GT1, _ = _weights(s_GTS, sinks_G11)
+    return weighted_sum(w_GTS, v_SV, scores) / total_GT1
+
+
+@softmax_sum.defjvp
+def _softmax_sum_jvp(scores: Scores, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Derivatives by way of the normalized weights: the backward pass then needs no product with the values again."""
+    (s_GTS, v_SV, sinks_G11), (d_s_GTS, d_v_SV, d_sinks_G11) = primals, tangents
+    w_GTS, total_GT1, sink_GT1 = _weights(s_GTS, sinks_G11)
+    out_GTV = weighted_sum(w_GTS, v_SV, scores) / total_GT1
+    p_GTS = w_GTS / total_GT1
+    mean_GT1 = jnp.sum(p_GTS * d_s_GTS, axis=-1, keepdims=True)
     if sinks_G11 is not None:
-        top_GT1 = jnp.maximum(top_GT1, jax.lax.stop_gradient(sinks_G11))
+        mean_GT1 += sink_GT1 / total_GT1 * d_sinks_G11
+    by_scores = weighted_sum(p_GTS * (d_s_GTS - mean_GT1), v_SV, scores)
+    return out_GTV, by_scores + weighted_sum(p_GTS, d_v_SV, scores)
+
+
+def _weights(s_GTS: jax.Array, sinks_G11: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What softmax divides, its sum [G, T, 1], and the sink's share of the sum."""
+    top_GT1 = jnp.max(s_GTS, axis=-1, keepdims=True)
+    if sinks_G11 is not None:
+        top_GT1 = jnp.maximum(top_GT1, sinks_G11)
+    top_GT1 = jax.lax.stop_gradient(top_GT1)
     w_GTS = jnp.exp(s_GTS - top_GT1)
+    sink_GT1 = jnp.zeros_like(top_GT1) if sinks_G11 is None else jnp.exp(sinks_G11 - top_GT1)
     total_GT1 = jnp.sum(w_GTS, axis=-1, keepdims=True)
-    if sinks_G11 is not None:
-        total_GT1 += jnp.exp(sinks_G11 - top_GT1)
-    return (weighted_sum(w_GTS, v_SV, scores) / total_GT1).astype(q_GTC.dtype)
+    return w_GTS, total_GT1 if sinks_G11 is None else total_GT1 + sink_GT1, sink_GT1

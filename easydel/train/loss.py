@@ -132,11 +132,14 @@ def token_losses(logits: jax.Array, targets: jax.Array, z_weight: float) -> tupl
     counts = targets != IGNORED
     chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
     known = jnp.where(counts & ((targets < 0) | (targets >= logits.shape[-1])), jnp.nan, 1.0)
-    total = jax.nn.logsumexp(logits, axis=-1)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    # XLA's CPU compiler would make the exponentials within their sum, at a tenth of the speed
+    weights = jax.lax.optimization_barrier(jnp.exp(logits - top))
+    summed = jnp.sum(weights, axis=-1)
+    total = jnp.log(summed) + top[..., 0]
     nll = jnp.where(counts, (total - jnp.sum(jnp.where(chosen, logits, 0), axis=-1)) * known, 0)
     objective = nll + jnp.where(counts, z_weight * total**2, 0)
-    softmax = jnp.exp(logits - total[..., None])
-    gradient = softmax * (1 + 2 * z_weight * total)[..., None] - chosen
+    gradient = weights * ((1 + 2 * z_weight * total) / summed)[..., None] - chosen
     return objective, nll, jnp.where(counts[..., None], gradient, 0)
 
 
