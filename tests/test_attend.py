@@ -107,6 +107,26 @@ def test_values_and_gradients_equal_plain_attention(name: str, mesh: bool):
         np.testing.assert_allclose(gradient, expected_grads[part], atol=5e-6, err_msg=part)
 
 
+@pytest.mark.parametrize("looped", [True, False])
+def test_forward_and_second_derivatives_equal_those_of_plain_attention(looped: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunked, "LOOPED_FROM", 2 if looped else 100)
+    scores, names = Scores(1.4, softcap=2.0, window=5), ("q", "k", "v", "sinks")
+    point, direction = ({name: inputs(11, 11, seed)[name] for name in names} for seed in (0, 1))
+
+    def ours(x: dict[str, jax.Array]) -> jax.Array:
+        return attend(x["q"], x["k"], x["v"], scores, sinks_N=x["sinks"])
+
+    def theirs(x: dict[str, jax.Array]) -> jax.Array:
+        return plain(x | {"valid": jnp.ones((B, 11), bool)}, scores, sinks=True)
+
+    def derivatives(function: Any) -> Any:
+        gradient = jax.grad(lambda x: jnp.sum(function(x) ** 2))
+        return jax.jit(lambda: [jax.jvp(f, (point,), (direction,))[1] for f in (function, gradient)])()
+
+    for found, expected in zip(*(jax.tree.leaves(derivatives(f)) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, window=5), Scores(0.4, causal=False)], ids=str)
 @pytest.mark.parametrize("T", [1, 6])
 def test_later_queries_of_a_long_cache(T: int, scores: Scores):
