@@ -101,13 +101,7 @@ def masked_scores(
 def weighted_sum(w_GTS: jax.Array, v_SV: jax.Array, scores: Scores) -> jax.Array:
     """Values summed with weights [G, T, V], in float32; the weights enter the product in the values' dtype."""
     G, T, S = w_GTS.shape
-    summed = jnp.matmul(
-        w_GTS.reshape(G * T, S).astype(v_SV.dtype),
-        v_SV,
-        precision=scores.precision,
-        preferred_element_type=jnp.float32,
-    )
-    return summed.reshape(G, T, -1)
+    return _product(scores, w_GTS.reshape(G * T, S).astype(v_SV.dtype), v_SV, 1, 0).reshape(G, T, -1)
 
 
 def attend_head(
