@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import optimization_barrier
 
-# T queries, S keys, G query heads per kv head, C head channels, V value channels
+# T queries, S keys, G query heads per kv head, R = G T rows of queries, C head channels, V value channels
 Bias = jax.Array | Callable[[jax.Array | int, int], jax.Array]
 MASKED = -1e30  # added to scores; finite, so that rows without any key (padding) stay free of NaN
 
@@ -51,8 +51,8 @@ def raw_scores(q_GTC: jax.Array, k_SC: jax.Array, scores: Scores) -> jax.Array:
     return s_GTS if scores.softcap is None else scores.softcap * jnp.tanh(s_GTS / scores.softcap)
 
 
-# Gradients by keys and values are [S, C] = [G T, S]^T [G T, C]. On a CPU, XLA computes that at a third of the speed of
-# [C, S] = [C, G T] [G T, S], and turns the one into the other unless barriers forbid it.
+# Gradients by keys and values are [S, C] = [R, S]^T [R, C]. On a CPU, XLA computes that at a third of the speed of
+# [C, S] = [C, R] [R, S], and turns the one into the other unless barriers forbid it.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -68,7 +68,7 @@ def _pairs_jvp(scores: Scores, primals: Any, tangents: Any) -> tuple[jax.Array, 
     return _pairs(scores, q_RC, k_SC), _pairs(scores, d_q_RC, k_SC) + _product(scores, q_CR, d_k_CS, 0, 0)
 
 
-def _values_jvp(scores: Scores, w_GTS: jax.Array, d_v_SV: jax.Array) -> jax.Array:
+def _weighted_tangents(scores: Scores, w_GTS: jax.Array, d_v_SV: jax.Array) -> jax.Array:
     """As `weighted_sum`, for tangents of values."""
     G, T, S = w_GTS.shape
     d_VR = _product(scores, optimization_barrier(d_v_SV.T), w_GTS.reshape(G * T, S).astype(d_v_SV.dtype), 1, 1)
@@ -114,23 +114,23 @@ def attend_head(
     distance: jax.Array | int,
     scores: Scores,
 ) -> jax.Array:
-    """Weighted values [G, T, V] of one kv head, in the queries' dtype.
-
-    The division by the sum of weights follows the product with the values, which is narrower than the weights.
-    """
+    """Weighted values [G, T, V] of one kv head, in the queries' dtype."""
     s_GTS = masked_scores(q_GTC, k_SC, valid_S, bias_GTS, distance, scores)
     sinks_G11 = None if sinks_G is None else sinks_G.astype(jnp.float32)[:, None, None]
-    return softmax_sum(scores, s_GTS, v_SV, sinks_G11).astype(q_GTC.dtype)
+    return _softmax_sum(scores, s_GTS, v_SV, sinks_G11).astype(q_GTC.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def softmax_sum(scores: Scores, s_GTS: jax.Array, v_SV: jax.Array, sinks_G11: jax.Array | None) -> jax.Array:
-    """Values summed with the softmax of `s_GTS`, [G, T, V] in float32."""
+def _softmax_sum(scores: Scores, s_GTS: jax.Array, v_SV: jax.Array, sinks_G11: jax.Array | None) -> jax.Array:
+    """Values summed with the softmax of `s_GTS`, [G, T, V] in float32.
+
+    The division by the sum of weights follows the product with the values, which is narrower than the weights.
+    """
     w_GTS, total_GT1, _ = _weights(s_GTS, sinks_G11)
     return weighted_sum(w_GTS, v_SV, scores) / total_GT1
 
 
-@softmax_sum.defjvp
+@_softmax_sum.defjvp
 def _softmax_sum_jvp(scores: Scores, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     """Derivatives by way of the normalized weights: the backward pass then needs no product with the values again."""
     (s_GTS, v_SV, sinks_G11), (d_s_GTS, d_v_SV, d_sinks_G11) = primals, tangents
@@ -141,7 +141,7 @@ def _softmax_sum_jvp(scores: Scores, primals: Any, tangents: Any) -> tuple[jax.A
     if sinks_G11 is not None:
         mean_GT1 += sink_GT1 / total_GT1 * d_sinks_G11
     by_scores = weighted_sum(p_GTS * (d_s_GTS - mean_GT1), v_SV, scores)
-    return out_GTV, by_scores + _values_jvp(scores, p_GTS, d_v_SV)
+    return out_GTV, by_scores + _weighted_tangents(scores, p_GTS, d_v_SV)
 
 
 def _weights(s_GTS: jax.Array, sinks_G11: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
