@@ -17,7 +17,7 @@ from trained import empty, random_model, same_tree
 from easydel.errors import UnsupportedModelError
 from easydel.model import forward
 from easydel.train import IGNORED, causal_loss
-from easydel.train.loss import grouped
+from easydel.train.loss import grouped, token_losses
 
 CASES = {case.name: case for case in all_cases()}
 HEADS = {
@@ -141,3 +141,11 @@ def test_encoder_decoders_are_refused_by_name():
     model = empty(t5("loss"))
     with pytest.raises(UnsupportedModelError, match="t5 is an encoder-decoder"):
         causal_loss(model, {}, {})
+
+
+def test_a_logit_that_overflowed_makes_the_loss_infinite():
+    logits = jnp.array([[jnp.inf, 1.0, 2.0], [-jnp.inf, 1.0, 2.0]])
+    _, nll, gradient = token_losses(logits, jnp.array([1, 2]), 0.0)
+    expected = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(2), jnp.array([1, 2])]
+    np.testing.assert_allclose(nll, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[1], jax.nn.softmax(logits[1]) - jnp.array([0.0, 0, 1]), rtol=1e-6)

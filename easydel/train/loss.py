@@ -133,6 +133,7 @@ def token_losses(logits: jax.Array, targets: jax.Array, z_weight: float) -> tupl
     chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
     known = jnp.where(counts & ((targets < 0) | (targets >= logits.shape[-1])), jnp.nan, 1.0)
     top = jnp.max(logits, axis=-1, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0)  # as in logsumexp: an infinite logit makes the loss infinite, not NaN
     # XLA's CPU compiler would make the exponentials within their sum, at a tenth of the speed
     weights = jax.lax.optimization_barrier(jnp.exp(logits - top))
     summed = jnp.sum(weights, axis=-1)
