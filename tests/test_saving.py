@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import jax
 import numpy as np
 import pytest
 from bad_inputs.valid import write_safetensors, write_torch
+from cases import Case
+from cases.llama import SIZES
+from parity import make_reference
 
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading
 from easydel.checkpoint import find_checkpoint, open_checkpoint
@@ -289,3 +293,27 @@ def test_of_a_tokenizer_no_file_stays_beside_those_of_another(model: BaseNNXModu
     export(tmp_path / "model", filled(model, 3.0), model.canonical_paths(), model.config, model.names, origin=origin)
     left = {file.name for file in (tmp_path / "model").iterdir()}
     assert left == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose parameters, 6 MB, are more than what programs and their arguments take."""
+    directory = tmp_path_factory.mktemp("larger")
+    sizes = {"hidden_size": 192, "intermediate_size": 512, "vocab_size": 1024, "num_hidden_layers": 4}
+    make_reference(Case("llama-larger", "llama", SIZES | sizes), directory)
+    return directory
+
+
+@pytest.mark.parametrize("method", ["save_pretrained", "export"])
+@pytest.mark.parametrize("arguments", [{}, {"scan_layers": True}, {"load_in_8bit": True}], ids=str)
+def test_saving_parameters_that_are_split_keeps_no_copy_of_them(
+    larger: Path, tmp_path: Path, arguments: dict[str, Any], method: str
+):
+    mesh = {"auto_shard_params": True, "sharding_axis_dims": (1, 8, 1, 1)}
+    split, params = AutoEasyDeLModelForCausalLM.from_pretrained(larger, **mesh, **arguments)
+    tracemalloc.start()
+    getattr(split, method)(tmp_path / "model")
+    arrays = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+    left = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([arrays]).traces)
+    tracemalloc.stop()
+    assert left < min(leaf.nbytes for leaf in jax.tree.leaves(params) if leaf.ndim > 1)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from easydel.errors import ShardingError
 from easydel.weights.expressions import Expression, assemble, source_names
 from easydel.weights.names import Names
 
@@ -57,23 +58,45 @@ class Parameters:
         return stored
 
     def __getitem__(self, part: str) -> np.ndarray:
-        path, row = self._homes[part]
-        with self._lock:  # several threads may want layers of one stack: it is fetched once
-            if self._kept is None or self._kept[0] != path:
-                self._kept = (path, self._fetch(path))
-            values = self._kept[1]
-        return values if row is None else values[row]
+        with self._lock:  # several threads may want experts of one array: it is fetched once
+            if self._kept is None or self._kept[0] != part:
+                self._kept = (part, self._fetch(part))
+            return self._kept[1]
 
-    def _fetch(self, path: str) -> np.ndarray:
-        array = self.leaves[path]
-        if not getattr(array, "is_fully_addressable", True):  # numpy arrays can be saved, too
-            raise ShardingError("is spread over several processes, which cannot be saved yet", tensor=path)
-        values = np.asarray(array)
+    def _fetch(self, part: str) -> np.ndarray:
+        path, row = self._homes[part]
+        values = on_host(self.leaves[path], row)
         if not self.dequantized:
             return values
         if values.dtype == np.int8:
-            values = values * np.asarray(self.leaves[f"{path}_scale"])[..., None]
-        return values.astype(self.dtype_of(self.layer_paths[path][0]), copy=False)
+            values = values * on_host(self.leaves[f"{path}_scale"], row)[..., None]
+        return values.astype(self.dtype_of(part), copy=False)
+
+
+def on_host(array: Any, row: int | None = None) -> np.ndarray:
+    """The array, or one row of it, as one of numpy's; if it is spread over processes, all of them have to ask for it.
+
+    Devices then hold it, or that row, whole for a moment.
+    """
+    if not isinstance(array, jax.Array):
+        return array if row is None else array[row]
+    if row is not None:
+        array = _row(array, row)
+    if is_spread(array):
+        return multihost_utils.process_allgather(array, tiled=True)
+    # an array keeps the copy that numpy asked it for; another one of the same shards takes it along when it goes
+    shards = [shard.data for shard in array.addressable_shards]
+    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards))
+
+
+def is_spread(array: Any) -> bool:
+    """Whether some of it is on devices of other processes."""
+    return isinstance(array, jax.Array) and not array.is_fully_addressable
+
+
+@jax.jit
+def _row(array: jax.Array, row: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, row, keepdims=False)
 
 
 def entries(parameters: Parameters, names: Names) -> list[Entry]:
