@@ -162,7 +162,8 @@ class BaseNNXModule(nnx.Module):
         """Write the parameters as they are stored, for `from_pretrained(directory, from_torch=False)`.
 
         `params` None means the model's own. The directory appears, or is replaced, whole. Parameters that are NaN or
-        Inf are refused, unless `allow_nonfinite`.
+        Inf are refused, unless `allow_nonfinite`. Of parameters that are spread over processes, each process has to
+        call this, and the first one writes.
         """
         from easydel.saving import save
 
@@ -180,7 +181,8 @@ class BaseNNXModule(nnx.Module):
     ) -> None:
         """Write a Hugging Face checkpoint that transformers loads: bit for bit the original where nothing was cast.
 
-        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own.
+        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own. Of parameters
+        that are spread over processes, each process has to call this, and the first one writes.
         """
         from easydel.saving import export
 

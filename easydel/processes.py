@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from easydel import errors
 from easydel.errors import EasyDeLError
 
 POLL_SECONDS = 0.02
+T = TypeVar("T")
 # Loads are numbered: every process loads the same models in the same order, as it must run the same programs.
 _numbers = count()
 
@@ -41,6 +45,34 @@ def one_outcome() -> Iterator[Callable[[], None]]:
     while len(client.key_value_dir_get(f"{prefix}/done/")) < jax.process_count():
         _raise_reported(client, prefix)
         time.sleep(POLL_SECONDS)
+
+
+def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable[[], T]]], None]) -> None:
+    """`use(values)` in process 0, where each of `values` needs all processes to call it.
+
+    The others call those that process 0 does, in the same order, and drop what comes out. If `use` fails, all raise its
+    error. All have to call this, with the same values.
+    """
+    from jax.experimental import multihost_utils
+
+    def told(number: int) -> int:
+        return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+    def called(number: int) -> T:
+        with lock:  # what process 0 says, and does then, is one turn, whichever of its threads it is
+            told(number)
+            return values[number]()
+
+    lock, end = Lock(), len(values)
+    with one_outcome():
+        if jax.process_index() != 0:
+            while (number := told(end)) != end:
+                values[number]()
+            return
+        try:
+            use([partial(called, number) for number in range(len(values))])
+        finally:
+            told(end)
 
 
 def _client() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
 from easydel.lora import LEAVES
+from easydel.processes import put_together
 from easydel.tree import flatten
-from easydel.weights.export import Entry, Parameters, entries
+from easydel.weights.export import Entry, Parameters, entries, is_spread
 from easydel.weights.names import OWN, Names
 from easydel.weights.saved import MANIFEST, Manifest
 
@@ -51,14 +52,14 @@ def save(
 
     Raises CheckpointError, and leaves what was there, if one is NaN or Inf: loading relies on it.
     """
-    parameters = Parameters(_without_adapters(params), layer_paths)
+    parameters, place = Parameters(_without_adapters(params), layer_paths), Path(directory)
     int8 = tuple(part for part in parameters.shapes() if parameters.dtype_of(part) == np.int8)
-    tensors = entries(parameters, OWN)
-    if not allow_nonfinite:
-        tensors = [
-            (name, shape, dtype, _finite(Path(directory), name, values)) for name, shape, dtype, values in tensors
-        ]
-    _write(Path(directory), tensors, config.to_dict(), Manifest(int8), origin, max_shard_bytes)
+
+    def write(tensors: Sequence[Entry]) -> None:
+        checked = tensors if allow_nonfinite else [_finite(place, *tensor) for tensor in tensors]
+        _write(place, checked, config.to_dict(), Manifest(int8), origin, max_shard_bytes)
+
+    _whole(parameters, entries(parameters, OWN), write)
 
 
 def _without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +71,9 @@ def _without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def _finite(directory: Path, name: str, values: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+def _finite(
+    directory: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, values: Callable[[], np.ndarray]
+) -> Entry:
     def checked() -> np.ndarray:
         array = values()
         if has_nonfinite(array):
@@ -78,7 +81,7 @@ def _finite(directory: Path, name: str, values: Callable[[], np.ndarray]) -> Cal
             raise CheckpointError("has values that are NaN or Inf", file=directory, tensor=name, hint=hint)
         return array
 
-    return checked
+    return name, shape, dtype, checked
 
 
 def export(
@@ -98,7 +101,18 @@ def export(
     largest = max(tensors, key=lambda entry: np.prod(entry[1], dtype=np.int64))
     values = config.to_dict() | {"dtype": str(largest[2])}
     values.pop("torch_dtype", None)
-    _write(Path(directory), tensors, values, None, origin, max_shard_bytes)
+    _whole(
+        parameters, tensors, lambda whole: _write(Path(directory), whole, values, None, origin, max_shard_bytes)
+    )
+
+
+def _whole(parameters: Parameters, tensors: Sequence[Entry], write: Callable[[Sequence[Entry]], None]) -> None:
+    """`write` the tensors; if they are spread over processes, the first of them does, and all others lend theirs."""
+    if not any(map(is_spread, parameters.leaves.values())):
+        write(tensors)
+        return
+    *described, functions = zip(*tensors, strict=True)
+    put_together(functions, lambda whole: write(list(zip(*described, whole, strict=True))))
 
 
 def _write(

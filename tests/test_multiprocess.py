@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
 import pytest
 from cases import Case
 from cases.llama import SIZES
 from parity import make_reference, reference_logits
+
+from easydel import AutoEasyDeLModelForCausalLM
+from easydel.checkpoint import find_checkpoint, open_checkpoint
+from easydel.lora import LoRA, add_adapters, save_adapters
+from easydel.train import Settings, Trainer
 
 WORKER = Path(__file__).parent / "multiprocess" / "worker.py"
 CASE = Case("llama-processes", "llama", SIZES | {"num_hidden_layers": 2, "vocab_size": 96})
@@ -74,3 +80,57 @@ def test_a_failure_in_one_process_is_raised_by_all(directory: Path, tmp_path: Pa
     assert str(broken / "model.safetensors") in failed["error"]
     assert {healthy["kind"], failed["kind"]} == {"CheckpointError"}
     assert healthy["seconds"] < 30
+
+
+def tensors(directory: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: tensor.read() for tensor in open_checkpoint(find_checkpoint(directory)).values()}
+
+
+def assert_same_tensors(directory: Path, expected: Path) -> None:
+    ours, theirs = tensors(directory), tensors(expected)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[name], err_msg=name)
+
+
+def test_what_is_spread_is_saved_whole_by_one_and_a_failure_is_raised_by_all(directory: Path, tmp_path: Path):
+    results = run_both((directory, directory), "saved", tmp_path)
+    assert_same_tensors(tmp_path / "exported", directory)
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path / "own", from_torch=False)
+    model.export(tmp_path / "own-exported")
+    assert_same_tensors(tmp_path / "own-exported", directory)
+
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(directory, load_in_8bit=True)
+    model.save_pretrained(tmp_path / "int8-alone")
+    assert_same_tensors(tmp_path / "int8", tmp_path / "int8-alone")
+
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(directory, scan_layers=True)
+    add_adapters(model, LoRA(r=2), seed=3)
+    save_adapters(model, tmp_path / "adapters-alone")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "adapters" / name).read_bytes() == (tmp_path / "adapters-alone" / name).read_bytes()
+
+    first, second = results
+    assert first["in the way"]["error"] == second["in the way"]["error"]
+    assert "process 0: is a file" in first["in the way"]["error"]
+    assert first["nan"]["error"] == second["nan"]["error"]
+    assert "NaN" in first["nan"]["error"]
+    assert not (tmp_path / "nan").exists()
+    assert max(result[name]["seconds"] for result in results for name in ("in the way", "nan")) < 30
+
+
+def test_a_training_of_two_processes_is_that_of_one(directory: Path, tmp_path: Path):
+    assert [result["steps"] for result in run_both((directory, directory), "trained", tmp_path)] == [4, 4]
+    tokens = np.random.default_rng(0).integers(3, 96, 400).astype(np.int32)
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+    settings = Settings(steps=4, batch=4, length=16)
+    state = Trainer(model, params, optax.adam(1e-3), tokens, tmp_path / "alone", settings).run()
+    model.export(tmp_path / "alone" / "result", state.params)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "losses.jsonl").read_text().splitlines()]
+        for name in ("trained", "alone")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    ours, theirs = tensors(tmp_path / "result"), tensors(tmp_path / "alone" / "result")
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)

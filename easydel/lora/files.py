@@ -20,7 +20,9 @@ from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
 from easydel.model import BaseNNXModule
+from easydel.processes import put_together
 from easydel.tree import Tree, flatten
+from easydel.weights.export import is_spread, on_host
 from easydel.weights.plan import is_number
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -45,7 +47,10 @@ logger = logging.getLogger(__name__)
 def save_adapters(
     model: BaseNNXModule, directory: str | PathLike[str], params: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the adapters of `params` (default: the model's own) as PEFT does; they load there and here."""
+    """Write the adapters of `params` (default: the model's own) as PEFT does; they load there and here.
+
+    Of parameters that are spread over processes, each process has to call this, and the first one writes.
+    """
     leaves, adapted = flatten(params or model.params), adapted_places(model)
     if not adapted:
         raise ArgumentError("the model has no adapters", hint="add_adapters(model, LoRA(...)) gives it some")
@@ -53,7 +58,7 @@ def save_adapters(
     tensors = []
     for place in adapted:
         for number, leaf in enumerate(LEAVES):
-            array = np.asarray(leaves[f"{place.path}/{leaf}"])
+            array = on_host(leaves[f"{place.path}/{leaf}"])
             rows = list(array) if place.stacked else [array]
             for name, row in zip(place.theirs, rows, strict=True):
                 assert name, "what has no name of its own is never adapted"
@@ -61,10 +66,17 @@ def save_adapters(
     settings = asdict(lora) | {"target_modules": _shortest(model, adapted), "peft_type": "LORA"}
     settings |= {"task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
     settings["base_model_name_or_path"] = str(model.origin) if model.origin else None
-    with atomic_directory(directory, owned=(CONFIG, "adapter_model.*")) as fresh:
-        write_safetensors(fresh, tensors, metadata={"format": "pt"})
-        (fresh / "model.safetensors").rename(fresh / WEIGHTS)
-        (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def write(_: Any = None) -> None:
+        with atomic_directory(directory, owned=(CONFIG, "adapter_model.*")) as fresh:
+            write_safetensors(fresh, tensors, metadata={"format": "pt"})
+            (fresh / "model.safetensors").rename(fresh / WEIGHTS)
+            (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+    if any(map(is_spread, leaves.values())):
+        put_together([], write)
+    else:
+        write()
 
 
 def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:

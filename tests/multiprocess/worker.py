@@ -1,10 +1,11 @@
-"""One process of a two-process job: loads a model over the devices of both, writes what it saw to a file, as JSON."""
+"""One process of a two-process job over the devices of both: loads, saves or trains, and writes what it saw as JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(address, num_processes=2, process_id=process)
 
+import optax  # noqa: E402
+
 from easydel import AutoEasyDeLModelForCausalLM, EasyDeLError  # noqa: E402
+from easydel.lora import LoRA, add_adapters, save_adapters  # noqa: E402
+from easydel.train import Settings, Trainer  # noqa: E402
 from easydel.tree import flatten  # noqa: E402
+
+folder = Path(sys.argv[5]).parent
 
 MESHES = {"fsdp": (1, 8, 1, 1), "mixed": (1, 2, 2, 2), "dp": (8, 1, 1, 1)}
 
@@ -33,19 +40,56 @@ def shards(params: Any, original: dict[str, np.ndarray]) -> tuple[int, bool]:
     return owned, equal
 
 
+def failure(work: Callable[[], Any]) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        work()
+    except EasyDeLError as error:
+        return {"error": str(error), "kind": type(error).__name__, "seconds": time.monotonic() - started}
+    return {"error": None}
+
+
+def load(mesh: str, **arguments: Any) -> tuple[Any, Any]:
+    return AutoEasyDeLModelForCausalLM.from_pretrained(
+        directory, auto_shard_params=True, sharding_axis_dims=MESHES[mesh], **arguments
+    )
+
+
+def saved() -> dict[str, Any]:
+    """Files that are compared by who started this, and what is said where process 0 cannot write."""
+    model, _ = load("mixed", scan_layers=True)
+    model.save_pretrained(folder / "own")
+    model.export(folder / "exported")
+    add_adapters(model, LoRA(r=2), seed=3)
+    save_adapters(model, folder / "adapters")
+    int8, _ = load("fsdp", load_in_8bit=True)
+    int8.save_pretrained(folder / "int8")
+    plain, params = load("mixed")
+    (folder / f"file-{process}").write_text("in the way")
+    in_the_way = failure(lambda: plain.save_pretrained(folder / f"file-{process}"))
+    nan = jax.tree.map(lambda leaf: leaf * float("nan"), params)
+    return {"in the way": in_the_way, "nan": failure(lambda: plain.save_pretrained(folder / "nan", nan))}
+
+
+def trained() -> dict[str, Any]:
+    """Two steps, a process that starts again (as far as the trainer can tell), and two more."""
+    tokens = np.random.default_rng(0).integers(3, 96, 400).astype(np.int32)
+    for steps in (2, 4):
+        model, params = load("mixed", donatable=True)
+        settings = Settings(steps=steps, batch=4, length=16)
+        state = Trainer(model, params, optax.adam(1e-3), tokens, folder / "trained", settings).run()
+    model.export(folder / "result", state.params)
+    return {"steps": int(state.count)}
+
+
 def run() -> dict[str, Any]:
-    if mode not in MESHES:
-        started = time.monotonic()
-        try:
-            AutoEasyDeLModelForCausalLM.from_pretrained(directory, auto_shard_params=True)
-        except EasyDeLError as error:
-            return {"error": str(error), "kind": type(error).__name__, "seconds": time.monotonic() - started}
-        return {"error": None}
+    if mode == "failing":
+        return failure(lambda: AutoEasyDeLModelForCausalLM.from_pretrained(directory, auto_shard_params=True))
+    if mode in ("saved", "trained"):
+        return saved() if mode == "saved" else trained()
     _, whole = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
     original = {path: np.asarray(leaf) for path, leaf in flatten(whole).items()}
-    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(
-        directory, auto_shard_params=True, sharding_axis_dims=MESHES[mode]
-    )
+    model, params = load(mode)
     owned, equal = shards(params, original)
     ids = np.arange(16, dtype=np.int32).reshape(2, 8)
     logits = jax.jit(lambda p: model.apply(p, ids).logits, out_shardings=replicated(params))(params)
