@@ -61,8 +61,11 @@ def run_both(directories: tuple[Path, Path], mode: str, folder: Path) -> list[di
 @pytest.mark.parametrize("mode", ["fsdp", "mixed"])
 def test_each_process_reads_only_its_own_bytes(directory: Path, mode: str, tmp_path: Path):
     results = run_both((directory, directory), mode, tmp_path)
+    alone, _ = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+    greedy = alone.generate(np.arange(16).reshape(2, 8), max_new_tokens=4, do_sample=False)
     for result in results:
         assert result["equal"]
+        np.testing.assert_array_equal(result["tokens"], greedy.sequences)
         assert result["read"] == result["owned"]
         assert result["logits"] < 1e-4
     total = (directory / "model.safetensors").stat().st_size

@@ -206,8 +206,12 @@ class Step:
 
     def _placed(self, array: Any) -> jax.Array:
         split = None if isinstance(array, Tracer) else self._split(array.shape)
-        tokens = jnp.asarray(array, jnp.int32)
-        return tokens if split is None else jax.device_put(tokens, split)
+        if split is None or isinstance(array, jax.Array):
+            tokens = jnp.asarray(array, jnp.int32)
+            return tokens if split is None else jax.device_put(tokens, split)
+        # device_put would first compare the batches of all processes, and hold up each step by that
+        tokens = array.astype(np.int32)
+        return jax.make_array_from_callback(tokens.shape, split, tokens.__getitem__)
 
     def _split(self, shape: tuple[int, ...]) -> NamedSharding | None:
         """How the mesh splits [batch, length]; None without one."""

@@ -75,7 +75,7 @@ def trained() -> dict[str, Any]:
     """Two steps, a process that starts again (as far as the trainer can tell), and two more."""
     tokens = np.random.default_rng(0).integers(3, 96, 400).astype(np.int32)
     for steps in (2, 4):
-        model, params = load("mixed", donatable=True)
+        model, params = load("fsdp", donatable=True)
         settings = Settings(steps=steps, batch=4, length=16)
         state = Trainer(model, params, optax.adam(1e-3), tokens, folder / "trained", settings).run()
     model.export(folder / "result", state.params)
@@ -93,11 +93,12 @@ def run() -> dict[str, Any]:
     owned, equal = shards(params, original)
     ids = np.arange(16, dtype=np.int32).reshape(2, 8)
     logits = jax.jit(lambda p: model.apply(p, ids).logits, out_shardings=replicated(params))(params)
-    report = model.load_report
+    report, greedy = model.load_report, model.generate(ids, max_new_tokens=4, do_sample=False)
     return {
         "read": report.bytes_read + report.bytes_mapped,
         "owned": owned,
         "equal": equal,
+        "tokens": np.asarray(greedy.sequences).tolist(),
         "logits": float(np.abs(np.asarray(logits) - np.load(f"{directory}/logits.npy")).max()),
     }
 
