@@ -13,6 +13,7 @@ from flax import nnx
 
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError
+from easydel.inputs import check_shapes
 from easydel.layers.block import Block
 from easydel.layers.context import Context, counted, segment_starts
 from easydel.layers.embed import Embed, Head
@@ -123,10 +124,12 @@ class DecoderModel(nnx.Module):
         segment_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, segment_ids)
+        check_positions(input_ids.shape[1], self.record.longest, context)
         x_BTD = self.enter(input_ids, context.positions_BT)
         layers = None if cache is None else cache["layers"]
         x_BTD, layers = run_layers(self.layers, self.record.blocks, self.policy, x_BTD, context, layers)
-        return self.leave(x_BTD), None if cache is None else {**cache, "layers": layers}
+        x_BTD = self.leave(x_BTD)
+        return (x_BTD, None) if cache is None else (unless_full(x_BTD, cache), {**cache, "layers": layers})
 
     def enter(self, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """What the first layer gets."""
@@ -156,13 +159,22 @@ def make_context(
     position_ids: jax.Array | None,
     cache: Cache | None,
     segment_ids: jax.Array | None = None,
+    *,
+    mask_name: str = "attention_mask",
 ) -> tuple[Context, Cache | None]:
-    """Positions and masks of a call, and the cache with its book-keeping brought forward by this call's tokens."""
-    starts_BT = None if segment_ids is None else _starts(segment_ids, shape, cache)
+    """Positions and masks of a call, and the cache with its book-keeping brought forward by this call's tokens.
+
+    ArgumentError for arrays of other shapes than `shape`, and for tokens that a cache has no room for.
+    """
+    arrays = {mask_name: attention_mask, "position_ids": position_ids, "segment_ids": segment_ids}
+    check_shapes(shape, arrays, cached=cache is not None)
+    starts_BT = None if segment_ids is None else _starts(segment_ids, cache)
     B, T = shape
     valid_BT = jnp.ones((B, T), bool) if attention_mask is None else attention_mask.astype(bool)
     seen, offset, valid_BS = 0, 0, None if attention_mask is None else valid_BT
     if cache is not None:
+        if (slots := cache["valid"].shape[1]) < T:
+            raise ArgumentError(f"{T} tokens do not fit into a cache of {slots}")
         seen, offset = jnp.sum(cache["valid"], axis=-1, keepdims=True), cache["offset"]
         valid_BS = jax.lax.dynamic_update_slice(cache["valid"], valid_BT, (0, offset))
         cache = {**cache, "valid": valid_BS, "offset": offset + T}
@@ -172,9 +184,19 @@ def make_context(
     return Context(position_ids.astype(jnp.int32), valid_BS, known, starts_BT, offset), cache
 
 
-def _starts(segment_ids: jax.Array, shape: tuple[int, ...], cache: Cache | None) -> jax.Array:
+def check_positions(length: int, longest: int | None, context: Context) -> None:
+    """ArgumentError for more tokens than there are vectors for positions; with a mask, padding may go beyond."""
+    if longest is not None and context.valid_BS is None and longest < length:
+        raise ArgumentError(f"{length} tokens are more than the {longest} positions that the model knows")
+
+
+def unless_full(x_BTD: jax.Array, cache: Cache) -> jax.Array:
+    """`x_BTD`, but NaN if more tokens were read into the cache than it has room for."""
+    used, slots = cache["offset"], cache["valid"].shape[1]
+    return jnp.where(used <= slots, x_BTD, jnp.nan) if isinstance(used, jax.Array) else x_BTD
+
+
+def _starts(segment_ids: jax.Array, cache: Cache | None) -> jax.Array:
     if cache is not None:
         raise ArgumentError("segment_ids with a cache", hint="a cache holds one sequence in each row")
-    if segment_ids.shape != shape:
-        raise ArgumentError(f"segment_ids has shape {segment_ids.shape}, expected {shape} as input_ids")
     return segment_starts(segment_ids)

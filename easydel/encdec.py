@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from easydel.decoder import Cache, make_context
+from easydel.decoder import Cache, check_positions, make_context, unless_full
 from easydel.errors import ArgumentError, UnsupportedModelError
 from easydel.layers.block import Block
 from easydel.layers.context import Context, Cross
@@ -161,10 +161,13 @@ class EncoderDecoderModel(nnx.Module):
         if encoder_outputs is None and input_ids is not None:
             encoder_outputs = self.encode(input_ids, attention_mask, position_ids)
         cross = _cross(encoder_outputs, attention_mask, cache)
-        context, cache = make_context(decoder_input_ids.shape, decoder_attention_mask, None, cache)
+        shape, mask_name = decoder_input_ids.shape, "decoder_attention_mask"
+        context, cache = make_context(shape, decoder_attention_mask, None, cache, mask_name=mask_name)
         layers = None if cache is None else cache["layers"]
         x_BTD, layers = self.decoder(decoder_input_ids, self.embed_tokens, replace(context, cross=cross), layers)
-        return x_BTD, None if cache is None else {**cache, "layers": layers, "cross_valid": cross.valid_BS}
+        if cache is None:
+            return x_BTD, None
+        return unless_full(x_BTD, cache), {**cache, "layers": layers, "cross_valid": cross.valid_BS}
 
     def encode(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, position_ids: jax.Array | None = None
@@ -202,9 +205,8 @@ class TowerLayers(nnx.Module):
     def __call__(
         self, ids_BT: jax.Array, shared: Embedding | None, context: Context, caches: Any
     ) -> tuple[jax.Array, Any]:
-        positions, length = self.record.embed.positions, ids_BT.shape[1]
-        if positions is not None and context.valid_BS is None and length > positions.rows:  # padding may go beyond
-            raise ArgumentError(f"{length} tokens are more than the {positions.rows} positions that the model knows")
+        positions = self.record.embed.positions
+        check_positions(ids_BT.shape[1], None if positions is None else positions.rows, context)
         x_BTD = self._embed(self.embed_tokens if shared is None else shared, ids_BT, context.positions_BT)
         if self.relative_attention_bias is not None:
             slots = ids_BT.shape[1] if context.valid_BS is None else context.valid_BS.shape[1]

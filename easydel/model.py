@@ -17,7 +17,7 @@ from flax import nnx
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
-from easydel.errors import ArgumentError
+from easydel.inputs import check_params, donations_explained, token_array
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
 from easydel.tree import Tree, bind, flatten, params_of, replica
@@ -37,12 +37,6 @@ class CausalLMOutput:
     cache: Any = None
 
 
-TOKEN_ARRAYS = frozenset(
-    [
-        *("input_ids", "attention_mask", "position_ids", "segment_ids", "labels"),
-        *("decoder_input_ids", "decoder_attention_mask"),
-    ]
-)
 # Compiled forward passes by model; weak, so that a model's arrays go when the model goes.
 _COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], jax.stages.Wrapped]] = WeakKeyDictionary()
 
@@ -75,7 +69,8 @@ class BaseNNXModule(nnx.Module):
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **inputs: Any
     ) -> CausalLMOutput:
         """Logits for `input_ids` [batch, length]. `attention_mask` (same shape) is 0 on padding; without
-        `position_ids`, positions count attended tokens. `cache` (from `init_cache`) carries earlier tokens.
+        `position_ids`, positions count attended tokens. `cache` (from `init_cache`) carries earlier tokens; ids and
+        masks are then those of the new ones.
 
         `segment_ids` (same shape, integers) are for rows that several documents are packed into: tokens see their own
         segment only, positions start anew in each. A segment begins wherever the id is not that of the token before.
@@ -92,8 +87,10 @@ class BaseNNXModule(nnx.Module):
     ) -> CausalLMOutput:
         """As `model(...)`, with `params` for parameters: a pure function for jax.jit, jax.grad and optax."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        given = {name: _checked(name, value) for name, value in inputs.items() if value is not None}
-        return self.compiled(forward)(params, given)
+        vocabulary = self.record.vocab
+        given = {name: token_array(name, value, vocabulary) for name, value in inputs.items() if value is not None}
+        with donations_explained():
+            return self.compiled(forward)(params, given)
 
     def generate(
         self,
@@ -145,7 +142,7 @@ class BaseNNXModule(nnx.Module):
         )
 
     def init_cache(self, batch: int, length: int) -> Any:
-        """An empty cache for `length` tokens of `batch` sequences."""
+        """An empty cache for `length` tokens of `batch` sequences; the logits of those beyond are NaN."""
         return self.record.cache(batch, length, self.policy)
 
     def num_params(self) -> int:
@@ -254,20 +251,7 @@ class BaseNNXModule(nnx.Module):
 
 def forward(model: BaseNNXModule, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
     """Logits of every token, as a pure function of parameters and inputs."""
+    check_params(flatten(model.params), flatten(params))
     own = model.bound(params)
     hidden, cache = own.model(**inputs)
     return CausalLMOutput(model.record.logits(own.model, own.lm_head, hidden), cache)
-
-
-def _checked(name: str, value: Any) -> Any:
-    """Ids, masks and positions as arrays of two dimensions; anything else unchanged."""
-    if name not in TOKEN_ARRAYS:
-        return value
-    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
-    if array.ndim != 2:
-        raise ArgumentError(
-            f"{name} has shape {array.shape}, expected [batch, length]", hint=f"pass {name}[None] for one sequence"
-        )
-    if name.endswith("ids") and not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ArgumentError(f"{name} is {array.dtype}, expected integers")
-    return array

@@ -17,6 +17,7 @@ from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
+from easydel.inputs import donations_explained
 from easydel.lora import LEAVES
 from easydel.processes import put_together
 from easydel.tree import flatten
@@ -101,18 +102,17 @@ def export(
     largest = max(tensors, key=lambda entry: np.prod(entry[1], dtype=np.int64))
     values = config.to_dict() | {"dtype": str(largest[2])}
     values.pop("torch_dtype", None)
-    _whole(
-        parameters, tensors, lambda whole: _write(Path(directory), whole, values, None, origin, max_shard_bytes)
-    )
+    _whole(parameters, tensors, lambda whole: _write(Path(directory), whole, values, None, origin, max_shard_bytes))
 
 
 def _whole(parameters: Parameters, tensors: Sequence[Entry], write: Callable[[Sequence[Entry]], None]) -> None:
     """`write` the tensors; if they are spread over processes, the first of them does, and all others lend theirs."""
-    if not any(map(is_spread, parameters.leaves.values())):
-        write(tensors)
-        return
-    *described, functions = zip(*tensors, strict=True)
-    put_together(functions, lambda whole: write(list(zip(*described, whole, strict=True))))
+    with donations_explained():
+        if not any(map(is_spread, parameters.leaves.values())):
+            write(tensors)
+            return
+        *described, functions = zip(*tensors, strict=True)
+        put_together(functions, lambda whole: write(list(zip(*described, whole, strict=True))))
 
 
 def _write(

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "easydel"
 LAYERS = [
     {"errors", "threads", "compilation"},
-    {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize"},
+    {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize", "inputs"},
     {"layers", "weights", "hub", "tokenizer", "cache"},
     {"decoder", "encdec"},
     {"families"},

@@ -19,8 +19,10 @@ from easydel.generate.prompt import Prompt, read_prompt, start_tokens
 from easydel.generate.rules import ending, make_rules, new_tokens, random_key
 from easydel.generate.settings import Settings, read_defaults, resolve
 from easydel.generate.streamers import listener
+from easydel.inputs import check_params, donations_explained
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
+from easydel.tree import flatten
 
 __all__ = ["GenerateOutput", "PromptCache", "compile_ahead", "generate", "read_defaults"]
 
@@ -47,11 +49,14 @@ def generate(
 ) -> GenerateOutput:
     """See `BaseNNXModule.generate`."""
     run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
-    params = model.params if params is None else params
+    if params is None:
+        params = model.params
+    else:
+        check_params(flatten(model.params), flatten(params))
     if prompt_cache is not None and run.source is not None:
         raise ArgumentError("prompt_cache is for decoder-only models", hint="call generate without it")
     options: dict[str, Any] = {"kept": prompt_cache, "chunk": run.chunk}
-    with listener(streamer, run.given_BT) as listen:
+    with donations_explained(), listener(streamer, run.given_BT) as listen:
         made = decode(model, params, run.prompt, run.source, run.rules, run.new, listen, **options)
     return GenerateOutput(np.concatenate([run.given_BT, made], axis=1))
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from easydel.errors import ArgumentError
+from easydel.inputs import check_tokens
 
 # B batch, T longest prompt
 
@@ -70,11 +71,7 @@ def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: i
     ids = _array("input_ids", input_ids)
     if not np.issubdtype(ids.dtype, np.integer):
         raise ArgumentError(f"input_ids is {ids.dtype}, expected integers")
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        row, column = np.argwhere((ids < 0) | (ids >= vocabulary))[0]
-        raise ArgumentError(
-            f"input_ids[{row}, {column}] is {ids[row, column]}, outside the vocabulary of {vocabulary} tokens"
-        )
+    check_tokens("input_ids", ids, vocabulary)
     if attention_mask is None:
         attended = np.ones(ids.shape, bool) if padding is None else ids != padding
     else:

@@ -1,0 +1,76 @@
+"""What a model may be called with: ids, masks and positions of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easydel.errors import ArgumentError, listed
+
+IDS = ("input_ids", "decoder_input_ids")
+TOKEN_ARRAYS = (*IDS, "attention_mask", "decoder_attention_mask", "position_ids", "segment_ids", "labels")
+
+
+def token_array(name: str, value: Any, vocabulary: int) -> Any:
+    """The argument as an array [batch, length], if it is one of `TOKEN_ARRAYS`; anything else unchanged.
+
+    ArgumentError for another shape, for ids that are no integers, and for ids of no token. The last is seen in numpy's
+    arrays and in lists alone: looking into JAX's would wait for their device.
+    """
+    if name not in TOKEN_ARRAYS:
+        return value
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if array.ndim != 2:
+        raise ArgumentError(
+            f"{name} has shape {array.shape}, expected [batch, length]", hint=f"pass {name}[None] for one sequence"
+        )
+    if array.size == 0:
+        raise ArgumentError(f"{name} is empty: its shape is {array.shape}")
+    if name.endswith("ids") and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ArgumentError(f"{name} is {array.dtype}, expected integers")
+    if name in IDS and isinstance(array, np.ndarray):
+        check_tokens(name, array, vocabulary)
+    return jnp.asarray(array)
+
+
+def check_tokens(name: str, ids: np.ndarray, vocabulary: int) -> None:
+    """ArgumentError with the first of `ids` [batch, length] that is no token."""
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        row, column = np.argwhere((ids < 0) | (ids >= vocabulary))[0]
+        raise ArgumentError(
+            f"{name}[{row}, {column}] is {ids[row, column]}, outside the vocabulary of {vocabulary} tokens"
+        )
+
+
+def check_shapes(shape: tuple[int, ...], arrays: Mapping[str, Any], *, cached: bool) -> None:
+    """ArgumentError unless all `arrays` that are not None have the `shape` of the ids; positions may have one row."""
+    for name, array in arrays.items():
+        one_row = name == "position_ids" and array is not None and array.shape == (1, shape[1])
+        if array is not None and array.shape != shape and not one_row:
+            hint = "with a cache, it is that of the new tokens alone" if cached else None
+            raise ArgumentError(f"{name} has shape {array.shape}, expected {shape} as the ids", hint=hint)
+
+
+def check_params(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """ArgumentError unless `given` has the paths of `known`."""
+    missing = [f"{path} is missing" for path in known if path not in given]
+    unknown = [f"{path} is not the model's" for path in given if path not in known]
+    if missing or unknown:
+        raise ArgumentError(f"params are not those of the model:{listed([*missing, *unknown], 4)}")
+
+
+@contextmanager
+def donations_explained() -> Iterator[None]:
+    """What JAX says of an array that is gone, with where to find what became of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "has been deleted" not in str(error):
+            raise
+        hint = "after a training step, the model's parameters are state.params"
+        raise ArgumentError(f"an array was given up (donated) to a program: {error}", hint=hint) from None

@@ -1,0 +1,104 @@
+"""What a model is called with: anything that does not fit is refused, or shows in the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases.gpt import GPT2
+from cases.llama import llama
+from trained import random_model, small
+
+from easydel import ArgumentError, BaseNNXModule
+from easydel.train import causal_loss
+from easydel.tree import flatten, unflatten
+
+IDS = np.random.default_rng(0).integers(0, 97, (2, 7))
+
+
+@pytest.fixture(scope="module")
+def model() -> BaseNNXModule:
+    return random_model(small(llama("inputs"), num_hidden_layers=1))[0]
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "position_ids", "segment_ids"])
+@pytest.mark.parametrize("shape", [(2, 1), (2, 9), (2, 5), (3, 7)])
+def test_a_shape_other_than_that_of_the_ids_is_refused(model: BaseNNXModule, name: str, shape: tuple[int, int]):
+    with pytest.raises(ArgumentError, match=rf"{name} has shape \({shape[0]}, {shape[1]}\), expected \(2, 7\)"):
+        model(IDS, **{name: np.ones(shape, int)})
+
+
+def test_one_row_of_positions_is_for_all(model: BaseNNXModule):
+    positions = np.arange(7)[None] + 3
+    ours = model(IDS, position_ids=positions).logits
+    np.testing.assert_array_equal(ours, model(IDS, position_ids=np.repeat(positions, 2, axis=0)).logits)
+
+
+def test_with_a_cache_the_mask_is_that_of_the_new_tokens(model: BaseNNXModule):
+    cache = model(IDS[:, :4], np.ones((2, 4), int), cache=model.init_cache(2, 12)).cache
+    with pytest.raises(ArgumentError, match=r"attention_mask has shape \(2, 7\).*the new tokens alone"):
+        model(IDS[:, 4:], np.ones((2, 7), int), cache=cache)
+
+
+def test_tokens_beyond_a_cache_are_refused_or_make_nan(model: BaseNNXModule):
+    with pytest.raises(ArgumentError, match="7 tokens do not fit into a cache of 4"):
+        model(IDS, cache=model.init_cache(2, 4))
+    out = model(IDS[:, :4], cache=model.init_cache(2, 6))
+    assert np.isfinite(model(IDS[:, 4:6], cache=out.cache).logits).all()
+    assert np.isnan(model(IDS[:, 4:], cache=out.cache).logits).all()
+
+
+@pytest.mark.parametrize("wrong", [97, -1])
+def test_ids_of_no_token_are_refused(model: BaseNNXModule, wrong: int):
+    ids = IDS.copy()
+    ids[1, 2] = wrong
+    for given in (ids, ids.tolist()):
+        with pytest.raises(ArgumentError, match=rf"input_ids\[1, 2\] is {wrong}, outside the vocabulary of 97"):
+            model(given)
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 7)])
+def test_no_tokens_are_refused(model: BaseNNXModule, shape: tuple[int, int]):
+    with pytest.raises(ArgumentError, match="input_ids is empty"):
+        model(np.zeros(shape, int))
+
+
+def test_more_tokens_than_positions_are_refused():
+    model, params = random_model(small(GPT2[0], n_layer=1))
+    longest = model.record.longest
+    assert longest is not None
+    ids = np.zeros((1, longest + 1), np.int32)
+    with pytest.raises(ArgumentError, match=f"{longest + 1} tokens are more than the {longest} positions"):
+        model(ids)
+    with pytest.raises(ArgumentError, match=f"{longest + 1} tokens are more than the {longest} positions"):
+        causal_loss(model, params, {"input_ids": jnp.asarray(ids)})
+
+
+def test_apply_takes_all_parameters_and_no_others(model: BaseNNXModule):
+    leaves = flatten(model.params)
+    without = {path: leaf for path, leaf in leaves.items() if path != "lm_head/kernel"}
+    for params, problem in (
+        (unflatten(without), "lm_head/kernel is missing"),
+        (unflatten(leaves | {"model/foo": leaves["lm_head/kernel"]}), "model/foo is not the model's"),
+    ):
+        for call in (model.apply, jax.jit(model.apply), lambda params, ids: model.generate(ids, params=params)):
+            with pytest.raises(ArgumentError, match=problem):
+                call(params, IDS)
+
+
+def test_deleted_parameters_are_an_error_that_says_where_the_new_ones_are(tmp_path: Path):
+    model, params = random_model(small(llama("deleted"), num_hidden_layers=1))
+    jax.tree.map(lambda leaf: leaf.delete(), params)
+    calls: list[Callable[[], Any]] = [
+        lambda: model(IDS),
+        lambda: model.generate(IDS),
+        lambda: model.save_pretrained(tmp_path / "model"),
+    ]
+    for call in calls:
+        with pytest.raises(ArgumentError, match=r"given up.*after a training step.*state\.params"):
+            call()
