@@ -176,7 +176,7 @@ def make_context(
         if (slots := cache["valid"].shape[1]) < T:
             raise ArgumentError(f"{T} tokens do not fit into a cache of {slots}")
         seen, offset = jnp.sum(cache["valid"], axis=-1, keepdims=True), cache["offset"]
-        valid_BS = jax.lax.dynamic_update_slice(cache["valid"], valid_BT, (0, offset))
+        valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], valid_BT, offset, axis=1)
         cache = {**cache, "valid": valid_BS, "offset": offset + T}
     if position_ids is None:
         position_ids = jnp.maximum(counted(valid_BT, starts_BT) + seen, 0)

@@ -54,6 +54,20 @@ def test_only_what_the_same_parameters_computed_is_used(model: BaseNNXModule):
     np.testing.assert_array_equal(out, model.generate(said, params=other, **NEW).sequences)
 
 
+def test_holes_in_a_mask_are_not_mixed_up_with_what_is_kept(model: BaseNNXModule):
+    kept, said = PromptCache(), random_ids(CASE, 1)
+    holes = np.ones_like(said)
+    holes[0, [2, 5]] = 0
+    for mask in (holes, holes, None, None, holes):
+        out = model.generate(said, mask, prompt_cache=kept, **NEW).sequences
+        np.testing.assert_array_equal(out, model.generate(said, mask, **NEW).sequences)
+    model.generate(said, prompt_cache=kept, **NEW)
+    padded = np.concatenate([np.zeros((1, 3), int), said], axis=1)
+    out = model.generate(padded, np.arange(padded.shape[1])[None] >= 3, prompt_cache=kept, **NEW).sequences
+    assert kept.reused == said.shape[1] - 1  # padding before a prompt is no hole
+    np.testing.assert_array_equal(out[:, 3:], model.generate(said, **NEW).sequences)
+
+
 def test_a_call_that_fails_leaves_nothing_behind(model: BaseNNXModule):
     def fail(tokens: np.ndarray) -> None:
         raise RuntimeError("nobody listens")

@@ -98,9 +98,25 @@ def test_without_labels_the_attended_tokens_are_predicted():
     model, params = random_model(LLAMA, layers=0)
     given = batch()
     labels = jnp.where(given["attention_mask"] == 1, given["input_ids"], IGNORED)
+    labels = labels.at[1, 4].set(IGNORED)  # the first attended token of a padded row has only padding before it
     implied = loss_of(model, params, {name: given[name] for name in ("input_ids", "attention_mask")})
-    assert implied.tokens == B * (T - 1) - 3  # the first attended token of a padded row is predicted from padding
+    assert implied.tokens == B * (T - 1) - 4
     assert implied.nll == loss_of(model, params, given | {"labels": labels}).nll
+
+
+def test_padding_on_either_side_leaves_the_loss_alone():
+    model, params = random_model(LLAMA, layers=1)
+    ids = np.random.default_rng(3).integers(3, VOCABULARY, (1, 6))
+    alone = loss_of(model, params, {"input_ids": jnp.asarray(ids)})
+    for before, after in ((3, 0), (0, 3)):
+        for padding in (0, 1, 50):
+            padded = {
+                "input_ids": jnp.pad(jnp.asarray(ids), ((0, 0), (before, after)), constant_values=padding),
+                "attention_mask": jnp.pad(jnp.ones_like(ids), ((0, 0), (before, after))),
+            }
+            loss = loss_of(model, params, padded)
+            assert loss.tokens == alone.tokens
+            np.testing.assert_allclose(loss.nll, alone.nll, rtol=1e-6)
 
 
 @pytest.mark.parametrize("label", [VOCABULARY, -1])

@@ -106,7 +106,7 @@ def _first(model: BaseNNXModule, cache: Any, prompt: Prompt, logits_BV: jax.Arra
     """The state after the token that `logits_BV` call for; nothing but the prompts was read into `cache`."""
     B, T = prompt.ids_BT.shape
     tokens_BS = jnp.pad(prompt.ids_BT, ((0, 0), (0, 1)))  # the first new token follows the prompt
-    first_B = jnp.argmax(prompt.attended_BT, axis=1)
+    first_B = jnp.argmax(prompt.attended_BT, axis=1).astype(jnp.int32)
     slot, count = jnp.asarray(T, jnp.int32), jnp.asarray(0, jnp.int32)
     return _emit(model, State(cache, tokens_BS, first_B, slot, count, jnp.zeros((B,), bool)), logits_BV, rules)
 
@@ -131,7 +131,7 @@ def extend(
     hidden_BTD, cache = own.model(**inputs, cache=before)
     last_B1D = jax.lax.dynamic_slice_in_dim(hidden_BTD, count - 1, 1, axis=1)
     logits_BV = own.record.logits(own.model, own.lm_head, last_B1D)[:, 0]
-    tokens_BS = jax.lax.dynamic_update_slice(state.tokens_BS, jnp.asarray(part.ids_BT), (0, start))
+    tokens_BS = jax.lax.dynamic_update_slice_in_dim(state.tokens_BS, jnp.asarray(part.ids_BT), start, axis=1)
     made, finished_B = jnp.zeros_like(state.count), jnp.zeros_like(state.finished_B)
     end = start + count
     assert cache is not None
@@ -187,7 +187,7 @@ def _emit(model: BaseNNXModule, state: State, logits_BV: jax.Array, rules: Rules
         next_B = jnp.where(finished_B, rules.pad, next_B).astype(jnp.int32)
         finished_B |= jnp.any(next_B[:, None] == rules.eos_E, axis=1)
     next_B = policy.shard(next_B, None)
-    tokens_BS = jax.lax.dynamic_update_slice(state.tokens_BS, next_B[:, None], (0, state.slot))
+    tokens_BS = jax.lax.dynamic_update_slice_in_dim(state.tokens_BS, next_B[:, None], state.slot, axis=1)
     made = Made(next_B, jnp.all(finished_B))
     state = replace(state, tokens_BS=tokens_BS, slot=state.slot + 1, count=state.count + 1, finished_B=finished_B)
     return _placed(model, state), made

@@ -165,8 +165,7 @@ class AttentionLayer(nnx.Module):
 
 def append(cache: KVCache, k_BKTC: jax.Array, v_BKTC: jax.Array, offset: jax.Array | int) -> KVCache:
     """The cache with this call's keys and values written from slot `offset` on."""
-    start = (0, 0, offset, 0)
     return {
-        name: jax.lax.dynamic_update_slice(cache[name], part.astype(cache[name].dtype), start)
+        name: jax.lax.dynamic_update_slice_in_dim(cache[name], part.astype(cache[name].dtype), offset, axis=2)
         for name, part in (("k", k_BKTC), ("v", v_BKTC))
     }

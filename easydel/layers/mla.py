@@ -90,7 +90,7 @@ class MLALayer(nnx.Module):
         latent_B1SL = jnp.concatenate([self.kv_a_layernorm(latent_BTR), k_BTP], axis=-1)[:, None]
         if cache is not None:
             written = latent_B1SL.astype(cache["latent"].dtype)
-            latent_B1SL = jax.lax.dynamic_update_slice(cache["latent"], written, (0, 0, context.offset, 0))
+            latent_B1SL = jax.lax.dynamic_update_slice_in_dim(cache["latent"], written, context.offset, axis=2)
             cache = {"latent": latent_B1SL}
         absorbs = record.absorbs(x_BTD.shape[1], latent_B1SL.shape[2])
         out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context)

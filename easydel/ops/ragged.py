@@ -91,7 +91,7 @@ def product_by_blocks(
         matrix = jax.lax.dynamic_index_in_dim(kernel, groups[index], keepdims=False).astype(x.dtype)
         product = jax.lax.dot_general(part, matrix, (((1,), (contracted - 1,)), ((), ())), precision=precision)
         # a block reaches into the next group's rows, which the next block writes again
-        return jax.lax.dynamic_update_slice(y, product, (starts[index], 0))
+        return jax.lax.dynamic_update_slice_in_dim(y, product, starts[index], axis=0)
 
     empty = jnp.zeros((rows + block, kernel.shape[3 - contracted]), x.dtype)
     return jax.lax.fori_loop(0, count, step, empty)[:rows]

@@ -107,7 +107,7 @@ def ban_repeated_ngrams(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Ar
     """Without the tokens that would complete, in `slot`, a run of `size` tokens that was there before."""
     B, S = tokens_BS.shape
     outside = scores_BV.shape[-1]
-    run = jax.lax.dynamic_slice(tokens_BS, (0, slot - size + 1), (B, size - 1))
+    run = jax.lax.dynamic_slice_in_dim(tokens_BS, slot - size + 1, size - 1, axis=1)
     later_BS = jnp.pad(tokens_BS, ((0, 0), (0, size)), constant_values=outside)
     same_BS = jnp.broadcast_to((slot >= size - 1) & jnp.all(run < outside, axis=-1, keepdims=True), (B, S))
     for place in range(size - 1):

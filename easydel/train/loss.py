@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from easydel.errors import UnsupportedModelError
 from easydel.model import BaseNNXModule
@@ -25,6 +26,7 @@ from easydel.tree import Tree, flatten, unflatten
 IGNORED = -100  # what Hugging Face's data collators put where no loss is wanted
 TOKENS = 512  # in a group, on one device: matrix products lose nothing, logits of 50,000 words take 100 MB
 INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
+ZERO = np.zeros((), np.float32)
 Head = Callable[[Tree, jax.Array], jax.Array]
 
 
@@ -52,8 +54,8 @@ def causal_loss(
     """How badly the tokens of `batch` predict the next ones; as in transformers, `labels` are those of the same token.
 
     `batch` has `input_ids` [B, T] and perhaps `labels`, `attention_mask`, `position_ids`, `segment_ids` of the same
-    shape. A label is a token, or -100 for none; without `labels`, they are the attended tokens. Any other label makes
-    the loss NaN. The last token of a segment predicts nothing.
+    shape. A label is a token, or -100 for none; without `labels`, they are the attended tokens that follow attended
+    ones. Any other label makes the loss NaN. The last token of a segment predicts nothing.
     `z_weight` times the squared log of the softmax's denominator is added (PaLM, arXiv:2204.02311: 1e-4). The logits
     of at most `tokens` tokens on each device exist at a time. Only first derivatives, and only of `objective`.
     """
@@ -86,13 +88,11 @@ def check_causal(model: BaseNNXModule) -> None:
 
 def next_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
     """What each position should predict [B, T]: the label after it; -100 for the last of a row or segment, and where
-    there is none."""
+    there is none. Without labels, padding neither is predicted nor predicts."""
     labels_BT = batch.get("labels")
-    if labels_BT is None:
-        labels_BT = batch["input_ids"]
-        if "attention_mask" in batch:
-            labels_BT = jnp.where(batch["attention_mask"].astype(bool), labels_BT, IGNORED)
-    next_BT = labels_BT[:, 1:]
+    next_BT = (batch["input_ids"] if labels_BT is None else labels_BT)[:, 1:]
+    if labels_BT is None and (mask_BT := batch.get("attention_mask")) is not None:
+        next_BT = jnp.where((mask_BT[:, 1:] != 0) & (mask_BT[:, :-1] != 0), next_BT, IGNORED)
     if (ids_BT := batch.get("segment_ids")) is not None:
         next_BT = jnp.where(ids_BT[:, 1:] == ids_BT[:, :-1], next_BT, IGNORED)
     return jnp.pad(next_BT, ((0, 0), (0, 1)), constant_values=IGNORED)
@@ -159,7 +159,7 @@ def _summed(head: Head, policy: Policy, z_weight: float) -> Any:
             objective, nll, _ = token_losses(logits_of(params, group[0]), group[1], z_weight)
             return (sums[0] + jnp.sum(objective), sums[1] + jnp.sum(nll)), None
 
-        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), (hidden_NBPD, targets_NBP))[0]
+        return jax.lax.scan(add, (ZERO, ZERO), (hidden_NBPD, targets_NBP))[0]
 
     def forward(params: Tree, hidden: Any, targets: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
         leaves = flatten(params)  # each says whether it is differentiated by: a frozen head gets no gradient
@@ -176,7 +176,7 @@ def _summed(head: Head, policy: Policy, z_weight: float) -> Any:
 
         # float32: thousands of groups may add up
         zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in wanted.items()}
-        start = ((jnp.zeros(()), jnp.zeros(())), zeros)
+        start = ((ZERO, ZERO), zeros)
         (sums, gradients), by_hidden = jax.lax.scan(add, start, (hidden.value, targets.value))
         none = dict.fromkeys(fixed)
         dtypes = {path: jnp.zeros((), leaf.dtype) for path, leaf in wanted.items()}
