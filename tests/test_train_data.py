@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,17 @@ def test_a_text_is_one_document_and_each_line_of_jsonl_is_one(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "one\\n"}\n\n{"text": "tw\u00f6", "id": 3}\n', encoding="utf-8")
     assert list(documents(tmp_path / "a.txt")) == ["one\n\ntwo"]
     assert list(documents(tmp_path / "a.jsonl")) == ["one\n", "tw\u00f6"]
+
+
+def test_only_newlines_end_lines_of_jsonl_and_a_byte_order_mark_is_not_text(tmp_path: Path):
+    texts = ["one\u2028two", "a\u0085b", "c\u2029d"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.txt").write_bytes("one\u2028two".encode("utf-8-sig"))
+    assert list(documents(tmp_path / "a.txt")) == ["one\u2028two"]
+    for end in ("\n", "\r\n"):
+        for encoding in ("utf-8", "utf-8-sig"):
+            (tmp_path / "a.jsonl").write_bytes((end.join(lines) + end).encode(encoding))
+            assert list(documents(tmp_path / "a.jsonl")) == texts
 
 
 @pytest.mark.parametrize(

@@ -29,15 +29,16 @@ def needed(package: str) -> Any:
 
 
 def documents(file: Path) -> Iterator[str]:
-    """Of a .jsonl file the "text" of each line; any other file is one document, in UTF-8."""
+    """Of a .jsonl file the "text" of each line; any other file is one document. Both in UTF-8."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # many editors on Windows begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"cannot be read: {error}", file=file) from None
     if file.suffix != ".jsonl":
         yield text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines: JSON strings may hold U+2028 and the other characters at which that would cut them
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
