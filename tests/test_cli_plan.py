@@ -75,6 +75,19 @@ def test_inspect_tells_sizes_that_transformers_agrees_with(reference: Any):
     assert facts["loads"]
 
 
+def test_a_file_whose_tied_head_stands_for_the_token_vectors_is_told_and_planned_alike(tiny: Path, tmp_path: Path):
+    tensors = safetensors.numpy.load_file(tiny / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    facts = invoke_json("inspect", tmp_path)
+    assert (facts["loads"], facts["problem"], facts["tied"]) == (True, None, True)
+    mesh = ("--mesh", "1,4,2,1")
+    assert invoke_json("plan", tmp_path, *mesh)["rows"] == invoke_json("plan", tiny, *mesh)["rows"]
+    reads = invoke_json("plan", tmp_path, *mesh, "--reads")["reads"]
+    assert {read["tensor"] for read in reads if "embed_tokens" in read["parameter"]} == {"lm_head.weight"}
+
+
 def test_inspect_puts_layers_together_in_its_tables(tiny: Path):
     shown = invoke("inspect", tiny).stdout
     row = next(line for line in shown.splitlines() if "q_proj" in line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from parity import (
     reference_logits,
     reference_rows,
 )
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.sharding import default_rules, shardings
@@ -97,6 +98,24 @@ def test_sharded_logits_equal_transformers(loaded: Loaded):
         held = {shard.device: shard.data.shape for shard in leaf.addressable_shards}
         assert set(held.values()) == {expected[path].shard_shape(leaf.shape)}, path
     assert_close(model.apply(params, loaded.ids).logits, loaded.logits)
+
+
+def test_a_tied_head_stands_for_token_vectors_that_the_file_lacks(loaded: Loaded, tmp_path: Path):
+    embedding, head = loaded.reference.get_input_embeddings(), loaded.reference.get_output_embeddings()
+    if embedding.weight is not head.weight:
+        pytest.skip("not tied")
+    name = next(name for name, parameter in loaded.reference.named_parameters() if parameter is embedding.weight)
+    tensors = load_file(loaded.directory / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop(name)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(loaded.directory / "config.json", tmp_path)
+    auto = transformers.AutoModelForCausalLM
+    theirs = auto.from_pretrained(tmp_path, attn_implementation=loaded.case.attention).eval()
+    np.testing.assert_array_equal(reference_logits(theirs, loaded.ids), loaded.logits)
+    leaves = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)[1])
+    assert leaves.keys() == flatten(loaded.params).keys()
+    for path, leaf in flatten(loaded.params).items():
+        np.testing.assert_array_equal(leaves[path], leaf, err_msg=path)
 
 
 def mesh_dims(case: Case) -> tuple[int, int, int, int]:

@@ -36,14 +36,14 @@ NAMES = Names(
         r"classification_head\..*",
     ),
     squeezed=("final_logits_bias",),
-    substitutes={SHARED: (DECODER, ENCODER, "lm_head.weight"), ENCODER: (SHARED,), DECODER: (SHARED,)},
+    substitutes={SHARED: (DECODER, ENCODER), ENCODER: (SHARED,), DECODER: (SHARED,)},
     optional=("final_logits_bias",),
 )
 CAUSAL = Names(
     {"model": "model.decoder"} | RENAMES,
     # what transformers keeps for an encoder, or what is left of one
     ignored=(r".*encoder_attn.*", r"(model\.)?(encoder\..*|shared\.weight|decoder\.version)", "final_logits_bias"),
-    substitutes={DECODER: (SHARED, "lm_head.weight")},
+    substitutes={DECODER: (SHARED,)},
 )
 ENCODER_SIZES = {"encoder_layers": 12, "encoder_ffn_dim": 4096, "encoder_attention_heads": 16}
 DECODER_SIZES = {"decoder_layers": 12, "decoder_ffn_dim": 4096, "decoder_attention_heads": 16}

@@ -72,7 +72,8 @@ def make_plan(
 
     `shapes` of parameters by path; `layer_paths` gives the per-layer paths that a (stacked) parameter consists of.
     `file` is what says which tensors there are, such as an index: the error names it where no tensor's own file is to
-    blame. A parameter with a scale per row beside it is stored as int8, any other as floats.
+    blame. Where `tied`, the head stands for token vectors that the checkpoint lacks. A parameter with a scale per row
+    beside it is stored as int8, any other as floats.
     """
     per_layer = {
         part: shapes[path] if parts == [path] else shapes[path][1:]
@@ -85,7 +86,7 @@ def make_plan(
         for path, parts in layer_paths.items()
     }
     readers = source_names(expressions)
-    found = _resolve(list(readers), names.substitutes, tensors)
+    found = _resolve(list(readers), _tied_substitutes(names) if tied else names.substitutes, tensors)
     found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
     used = {id(tensor) for tensor in found.values()}
     ignored = [*names.ignored, *([r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight"] if tied else [])]
@@ -106,8 +107,8 @@ def make_plan(
 
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
     """Whether a checkpoint holds both a head and token vectors, and they are not the same: then they are not tied."""
-    wanted = [names.theirs(f"{module}.weight") for module in ("lm_head", "model.embed_tokens")]
-    found = _resolve(wanted, names.substitutes, tensors)
+    wanted = _head_and_embedding(names)
+    found = _resolve(list(wanted), names.substitutes, tensors)
     if len(found) < 2 or found[wanted[0]] is found[wanted[1]]:
         return False
     head, embedding = (found[name] for name in wanted)
@@ -116,6 +117,18 @@ def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
     rows = max(BLOCK_BYTES // max(head.dtype.itemsize * head.shape[-1], 1), 1)
     blocks = ((slice(start, start + rows),) for start in range(0, head.shape[0], rows))
     return any(head.read(block).tobytes() != embedding.read(block).tobytes() for block in blocks)
+
+
+def _head_and_embedding(names: Names) -> tuple[str, str]:
+    """What the checkpoint calls the matrices of the head and of the token vectors."""
+    return names.theirs("lm_head.weight"), names.theirs("model.embed_tokens.weight")
+
+
+def _tied_substitutes(names: Names) -> dict[str, tuple[str, ...]]:
+    """The table's substitutes, and as the last one for the token vectors the head: it holds the same."""
+    head, embedding = _head_and_embedding(names)
+    others = (*names.substitutes.get(embedding, ()), head, *names.substitutes.get(head, ()))
+    return {**names.substitutes, embedding: others}
 
 
 def _resolve(
