@@ -103,7 +103,7 @@ class AutoEasyDeLModelForCausalLM:
             load_in_8bit: store kernels and embeddings as int8 with a scale per row.
             bit_targeted_params: which to quantize, by leaf, module name or path; default: all that can be.
             verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
-            from_torch: False if the directory was written by `save_pretrained` of this project.
+            from_torch: False if the directory or repository was written by `save_pretrained` of this project.
             scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.
             stream: do not download weights: receive each part by HTTP ranges straight into memory, each process only
                 its own bytes. Safetensors only; what is a local path is loaded as ever.

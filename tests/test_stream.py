@@ -240,6 +240,24 @@ def test_what_is_no_safetensors_is_refused(hub: Hub, name: str):
     assert name not in hub.fetched()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arguments", [{}, {"load_in_8bit": True}], ids=["float", "int8"])
+def test_what_save_pretrained_wrote_loads_from_the_hub(
+    hub: Hub, directory: Path, tmp_path: Path, arguments: dict[str, Any], stream: bool
+):
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)
+    model.save_pretrained(tmp_path / "saved")
+    upload(hub, tmp_path / "saved")
+    _, again = AutoEasyDeLModelForCausalLM.from_pretrained("org/model", from_torch=False, stream=stream)
+    expected, found = flatten(params), flatten(again)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert found[path].dtype == leaf.dtype
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    with pytest.raises(CheckpointError, match="was written by save_pretrained; load it with from_torch=False"):
+        AutoEasyDeLModelForCausalLM.from_pretrained("org/model", stream=stream)
+
+
 def test_streaming_needs_the_network(hub: Hub):
     with pytest.raises(ArgumentError, match="stream and local_files_only exclude each other"):
         streamed(local_files_only=True)

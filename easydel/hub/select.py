@@ -8,6 +8,7 @@ from pathlib import Path
 
 from easydel.checkpoint.files import INDEX_SUFFIX, PREFERENCE, read_index
 from easydel.errors import HubError, listed
+from easydel.weights.saved import MANIFEST
 
 CONFIGS = {
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -30,7 +31,7 @@ def needed(
     Weights are the first there is of model.safetensors, its index and shards, pytorch_model.bin, its index and shards,
     one GGUF file (or all parts of one). Errors call the folder `where`.
     """
-    side: list[str] = sorted((CONFIGS | VOCABULARIES).intersection(names))
+    side: list[str] = sorted((CONFIGS | VOCABULARIES | {MANIFEST}).intersection(names))
     if not weights and "config.json" in side:
         return side
     chosen = side + _weight_files(names, shards, where)
