@@ -53,6 +53,23 @@ def test_it_writes_a_model_that_has_learned_the_text_and_goes_on_when_called_aga
     assert "warmup was 0, is 1" in other.stderr
 
 
+def test_a_finished_run_without_its_log_finishes_again_and_says_what_it_knows(tiny: Path, tmp_path: Path):
+    arguments = ("train", tiny, tiny / "text.txt", "--out", tmp_path, *SHORT)
+    assert invoke(*arguments).exit_code == 0
+    log = tmp_path / "losses.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.unlink()
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert f"3 steps, no losses in losses.jsonl, wrote {tmp_path / 'model'}" in result.stderr
+    log.write_text("".join(lines[1:]) + "\xff{\n[]\n" + '{"step": "1", "loss": 0.5}\n' + lines[0][:9])
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    first, last = losses_of(tmp_path)
+    assert f"3 steps, loss {first:.4f} -> {last:.4f} in steps 2 to 3, wrote" in result.stderr
+    assert log.read_text() == "".join(lines[1:])
+
+
 def test_documents_are_separated_by_the_tokenizers_end_of_sequence(tiny: Path, tmp_path: Path):
     lines = [json.dumps({"text": text}) for text in ("the dog sleeps", "the quick fox jumps over the dog")] * 30
     (tmp_path / "text.jsonl").write_text("\n".join(lines))

@@ -69,6 +69,18 @@ def test_killed_and_resumed_it_has_the_losses_of_a_run_that_was_not(tmp_path: Pa
     assert flatten(resumed.model.params)["lm_head/kernel"] is flatten(state.params)["lm_head/kernel"]
 
 
+def test_a_log_that_was_deleted_has_each_step_after_that_once(tmp_path: Path):
+    trainer(tmp_path, steps=2, save_every=2).run()
+    log = tmp_path / "losses.jsonl"
+    log.unlink()
+    trainer(tmp_path, steps=4, save_every=2).run()
+    assert [line["step"] for line in log_of(tmp_path)] == [3, 4]
+    with log.open("a") as file:  # as a run leaves it that is killed after its checkpoint
+        file.write(json.dumps(log_of(tmp_path)[-1] | {"step": 5}) + '\n{"step": 6, "lo')
+    trainer(tmp_path, steps=6, save_every=2).run()
+    assert [line["step"] for line in log_of(tmp_path)] == [3, 4, 5, 6]
+
+
 def test_separate_documents_give_other_losses_and_are_gone_on_with_exactly(tmp_path: Path):
     choices: dict[str, Any] = {"document_end": 5, "save_every": 2}
     trainer(tmp_path / "stopped", steps=2, layers=1, **choices).run()

@@ -173,7 +173,8 @@ def train(
     print(counts, file=sys.stderr)
     state = Trainer(loaded, params, optimizer, pieces.tokens, out, settings, identity=identity).run()
     result = _write(loaded, out, adapters)
-    print(f"{int(state.count)} steps, loss {_losses(out)}, wrote {result}", file=sys.stderr)
+    steps = int(state.count)
+    print(f"{steps} steps, {_losses(out, steps)}, wrote {result}", file=sys.stderr)
 
 
 def _checked(course: Course, adapters: Adapters, loading: Loading) -> Settings:
@@ -212,15 +213,16 @@ def _write(model: BaseNNXModule, out: Path, adapters: Adapters) -> Path:
     return out / MODEL_FOLDER
 
 
-def _losses(out: Path) -> str:
-    """The first and the last loss of the log."""
-    import json
+def _losses(out: Path, steps: int) -> str:
+    """The first and the last loss of the log, as far as it is there."""
+    from easydel.train.trainer import LOSSES, read_losses
 
-    from easydel.train.trainer import LOSSES
-
-    lines = (out / LOSSES).read_text().splitlines()
-    first, last = (json.loads(line)["loss"] for line in (lines[0], lines[-1]))
-    return f"{first:.4f} -> {last:.4f}"
+    lines = read_losses(out)
+    if not lines:
+        return f"no losses in {LOSSES}"
+    first, last = lines[0], lines[-1]
+    which = "" if len(lines) == steps else f" in steps {first['step']} to {last['step']}"
+    return f"loss {first['loss']:.4f} -> {last['loss']:.4f}{which}"
 
 
 def _is_name(text: str) -> bool:

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -193,15 +193,29 @@ def _manager(folder: Path, settings: Settings) -> Iterator[Any]:
 
 @contextmanager
 def _log(folder: Path, start: int) -> Iterator[Any]:
-    """losses.jsonl with the lines of the first `start` steps: what a killed run did after its checkpoint is redone."""
+    """losses.jsonl with the lines of steps up to `start`: what a killed run did after its checkpoint is redone."""
     if jax.process_index() != 0:
         yield None
         return
-    file = folder / LOSSES
-    kept = file.read_text().splitlines(keepends=True)[:start] if file.is_file() else []
-    file.write_text("".join(kept))
-    with file.open("a") as log:
+    kept = [line for line in read_losses(folder) if line["step"] <= start]
+    with (folder / LOSSES).open("w") as log:
+        log.writelines(json.dumps(line) + "\n" for line in kept)
+        log.flush()
         yield log
+
+
+def read_losses(folder: Path) -> list[dict[str, Any]]:
+    """The lines of losses.jsonl, which may have been deleted; what is none, as a killed run may leave, is left out."""
+    file = folder / LOSSES
+    lines: list[Any] = []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict) and _is_logged(line.get("step"), line.get("loss"))]
+
+
+def _is_logged(step: Any, loss: Any) -> bool:
+    return isinstance(step, int) and isinstance(loss, float)
 
 
 def _tell(log: Any, shown: ADVANCE, count: int, metrics: Metrics) -> None:
