@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from easydel.errors import UnsupportedModelError
 from easydel.model import BaseNNXModule
@@ -26,7 +25,6 @@ from easydel.tree import Tree, flatten, unflatten
 IGNORED = -100  # what Hugging Face's data collators put where no loss is wanted
 TOKENS = 512  # in a group, on one device: matrix products lose nothing, logits of 50,000 words take 100 MB
 INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
-ZERO = np.zeros((), np.float32)
 Head = Callable[[Tree, jax.Array], jax.Array]
 
 
@@ -98,6 +96,11 @@ def next_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.pad(next_BT, ((0, 0), (0, 1)), constant_values=IGNORED)
 
 
+def zero() -> jax.Array:
+    """A float32 also where JAX's own default is float64."""
+    return jnp.zeros((), jnp.float32)
+
+
 def head_params(model: BaseNNXModule, params: Mapping[str, Any]) -> Tree:
     """The part of `params` that turns hidden states into logits."""
     parts: Tree = {"lm_head": params["lm_head"]} if "lm_head" in params else {}
@@ -159,7 +162,7 @@ def _summed(head: Head, policy: Policy, z_weight: float) -> Any:
             objective, nll, _ = token_losses(logits_of(params, group[0]), group[1], z_weight)
             return (sums[0] + jnp.sum(objective), sums[1] + jnp.sum(nll)), None
 
-        return jax.lax.scan(add, (ZERO, ZERO), (hidden_NBPD, targets_NBP))[0]
+        return jax.lax.scan(add, (zero(), zero()), (hidden_NBPD, targets_NBP))[0]
 
     def forward(params: Tree, hidden: Any, targets: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
         leaves = flatten(params)  # each says whether it is differentiated by: a frozen head gets no gradient
@@ -176,7 +179,7 @@ def _summed(head: Head, policy: Policy, z_weight: float) -> Any:
 
         # float32: thousands of groups may add up
         zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in wanted.items()}
-        start = ((ZERO, ZERO), zeros)
+        start = ((zero(), zero()), zeros)
         (sums, gradients), by_hidden = jax.lax.scan(add, start, (hidden.value, targets.value))
         none = dict.fromkeys(fixed)
         dtypes = {path: jnp.zeros((), leaf.dtype) for path, leaf in wanted.items()}

@@ -20,7 +20,7 @@ from easydel.errors import ArgumentError, listed
 from easydel.lora import LEAVES
 from easydel.model import BaseNNXModule
 from easydel.sharding.placement import fit
-from easydel.train.loss import IGNORED, INPUTS, TOKENS, ZERO, Loss, causal_loss, check_causal, next_tokens
+from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens, zero
 from easydel.tree import Tree, flatten, unflatten
 
 BUFFERS = ("correction_bias",)  # experts are chosen with it, which has no gradient; weight decay must not move it
@@ -252,7 +252,7 @@ class Step:
         # in float32: many parts may add up
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), trained)
         parts = {name: self._cut(array) for name, array in batch.items()}
-        nothing = Loss(ZERO, ZERO, ZERO)
+        nothing = Loss(zero(), zero(), zero())
         (gradients, loss), _ = jax.lax.scan(add, (zeros, nothing), parts)
         return jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), gradients, trained), loss
 
