@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from easydel.checkpoint.strict import parse_json
-from easydel.errors import ConfigError, listed
+from easydel.errors import ArgumentError, ConfigError, listed
 
 # Keys that do not change what an inference or training step without dropout computes.
 INERT = re.compile(
@@ -45,6 +45,8 @@ ROPE_KEYS = (
     "partial_rotary_factor",
     "original_max_position_embeddings",
 )
+# Settings at top level that are not looked at where `rope_parameters` states them.
+ROPE_FALLBACKS = ("rope_theta", "partial_rotary_factor", "rope_local_base_freq")
 # What each of the rotary settings has to be, whichever type uses them.
 ROPE_NUMBERS = re.compile(
     r"rope_theta|factor|(low|high)_freq_factor|attention_factor|partial_rotary_factor|beta_(fast|slow)"
@@ -118,8 +120,12 @@ class HFConfig:
     def for_family(
         self, defaults: Mapping[str, Any], aliases: Mapping[str, str], overrides: Mapping[str, Any]
     ) -> HFConfig:
-        """The same config with a family's defaults and spellings, `overrides` on top, and nothing read yet."""
-        return HFConfig({**self._values, **overrides}, file=self._file, defaults=defaults, aliases=aliases)
+        """The same config with a family's defaults and spellings, `overrides` on top, and nothing read yet.
+
+        An override of a rotary setting also changes `rope_parameters`, which would hide it. ArgumentError if it cannot.
+        """
+        values = _with_rope_overrides({**self._values, **overrides}, aliases, overrides)
+        return HFConfig(values, file=self._file, defaults=defaults, aliases=aliases)
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("_"):
@@ -216,7 +222,7 @@ class HFConfig:
         original = self.get("original_max_position_embeddings")
         if isinstance(found, HFConfig):
             found._read.update(settings)  # Rope.from_settings refuses what it does not honour
-        if settings and all(isinstance(entry, dict) or entry is None for entry in settings.values()):
+        if _is_by_layer(settings):
             settings = dict(settings.get(layer_type or "full_attention") or {})
         settings["rope_type"] = settings.get("rope_type") or settings.pop("type", None) or "default"
         settings.pop("type", None)
@@ -264,6 +270,31 @@ def shown(value: Any) -> str:
     """`value` for a message, cut to what fits into a line."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _with_rope_overrides(
+    values: dict[str, Any], aliases: Mapping[str, str], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`values`, in whose `rope_parameters` or `rope_scaling` a setting that is stated there is the overridden one."""
+    form = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
+    settings = values.get(form)
+    spellings = [(key, name) for key in ROPE_FALLBACKS for name in (aliases.get(key, key), key)]
+    given = {key: overrides[name] for key, name in spellings if overrides.get(name) is not None}
+    if not given or not isinstance(settings, Mapping):
+        return values
+    asked = ", ".join(f"{key}={shown(value)}" for key, value in given.items())
+    if _is_by_layer(settings):
+        problem = f"{asked} does not say for which layers, and {form} has settings for {' and '.join(settings)}"
+        raise ArgumentError(problem, hint=f"pass {form}={{...}} with those of each")
+    stated = {key: value for key, value in given.items() if key in settings}
+    if form in overrides and any(settings[key] not in (None, value) for key, value in stated.items()):
+        raise ArgumentError(f"{asked} contradicts {form}={shown(settings)}", hint=f"pass {form}={{...}} alone")
+    return values | {form: {**settings, **stated}}
+
+
+def _is_by_layer(settings: Mapping[str, Any]) -> bool:
+    """Whether these are rotary settings for each type of layers, in place of some for all."""
+    return bool(settings) and all(isinstance(entry, dict) or entry is None for entry in settings.values())
 
 
 def _rope_problem(key: str, value: Any) -> str | None:

@@ -214,13 +214,16 @@ def test_partition_rules_replace_the_built_in_ones(directory: Path):
 
 
 @pytest.mark.parametrize("form", ["config_kwargs", "kwargs"])
-def test_config_overrides_change_the_model(directory: Path, form: str):
-    override = {"rope_theta": 17.0, "rope_parameters": None}
+@pytest.mark.parametrize("override", [{"rope_theta": 17.0, "rope_parameters": None}, {"rope_theta": 17.0}], ids=str)
+def test_config_overrides_change_the_model(directory: Path, tmp_path: Path, form: str, override: dict[str, Any]):
     arguments = {"config_kwargs": override} if form == "config_kwargs" else override
     model, _ = load(directory, **arguments)
     changed = Case("llama-arguments", "llama", CASE.config | {"rope_theta": 17.0})
-    reference = make_reference(changed, directory.parent / form)
+    reference = make_reference(changed, tmp_path / "reference")
     assert_close(model(IDS).logits, reference_logits(reference, IDS))
+    model.export(tmp_path / "exported")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported", attn_implementation="eager")
+    assert_close(model(IDS).logits, reference_logits(exported, IDS))
 
 
 def test_unknown_arguments_are_refused(directory: Path):

@@ -13,7 +13,7 @@ from cases.dense import CASES
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
-from easydel.errors import ConfigError, UnsupportedModelError
+from easydel.errors import ArgumentError, ConfigError, UnsupportedModelError
 from easydel.families import find_family
 from easydel.layers.attention import Attention
 from easydel.layers.rope import Rope
@@ -37,6 +37,11 @@ EITHER_SPELLING = pytest.mark.parametrize("spelling", ["type", "rope_type"])
 def record(model_type: str, /, **config: Any) -> Decoder:
     family = find_family(model_type)
     return family.record(family.configured(HFConfig(SIZES | config)))[0]
+
+
+def overridden(model_type: str, config: dict[str, Any], /, **overrides: Any) -> Decoder:
+    family = find_family(model_type)
+    return family.record(family.configured(HFConfig(SIZES | config), overrides))[0]
 
 
 def ropes(decoder: Decoder) -> list[Rope]:
@@ -108,6 +113,50 @@ def test_phi3_rope_is_the_same_in_both_forms(kind: str, spelling: str):
         assert made == by_transformers("phi3", **old)
     assert {rope.scaling is None for rope in ropes(made)} == {False}
     assert ropes(made)[0].gain == pytest.approx((1 + 1 / 2) ** 0.5)  # log(64 / 16) / log(16)
+
+
+@pytest.mark.parametrize("form", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "expected"),
+    [
+        ("llama", {"rope_theta": 17.0}, (17.0, 4)),
+        ("llama", {"partial_rotary_factor": 1.0}, (500.0, 8)),
+        ("llama", {"rope_theta": 17.0, "partial_rotary_factor": 0.25}, (17.0, 2)),
+        ("gpt_neox", {"rotary_emb_base": 17.0, "rotary_pct": 1.0}, (17.0, 8)),
+        ("llama", {"rope_theta": None}, (500.0, 4)),
+        ("llama", {"rope_theta": 17.0, "rope_scaling": None, "rope_parameters": None}, (17.0, 8)),
+        (
+            "llama",
+            {"rope_theta": 17.0, "rope_scaling": None, "rope_parameters": {"rope_theta": None, "type": "default"}},
+            (17.0, 8),
+        ),
+        ("llama", {"rope_theta": 17.0, "rope_scaling": None, "rope_parameters": {"rope_theta": 17}}, (17.0, 8)),
+    ],
+    ids=str,
+)
+def test_an_override_comes_before_the_rotary_settings_of_the_file(
+    form: str, model_type: str, overrides: dict[str, Any], expected: tuple[float, int]
+):
+    settings = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    made = overridden(model_type, {form: settings}, **overrides)
+    assert {(rope.theta, rope.dim) for rope in ropes(made)} == {expected}
+    assert ropes(overridden(model_type, {form: settings, "rope_theta": 30.0}))[0].theta == 500.0, "as in transformers"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rope", "overrides", "problem"),
+    [
+        ("llama", {}, {"rope_theta": 17.0, "rope_parameters": {"rope_theta": 18.0}}, "rope_theta=17.0"),
+        ("gemma3_text", {FULL: {"rope_theta": 5.0}, SLIDING: {}}, {"rope_theta": 17.0}, "rope_theta=17.0"),
+        ("gemma3_text", {FULL: {}, SLIDING: {"rope_theta": 5.0}}, {"rope_local_base_freq": 17.0}, "rope_local_base"),
+    ],
+    ids=str,
+)
+def test_an_override_that_rope_parameters_would_hide_is_refused(
+    model_type: str, rope: dict[str, Any], overrides: dict[str, Any], problem: str
+):
+    with pytest.raises(ArgumentError, match=rf"{problem}.*; pass rope_parameters="):
+        overridden(model_type, {"rope_parameters": rope}, **overrides)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
