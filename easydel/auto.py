@@ -19,7 +19,7 @@ from easydel.hub import fetch
 from easydel.hub import stream as open_stream
 from easydel.loading import build_model, check_sizes, fill, open_source, placement, read_config
 from easydel.model import BaseNNXModule
-from easydel.policy import REMAT, REMAT_POLICIES, Policy
+from easydel.policy import REMAT, REMAT_POLICIES, Policy, float_dtype
 from easydel.processes import one_outcome
 from easydel.sharding import PartitionAxis, Rules, check_heads, make_mesh
 from easydel.tree import Tree
@@ -135,8 +135,8 @@ class AutoEasyDeLModelForCausalLM:
         names = tuple(sharding_axis_names)
         mesh = make_mesh(tuple(sharding_axis_dims), names, backend)
         policy = Policy(
-            dtype=_float_dtype("dtype", dtype),
-            param_dtype=_float_dtype("param_dtype", param_dtype),
+            dtype=float_dtype("dtype", dtype),
+            param_dtype=float_dtype("param_dtype", param_dtype),
             precision=_precision(precision),
             mesh=mesh if auto_shard_params or shard_fns is not None else None,
             axes=partition_axis.resolve(names),
@@ -233,18 +233,6 @@ def _config_kwargs(kwargs: Mapping[str, Any], config: HFConfig, family: Family) 
             + ("; leave trust_remote_code out: code in a repository is never run here" if remote else ""),
         )
     return kwargs
-
-
-def _float_dtype(name: str, value: Any) -> jnp.dtype:
-    try:
-        dtype = jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ArgumentError(
-            f"{name}={value!r} is not a floating-point dtype", hint="use jnp.float32, jnp.bfloat16 or jnp.float16"
-        )
-    return dtype
 
 
 def _precision(value: Any) -> Any:

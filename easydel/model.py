@@ -19,7 +19,7 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.inputs import check_params, donations_explained, token_array
 from easydel.layers.stack import stacks
-from easydel.policy import Policy
+from easydel.policy import Policy, float_dtype
 from easydel.tree import Tree, bind, flatten, params_of, replica
 from easydel.weights.load import LoadReport
 from easydel.weights.names import Names
@@ -174,12 +174,18 @@ class BaseNNXModule(nnx.Module):
         )
 
     def export(
-        self, directory: str | PathLike[str], params: Mapping[str, Any] | None = None, *, dtype: Any = None
+        self,
+        directory: str | PathLike[str],
+        params: Mapping[str, Any] | None = None,
+        *,
+        dtype: Any = None,
+        allow_nonfinite: bool = False,
     ) -> None:
         """Write a Hugging Face checkpoint that transformers loads: bit for bit the original where nothing was cast.
 
-        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own. Of parameters
-        that are spread over processes, each process has to call this, and the first one writes.
+        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own. Parameters
+        that are NaN or Inf are refused, unless `allow_nonfinite`, and so are numbers that float16 cannot hold. Of
+        parameters that are spread over processes, each process has to call this, and the first one writes.
         """
         from easydel.saving import export
 
@@ -190,7 +196,8 @@ class BaseNNXModule(nnx.Module):
             self.config,
             self.names,
             origin=self.origin,
-            dtype=None if dtype is None else jnp.dtype(dtype),
+            dtype=None if dtype is None else float_dtype("dtype", dtype),
+            allow_nonfinite=allow_nonfinite,
         )
 
     def describe(self) -> str:

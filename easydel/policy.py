@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from easydel.errors import ArgumentError
 from easydel.ops.ring import Ring
 from easydel.sharding import PartitionAxis, constrain
 from easydel.sharding.axes import AxisName
@@ -80,3 +82,16 @@ class Policy:
             return x_BTNC
         heads = self.axes.kv_head_axis if kv else self.axes.head_axis
         return self.shard(x_BTNC, self.axes.batch_axis, self.axes.sequence_axis, heads, self.axes.head_dim_axis)
+
+
+def float_dtype(name: str, value: Any) -> jnp.dtype:
+    """The floating-point dtype that argument `name` says; ArgumentError if it is none."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ArgumentError(
+            f"{name}={value!r} is not a floating-point dtype", hint="use jnp.float32, jnp.bfloat16 or jnp.float16"
+        )
+    return dtype

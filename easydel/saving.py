@@ -22,6 +22,7 @@ from easydel.lora import LEAVES
 from easydel.processes import put_together
 from easydel.tree import flatten
 from easydel.weights.export import Entry, Parameters, entries, is_spread
+from easydel.weights.fill import assign
 from easydel.weights.names import OWN, Names
 from easydel.weights.saved import MANIFEST, Manifest
 
@@ -85,6 +86,22 @@ def _finite(
     return name, shape, dtype, checked
 
 
+def _cast(directory: Path, dtype: np.dtype | None, tensor: Entry) -> Entry:
+    """The tensor as `dtype`, if there is one; CheckpointError if it does not fit."""
+    name, shape, own, values = tensor
+    wanted = own if dtype is None else dtype
+
+    def cast() -> np.ndarray:
+        array = values()
+        if array.dtype == wanted:
+            return array
+        out = np.empty(shape, wanted)
+        assign(out, array, name, argument="dtype", file=directory)
+        return out
+
+    return name, shape, wanted, cast
+
+
 def export(
     directory: str | PathLike[str],
     params: Mapping[str, Any],
@@ -95,14 +112,24 @@ def export(
     origin: Path | None,
     dtype: np.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    allow_nonfinite: bool = False,
 ) -> None:
-    """A directory that transformers loads: its names, its layouts, int8 dequantized; `dtype` None keeps each dtype."""
-    parameters = Parameters(_without_adapters(params), layer_paths, dtype, dequantized=True)
+    """A directory that transformers loads: its names, its layouts, int8 dequantized; `dtype` None keeps each dtype.
+
+    Raises CheckpointError, and leaves what was there, if a tensor is NaN or Inf, or too large for float16.
+    """
+    parameters, place = Parameters(_without_adapters(params), layer_paths, dequantized=True), Path(directory)
     tensors = entries(parameters, names)
     largest = max(tensors, key=lambda entry: np.prod(entry[1], dtype=np.int64))
-    values = config.to_dict() | {"dtype": str(largest[2])}
+    values = config.to_dict() | {"dtype": str(largest[2] if dtype is None else dtype)}
     values.pop("torch_dtype", None)
-    _whole(parameters, tensors, lambda whole: _write(Path(directory), whole, values, None, origin, max_shard_bytes))
+
+    def write(tensors: Sequence[Entry]) -> None:
+        cast = [_cast(place, dtype, tensor) for tensor in tensors]
+        checked = cast if allow_nonfinite else [_finite(place, *tensor) for tensor in cast]
+        _write(place, checked, values, None, origin, max_shard_bytes)
+
+    _whole(parameters, tensors, write)
 
 
 def _whole(parameters: Parameters, tensors: Sequence[Entry], write: Callable[[Sequence[Entry]], None]) -> None:

@@ -108,6 +108,13 @@ def test_a_dtype_that_is_no_float_is_refused(directory: Path, name: str):
         load(directory, **{name: "int32"})
 
 
+@pytest.mark.parametrize("dtype", ["int8", "half a float"])
+def test_export_refuses_a_dtype_that_is_no_float(directory: Path, tmp_path: Path, dtype: str):
+    with pytest.raises(ArgumentError, match=f"^dtype='{dtype}'.*floating"):
+        load(directory)[0].export(tmp_path / "exported", dtype=dtype)
+    assert not (tmp_path / "exported").exists()
+
+
 @pytest.mark.parametrize("precision", ["highest", jax.lax.Precision.HIGHEST])
 def test_precision_reaches_every_matrix_product(directory: Path, precision: Any):
     model, _ = load(directory, precision=precision)

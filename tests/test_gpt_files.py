@@ -89,6 +89,18 @@ def test_file_as_on_the_hub_gives_the_same_logits(name: str, change: Callable[[T
     assert_close(model(ids).logits, reference_logits(reference, ids))
 
 
+def test_parts_of_a_fused_kernel_keep_their_precision_in_an_export(tmp_path: Path):
+    make_reference(CASES["gpt2-plain"], tmp_path)
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(
+        tmp_path, param_dtype="bfloat16", load_in_8bit=True, bit_targeted_params=["v_proj"]
+    )
+    model.export(tmp_path / "exported", dtype="float32")
+    fused = load_file(tmp_path / "exported" / "model.safetensors")["transformer.h.0.attn.c_attn.weight"]
+    v_proj = params["model"]["layers"]["0"]["self_attn"]["v_proj"]
+    exact = np.asarray(v_proj["kernel"] * v_proj["kernel_scale"][:, None])
+    np.testing.assert_array_equal(np.split(fused.T, 3)[2], exact)
+
+
 def test_mpt_biases_are_as_steep_as_the_config_says(tmp_path: Path):
     """transformers 5.23 reads `alibi_bias_max` and does not use it; MPT-7b-StoryWriter was trained with 16."""
     plain = CASES["mpt-plain"]

@@ -118,8 +118,11 @@ def test_what_is_spread_is_saved_whole_by_one_and_a_failure_is_raised_by_all(dir
     assert "process 0: is a file" in first["in the way"]["error"]
     assert first["nan"]["error"] == second["nan"]["error"]
     assert "NaN" in first["nan"]["error"]
+    assert first["large"]["error"] == second["large"]["error"]
+    assert "do not fit into float16" in first["large"]["error"]
     assert not (tmp_path / "nan").exists()
-    assert max(result[name]["seconds"] for result in results for name in ("in the way", "nan")) < 30
+    assert not (tmp_path / "large").exists()
+    assert max(result[name]["seconds"] for result in results for name in ("in the way", "nan", "large")) < 30
 
 
 def test_a_training_of_two_processes_is_that_of_one(directory: Path, tmp_path: Path):

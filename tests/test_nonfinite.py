@@ -69,15 +69,32 @@ def test_every_tensor_with_bad_values_is_named(tmp_path: Path, value: float, arg
     assert "model.norm.weight" in str(caught.value)
 
 
-def test_allow_nonfinite_loads_and_saves_them(tmp_path: Path):
+@pytest.mark.parametrize("method", ["save_pretrained", "export"])
+def test_allow_nonfinite_loads_and_saves_them(tmp_path: Path, method: str):
     spoil(tmp_path, np.nan)
     model, params = load(tmp_path, allow_nonfinite=True)
     assert np.isnan(params["model"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"]).sum() == 1
-    with pytest.raises(CheckpointError, match=r"NaN or Inf.*allow_nonfinite"):
-        model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"NaN or Inf.*allow_nonfinite") as caught:
+        getattr(model, method)(tmp_path / "saved")
+    assert caught.value.file == str(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
-    model.save_pretrained(tmp_path / "saved", allow_nonfinite=True)
-    load(tmp_path / "saved", from_torch=False, allow_nonfinite=True)
+    getattr(model, method)(tmp_path / "saved", allow_nonfinite=True)
+    load(tmp_path / "saved", from_torch=method == "export", allow_nonfinite=True)
+
+
+def test_an_export_whose_dtype_cannot_hold_the_weights_leaves_what_was_there(tmp_path: Path):
+    write_safetensors(tmp_path)
+    model, params = load(tmp_path)
+    model.export(tmp_path / "out", dtype="float16")
+    before = (tmp_path / "out" / WEIGHTS).read_bytes()
+    params["model"]["norm"]["scale"] = params["model"]["norm"]["scale"].at[3].set(70000.0)
+    problem = r"tensor 'model.norm.weight': 1 values do not fit into float16; use dtype=bfloat16"
+    for allow_nonfinite in (False, True):
+        with pytest.raises(CheckpointError, match=problem) as caught:
+            model.export(tmp_path / "out", params, dtype="float16", allow_nonfinite=allow_nonfinite)
+        assert caught.value.file == str(tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
+    model.export(tmp_path / "out", params, dtype="bfloat16")
 
 
 def test_mapped_files_of_others_are_checked_and_our_own_were(tmp_path: Path):

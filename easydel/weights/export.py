@@ -23,12 +23,11 @@ class Parameters:
     """Per-layer parameters as numpy arrays, fetched from their devices when asked for; the last one is kept.
 
     `leaves` by path, and `layer_paths` from each to the per-layer paths that it holds. Where `dequantized`, int8
-    leaves come multiplied with their scales, as `dtype`.
+    leaves come multiplied with their scales, as float32.
     """
 
     leaves: Mapping[str, Any]
     layer_paths: Mapping[str, list[str]]
-    dtype: np.dtype | None = None
     dequantized: bool = False
     _homes: dict[str, tuple[str, int | None]] = field(init=False)
     _kept: tuple[str, np.ndarray] | None = field(default=None, init=False)
@@ -52,10 +51,7 @@ class Parameters:
     def dtype_of(self, part: str) -> np.dtype:
         path, _ = self._homes[part]
         stored = np.dtype(self.leaves[path].dtype)
-        quantized = stored == np.int8
-        if self.dequantized:
-            return self.dtype if self.dtype is not None else np.dtype(np.float32) if quantized else stored
-        return stored
+        return np.dtype(np.float32) if self.dequantized and stored == np.int8 else stored
 
     def __getitem__(self, part: str) -> np.ndarray:
         with self._lock:  # several threads may want experts of one array: it is fetched once
@@ -66,11 +62,9 @@ class Parameters:
     def _fetch(self, part: str) -> np.ndarray:
         path, row = self._homes[part]
         values = on_host(self.leaves[path], row)
-        if not self.dequantized:
-            return values
-        if values.dtype == np.int8:
-            values = values * on_host(self.leaves[f"{path}_scale"], row)[..., None]
-        return values.astype(self.dtype_of(part), copy=False)
+        if self.dequantized and values.dtype == np.int8:
+            return values * on_host(self.leaves[f"{path}_scale"], row)[..., None]
+        return values
 
 
 def on_host(array: Any, row: int | None = None) -> np.ndarray:

@@ -140,7 +140,7 @@ def assemble(shape: tuple[int, ...], pieces: Sequence[Piece]) -> np.ndarray:
     first = pieces[0]
     if not first[1]:
         return first[2]
-    whole = np.empty(shape, first[2].dtype)
+    whole = np.empty(shape, np.result_type(*(values.dtype for _, _, values in pieces)))
     for _, where, values in pieces:
         whole[where] = values
     return whole

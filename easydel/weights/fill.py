@@ -140,7 +140,7 @@ class Filler:
         with self._lock:
             self.bytes_read += bytes_of(tensor, out.size)
         if not isinstance(tensor, Tensor) or tensor.encoding is not None or not is_contiguous(tensor, part.index):
-            _assign(out, tensor.read(part.index), path)
+            assign(out, tensor.read(part.index), path)
             self._check(tensor, part.name, out)
         elif tensor.dtype == out.dtype and out.flags.c_contiguous:
             self._read_checked(tensor, first_byte(tensor, part.index), out)
@@ -168,7 +168,7 @@ class Filler:
             self.reader.read(tensor, start, scratch)
             self._check(tensor, tensor.name, scratch)
             for part, out in zip(ordered, outs, strict=True):
-                _assign(out, scratch[..., part.index[-1]], path)
+                assign(out, scratch[..., part.index[-1]], path)
 
     def _plain(self, path: str) -> bool:
         """Whether a parameter's tensors are arrays in local files, row after row."""
@@ -196,7 +196,7 @@ class Filler:
                 self.bytes_read += scratch.nbytes
             self.reader.read(tensor, first_byte(tensor, (*block, taken)), scratch)
             out = part.out[picked]
-            _assign(out, scratch[..., columns] if short else scratch, path)
+            assign(out, scratch[..., columns] if short else scratch, path)
             self._check(tensor, part.name, out)
 
     def _cast(self, path: str, tensor: Tensor, part: Part, checked: bool) -> None:
@@ -206,7 +206,7 @@ class Filler:
             out = part.out[picked]
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
             self.reader.read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
-            _assign(out, scratch, path)
+            assign(out, scratch, path)
             if checked:
                 self._check(tensor, part.name, min(scratch, out, key=lambda values: values.itemsize))
 
@@ -257,16 +257,20 @@ def _transposed(expression: Expression) -> bool:
     return _transposed(expression.of[0] if isinstance(expression, Stack) else expression.of)
 
 
-def _assign(out: np.ndarray, values: np.ndarray, path: str) -> None:
-    """`out[...] = values` with the cast; a finite number that float16 cannot hold is an error."""
+def assign(
+    out: np.ndarray, values: np.ndarray, name: str, *, argument: str = "param_dtype", file: Path | None = None
+) -> None:
+    """`out[...] = values` with the cast; a finite number that float16 cannot hold is an error.
+
+    It tells `name`, the `file` if there is one, and that `argument` chooses the dtype.
+    """
     with np.errstate(over="ignore"):
         np.copyto(out, values, casting="unsafe")
     if out.dtype == np.float16 and values.dtype != np.float16:
         lost = np.isinf(out) & np.isfinite(values.astype(np.float32))
         if lost.any():
-            raise CheckpointError(
-                f"{np.count_nonzero(lost)} values do not fit into float16", tensor=path, hint="use param_dtype=bfloat16"
-            )
+            problem = f"{np.count_nonzero(lost)} values do not fit into float16"
+            raise CheckpointError(problem, file=file, tensor=name, hint=f"use {argument}=bfloat16")
 
 
 def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Part | None:

@@ -68,7 +68,12 @@ def saved() -> dict[str, Any]:
     (folder / f"file-{process}").write_text("in the way")
     in_the_way = failure(lambda: plain.save_pretrained(folder / f"file-{process}"))
     nan = jax.tree.map(lambda leaf: leaf * float("nan"), params)
-    return {"in the way": in_the_way, "nan": failure(lambda: plain.save_pretrained(folder / "nan", nan))}
+    large = jax.tree.map(lambda leaf: leaf * 1e6, params)
+    return {
+        "in the way": in_the_way,
+        "nan": failure(lambda: plain.save_pretrained(folder / "nan", nan)),
+        "large": failure(lambda: plain.export(folder / "large", large, dtype="float16")),
+    }
 
 
 def trained() -> dict[str, Any]:
