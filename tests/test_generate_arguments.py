@@ -87,6 +87,30 @@ def test_defaults_of_the_checkpoint_make_transformers_tokens(directory: Path, id
     assert model.generation_config.max_new_tokens == 7
 
 
+@pytest.mark.parametrize("unused", [{"do_sample": False, "temperature": 0.0}, {"top_k": -1}], ids=str)
+def test_greedy_decoding_takes_any_value_that_only_sampling_uses(
+    directory: Path, model: BaseNNXModule, ids: np.ndarray, tmp_path: Path, unused: dict[str, Any]
+):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps(unused))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = reference.generate(torch.tensor(ids), max_new_tokens=5).numpy()
+    loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(loaded.generate(ids, max_new_tokens=5).sequences, expected)
+    np.testing.assert_array_equal(model.generate(ids, max_new_tokens=5, **unused).sequences, expected)
+    with pytest.raises(ArgumentError, match=r"the checkpoint's default"):
+        loaded.generate(ids, do_sample=True)
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-38, 1e-60])
+@pytest.mark.parametrize("narrowed", [{"top_k": None}, {"top_k": 5, "top_p": 0.9, "min_p": 0.1}], ids=str)
+def test_the_coldest_samples_are_the_likeliest_tokens(
+    model: BaseNNXModule, ids: np.ndarray, temperature: float, narrowed: dict[str, Any]
+):
+    cold = model.generate(ids, max_new_tokens=5, do_sample=True, temperature=temperature, **narrowed)
+    np.testing.assert_array_equal(cold.sequences, model.generate(ids, max_new_tokens=5).sequences)
+
+
 def test_without_generation_config_the_config_says_where_to_end(tmp_path: Path):
     config = HFConfig({"eos_token_id": [3, 4], "top_k": 7, "hidden_size": 8}, file=tmp_path / "config.json")
     assert read_defaults(tmp_path, config, own=False).to_dict() == {"eos_token_id": [3, 4], "top_k": 7}
@@ -140,7 +164,8 @@ def test_learned_positions_limit_prompts_and_new_tokens(tmp_path: Path):
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5, expected a whole number"),
         ({"max_length": 13}, "a prompt of 13 tokens leaves no room for new ones in 13; pass max_new_tokens"),
         ({"do_sample": True, "temperature": 0.0}, "do_sample=False takes the likeliest token"),
-        ({"top_p": 1.5}, "top_p=1.5, expected a number from 0 to 1"),
+        ({"do_sample": True, "top_k": -1}, "top_k=-1, expected a whole number, not below 0"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p=1.5, expected a number from 0 to 1"),
         ({"repetition_penalty": -1.0}, "repetition_penalty=-1.0, expected a number above 0"),
         ({"eos_token_id": "</s>"}, "eos_token_id='</s>', expected a token's number, or a list of them"),
         ({"do_sample": "yes"}, "do_sample='yes', expected True or False"),

@@ -14,6 +14,8 @@ from easydel.ops.sampling import Rules, Sampling
 
 DEFAULT_NEW_TOKENS = 20  # max_length of transformers; since its version 5 it counts new tokens if nobody sets it
 LEAST_CANDIDATES = 64
+# Tokens whose scores differ are further apart than chance reaches; scores divided by much less would overflow.
+LEAST_TEMPERATURE = 1e-20
 
 
 def ending(settings: Settings) -> tuple[list[int], int | None]:
@@ -77,7 +79,7 @@ def make_sampling(settings: Settings, key: np.ndarray, vocabulary: int) -> Sampl
     narrowed = bool(top_k) and top_k < vocabulary
     return Sampling(
         key=key,
-        temperature=np.float32(settings["temperature"] or 1),
+        temperature=np.float32(max(settings["temperature"] or 1, LEAST_TEMPERATURE)),
         top_k=np.int32(top_k) if narrowed else None,
         top_p=None if top_p in (None, 1) else np.float32(top_p),
         min_p=None if min_p is None else np.float32(min_p),

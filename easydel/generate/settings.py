@@ -56,6 +56,7 @@ UNSUPPORTED: Mapping[str, Any] = {
         )
     ),
 }
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # greedy decoding uses none of them, whatever they are
 UNSUPPORTED_SAMPLING: Mapping[str, Any] = {"typical_p": 1, "top_h": None, "epsilon_cutoff": None, "eta_cutoff": None}
 # Names without an effect on the tokens, given that beams and assistants are refused.
 INERT = frozenset(
@@ -127,7 +128,8 @@ def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, 
     problems = [f"{name} is not known{_similar(name)}" for name in given if name not in KNOWN]
     problems += _unsupported(values, given)
     for name, (fits, expected) in CHECKS.items():
-        if values[name] is not None and not fits(values[name]):
+        used = values["do_sample"] or name not in SAMPLING
+        if used and values[name] is not None and not fits(values[name]):
             problems.append(f"{_spelled(name, values, given)}, expected {expected}")
     if problems:
         raise ArgumentError(f"generate cannot do this:{listed(problems)}")
