@@ -99,7 +99,8 @@ class AutoEasyDeLModelForCausalLM:
             backend: the JAX backend whose devices make the mesh.
             config_kwargs: overrides of the model's config.
             auto_shard_params: place every parameter on the mesh by `partition_rules`.
-            partition_rules: ordered (regex on the path, PartitionSpec); default: rules for every family.
+            partition_rules: ordered (regex on the path, PartitionSpec); default: rules for every family. An error
+                without `auto_shard_params`.
             load_in_8bit: store kernels and embeddings as int8 with a scale per row.
             bit_targeted_params: which to quantize, by leaf, module name or path; default: all that can be.
             verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
@@ -126,6 +127,8 @@ class AutoEasyDeLModelForCausalLM:
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         if bit_targeted_params is not None and not load_in_8bit:
             raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
+        if partition_rules is not None and not auto_shard_params:
+            raise ArgumentError("partition_rules has no effect without auto_shard_params=True")
         if auto_shard_params and shard_fns is not None:
             import warnings
 

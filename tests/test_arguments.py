@@ -220,6 +220,12 @@ def test_partition_rules_replace_the_built_in_ones(directory: Path):
         load(directory, auto_shard_params=True, partition_rules=rules[:1])
 
 
+@pytest.mark.parametrize("arguments", [{}, {"shard_fns": {}}], ids=str)
+def test_partition_rules_that_do_nothing_are_refused(directory: Path, arguments: dict[str, Any]):
+    with pytest.raises(ArgumentError, match="partition_rules has no effect without auto_shard_params"):
+        load(directory, partition_rules=[(".*", PartitionSpec())], **arguments)
+
+
 @pytest.mark.parametrize("form", ["config_kwargs", "kwargs"])
 @pytest.mark.parametrize("override", [{"rope_theta": 17.0, "rope_parameters": None}, {"rope_theta": 17.0}], ids=str)
 def test_config_overrides_change_the_model(directory: Path, tmp_path: Path, form: str, override: dict[str, Any]):
