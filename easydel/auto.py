@@ -26,6 +26,7 @@ from easydel.tree import Tree
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 CPU = "cpu"
+AXIS_DIMS = (1, -1, 1, 1)
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +54,7 @@ class AutoEasyDeLModelForCausalLM:
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         precision: jax.lax.PrecisionLike = jax.lax.Precision("fastest"),  # noqa: B008 (an enum member)
-        sharding_axis_dims: Sequence[int] = (1, -1, 1, 1),
+        sharding_axis_dims: Sequence[int] = AXIS_DIMS,
         sharding_axis_names: Sequence[str] = ("dp", "fsdp", "tp", "sp"),
         partition_axis: PartitionAxis = PartitionAxis(),  # noqa: B008 (frozen)
         shard_attention_computation: bool = True,
@@ -89,7 +90,8 @@ class AutoEasyDeLModelForCausalLM:
             dtype: of the computation.
             param_dtype: of the stored parameters.
             precision: of every matrix product; a `jax.lax.Precision` or its name.
-            sharding_axis_dims: sizes of the mesh axes; one -1 takes what is left.
+            sharding_axis_dims: sizes of the mesh axes; one -1 takes what is left. The mesh is that of
+                `auto_shard_params` or `shard_fns`: without either, asking for one of several devices is an error.
             sharding_axis_names: names of those axes.
             partition_axis: which mesh axis each logical axis of the model is split over.
             shard_attention_computation: constrain queries, keys, values and outputs to the mesh.
@@ -137,11 +139,15 @@ class AutoEasyDeLModelForCausalLM:
             use_compilation_cache()
         names = tuple(sharding_axis_names)
         mesh = make_mesh(tuple(sharding_axis_dims), names, backend)
+        used = auto_shard_params or shard_fns is not None
+        if not used and mesh.size > 1 and tuple(sharding_axis_dims) != AXIS_DIMS:
+            problem = f"sharding_axis_dims={tuple(sharding_axis_dims)} has no effect"
+            raise ArgumentError(problem, hint="pass auto_shard_params=True or shard_fns")
         policy = Policy(
             dtype=float_dtype("dtype", dtype),
             param_dtype=float_dtype("param_dtype", param_dtype),
             precision=_precision(precision),
-            mesh=mesh if auto_shard_params or shard_fns is not None else None,
+            mesh=mesh if used else None,
             axes=partition_axis.resolve(names),
             shard_attention=shard_attention_computation,
             scan_layers=scan_layers,

@@ -226,6 +226,13 @@ def test_partition_rules_that_do_nothing_are_refused(directory: Path, arguments:
         load(directory, partition_rules=[(".*", PartitionSpec())], **arguments)
 
 
+def test_a_mesh_of_several_devices_that_nothing_uses_is_refused(directory: Path):
+    with pytest.raises(ArgumentError, match=r"sharding_axis_dims=\(1, 4, 2, 1\).*auto_shard_params=True or shard_fns"):
+        load(directory, sharding_axis_dims=(1, 4, 2, 1))
+    load(directory, sharding_axis_dims=(1, 4, 2, 1), shard_fns={})
+    load(directory, sharding_axis_dims=[1, 1, 1, 1])
+
+
 @pytest.mark.parametrize("form", ["config_kwargs", "kwargs"])
 @pytest.mark.parametrize("override", [{"rope_theta": 17.0, "rope_parameters": None}, {"rope_theta": 17.0}], ids=str)
 def test_config_overrides_change_the_model(directory: Path, tmp_path: Path, form: str, override: dict[str, Any]):
