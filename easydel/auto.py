@@ -129,6 +129,10 @@ class AutoEasyDeLModelForCausalLM:
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         if bit_targeted_params is not None and not load_in_8bit:
             raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
+        if isinstance(bit_targeted_params, str):
+            raise ArgumentError(f"bit_targeted_params={bit_targeted_params!r}, expected a list of names")
+        if device is not None and not isinstance(device, jax.Device):
+            raise ArgumentError(f"device={device!r}, expected a device", hint='jax.devices("cpu")[0] is one')
         if partition_rules is not None and not auto_shard_params:
             raise ArgumentError("partition_rules has no effect without auto_shard_params=True")
         if auto_shard_params and shard_fns is not None:

@@ -225,7 +225,15 @@ def fill(
 
     def arrived(path: str, array: jax.Array) -> jax.Array:
         array = owned(array) if donatable else array
-        return where.functions[path](array) if path in where.functions else array
+        if path not in where.functions:
+            return array
+        placed = where.functions[path](array)
+        if not isinstance(placed, jax.Array) or placed.shape != array.shape:
+            kind = (
+                f"an array of shape {placed.shape}" if isinstance(placed, jax.Array) else f"a {type(placed).__name__}"
+            )
+            raise ArgumentError(f"shard_fns[{path!r}] returned {kind}, expected the array that it was given, placed")
+        return placed
 
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
     shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding[p]) for p, leaf in leaves.items()}

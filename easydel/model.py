@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from easydel.config import HFConfig

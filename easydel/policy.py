@@ -94,4 +94,6 @@ def float_dtype(name: str, value: Any) -> jnp.dtype:
         raise ArgumentError(
             f"{name}={value!r} is not a floating-point dtype", hint="use jnp.float32, jnp.bfloat16 or jnp.float16"
         )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ArgumentError(f"{name}={value!r} without jax_enable_x64: JAX would make it float32")
     return dtype

@@ -24,6 +24,7 @@ from easydel import (
     AutoEasyDeLModelForCausalLM,
     BaseNNXModule,
     CheckpointError,
+    HubError,
     PartitionAxis,
     ShardingError,
     auto,
@@ -365,3 +366,25 @@ def test_a_head_that_differs_from_the_token_vectors_is_not_tied_to_them(
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert "lm_head/kernel" not in load(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "cpu"}, "device='cpu'.*expected a device.*jax.devices"),
+        ({"load_in_8bit": True, "bit_targeted_params": "kernel"}, "bit_targeted_params='kernel'.*list of names"),
+        ({"param_dtype": jnp.float64}, "param_dtype=.*float64.*jax_enable_x64"),
+        ({"dtype": "float64"}, "dtype='float64'.*jax_enable_x64"),
+        ({"shard_fns": {KERNEL: lambda array: None}}, f"{KERNEL}.*returned a NoneType"),
+    ],
+)
+def test_values_that_no_argument_can_have_are_refused(directory: Path, arguments: dict[str, Any], message: str):
+    with pytest.raises(ArgumentError, match=message):
+        load(directory, **arguments)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_working_directory(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(directory)
+    with pytest.raises(HubError, match="is empty, expected a Hub id"):
+        AutoEasyDeLModelForCausalLM.from_pretrained(name)

@@ -172,6 +172,7 @@ def test_learned_positions_limit_prompts_and_new_tokens(tmp_path: Path):
         ({"num_return_sequences": 2}, "num_return_sequences=2 without sampling; pass do_sample=True"),
         ({"streamer": 3}, "streamer is a int, expected a function"),
         ({"do_sample": True, "seed": "a"}, "seed is 'a', expected a whole number"),
+        ({"do_sample": True, "rng": 3}, "rng is 3, expected a key"),
         ({"generation_config": 3}, "generation_config is a int, expected a dict"),
         ({"attention_mask": np.ones((2, 5))}, r"attention_mask has shape \(2, 5\), but input_ids \(2, 13\)"),
         ({"attention_mask": np.zeros((2, 13))}, "row 0 of the prompts is all padding"),

@@ -235,6 +235,14 @@ def test_what_cannot_be_trained_is_refused():
         init_state(model, params, optax.sgd(0.1), trainable=lambda path: False)
 
 
+def test_numpy_parameters_can_be_trained():
+    model, params = random_model(ONE)
+    optimizer = optax.sgd(0.1)
+    run, host = step(model, optimizer), jax.tree.map(np.array, params)
+    losses = [run(init_state(model, tree, optimizer), batch(ONE))[1].loss for tree in (host, params)]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -242,6 +250,8 @@ def test_what_cannot_be_trained_is_refused():
         ({"lables": np.ones((B, T), int)}, r"lables.*it may have input_ids"),
         ({"labels": np.ones((B, T - 1), int)}, r"\(8, 11\).*\[batch, length\]"),
         ({"input_ids": np.ones((6, T), int), "labels": np.ones((6, T), int)}, "6 sequences.*accumulate=4"),
+        ({"input_ids": np.full((B, T), 97)}, r"input_ids\[0, 0\] is 97, outside the vocabulary of 97"),
+        ({"input_ids": np.ones((0, T), int), "labels": np.ones((0, T), int)}, "the batch is empty"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(change: dict[str, Any], message: str):
@@ -250,7 +260,9 @@ def test_batches_that_do_not_fit_are_refused(change: dict[str, Any], message: st
         run.placed(batch(ONE) | change)
 
 
-@pytest.mark.parametrize("arguments", [{"accumulate": 0}, {"clip": 0.0}, {"clip": float("nan")}, {"tokens": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"accumulate": 0}, {"clip": 0.0}, {"clip": float("nan")}, {"tokens": 0}, {"z_weight": -1.0}]
+)
 def test_arguments_without_a_meaning_are_refused(arguments: dict[str, Any]):
     with pytest.raises(ArgumentError, match=next(iter(arguments))):
         step(empty(ONE), optax.sgd(0.1), **arguments)

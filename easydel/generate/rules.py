@@ -90,9 +90,11 @@ def make_sampling(settings: Settings, key: np.ndarray, vocabulary: int) -> Sampl
 def random_key(seed: int, rng: jax.Array | None) -> np.ndarray:
     """A key's raw numbers: those of `rng`, else of the key made from `seed`."""
     if rng is None:
-        if not isinstance(seed, int):
+        if not isinstance(seed, int | np.integer):
             raise ArgumentError(f"seed is {seed!r}, expected a whole number", hint="pass a key of jax.random as rng")
-        rng = jax.random.key(seed)
+        rng = jax.random.key(int(seed))
+    if not hasattr(rng, "dtype"):
+        raise ArgumentError(f"rng is {rng!r}, expected a key of jax.random", hint="pass a whole number as seed")
     if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.key_data(rng)
     return np.asarray(rng)

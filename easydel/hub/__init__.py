@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easydel.errors import ArgumentError
-from easydel.hub.local import existing, exists, refuse_path
+from easydel.hub.local import existing, exists, named, refuse_path
 
 if TYPE_CHECKING:
     from easydel.hub.remote import Repository
@@ -38,7 +38,7 @@ def fetch(
     with the hash that the Hub states. With `weights` False the weights stay where they are, unless the only config is
     the one inside a GGUF file. The other arguments are those of `huggingface_hub`. Raises `HubError` saying what to do.
     """
-    path = Path(name_or_path).expanduser()
+    path = named(name_or_path)
     if exists(path):
         return existing(path, subfolder)
     if force_download and local_files_only:
@@ -60,7 +60,7 @@ def stream(
     force_download: bool = False,
 ) -> Path | Streamed:
     """As `fetch`, but safetensors weights stay on the Hub, to be read by ranges. What is local is just its path."""
-    path = Path(name_or_path).expanduser()
+    path = named(name_or_path)
     if exists(path):
         return existing(path, subfolder)
     if local_files_only:

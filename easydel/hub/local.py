@@ -31,6 +31,13 @@ def exists(path: Path) -> bool:
         raise HubError(f"cannot be read: {error.strerror or error}", file=path) from error
 
 
+def named(name_or_path: str | PathLike[str]) -> Path:
+    """The local path of that name. HubError for an empty one, which would be the working directory."""
+    if not str(name_or_path).strip():
+        raise HubError("is empty, expected a Hub id, a directory or a file", file=repr(name_or_path))
+    return Path(name_or_path).expanduser()
+
+
 def existing(path: Path, subfolder: str) -> Path:
     """`subfolder` of the directory `path`, or the weight file `path` itself."""
     inner = path / subfolder if subfolder else path

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
+from easydel.inputs import check_tokens
 from easydel.lora import LEAVES
 from easydel.model import BaseNNXModule
 from easydel.sharding.placement import fit
@@ -80,7 +81,9 @@ def init_state(
     if there are any, else all parameters. Raises ArgumentError if that is nothing, or has integers (int8) in it.
     """
     check_causal(model)
-    leaves = flatten(params)
+    leaves = {
+        path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
+    }
     chosen = trainable or _default(leaves)
     trained = {path: leaf for path, leaf in leaves.items() if chosen(path)}
     integers = [path for path, leaf in trained.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -141,6 +144,8 @@ def step(
     for name, value, least in (("accumulate", accumulate, 1), ("tokens", tokens, 1)):
         if value < least:
             raise ArgumentError(f"{name}={value}, expected at least {least}")
+    if not z_weight >= 0:
+        raise ArgumentError(f"z_weight={z_weight}, expected 0 or more")
     if clip is not None and not clip > 0:
         raise ArgumentError(f"clip={clip}, expected a positive norm, or None")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
@@ -199,7 +204,12 @@ class Step:
         shapes = {name: array.shape for name, array in arrays.items()}
         if len(shapes["input_ids"]) != 2 or len(set(shapes.values())) > 1:
             raise ArgumentError(f"the batch has shapes {shapes}, expected [batch, length] for all")
-        B = shapes["input_ids"][0]
+        ids = arrays["input_ids"]
+        if not ids.size:
+            raise ArgumentError(f"the batch is empty: its shape is {ids.shape}")
+        if isinstance(ids, np.ndarray):
+            check_tokens("input_ids", ids, self.model.record.vocab)
+        B = len(ids)
         if B % self.accumulate:
             raise ArgumentError(f"{B} sequences cannot be cut into accumulate={self.accumulate} equal parts")
         return {name: self._placed(array) for name, array in arrays.items()}
