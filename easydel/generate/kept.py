@@ -53,7 +53,7 @@ class PromptCache:
         first, slot = int(state.first_B[0]), int(state.slot)
         attended = np.flatnonzero(prompt.attended_BT[0])
         # a token that is not attended to, between others, keeps them apart: what is kept would be in other slots
-        if len(attended) < np.ptp(attended) + 1 or not np.all(state.cache["valid"][0, first : slot - 1]):
+        if len(attended) < np.ptp(attended) + 1 or not np.asarray(state.cache["valid"])[0, first : slot - 1].all():
             return None
         tokens = prompt.ids_BT[0][attended]
         known = np.asarray(state.tokens_BS)[0, first : slot - 1]  # the last token was made, but never read
