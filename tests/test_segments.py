@@ -105,9 +105,9 @@ def test_the_last_token_of_a_segment_predicts_nothing():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"segment_ids": np.zeros((1, 8), int)}, r"segment_ids has shape \(1, 8\), expected \(2, 8\) as input_ids"),
+        ({"segment_ids": np.zeros((1, 8), int)}, r"segment_ids has shape \(1, 8\), expected \(2, 8\) as the ids"),
         ({"segment_ids": np.zeros(8, int)}, r"segment_ids has shape \(8,\), expected \[batch, length\]"),
-        ({"segment_ids": np.zeros((2, 8))}, "segment_ids is float32, expected integers"),
+        ({"segment_ids": np.zeros((2, 8))}, "segment_ids is float64, expected integers"),
         ({"segment_ids": np.zeros((2, 8), int), "cache": True}, "segment_ids with a cache"),
     ],
 )
