@@ -25,17 +25,21 @@ def token_array(name: str, value: Any, vocabulary: int) -> Any:
     if name not in TOKEN_ARRAYS:
         return value
     array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if array.ndim != 2:
-        raise ArgumentError(
-            f"{name} has shape {array.shape}, expected [batch, length]", hint=f"pass {name}[None] for one sequence"
-        )
-    if array.size == 0:
-        raise ArgumentError(f"{name} is empty: its shape is {array.shape}")
-    if name.endswith("ids") and not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ArgumentError(f"{name} is {array.dtype}, expected integers")
+    check_array(name, array)
     if name in IDS and isinstance(array, np.ndarray):
         check_tokens(name, array, vocabulary)
     return jnp.asarray(array)
+
+
+def check_array(name: str, array: Any) -> None:
+    """ArgumentError for no [batch, length], for nothing, and for ids that are no integers."""
+    if array.ndim != 2:
+        hint = f"pass {name}[None] for one sequence" if array.ndim == 1 else None
+        raise ArgumentError(f"{name} has shape {array.shape}, expected [batch, length]", hint=hint)
+    if array.size == 0:
+        raise ArgumentError(f"{name} is empty: its shape is {array.shape}", hint="begin with one token at least")
+    if name.endswith("ids") and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ArgumentError(f"{name} is {array.dtype}, expected integers")
 
 
 def check_tokens(name: str, ids: np.ndarray, vocabulary: int) -> None:
@@ -50,10 +54,10 @@ def check_tokens(name: str, ids: np.ndarray, vocabulary: int) -> None:
 def check_shapes(shape: tuple[int, ...], arrays: Mapping[str, Any], *, cached: bool) -> None:
     """ArgumentError unless all `arrays` that are not None have the `shape` of the ids; positions may have one row."""
     for name, array in arrays.items():
-        one_row = name == "position_ids" and array is not None and array.shape == (1, shape[1])
-        if array is not None and array.shape != shape and not one_row:
-            hint = "with a cache, it is that of the new tokens alone" if cached else None
-            raise ArgumentError(f"{name} has shape {array.shape}, expected {shape} as the ids", hint=hint)
+        if array is None or array.shape == shape or (name == "position_ids" and array.shape == (1, shape[1])):
+            continue
+        hint = "with a cache, it is that of the new tokens alone" if cached else None
+        raise ArgumentError(f"{name} has shape {array.shape}, expected {shape} as the ids", hint=hint)
 
 
 def check_params(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:

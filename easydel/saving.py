@@ -17,11 +17,9 @@ from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
-from easydel.inputs import donations_explained
 from easydel.lora import LEAVES
-from easydel.processes import put_together
 from easydel.tree import flatten
-from easydel.weights.export import Entry, Parameters, entries, is_spread
+from easydel.weights.export import Entry, Parameters, entries, write_whole
 from easydel.weights.fill import assign
 from easydel.weights.names import OWN, Names
 from easydel.weights.saved import MANIFEST, Manifest
@@ -61,7 +59,7 @@ def save(
         checked = tensors if allow_nonfinite else [_finite(place, *tensor) for tensor in tensors]
         _write(place, checked, config.to_dict(), Manifest(int8), origin, max_shard_bytes)
 
-    _whole(parameters, entries(parameters, OWN), write)
+    write_whole(parameters.leaves, entries(parameters, OWN), write)
 
 
 def _without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,17 +127,7 @@ def export(
         checked = cast if allow_nonfinite else [_finite(place, *tensor) for tensor in cast]
         _write(place, checked, values, None, origin, max_shard_bytes)
 
-    _whole(parameters, tensors, write)
-
-
-def _whole(parameters: Parameters, tensors: Sequence[Entry], write: Callable[[Sequence[Entry]], None]) -> None:
-    """`write` the tensors; if they are spread over processes, the first of them does, and all others lend theirs."""
-    with donations_explained():
-        if not any(map(is_spread, parameters.leaves.values())):
-            write(tensors)
-            return
-        *described, functions = zip(*tensors, strict=True)
-        put_together(functions, lambda whole: write(list(zip(*described, whole, strict=True))))
+    write_whole(parameters.leaves, tensors, write)
 
 
 def _write(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from easydel.errors import ArgumentError
-from easydel.inputs import check_tokens
+from easydel.inputs import check_array, check_tokens
 
 # B batch, T longest prompt
 
@@ -69,8 +69,6 @@ def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: i
     Without `attention_mask`, all are attended that are not `padding`.
     """
     ids = _array("input_ids", input_ids)
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise ArgumentError(f"input_ids is {ids.dtype}, expected integers")
     check_tokens("input_ids", ids, vocabulary)
     if attention_mask is None:
         attended = np.ones(ids.shape, bool) if padding is None else ids != padding
@@ -90,9 +88,5 @@ def _array(name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except ValueError as error:
         raise ArgumentError(f"{name} is no array ({error})", hint="pad shorter rows on the left") from None
-    if array.ndim != 2:
-        hint = f"pass {name}[None] for one sequence" if array.ndim == 1 else None
-        raise ArgumentError(f"{name} has shape {array.shape}, expected [batch, length]", hint=hint)
-    if array.size == 0:
-        raise ArgumentError(f"{name} is empty: its shape is {array.shape}", hint="begin with one token at least")
+    check_array(name, array)
     return array

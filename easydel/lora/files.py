@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
 from easydel.model import BaseNNXModule
-from easydel.processes import put_together
 from easydel.tree import Tree, flatten
-from easydel.weights.export import is_spread, on_host
+from easydel.weights.export import Entry, on_host, write_whole
 from easydel.weights.plan import is_number
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -55,28 +55,26 @@ def save_adapters(
     if not adapted:
         raise ArgumentError("the model has no adapters", hint="add_adapters(model, LoRA(...)) gives it some")
     lora = adapted[0].module.lora  # type: ignore[attr-defined]
-    tensors = []
+    tensors: list[Entry] = []
     for place in adapted:
         for number, leaf in enumerate(LEAVES):
-            array = on_host(leaves[f"{place.path}/{leaf}"])
-            rows = list(array) if place.stacked else [array]
+            array = leaves[f"{place.path}/{leaf}"]
+            shape, rows = (array.shape[1:], range(len(array))) if place.stacked else (array.shape, [None])
             for name, row in zip(place.theirs, rows, strict=True):
                 assert name, "what has no name of its own is never adapted"
-                tensors.append((_tensor_names(name)[number], row.shape, row.dtype, lambda row=row: row))
+                values = partial(on_host, array, row)
+                tensors.append((_tensor_names(name)[number], shape, np.dtype(array.dtype), values))
     settings = asdict(lora) | {"target_modules": _shortest(model, adapted), "peft_type": "LORA"}
     settings |= {"task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
     settings["base_model_name_or_path"] = str(model.origin) if model.origin else None
 
-    def write(_: Any = None) -> None:
+    def write(tensors: Sequence[Entry]) -> None:
         with atomic_directory(directory, owned=(CONFIG, "adapter_model.*")) as fresh:
             write_safetensors(fresh, tensors, metadata={"format": "pt"})
             (fresh / "model.safetensors").rename(fresh / WEIGHTS)
             (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
-    if any(map(is_spread, leaves.values())):
-        put_together([], write)
-    else:
-        write()
+    write_whole(leaves, tensors, write)
 
 
 def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from easydel.inputs import donations_explained
+from easydel.processes import put_together
 from easydel.weights.expressions import Expression, assemble, source_names
 from easydel.weights.names import Names
 
@@ -86,6 +88,17 @@ def on_host(array: Any, row: int | None = None) -> np.ndarray:
 def is_spread(array: Any) -> bool:
     """Whether some of it is on devices of other processes."""
     return isinstance(array, jax.Array) and not array.is_fully_addressable
+
+
+def write_whole(leaves: Mapping[str, Any], tensors: Sequence[Entry], write: Callable[[Sequence[Entry]], None]) -> None:
+    """`write` the tensors, which are made of `leaves`; if those are spread over processes, the first process does, and
+    all others lend theirs."""
+    with donations_explained():
+        if not any(map(is_spread, leaves.values())):
+            write(tensors)
+            return
+        *described, functions = zip(*tensors, strict=True)
+        put_together(functions, lambda whole: write(list(zip(*described, whole, strict=True))))
 
 
 @jax.jit

@@ -65,8 +65,8 @@ class Reader:
         rows, row_bytes, handle = prod(outs[0].shape[:-1]), sum(sizes), self._handle(tensor.file)
         pieces = np.empty((rows, len(outs), 2), np.uintp)  # an array of struct iovec: address and length
         for column, (out, size) in enumerate(zip(outs, sizes, strict=True)):
-            start, step = out.ctypes.data, out.strides[-2]
-            pieces[:, column, 0] = np.arange(start, start + rows * step, step, dtype=np.uintp)
+            start, stride = out.ctypes.data, out.strides[-2]
+            pieces[:, column, 0] = np.arange(start, start + rows * stride, stride, dtype=np.uintp)
             pieces[:, column, 1] = size
         address, step = pieces.ctypes.data, pieces.strides[0]
         for row in range(0, rows, together):
