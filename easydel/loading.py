@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +23,7 @@ from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, UnsupportedModelError, listed
 from easydel.families import Family
-from easydel.model import BaseNNXModule, forward
+from easydel.model import BaseNNXModule, CausalLMOutput, forward
 from easydel.policy import Policy
 from easydel.progress import progress_bar
 from easydel.quantize import make_int8
@@ -311,6 +312,13 @@ def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collect
     return stored
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _forward(record: Decoder, policy: Policy, params: Tree, input_ids: jax.Array) -> CausalLMOutput:
+    """A function of the record, so that JAX remembers its traces: the next model of the same kind needs none."""
+    model = BaseNNXModule(record, HFConfig({}), policy)
+    return forward(model, params, record.example({"input_ids": input_ids}))
+
+
 def trace(model: BaseNNXModule, input_shape: tuple[int, int]) -> None:
     """Run the model on shapes alone, so that what cannot work fails here."""
     if len(input_shape) != 2 or any(type(dim) is not int or dim < 1 for dim in input_shape):
@@ -318,12 +326,10 @@ def trace(model: BaseNNXModule, input_shape: tuple[int, int]) -> None:
     longest = model.record.longest
     if longest is not None and input_shape[1] > longest:
         raise ArgumentError(f"input_shape={input_shape!r} is longer than the model's {longest} positions")
-    small = BaseNNXModule(model.record.distinct(), model.config, model.policy)
-    inputs = {"input_ids": jax.ShapeDtypeStruct(input_shape, jnp.int32)}
+    record = model.record.distinct()
+    params = BaseNNXModule(record, model.config, model.policy).params
     try:
-        jax.eval_shape(
-            lambda params, inputs: forward(small, params, small.record.example(inputs)), small.params, inputs
-        )
+        _forward.eval_shape(record, model.policy, params, jax.ShapeDtypeStruct(input_shape, jnp.int32))
     except EasyDeLError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:

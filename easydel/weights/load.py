@@ -7,13 +7,13 @@ again. At most `WINDOW` arenas are under way, which bounds what is in flight to 
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -131,10 +131,14 @@ def _shapes(plan: Plan, int8: Collection[str]) -> dict[str, tuple[int, ...]]:
 
 def own_memory() -> int | None:
     """Bytes of this process that are in memory and not of files; None where the system does not tell."""
-    try:
-        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    try:  # not by Python's own files: each of their many calls would wait for the reading threads
+        handle = os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:
         return None
+    try:
+        resident, shared = os.read(handle, 256).split()[1:3]
+    finally:
+        os.close(handle)
     return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 

@@ -149,7 +149,12 @@ def _resolve(
         there = {name: next(filter(tensors.__contains__, others), None) for name, others in choices.items()}
         return {name: tensors[other] for name, other in there.items() if other is not None}
 
-    return max(map(spelled, spellings), key=len)
+    best: dict[str, TensorSource] = {}
+    for spelling in spellings:
+        best = max(best, spelled(spelling), key=len)
+        if len(best) == len(wanted):
+            break
+    return best
 
 
 def _zeros(
