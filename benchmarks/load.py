@@ -4,9 +4,10 @@
 
 Memory that was free for a while may have gone back to the host, and its first touch then costs 10 to 20 times more. So
 the footprint is touched once, and then copies and loads take turns: each finds the memory that the one before has just
-freed. Every ratio is of a load to the copy right before it. The host may still take memory during a run, hence medians
-of many. Each engine runs in a process of its own. Files that are mapped cost more when they are first used: so the time
-to touch each page of the result comes with every load. A busy machine is refused unless --force.
+freed. The host may still take memory during a run, hence medians of many. Each engine runs in a process of its own.
+Ratios of ours are to the copy right before each load. Others leave memory in small pieces, which slows the copy down
+that comes next: theirs are to the median of our copies. Files that are mapped cost more when they are first used: so
+the time to touch each page of the result comes with every load. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ SIZES = {  # vocabulary, features, hidden, layers, heads, kv heads
     "135m": (49152, 576, 1536, 30, 12, 4),
 }
 SHARDS = 5
+Results = dict[str, list[dict[str, float]]]
 OURS = {
     "own aligned files, bf16": ("own", "dict(param_dtype=jnp.bfloat16, from_torch=False)"),
     "Hub files, bf16": ("hub", "dict(param_dtype=jnp.bfloat16)"),
@@ -84,6 +86,10 @@ def above(loaded):
     report, owned = loaded[0].load_report, sum(array.nbytes for array in arrays(loaded))
     return report.peak_bytes - (owned - report.bytes_mapped)
 """
+VERSUS = {  # how much of whose time ours may take
+    "own aligned files, bf16": ("transformers torch, bf16", 1.0),
+    "Hub files, bf16 -> f32": ("transformers torch, f32", 0.7),
+}
 INT8_LIMIT = 1.4 * 2**30
 INT8_PROGRAM = """
 import resource, sys
@@ -231,22 +237,41 @@ def int8_under_limit(directory: Path) -> int | None:
     return int(done.stdout) if done.returncode == 0 else None
 
 
+def with_copies(results: Results) -> Results:
+    """With the copy that each load is to be compared with."""
+    own = [run["copy"] for name in results if name in OURS for run in results[name]]
+    typical = {"copy": statistics.median(own)} if own else {}
+    return {name: runs if name in OURS else [run | typical for run in runs] for name, runs in results.items()}
+
+
 def ratios(runs: list[dict[str, float]], what: str) -> list[float]:
     return [run[what] / run["copy"] for run in runs]
 
 
-def table(results: dict[str, list[dict[str, float]]], limited: int | None, *, partial: bool) -> Measured:
-    columns = ("case", "x copy, median", "min", "max", "at most", "first touch", "MiB above parameters")
+def seconds(runs: list[dict[str, float]]) -> float:
+    return statistics.median(run["load"] for run in runs)
+
+
+def against(name: str, results: Results) -> str:
+    """The time of a case in that of transformers, and which it may be."""
+    peer, most = VERSUS.get(name, ("", 0.0))
+    return f"{seconds(results[name]) / seconds(results[peer]):.2f} ({most})" if peer in results else ""
+
+
+def table(results: Results, limited: int | None, *, partial: bool) -> Measured:
+    columns = ("case", "seconds", "x copy", "min", "max", "at most", "x torch", "first touch", "MiB above")
     rows = []
     for name, runs in results.items():
         row = [f"{f(ratios(runs, 'load')):.2f}" for f in (statistics.median, min, max)]
         above = f"{max(run['above'] for run in runs) / 2**20:.0f}" if "above" in runs[0] else ""
         touched = f"{statistics.median(ratios(runs, 'touch')):.2f}"
-        rows.append((name, *row, str(LIMITS.get(name, "")), touched, above))
+        limits = (str(LIMITS.get(name, "")), against(name, results))
+        rows.append((name, f"{seconds(runs):.3f}", *row, *limits, touched, above))
     outcome = "FAILED" if limited is None else f"{limited / 2**20:.0f} MiB of parameters"
     notes = [] if partial else [f"int8 with the process's data limited to {INT8_LIMIT / 2**20:.0f} MiB: {outcome}."]
     copied = statistics.median(run["copy"] for runs in results.values() for run in runs)
     notes.append(f"Copying the bytes, with two threads into fresh huge pages, took {copied:.2f} s (median).")
+    notes.append("MiB above: how far the process's own memory was above that of the parameters, at most.")
     bars = {name: statistics.median(ratios(runs, "load")) for name, runs in results.items()}
     return Measured("Loading", columns, rows, bars, "seconds to load / seconds to copy the bytes", notes)
 
@@ -280,7 +305,7 @@ def main() -> None:
             if not arguments.only or arguments.only in name
         }
         limited = None if arguments.only else int8_under_limit(hub)
-    measured = table(results, limited, partial=bool(arguments.only))
+    measured = table(with_copies(results), limited, partial=bool(arguments.only))
     show(measured)
     if arguments.output:
         write(arguments.output, measured, machine, size=arguments.size, results=results, int8_under_limit=limited)
