@@ -12,6 +12,8 @@ from easydel.errors import ArgumentError
 from easydel.generate.programs import State
 from easydel.generate.prompt import Prompt
 from easydel.layers.attention import Attention
+from easydel.layers.block import Block
+from easydel.layers.kv_cache import places, within_reach
 from easydel.layers.mla import MLA
 from easydel.model import BaseNNXModule
 
@@ -23,7 +25,9 @@ class PromptCache:
 
     A call computes only what its prompt does not have in common, from the beginning on, with what was read and made
     before; the tokens are those of a call without it. It holds arrays on the model's devices until `clear`. Models
-    with recurrent mixers cannot go back to an earlier token: their prompts are always computed anew.
+    with recurrent mixers cannot go back to an earlier token: their prompts are always computed anew. So are those of
+    models with windows, once a conversation is longer than one, if it differs from before by more than 64 tokens
+    before its end.
     """
 
     def __init__(self) -> None:
@@ -59,17 +63,28 @@ class PromptCache:
         known = np.asarray(state.tokens_BS)[0, first : slot - 1]  # the last token was made, but never read
         shared = min(len(known), len(tokens) - 1)
         differ = np.flatnonzero(known[:shared] != tokens[:shared])
-        self.reused = int(differ[0]) if len(differ) else shared
-        if self.reused == 0:
+        common = int(differ[0]) if len(differ) else shared
+        if common == 0 or not _within_reach(model, state, first + common):
             return None
+        self.reused = common
         rest = tokens[None, self.reused :]
         return state, first + self.reused, Prompt(rest, np.ones(rest.shape, bool))
 
     def keep(self, model: BaseNNXModule, params: Params, state: State) -> None:
         """Take what a call leaves behind."""
-        blocks = [block for stack in model.record.layer_stacks.values() for block in stack]
-        if all(block.mixer is None or isinstance(block.mixer, Attention | MLA) for block in blocks):
+        if all(block.mixer is None or isinstance(block.mixer, Attention | MLA) for block in _blocks(model)):
             self._state, self._owner = state, (model, jax.tree.leaves(params))
+
+
+def _within_reach(model: BaseNNXModule, state: State, slot: int) -> bool:
+    """Whether all layers still have what a token in `slot` sees."""
+    end, length = int(state.cache["offset"]), state.tokens_BS.shape[1]
+    windows = {block.mixer.kept_window for block in _blocks(model) if isinstance(block.mixer, Attention)}
+    return all(within_reach(places(length, wide), wide, end, slot) for wide in windows if wide is not None)
+
+
+def _blocks(model: BaseNNXModule) -> list[Block]:
+    return [block for stack in model.record.layer_stacks.values() for block in stack]
 
 
 def _same(owner: tuple[BaseNNXModule, list[Any]], model: BaseNNXModule, params: Params) -> bool:

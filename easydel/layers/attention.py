@@ -12,6 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from easydel.layers.context import Context, counted
+from easydel.layers.kv_cache import KVCache, places, update
 from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm, Norm
 from easydel.layers.rope import Rope
@@ -19,7 +20,6 @@ from easydel.ops.attend import Bias, Scores, attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T query length, S key slots, D model, N heads, K kv heads, C head channels
-KVCache = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,14 @@ class Attention:
     def build(self, features: int, policy: Policy) -> AttentionLayer:
         return AttentionLayer(self, features, policy)
 
+    @property
+    def kept_window(self) -> int | None:
+        """The window, where nothing before it matters: ALiBi counts positions from the first token on."""
+        return None if isinstance(self.position, ALiBi) else self.window
+
     def cache(self, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
-        """Empty keys and values, [batch, kv_heads, length, head_dim] each."""
-        shape = (batch, self.kv_heads, length, self.head_dim)
+        """Empty keys and values, [batch, kv_heads, places, head_dim] each."""
+        shape = (batch, self.kv_heads, places(length, self.kept_window), self.head_dim)
         return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
@@ -119,18 +124,16 @@ class AttentionLayer(nnx.Module):
         if isinstance(self.record.position, Rope):
             angles = context.angles(self.record.position)
             q_BTNC, k_BTKC = (self.record.position.rotate(part, angles) for part in (q_BTNC, k_BTKC))
-        k_BKSC, v_BKSC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
-        if cache is not None:
-            cache = append(cache, k_BKSC, v_BKSC, context.offset)
-            k_BKSC, v_BKSC = cache["k"], cache["v"]
+        k_BKTC, v_BKTC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
+        cache, seen = update(cache, k_BKTC, v_BKTC, context, self.scores(context))
         out_BTNC = attend(
             q_BTNC,
-            k_BKSC,
-            v_BKSC,
-            self.scores(context),
-            offset=context.offset,
-            valid_BS=context.valid_BS,
-            bias=self._bias(context, k_BKSC.shape[2]),
+            seen.k_BKSC,
+            seen.v_BKSC,
+            seen.scores,
+            offset=seen.offset,
+            valid_BS=seen.valid_BS,
+            bias=self._bias(context, seen.k_BKSC.shape[2]),
             sinks_N=None if self.sinks is None else self.sinks[...],
             starts_BT=context.starts_BT,
             mesh=self.policy.mesh,
@@ -161,11 +164,3 @@ class AttentionLayer(nnx.Module):
         if isinstance(self.record.position, ALiBi):
             return self.record.position.bias(context, length)
         return context.bias
-
-
-def append(cache: KVCache, k_BKTC: jax.Array, v_BKTC: jax.Array, offset: jax.Array | int) -> KVCache:
-    """The cache with this call's keys and values written from slot `offset` on."""
-    return {
-        name: jax.lax.dynamic_update_slice_in_dim(cache[name], part.astype(cache[name].dtype), offset, axis=2)
-        for name, part in (("k", k_BKTC), ("v", v_BKTC))
-    }

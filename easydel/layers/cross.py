@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from easydel.layers.attention import KVCache
 from easydel.layers.context import Context
+from easydel.layers.kv_cache import KVCache
 from easydel.layers.linear import Linear
 from easydel.ops.attend import Scores, attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
