@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,13 @@ class AutoEasyDeLModelForCausalLM:
             warnings.warn("auto_shard_params=True places every parameter; shard_fns is ignored", stacklevel=2)
         if compilation_cache:
             use_compilation_cache()
-        names = tuple(sharding_axis_names)
-        mesh = make_mesh(tuple(sharding_axis_dims), names, backend)
+        dims = _tuple("sharding_axis_dims", sharding_axis_dims)
+        names = _tuple("sharding_axis_names", sharding_axis_names)
+        traced = _tuple("input_shape", input_shape)
+        mesh = make_mesh(dims, names, backend)
         used = auto_shard_params or shard_fns is not None
-        if not used and mesh.size > 1 and tuple(sharding_axis_dims) != AXIS_DIMS:
-            problem = f"sharding_axis_dims={tuple(sharding_axis_dims)} has no effect"
+        if not used and mesh.size > 1 and dims != AXIS_DIMS:
+            problem = f"sharding_axis_dims={dims} has no effect"
             raise ArgumentError(problem, hint="pass auto_shard_params=True or shard_fns")
         policy = Policy(
             dtype=float_dtype("dtype", dtype),
@@ -180,7 +182,7 @@ class AutoEasyDeLModelForCausalLM:
                 model,
                 source,
                 where,
-                input_shape=input_shape,
+                input_shape=traced,
                 int8_targets=bit_targeted_params,
                 load_in_8bit=load_in_8bit,
                 verbose=verbose_params,
@@ -246,6 +248,12 @@ def _config_kwargs(kwargs: Mapping[str, Any], config: HFConfig, family: Family) 
             + ("; leave trust_remote_code out: code in a repository is never run here" if remote else ""),
         )
     return kwargs
+
+
+def _tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ArgumentError(f"{name}={value!r}, expected a tuple")
+    return tuple(value)
 
 
 def _precision(value: Any) -> Any:

@@ -197,7 +197,7 @@ def fill(
     source: Source,
     where: Placement,
     *,
-    input_shape: tuple[int, int],
+    input_shape: tuple[int, ...],
     int8_targets: Sequence[str] | None,
     load_in_8bit: bool,
     verbose: bool,
@@ -319,7 +319,7 @@ def _forward(record: Decoder, policy: Policy, params: Tree, input_ids: jax.Array
     return forward(model, params, record.example({"input_ids": input_ids}))
 
 
-def trace(model: BaseNNXModule, input_shape: tuple[int, int]) -> None:
+def trace(model: BaseNNXModule, input_shape: tuple[int, ...]) -> None:
     """Run the model on shapes alone, so that what cannot work fails here."""
     if len(input_shape) != 2 or any(type(dim) is not int or dim < 1 for dim in input_shape):
         raise ArgumentError(f"input_shape={input_shape!r}, expected (batch, length), both at least 1")

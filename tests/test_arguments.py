@@ -234,6 +234,13 @@ def test_a_mesh_of_several_devices_that_nothing_uses_is_refused(directory: Path)
     load(directory, sharding_axis_dims=[1, 1, 1, 1])
 
 
+@pytest.mark.parametrize("name", ["sharding_axis_dims", "sharding_axis_names", "input_shape"])
+@pytest.mark.parametrize("value", [8, "dp", None])
+def test_what_should_be_a_tuple_is_said_to_be_none(directory: Path, name: str, value: Any):
+    with pytest.raises(ArgumentError, match=f"^{name}={value!r}, expected a tuple"):
+        load(directory, **{name: value})
+
+
 @pytest.mark.parametrize("form", ["config_kwargs", "kwargs"])
 @pytest.mark.parametrize("override", [{"rope_theta": 17.0, "rope_parameters": None}, {"rope_theta": 17.0}], ids=str)
 def test_config_overrides_change_the_model(directory: Path, tmp_path: Path, form: str, override: dict[str, Any]):
