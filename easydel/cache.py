@@ -64,7 +64,7 @@ def sharded(cache: Any, policy: Policy) -> Any:
             return leaf
         axes = policy.axes
         heads, channels = (axes.kv_head_axis, axes.head_dim_axis) if policy.shard_attention else (None, None)
-        stacked = (None,) * (leaf.ndim - 4)  # [layers,] batch, heads, slots, channels
+        stacked = (None,) * (leaf.ndim - 4)  # [layers,] batch, heads, places, channels
         return policy.shard(leaf, *stacked, axes.batch_axis, heads, None, channels)
 
     return jax.tree_util.tree_map_with_path(constrain, cache)

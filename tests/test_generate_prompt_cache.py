@@ -45,6 +45,16 @@ def test_turns_of_a_conversation_equal_those_computed_anew(model: BaseNNXModule)
     assert reused == [0, 13 + 7, 13 + 8 + 3 + 7, 13 + 8 + 3 + 8 + 200 + 8 - 210 - 1, 30 + 7]
 
 
+@pytest.mark.parametrize("length", [100, 128, 13])
+def test_an_answer_of_one_token_can_be_followed_by_a_shorter_prompt(model: BaseNNXModule, length: int):
+    kept, said = PromptCache(), random_ids(CASE, 1, length)
+    model.generate(said, prompt_cache=kept, **NEW | {"max_new_tokens": 1})
+    other = np.concatenate([said[:, :6], random_ids(CASE, 1, 5, seed=1)], axis=1)
+    out = model.generate(other, prompt_cache=kept, **NEW).sequences
+    np.testing.assert_array_equal(out, model.generate(other, **NEW).sequences)
+    assert kept.reused == 6
+
+
 def test_only_what_the_same_parameters_computed_is_used(model: BaseNNXModule):
     kept, said = PromptCache(), random_ids(CASE, 1)
     said = model.generate(said, prompt_cache=kept, **NEW).sequences

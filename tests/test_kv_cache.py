@@ -98,6 +98,18 @@ def test_a_conversation_goes_back_as_far_as_the_window_there_is_kept(loaded: Loa
     assert kept.reused == (0 if back > REWIND + 2 else min(120 - back, 119))
 
 
+def test_what_a_longer_conversation_overwrote_stays_out_of_reach_after_going_back(loaded: Loaded):
+    kept, said, reused = PromptCache(), random_ids(CASE, 1, 150), []
+    for back in (0, 50, 30, 0):
+        said = np.concatenate([said[:, : said.shape[1] - back], random_ids(CASE, 1, 1, seed=back)], axis=1)
+        made = loaded.model.generate(said, max_new_tokens=8, prompt_cache=kept, **NEW).sequences
+        np.testing.assert_array_equal(made, loaded.model.generate(said, max_new_tokens=8, **NEW).sequences)
+        reused.append(kept.reused)
+        said = made
+    # the third turn goes back to token 88: the first one wrote 158, the last of them over what was 69 before
+    assert reused == [0, 159 - 50, 0, 97 - 1]
+
+
 def test_within_reach_says_what_a_cache_still_holds():
     kept, window = places(1000, WINDOW), WINDOW
     for end in range(1, 3 * kept):

@@ -47,7 +47,8 @@ def _read(
     """`prompt` from slot `start` on, `chunk` tokens at a time; the last ones are padded on the right."""
     size, end = prompt_bucket(chunk) if chunk == prompt.length else chunk, start + prompt.length
     room = cache_lengths(start + -(-prompt.length // size) * size, 1)[-1]
-    if state.tokens_BS.shape[1] < room:
+    room = max(room, cache_lengths(state.tokens_BS.shape[1], 0)[-1])  # after one new token there is one more than slots
+    if state.cache["valid"].shape[1] < room:
         state = program(model, grow)(state, room)
     logits_BV = None
     for place in range(start, end, size):

@@ -26,8 +26,8 @@ class PromptCache:
     A call computes only what its prompt does not have in common, from the beginning on, with what was read and made
     before; the tokens are those of a call without it. It holds arrays on the model's devices until `clear`. Models
     with recurrent mixers cannot go back to an earlier token: their prompts are always computed anew. So are those of
-    models with windows, once a conversation is longer than one, if it differs from before by more than 64 tokens
-    before its end.
+    models with windows, once a conversation is 64 tokens longer than one, if they differ from it by more than 64
+    tokens before the furthest that was ever read.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,11 @@ class PromptCache:
         """Tokens that the last call did not have to compute."""
         self._state: State | None = None
         self._owner: tuple[BaseNNXModule, list[Any]] | None = None
+        self._end = 0  # of all slots that were ever written, also those of what the conversation went back from
 
     def clear(self) -> None:
         """Forget everything."""
-        self._state, self._owner, self.reused = None, None, 0
+        self._state, self._owner, self.reused, self._end = None, None, 0, 0
 
     def take(self, model: BaseNNXModule, params: Params, prompt: Prompt) -> tuple[State, int, Prompt] | None:
         """The state, the slot to go on from, and what is left to read; None if nothing can be used.
@@ -50,7 +51,7 @@ class PromptCache:
             raise ArgumentError(
                 f"prompt_cache holds one sequence, but there are {len(prompt.ids_BT)}", hint="use one for each"
             )
-        state, owned = self._state, self._owner is not None and _same(self._owner, model, params)
+        state, end, owned = self._state, self._end, self._owner is not None and _same(self._owner, model, params)
         self.clear()
         if state is None or not owned:
             return None
@@ -64,21 +65,22 @@ class PromptCache:
         shared = min(len(known), len(tokens) - 1)
         differ = np.flatnonzero(known[:shared] != tokens[:shared])
         common = int(differ[0]) if len(differ) else shared
-        if common == 0 or not _within_reach(model, state, first + common):
+        if common == 0 or not _within_reach(model, state, end, first + common):
             return None
-        self.reused = common
-        rest = tokens[None, self.reused :]
-        return state, first + self.reused, Prompt(rest, np.ones(rest.shape, bool))
+        self.reused, self._end = common, end
+        rest = tokens[None, common:]
+        return state, first + common, Prompt(rest, np.ones(rest.shape, bool))
 
     def keep(self, model: BaseNNXModule, params: Params, state: State) -> None:
         """Take what a call leaves behind."""
         if all(block.mixer is None or isinstance(block.mixer, Attention | MLA) for block in _blocks(model)):
             self._state, self._owner = state, (model, jax.tree.leaves(params))
+            self._end = max(self._end, int(state.cache["offset"]))
 
 
-def _within_reach(model: BaseNNXModule, state: State, slot: int) -> bool:
-    """Whether all layers still have what a token in `slot` sees."""
-    end, length = int(state.cache["offset"]), state.tokens_BS.shape[1]
+def _within_reach(model: BaseNNXModule, state: State, end: int, slot: int) -> bool:
+    """Whether all layers, which slots below `end` were written to, still have what a token in `slot` sees."""
+    length = state.cache["valid"].shape[1]
     windows = {block.mixer.kept_window for block in _blocks(model) if isinstance(block.mixer, Attention)}
     return all(within_reach(places(length, wide), wide, end, slot) for wide in windows if wide is not None)
 

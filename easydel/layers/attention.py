@@ -19,7 +19,7 @@ from easydel.layers.rope import Rope
 from easydel.ops.attend import Bias, Scores, attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
 
-# B batch, T query length, S key slots, D model, N heads, K kv heads, C head channels
+# B batch, T tokens of this call, S key slots, D model, N heads, K kv heads, C head channels
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Attention:
 
     @property
     def kept_window(self) -> int | None:
-        """The window, where nothing before it matters: ALiBi counts positions from the first token on."""
+        """How much of the past a cache has to keep; None: all. ALiBi counts positions from the first token on."""
         return None if isinstance(self.position, ALiBi) else self.window
 
     def cache(self, batch: int, length: int, dtype: jnp.dtype) -> KVCache:

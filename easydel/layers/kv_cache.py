@@ -1,7 +1,7 @@
 """Keys and values from call to call: all of a sequence's, or of its end, for layers that see a window of it.
 
 Slot s of the sequence lies at place s of the cache, or, if that has fewer, at s modulo their number: what a token
-overwrites there has left the window of all that follow.
+overwrites there has left the window of all that follow. Who goes back to an earlier slot asks `within_reach`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ def places(length: int, window: int | None) -> int:
     return length if window is None else min(length, window + REWIND)
 
 
-def within_reach(places: int, window: int, end: int, slot: int) -> bool:
-    """Whether a cache into which slots below `end` were written still has what the token in `slot` sees."""
-    return end <= places or end - slot <= places - window + 1
+def within_reach(kept: int, window: int, end: int, slot: int) -> bool:
+    """Whether a cache of `kept` places still has what the token in `slot` sees.
+
+    `end` is that of all slots ever written, whatever was gone back from.
+    """
+    return end <= kept or end - slot <= kept - window + 1
 
 
 def update(
@@ -51,19 +54,20 @@ def update(
     assert valid_BS is not None
     new = {"k": k_BKTC.astype(cache["k"].dtype), "v": v_BKTC.astype(cache["v"].dtype)}
     P, T = cache["k"].shape[2], k_BKTC.shape[2]
-    if valid_BS.shape[1] == P:
+    if valid_BS.shape[1] == P:  # of the whole sequence
         cache = _written(cache, new, offset)
         return cache, Seen(cache["k"], cache["v"], scores, offset, valid_BS)
     window = scores.window
     assert window is not None
     assert scores.causal
-    if T == 1:
+    assert context.bias is None, "it would be for all slots"
+    if T == 1:  # nothing is copied: places are not in the order of slots, and which of them are seen says it all
         cache = _written(cache, new, offset % P)
         valid_BP = _valid_in_window(valid_BS, P, window, offset)
         return cache, Seen(cache["k"], cache["v"], replace(scores, causal=False, window=None), 0, valid_BP)
     before = 0 if not isinstance(offset, jax.Array) and offset == 0 else window - 1
-    earlier_P = (offset - before + jnp.arange(before)) % P
-    k_BKSC, v_BKSC = (jnp.concatenate([jnp.take(cache[name], earlier_P, 2), new[name]], 2) for name in ("k", "v"))
+    earlier = (offset - before + jnp.arange(before)) % P
+    k_BKSC, v_BKSC = (jnp.concatenate([jnp.take(cache[name], earlier, 2), new[name]], 2) for name in ("k", "v"))
     padded_BS = jnp.pad(valid_BS, ((0, 0), (before, 0)))  # slots below zero are not valid
     valid_BS = jax.lax.dynamic_slice_in_dim(padded_BS, offset, before + T, axis=1)
     return _rolled(cache, new, offset, context.valid_BT), Seen(k_BKSC, v_BKSC, scores, before, valid_BS)
@@ -74,7 +78,7 @@ def _written(cache: KVCache, new: KVCache, place: jax.Array | int) -> KVCache:
 
 
 def _rolled(cache: KVCache, new: KVCache, offset: jax.Array | int, valid_BT: jax.Array | None) -> KVCache:
-    """The cache with the last of several tokens.
+    """The cache with the last of several tokens that goes to each place.
 
     Padding at the end is left out: real tokens may come to its slots, and see what it would have overwritten.
     """
@@ -86,8 +90,8 @@ def _rolled(cache: KVCache, new: KVCache, offset: jax.Array | int, valid_BT: jax
     return {name: jnp.where(stays_P1, cache[name], jnp.take(new[name], last_P, 2, mode="clip")) for name in new}
 
 
-def _valid_in_window(valid_BS: jax.Array, places: int, window: int, slot: jax.Array | int) -> jax.Array:
-    """[B, P]: which of the cache's `places` the token in `slot`, the last one written, may attend to."""
-    slots_P = slot - (slot - jnp.arange(places)) % places
+def _valid_in_window(valid_BS: jax.Array, kept: int, window: int, slot: jax.Array | int) -> jax.Array:
+    """[B, P]: which of the cache's `kept` places the token in `slot`, the last one written, may attend to."""
+    slots_P = slot - (slot - jnp.arange(kept)) % kept
     seen_P = (slots_P >= 0) & (slots_P > slot - window)
     return jnp.take(valid_BS, jnp.maximum(slots_P, 0), axis=1) & seen_P
