@@ -1,11 +1,11 @@
 """A training step of ours against one of PyTorch and transformers: AdamW, float32, the same random model and tokens.
 
-    python benchmarks/train.py [--steps 5] [--batch 4] [--length 512] [--output out.json]
+    python benchmarks/train.py [--turns 5] [--batch 4] [--length 512] [--output out.json]
 
 Each engine runs in a process of its own, and they take turns, so that a slower minute of the machine hits both. In a
-turn an engine makes two steps, and the second is timed: trainings make many steps in a row, and the first one after a
-pause gets memory that the other engine has just given back, which costs both of them 1 to 3 seconds. The losses of all
-steps are compared. A busy machine is refused unless --force: a neighbour makes threads wait for each other, which slows
+turn an engine makes four steps, and the median of the last three is its time: trainings make many steps in a row, and
+the first one after a pause gets memory that the other engine has just given back, which costs both of them 1 to 3
+seconds; single steps vary by a tenth. The losses of all steps are compared. A busy machine is refused unless --force: a neighbour makes threads wait for each other, which slows
 PyTorch more than us and would flatter us.
 """
 
@@ -33,6 +33,7 @@ SHAPES = {  # SmolLM2-135M, one with as many arrays and little in them, and one 
     "tiny": {"vocab_size": 997, "hidden_size": 144, "intermediate_size": 256, "num_hidden_layers": 2},
 }
 SHARED = {"num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+TIMED = 3  # steps of a turn, after one that is not
 RATE, BETAS, DECAY = 1e-4, (0.9, 0.95), 0.1
 # What has to hold: ours at least as fast in every pair, the same losses, and memory for what is not kept.
 LEAST_RATIO, LOSS_TOLERANCE, TEMPORARIES = 1.0, 1e-4, 1.9e9
@@ -144,17 +145,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         sizes = ["--batch", str(arguments.batch), "--length", str(arguments.length), "--shape", arguments.shape]
         engines = {name: Worker(__file__, "--serve", name, "--make", folder, *sizes) for name in ENGINES}
         steps: dict[str, list[Any]] = {name: [engine.ask("step")] for name, engine in engines.items()}
-        for _ in range(arguments.steps):
+        for _ in range(arguments.turns):
             for name, engine in engines.items():
-                steps[name] += [engine.ask("step"), engine.ask("step")]
+                steps[name] += [engine.ask("step") for _ in range(1 + TIMED)]
         for engine in engines.values():
             engine.close()
     return {name: {**engines[name].facts, "steps": steps[name]} for name in engines}
 
 
 def timed(result: dict[str, Any]) -> list[float]:
-    """Seconds of the second step of each turn; the first turn has one that compiles before them."""
-    return [step["seconds"] for step in result["steps"][2::2]]
+    """Seconds of a step in each turn, after the step that compiled."""
+    seconds = [step["seconds"] for step in result["steps"][1:]]
+    turns = [seconds[start : start + 1 + TIMED] for start in range(0, len(seconds), 1 + TIMED)]
+    return [statistics.median(turn[1:]) for turn in turns]
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def table(results: dict[str, Any], found: dict[str, Any], title: str) -> Measure
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, of each engine")
+    parser.add_argument("--turns", type=int, default=5, help="of each engine")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--shape", choices=SHAPES, default="135m")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -312,11 +312,15 @@ def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collect
     return stored
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _forward(record: Decoder, policy: Policy, params: Tree, input_ids: jax.Array) -> CausalLMOutput:
-    """A function of the record, so that JAX remembers its traces: the next model of the same kind needs none."""
+@lru_cache
+def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
+    """Once for each kind of model in a process: its trace takes longer than all other planning."""
     model = BaseNNXModule(record, HFConfig({}), policy)
-    return forward(model, params, record.example({"input_ids": input_ids}))
+
+    def run(params: Tree, input_ids: jax.Array) -> CausalLMOutput:
+        return forward(model, params, record.example({"input_ids": input_ids}))
+
+    jax.eval_shape(run, model.params, jax.ShapeDtypeStruct(input_shape, jnp.int32))
 
 
 def trace(model: BaseNNXModule, input_shape: tuple[int, ...]) -> None:
@@ -326,10 +330,8 @@ def trace(model: BaseNNXModule, input_shape: tuple[int, ...]) -> None:
     longest = model.record.longest
     if longest is not None and input_shape[1] > longest:
         raise ArgumentError(f"input_shape={input_shape!r} is longer than the model's {longest} positions")
-    record = model.record.distinct()
-    params = BaseNNXModule(record, model.config, model.policy).params
     try:
-        _forward.eval_shape(record, model.policy, params, jax.ShapeDtypeStruct(input_shape, jnp.int32))
+        _check_runs(model.record.distinct(), model.policy, input_shape)
     except EasyDeLError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:

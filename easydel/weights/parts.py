@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -25,14 +25,12 @@ class Part:
     devices: Sequence[Any]
     dtype: np.dtype
     values: np.ndarray | None = None
+    shape: tuple[int, ...] = field(init=False)
+    nbytes: int = field(init=False)
 
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(part.stop - part.start for part in self.index)
-
-    @cached_property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+    def __post_init__(self) -> None:
+        self.shape = tuple([part.stop - part.start for part in self.index])
+        self.nbytes = prod(self.shape) * self.dtype.itemsize
 
     @property
     def span(self) -> tuple[int, int]:
