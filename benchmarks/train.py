@@ -5,8 +5,8 @@
 Each engine runs in a process of its own, and they take turns, so that a slower minute of the machine hits both. In a
 turn an engine makes four steps, and the median of the last three is its time: trainings make many steps in a row, and
 the first one after a pause gets memory that the other engine has just given back, which costs both of them 1 to 3
-seconds; single steps vary by a tenth. The losses of all steps are compared. A busy machine is refused unless --force: a neighbour makes threads wait for each other, which slows
-PyTorch more than us and would flatter us.
+seconds; single steps vary by a tenth. The losses of all steps are compared. A busy machine is refused unless --force:
+a neighbour makes threads wait for each other, which slows PyTorch more than us and would flatter us.
 """
 
 from __future__ import annotations
