@@ -3,8 +3,10 @@
     python benchmarks/load.py [--size 1.1b|135m] [--repeat 11] [--output out.json]
 
 Memory that was free for a while may have gone back to the host, and its first touch then costs 10 to 20 times more. So
-the footprint is touched once, and then copies and loads take turns: each finds the memory that the one before has just
-freed. The host may still take memory during a run, hence medians of many. Each engine runs in a process of its own.
+the footprint is touched once, and then two copies, of which the second is timed, and a load take turns: each finds the
+memory that the one before has just freed. Turns in which the host still took its time (steal in /proc/stat) do not
+count and are made anew: they may take ten times longer, and the longer something takes, the more of them it has. Each
+engine runs in a process of its own.
 Ratios of ours are to the copy right before each load. Others leave memory in small pieces, which slows the copy down
 that comes next: theirs are to the median of our copies. Files that are mapped cost more when they are first used: so
 the time to touch each page of the result comes with every load. A busy machine is refused unless --force.
@@ -29,13 +31,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from measured import Measured, quiet_machine, show, write
+from measured import Measured, quiet_machine, show, stolen, write
 
 SIZES = {  # vocabulary, features, hidden, layers, heads, kv heads
     "1.1b": (32000, 2048, 5632, 22, 32, 4),
     "135m": (49152, 576, 1536, 30, 12, 4),
 }
 SHARDS = 5
+ATTEMPTS, LEAST = 4, 5  # turns made for each that is wanted, at most; with fewer that count, nothing is reported
 Results = dict[str, list[dict[str, float]]]
 OURS = {
     "own aligned files, bf16": ("own", "dict(param_dtype=jnp.bfloat16, from_torch=False)"),
@@ -182,25 +185,31 @@ def copy_seconds(files: list[Path]) -> float:
 
 
 def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
-    """In this process: seconds to copy, load and touch, and bytes above the parameters, without the first run."""
+    """In this process: seconds to copy, load and touch, and bytes above the parameters, of turns that count."""
     scope: dict[str, Any] = {}
     exec(loader, scope)
     load: Callable[[str], Any] = scope["load"]
     files = sorted(Path(directory).glob("*.safetensors"))
     footprint = 4 * sum(file.stat().st_size for file in files)
-    runs = []
+    runs: list[dict[str, float]] = []
     touch(footprint)
-    for run in range(repeat + 1):
-        copied = copy_seconds(files)
+    for turn in range(1 + ATTEMPTS * repeat):  # the first imports and compiles
+        copy_seconds(files)  # what it frees, the next copy finds, whatever the host has taken since the last turn
+        before, copied = stolen(), copy_seconds(files)
         started = time.perf_counter()
         loaded = load(directory)
         seconds = time.perf_counter() - started
         touched = first_touch(scope["arrays"](loaded))
-        if run:
+        if turn and stolen() == before:
             result = {"copy": copied, "load": seconds, "touch": touched}
             runs.append(result | ({"above": scope["above"](loaded)} if "above" in scope else {}))
+        if len(runs) == repeat:
+            break
         del loaded
         gc.collect()  # not in the middle of the next run
+    if len(runs) < min(LEAST, repeat):
+        turns = ATTEMPTS * repeat
+        raise SystemExit(f"the host disturbed all but {len(runs)} of {turns} turns: ratios would mean little")
     return runs
 
 
@@ -270,6 +279,8 @@ def table(results: Results, limited: int | None, *, partial: bool) -> Measured:
     outcome = "FAILED" if limited is None else f"{limited / 2**20:.0f} MiB of parameters"
     notes = [] if partial else [f"int8 with the process's data limited to {INT8_LIMIT / 2**20:.0f} MiB: {outcome}."]
     copied = statistics.median(run["copy"] for runs in results.values() for run in runs)
+    counted = [len(runs) for runs in results.values()]
+    notes.append(f"Turns in which the host took time do not count; {min(counted)} to {max(counted)} of each case do.")
     notes.append(f"Copying the bytes, with two threads into fresh huge pages, took {copied:.2f} s (median).")
     notes.append("MiB above: how far the process's own memory was above that of the parameters, at most.")
     bars = {name: statistics.median(ratios(runs, "load")) for name, runs in results.items()}
