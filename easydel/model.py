@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from os import PathLike
@@ -242,17 +242,18 @@ class BaseNNXModule(nnx.Module):
         paths = list(flatten(self.params))
         if not self.policy.scan_layers:
             return {path: [path] for path in paths}
-        return {path: self._expanded(path) for path in paths}
+        starts = {
+            f"{prefix}/{name}/" if name else f"{prefix}/": [f"{prefix}/{layer}/" for layer in layers]
+            for prefix, blocks in self.record.layer_stacks.items()
+            for name, layers in stacks(blocks).items()
+        }
+        return {path: _expanded(path, starts) for path in paths}
 
-    def _expanded(self, path: str) -> list[str]:
-        for prefix, blocks in self.record.layer_stacks.items():
-            if not path.startswith(f"{prefix}/"):
-                continue
-            for name, layers in stacks(blocks).items():
-                start = f"{prefix}/{name}/" if name else f"{prefix}/"
-                if path.startswith(start):
-                    return [f"{prefix}/{layer}/{path.removeprefix(start)}" for layer in layers]
-        return [path]
+
+def _expanded(path: str, starts: Mapping[str, Sequence[str]]) -> list[str]:
+    """The path with its beginning replaced by each of those that it stands for."""
+    start = next(filter(path.startswith, starts), "")
+    return [layer + path.removeprefix(start) for layer in starts.get(start, ("",))]
 
 
 def forward(model: BaseNNXModule, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
