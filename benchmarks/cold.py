@@ -1,10 +1,10 @@
 """From the start of a process to the first token of an answer: ours, transformers', llama.cpp's if installed, in turn.
 
-    python benchmarks/cold.py [--repeat 5] [--shape 135m|tiny] [--output out.json] [--force]
+    python benchmarks/cold.py [--repeat 5] [--shape 135m|tiny] [--length 17] [--output out.json] [--force]
 
-SmolLM2-135M's shape with random weights, float32, a prompt of 17 tokens, files in the page cache. Ours is measured with
-nothing compiled before, and with the compilation cache that an earlier process left. Every run is a new process, timed
-from outside until it says that it has the token. A busy machine is refused unless --force.
+SmolLM2-135M's shape with random weights, float32, a prompt of `--length` tokens, files in the page cache. Ours is
+measured with nothing compiled before, and with the compilation cache that an earlier process left. Every run is a new
+process, timed from outside until it says that it has the token. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from easydel.generate import compile_ahead
 def first(tokens):
     print("token", int(tokens[0]), flush=True)
 
-prompt, settings = np.arange(100, 117)[None], dict(max_new_tokens=64, do_sample=False, eos_token_id=None)
+prompt = np.arange(100, 100 + int(sys.argv[2]))[None]
+settings = dict(max_new_tokens=64, do_sample=False, eos_token_id=None)
 ahead = compile_ahead(prompt, streamer=first, **settings)
 model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[1], while_loading=ahead)
 model.generate(prompt, streamer=first, **settings)
@@ -49,19 +50,20 @@ class First:
         pass
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-prompt = torch.arange(100, 117)[None]
+prompt = torch.arange(100, 100 + int(sys.argv[2]))[None]
 model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False, streamer=First())
 """
+LENGTH = 17  # tokens of the prompt that the limits are for
 LIMITS = {"ours, nothing cached": 0.75, "ours, cached": 0.45}
 THEIR_PROGRAMS = {"transformers": ["-c", THEIRS], **({"llama.cpp": [llama.__file__]} if llama.INSTALLED else {})}
 
 
-def first_token(program: list[str], directory: str, cache: str) -> tuple[float, str]:
+def first_token(program: list[str], directory: str, length: int, cache: str) -> tuple[float, str]:
     """Seconds until a process of Python prints its first token, and that line."""
     environment = os.environ | {"XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, *program, directory],
+        [sys.executable, *program, directory, str(length)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,26 +79,26 @@ def first_token(program: list[str], directory: str, cache: str) -> tuple[float, 
     return seconds, line.strip()
 
 
-def finished(program: list[str], directory: str, cache: str) -> None:
+def finished(program: list[str], directory: str, length: int, cache: str) -> None:
     """One process to its end: it leaves its compiled programs."""
     environment = os.environ | {"XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, *program, directory], env=environment, capture_output=True, check=True)
+    subprocess.run([sys.executable, *program, directory, str(length)], env=environment, capture_output=True, check=True)
 
 
-def measure(directory: str, repeat: int) -> tuple[dict[str, list[float]], set[str]]:
+def measure(directory: str, length: int, repeat: int) -> tuple[dict[str, list[float]], set[str]]:
     seconds: dict[str, list[float]] = {name: [] for name in (*THEIR_PROGRAMS, *LIMITS)}
     tokens: set[str] = set()
 
     def run(name: str, program: list[str], cache: str) -> None:
-        took, token = first_token(program, directory, cache)
+        took, token = first_token(program, directory, length, cache)
         seconds[name].append(took)
         tokens.add(token)
 
     ours = ["-c", OURS]
     with tempfile.TemporaryDirectory() as warm:
-        finished(ours, directory, warm)
+        finished(ours, directory, length, warm)
         for program in THEIR_PROGRAMS.values():
-            first_token(program, directory, warm)  # files and libraries are in the page cache from here on
+            first_token(program, directory, length, warm)  # files and libraries are in the page cache from here on
         for _ in range(repeat):
             for name, program in THEIR_PROGRAMS.items():
                 run(name, program, warm)
@@ -106,15 +108,16 @@ def measure(directory: str, repeat: int) -> tuple[dict[str, list[float]], set[st
     return seconds, tokens
 
 
-def table(seconds: dict[str, list[float]]) -> Measured:
+def table(seconds: dict[str, list[float]], length: int) -> Measured:
     columns = ("engine", "seconds, median", "x transformers, median", "min", "max", "at most")
     rows, bars = [], {}
     for name, values in seconds.items():
         ratios = [ours / theirs for ours, theirs in zip(values, seconds["transformers"], strict=True)]
         row = [f"{f(ratios):.2f}" for f in (statistics.median, min, max)]
-        rows.append((name, f"{statistics.median(values):.2f}", *row, str(LIMITS.get(name, ""))))
+        most = str(LIMITS.get(name, "")) if length == LENGTH else ""
+        rows.append((name, f"{statistics.median(values):.2f}", *row, most))
         bars[name] = statistics.median(ratios)
-    title = "From the start of a process to the first token"
+    title = f"From the start of a process to the first token, after a prompt of {length}"
     return Measured(title, columns, rows, bars, "seconds / transformers'", [llama.NOTE])
 
 
@@ -122,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of the prompt")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
     arguments = parser.parse_args()
@@ -130,8 +134,8 @@ def main() -> None:
         make_model(directory, arguments.shape)
         if llama.INSTALLED:
             llama.write_model(directory)
-        seconds, tokens = measure(directory, arguments.repeat)
-    measured = table(seconds)
+        seconds, tokens = measure(directory, arguments.length, arguments.repeat)
+    measured = table(seconds, arguments.length)
     show(measured)
     if len(tokens) > 1:
         raise SystemExit(f"the engines disagree: {', '.join(sorted(tokens))}")

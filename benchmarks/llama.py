@@ -102,4 +102,4 @@ def log_errors(level: int, text: bytes, _: Any) -> None:
 
 
 if __name__ == "__main__":
-    print("token", Llama(sys.argv[1]).generate(np.arange(100, 117)[None], 1)[0, -1], flush=True)
+    print("token", Llama(sys.argv[1]).generate(np.arange(100, 100 + int(sys.argv[2]))[None], 1)[0, -1], flush=True)

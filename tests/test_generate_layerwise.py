@@ -16,8 +16,8 @@ from parity import make_reference, padded_mask, random_ids
 
 import easydel.generate.layerwise
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
-from easydel.generate.layerwise import kinds_of_layers
-from easydel.generate.programs import enter, leave, pass_layer, prefill
+from easydel.generate.layerwise import TOGETHER, kinds_of_layers
+from easydel.generate.programs import enter, leave, pass_layers, prefill
 from easydel.lora import LoRA, add_adapters
 
 LLAMA = llama("layerwise", num_hidden_layers=8)
@@ -28,7 +28,7 @@ MESH: dict[str, Any] = {"auto_shard_params": True, "sharding_axis_dims": (2, 1, 
 
 def made(model: BaseNNXModule) -> dict[str, int]:
     """How many programs there are of each function."""
-    functions = (prefill, enter, pass_layer, leave)
+    functions = (prefill, enter, pass_layers, leave)
     return {function.__name__: model.compiled(function)._cache_size() for function in functions}  # pyright: ignore
 
 
@@ -56,16 +56,20 @@ def test_a_program_for_each_kind_of_layer_makes_the_tokens_of_transformers(
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)
     kinds = len(set(kinds_of_layers(model, params)))
     np.testing.assert_array_equal(tokens(model, case), expected)
-    assert made(model) == {"prefill": 0, "enter": 1, "pass_layer": kinds, "leave": 1}
+    assert made(model) == {"prefill": 0, "enter": 1, "pass_layers": kinds, "leave": 1}
     assert kinds == (1 if case is LLAMA else 2)
 
 
-def test_long_prompts_go_in_one_program(saved: tuple[Path, Case, np.ndarray], monkeypatch: pytest.MonkeyPatch):
+def test_of_long_prompts_several_layers_share_a_call(
+    saved: tuple[Path, Case, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
     directory, case, expected = saved
     monkeypatch.setattr(easydel.generate.layerwise, "LONG", 31)  # two rows in a bucket of 16
-    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+    groups = {tuple(kinds_of_layers(model, params)[start : start + TOGETHER]) for start in range(0, 8, TOGETHER)}
     np.testing.assert_array_equal(tokens(model, case), expected)
-    assert made(model) == {"prefill": 1, "enter": 0, "pass_layer": 0, "leave": 0}
+    assert made(model) == {"prefill": 0, "enter": 1, "pass_layers": len(groups), "leave": 1}
+    assert len(groups) == (2 if case is LLAMA else 3)
 
 
 def test_few_or_stacked_layers_go_in_one_program(tmp_path: Path):
@@ -75,7 +79,7 @@ def test_few_or_stacked_layers_go_in_one_program(tmp_path: Path):
     for folder, arguments in (("few", {}), ("many", {"scan_layers": True})):
         model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path / folder, **arguments)
         tokens(model, LLAMA)
-        assert made(model) == {"prefill": 1, "enter": 0, "pass_layer": 0, "leave": 0}
+        assert made(model) == {"prefill": 1, "enter": 0, "pass_layers": 0, "leave": 0}
 
 
 def test_layers_whose_parameters_have_other_names_are_of_another_kind(tmp_path: Path):
@@ -85,7 +89,7 @@ def test_layers_whose_parameters_have_other_names_are_of_another_kind(tmp_path: 
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, **options)
     assert kinds_of_layers(model, params) == [0, 0, 0, 3, 0, 0, 3, 0]
     np.testing.assert_array_equal(tokens(model, LLAMA)[:, LLAMA.length], likeliest(model, params))
-    assert made(model)["pass_layer"] == 2
+    assert made(model)["pass_layers"] == 2
     adapted = add_adapters(model, LoRA(r=2, target_modules=r".*layers\.[01]\.self_attn\.q_proj"))
     adapted = jax.tree.map(lambda leaf: leaf + 0.1 if leaf.dtype == np.float32 else leaf, adapted)
     assert kinds_of_layers(model, adapted) == [0, 0, 2, 3, 2, 2, 3, 2]
@@ -105,4 +109,4 @@ def test_layers_go_in_their_order_whatever_order_the_dict_has(tmp_path: Path):
     mapped = jax.tree.map(lambda leaf: leaf, params)
     assert list(mapped["model"]["layers"])[2] == "10"
     np.testing.assert_array_equal(tokens(model, LLAMA, params=mapped), tokens(model, LLAMA))
-    assert made(model)["pass_layer"] == 1
+    assert made(model)["pass_layers"] == 1

@@ -6,7 +6,7 @@ updated in place. They are compiled for shapes; whatever else differs between ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,16 +74,19 @@ def enter(model: BaseNNXModule, outer: Params, prompt: Prompt) -> jax.Array:
     return model.bound(outer).model.enter(jnp.asarray(prompt.ids_BT), context.positions_BT)
 
 
-def pass_layer(
-    model: BaseNNXModule, index: int, params: Params, x_BTD: jax.Array, prompt: Prompt
-) -> tuple[jax.Array, Any]:
-    """Output and cache of a layer like number `index`, with parameters of its own."""
-    layer, (context, _) = replica(model.model.layers[index]), _start(prompt)
-    bind(layer, params)
+def pass_layers(
+    model: BaseNNXModule, kinds: Sequence[int], layers: Sequence[Params], x_BTD: jax.Array, prompt: Prompt
+) -> tuple[jax.Array, list[Any]]:
+    """Output and caches of layers one behind the other, like those of numbers `kinds`, with parameters of their own."""
+    context, _ = _start(prompt)
     B, T = prompt.ids_BT.shape
-    cache = model.record.blocks[index].cache(B, T, model.policy.dtype)
-    x_BTD, cache = layer(x_BTD, context, cache)
-    return x_BTD, sharded(cache, model.policy)
+    caches = []
+    for index, params in zip(kinds, layers, strict=True):
+        layer = replica(model.model.layers[index])
+        bind(layer, params)
+        x_BTD, cache = layer(x_BTD, context, model.record.blocks[index].cache(B, T, model.policy.dtype))
+        caches.append(sharded(cache, model.policy))
+    return x_BTD, caches
 
 
 def leave(model: BaseNNXModule, outer: Params, x_BTD: jax.Array, prompt: Prompt, rules: Rules) -> tuple[State, Made]:
@@ -201,7 +204,7 @@ def _placed(model: BaseNNXModule, state: State) -> State:
 
 # How each is jitted, said once: a model keeps one program per function, whoever asks for it first.
 _OPTIONS: Mapping[Callable[..., Any], Mapping[str, int]] = {
-    pass_layer: {"static_argnums": 0},
+    pass_layers: {"static_argnums": 0},
     empty: {"static_argnums": 1},
     extend: {"donate_argnums": 1},
     emit: {"donate_argnums": 0},
