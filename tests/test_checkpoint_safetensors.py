@@ -250,6 +250,15 @@ def test_every_tensor_missing_from_its_shard_is_listed(tmp_path: Path):
     refusal(index, "'a'", "it is in 1.safetensors", "'c'", "no shard has it", tensor="a")
 
 
+def test_a_shard_of_that_name_in_another_folder_is_not_the_shard(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    index = sharded(tmp_path, {"a": "1.safetensors", "b": "1.safetensors"}, {"1.safetensors": ONE})
+    save_file(TWO, tmp_path / "other" / "1.safetensors")
+    with pytest.raises(CheckpointError, match=r"'b': should be in 1\.safetensors") as caught:
+        open_checkpoint([index, tmp_path / "other" / "1.safetensors"])
+    assert caught.value.file == str(index)
+
+
 @pytest.mark.parametrize(
     "name", ["../x.safetensors", "/x.safetensors", "d/x.safetensors", "..", "c:x", "a\\b", "", 5, ["x"]]
 )

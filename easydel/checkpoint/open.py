@@ -80,7 +80,7 @@ def open_checkpoint(files: Sequence[Path]) -> Checkpoint:
     tensors, metadata = _read_all(weights, _READERS[format])
     check_split(weights, metadata, len(tensors))
     for file, names in indexes.items():
-        _check_index(file, names, tensors)
+        _check_index(file, file.parent, names, tensors)
     return Checkpoint(tensors, weights, format, metadata, next(iter(indexes), None))
 
 
@@ -90,7 +90,7 @@ def open_remote(files: Mapping[Path, ByteSource], index: Path | None = None) -> 
         headers = {file: pool.submit(read_safetensors, file, source) for file, source in files.items()}
         tensors, metadata = _read_all(list(files), lambda file: headers[file].result())
     if index is not None:
-        _check_index(index, read_index(index, local=False), tensors)
+        _check_index(index, next(iter(files)).parent, read_index(index, local=False), tensors)
     return Checkpoint(tensors, list(files), "safetensors", metadata, index)
 
 
@@ -144,11 +144,12 @@ def _raise_broken(broken: Sequence[CheckpointError]) -> None:
         raise error
 
 
-def _check_index(index: Path, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+def _check_index(index: Path, folder: Path, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
     problems = Problems(index)
+    files = {shard: folder / shard for shard in set(names.values())}
     for name, shard in names.items():
         tensor = tensors.get(name)
-        if tensor is None or tensor.file.name != shard:
+        if tensor is None or tensor.file != files[shard]:
             where = "no shard has it" if tensor is None else f"it is in {tensor.file.name}"
             problems.add(f"should be in {shard}, but {where}", name)
     problems.check(hint="index and shards do not belong together, or a shard is incomplete; get them again")
