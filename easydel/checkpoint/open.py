@@ -150,6 +150,11 @@ def _check_index(index: Path, folder: Path, names: Mapping[str, str], tensors: M
     for name, shard in names.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.file != files[shard]:
-            where = "no shard has it" if tensor is None else f"it is in {tensor.file.name}"
+            where = "no shard has it" if tensor is None else f"it is in {_told(tensor.file, folder)}"
             problems.add(f"should be in {shard}, but {where}", name)
     problems.check(hint="index and shards do not belong together, or a shard is incomplete; get them again")
+
+
+def _told(file: Path, folder: Path) -> str:
+    """The name of a file in `folder`, the whole path of any other."""
+    return file.name if file.parent == folder else str(file)
