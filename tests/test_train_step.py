@@ -260,6 +260,13 @@ def test_batches_that_do_not_fit_are_refused(change: dict[str, Any], message: st
         run.placed(batch(ONE) | change)
 
 
+@pytest.mark.parametrize("kind", [float, np.float16, bool])
+def test_a_mask_of_any_kind_is_taken_as_the_model_takes_it(kind: Any):
+    run, mask = step(empty(ONE), optax.sgd(0.1)), np.arange(T) >= np.arange(B)[:, None]
+    for given in ((mask * 0.5).astype(kind), jnp.asarray(mask, kind)):
+        assert np.array_equal(run.placed(batch(ONE) | {"attention_mask": given})["attention_mask"], mask)
+
+
 @pytest.mark.parametrize(
     "arguments", [{"accumulate": 0}, {"clip": 0.0}, {"clip": float("nan")}, {"tokens": 0}, {"z_weight": -1.0}]
 )

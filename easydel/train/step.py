@@ -199,6 +199,8 @@ class Step:
         if "input_ids" not in batch:
             raise ArgumentError(f"the batch has {sorted(batch)}, and lacks input_ids")
         arrays = {name: array if isinstance(array, jax.Array) else np.asarray(array) for name, array in batch.items()}
+        if "attention_mask" in arrays:  # of any dtype, as for the model
+            arrays["attention_mask"] = arrays["attention_mask"] != 0
         if floats := [name for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.inexact)]:
             raise ArgumentError(f"{', '.join(floats)} of the batch are no integers")
         shapes = {name: array.shape for name, array in arrays.items()}
