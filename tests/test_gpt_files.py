@@ -101,6 +101,20 @@ def test_parts_of_a_fused_kernel_keep_their_precision_in_an_export(tmp_path: Pat
     np.testing.assert_array_equal(np.split(fused.T, 3)[2], exact)
 
 
+@pytest.mark.parametrize(("q", "v"), [("bfloat16", "float16"), ("float16", "float32"), ("bfloat16", "float32")])
+def test_parts_of_different_dtypes_lose_nothing_in_one_exported_kernel(tmp_path: Path, q: str, v: str):
+    make_reference(CASES["gpt2-plain"], tmp_path)
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
+    attention = params["model"]["layers"]["0"]["self_attn"]
+    for part, dtype in (("q_proj", q), ("k_proj", q), ("v_proj", v)):
+        attention[part]["kernel"] = np.asarray(attention[part]["kernel"]).astype(np.dtype(dtype))
+    model.export(tmp_path / "exported", params)
+    fused = load_file(tmp_path / "exported" / "model.safetensors")["transformer.h.0.attn.c_attn.weight"]
+    assert fused.dtype == np.float32
+    exact = [np.asarray(attention[part]["kernel"], np.float32) for part in ("q_proj", "k_proj", "v_proj")]
+    np.testing.assert_array_equal(fused.T, np.concatenate(exact))
+
+
 def test_mpt_biases_are_as_steep_as_the_config_says(tmp_path: Path):
     """transformers 5.23 reads `alibi_bias_max` and does not use it; MPT-7b-StoryWriter was trained with 16."""
     plain = CASES["mpt-plain"]

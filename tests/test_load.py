@@ -94,7 +94,7 @@ def test_assembling_the_pieces_of_a_parameter_inverts_reading_it(form: str):
     pieces = list(expression.pieces(values))
     for name, shape in expression.shapes(values.shape).items():
         assert shape == (12, 10)
-        back = assemble(shape, [piece for piece in pieces if piece[0] == name])
+        back = assemble(shape, values.dtype, [piece for piece in pieces if piece[0] == name])
         known = np.zeros(shape, bool)
         for _, where, _ in (piece for piece in pieces if piece[0] == name):
             known[where] = True

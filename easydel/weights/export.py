@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from threading import Lock
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from easydel.inputs import donations_explained
 from easydel.processes import put_together
-from easydel.weights.expressions import Expression, assemble, source_names
+from easydel.weights.expressions import assemble, source_names
 from easydel.weights.names import Names
 
 # name, shape, dtype, values
@@ -113,15 +115,13 @@ def entries(parameters: Parameters, names: Names) -> list[Entry]:
     found: list[Entry] = []
     for name, paths in source_names(expressions).items():
         shape = expressions[paths[0]].shapes(shapes[paths[0]])[name]
-        found.append((name, shape, parameters.dtype_of(paths[0]), _values(name, shape, paths, parameters, expressions)))
+        dtype = np.dtype(reduce(jnp.promote_types, map(parameters.dtype_of, paths)))
+
+        def values(
+            name: str = name, shape: tuple[int, ...] = shape, dtype: np.dtype = dtype, paths: list[str] = paths
+        ) -> np.ndarray:
+            parts = (piece for path in paths for piece in expressions[path].pieces(parameters[path]))
+            return assemble(shape, dtype, [piece for piece in parts if piece[0] == name])
+
+        found.append((name, shape, dtype, values))
     return found
-
-
-def _values(
-    name: str, shape: tuple[int, ...], paths: list[str], parameters: Parameters, expressions: Mapping[str, Expression]
-) -> Callable[[], np.ndarray]:
-    def values() -> np.ndarray:
-        pieces = [piece for path in paths for piece in expressions[path].pieces(parameters[path]) if piece[0] == name]
-        return assemble(shape, pieces)
-
-    return values

@@ -135,12 +135,12 @@ def runs(index: np.ndarray) -> Sequence[tuple[int, int]]:
     return [(int(index[a]), int(index[b - 1]) + 1) for a, b in zip(starts, stops, strict=True)]
 
 
-def assemble(shape: tuple[int, ...], pieces: Sequence[Piece]) -> np.ndarray:
-    """The tensor that `pieces` are parts of: the inverse of reading."""
+def assemble(shape: tuple[int, ...], dtype: np.dtype, pieces: Sequence[Piece]) -> np.ndarray:
+    """The tensor that `pieces` are parts of, of a `dtype` that holds them all: the inverse of reading."""
     first = pieces[0]
     if not first[1]:
         return first[2]
-    whole = np.empty(shape, np.result_type(*(values.dtype for _, _, values in pieces)))
+    whole = np.empty(shape, dtype)
     for _, where, values in pieces:
         whole[where] = values
     return whole
