@@ -39,7 +39,9 @@ def dealt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
 
 def tensors() -> dict[str, np.ndarray]:
     random = np.random.default_rng(3)
-    return {name: random.normal(size=(12, COLUMNS)).astype(ml_dtypes.bfloat16) for name in ("a", "b", "c")}
+    arrays = {name: random.normal(size=(12, COLUMNS)) for name in ("a", "b", "c")}
+    arrays |= {name: random.normal(size=(3 * COLUMNS,)) for name in ("v", "w")}
+    return {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
 
 
 def plan_of(folder: Path, expression: Expression, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) -> Plan:
@@ -47,10 +49,10 @@ def plan_of(folder: Path, expression: Expression, shape: tuple[int, ...], arrays
     return Plan({"p": expression}, {"p": shape}, open_checkpoint([folder / "model.safetensors"]), ())
 
 
-def loaded(plan: Plan, dtype: np.dtype) -> tuple[np.ndarray, int]:
-    """The parameter, split over columns and rows, and the bytes that were read."""
+def loaded(plan: Plan, dtype: np.dtype, *, vectors: bool = False) -> tuple[np.ndarray, int]:
+    """The parameter, split over columns and (unless these are stacked `vectors`) rows, and the bytes that were read."""
     mesh = make_mesh((1, 2, 2, 2), ("dp", "fsdp", "tp", "sp"), None)
-    spec = jax.sharding.PartitionSpec(*[None] * (len(plan.shapes["p"]) - 2), "tp", ("fsdp",))
+    spec = jax.sharding.PartitionSpec(*[None] * (len(plan.shapes["p"]) - 2), None if vectors else "tp", ("fsdp",))
     params, report = load(plan, {"p": jax.sharding.NamedSharding(mesh, spec)}, {"p": dtype})
     return np.asarray(params["p"]), report.bytes_read
 
@@ -75,6 +77,31 @@ def test_each_device_gets_its_columns_and_the_rows_are_read_once(
     np.testing.assert_array_equal(got, wanted.astype(dtype))
     assert read == wanted.nbytes
     assert bool(dealt) == (dtype is ml_dtypes.bfloat16 and request.node.callspec.params["dealt"])
+
+
+FIRST, SECOND = np.arange(2 * COLUMNS), np.arange(COLUMNS, 3 * COLUMNS)
+VECTORS = {
+    "whole": (Stack((Source("w"), Source("v"))), lambda x: np.stack([x["w"], x["v"]])),
+    "the first part of each": (
+        Stack(tuple(Rows(Source(name), FIRST, 3 * COLUMNS, -1) for name in "vw")),
+        lambda x: np.stack([x["v"][FIRST], x["w"][FIRST]]),
+    ),
+    "the last part of each": (
+        Stack(tuple(Rows(Source(name), SECOND, 3 * COLUMNS, -1) for name in "vw")),
+        lambda x: np.stack([x["v"][SECOND], x["w"][SECOND]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=["same dtype", "cast"])
+@pytest.mark.parametrize("form", VECTORS)
+def test_stacked_vectors_can_be_split(tmp_path: Path, form: str, dtype: type, dealt: list[int]):
+    arrays = tensors()
+    expression, expected = VECTORS[form]
+    wanted = expected(arrays)
+    got, read = loaded(plan_of(tmp_path, expression, wanted.shape, arrays), np.dtype(dtype), vectors=True)
+    np.testing.assert_array_equal(got, wanted.astype(dtype))
+    assert read == wanted.nbytes
 
 
 def test_a_file_that_shrank_is_an_error(tmp_path: Path, dealt: list[int]):

@@ -171,10 +171,11 @@ class Filler:
                 assign(out, scratch[..., part.index[-1]], path)
 
     def _plain(self, path: str) -> bool:
-        """Whether a parameter's tensors are arrays in local files, row after row."""
+        """Whether a parameter's tensors are in local files, row after row; vectors (biases) have no rows."""
         tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
         return all(
             isinstance(tensor, Tensor)
+            and len(tensor.shape) > 1
             and tensor.encoding is None
             and tensor.source is None
             and tensor.strides == row_major(tensor.shape, tensor.dtype.itemsize)
