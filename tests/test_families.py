@@ -24,6 +24,7 @@ from parity import (
 )
 from safetensors.numpy import load_file, save_file
 
+import easydel.weights.read as reading
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.sharding import default_rules, shardings
 from easydel.tree import flatten
@@ -98,6 +99,19 @@ def test_sharded_logits_equal_transformers(loaded: Loaded):
         held = {shard.device: shard.data.shape for shard in leaf.addressable_shards}
         assert set(held.values()) == {expected[path].shard_shape(leaf.shape)}, path
     assert_close(model.apply(params, loaded.ids).logits, loaded.logits)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["loop", "scan"])
+def test_split_parameters_are_those_of_one_device(loaded: Loaded, scan_layers: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reading, "DEALT_BYTES", 1)  # as rows of real sizes are read
+    mesh = {"auto_shard_params": True, "sharding_axis_dims": mesh_dims(loaded.case)}
+    whole, split = (
+        flatten(AutoEasyDeLModelForCausalLM.from_pretrained(loaded.directory, scan_layers=scan_layers, **how)[1])
+        for how in ({}, mesh)
+    )
+    assert whole.keys() == split.keys()
+    for path, leaf in whole.items():
+        np.testing.assert_array_equal(split[path], leaf, err_msg=path)
 
 
 def test_a_tied_head_stands_for_token_vectors_that_the_file_lacks(loaded: Loaded, tmp_path: Path):
