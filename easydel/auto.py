@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,7 @@ class AutoEasyDeLModelForCausalLM:
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         if bit_targeted_params is not None and not load_in_8bit:
             raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
-        if isinstance(bit_targeted_params, str):
-            raise ArgumentError(f"bit_targeted_params={bit_targeted_params!r}, expected a list of names")
+        _check_kinds(bit_targeted_params, shard_fns, config_kwargs, partition_axis)
         if device is not None and not isinstance(device, jax.Device):
             raise ArgumentError(f"device={device!r}, expected a device", hint='jax.devices("cpu")[0] is one')
         if partition_rules is not None and not auto_shard_params:
@@ -262,6 +261,18 @@ def _precision(value: Any) -> Any:
     except ValueError:
         choices = "fastest (default), high, highest"
         raise ArgumentError(f"precision={value!r} is not known", hint=f"use one of {choices}") from None
+
+
+def _check_kinds(targets: Any, functions: Any, overrides: Any, axes: Any) -> None:
+    """ArgumentError for arguments that are something else than what they are said to be."""
+    names = isinstance(targets, Sequence | Set) and not isinstance(targets, str)
+    if targets is not None and not (names and targets and all(isinstance(name, str) for name in targets)):
+        raise ArgumentError(f"bit_targeted_params={targets!r}, expected a list of names, or None for all")
+    for name, value in (("shard_fns", functions), ("config_kwargs", overrides)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ArgumentError(f"{name} is a {type(value).__name__}, expected a dict")
+    if not isinstance(axes, PartitionAxis):
+        raise ArgumentError(f"partition_axis is a {type(axes).__name__}, expected a PartitionAxis")
 
 
 def _remat(value: bool | str | None) -> str | None:

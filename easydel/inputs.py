@@ -68,6 +68,23 @@ def check_params(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         raise ArgumentError(f"params are not those of the model:{listed([*missing, *unknown], 4)}")
 
 
+def check_stored(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """As `check_params`, and unless shapes are those of `known`, int8 is what is int8 there, and floats are floats."""
+    check_params(known, given)
+    problems = []
+    for path, leaf in given.items():
+        if tuple(leaf.shape) != tuple(known[path].shape):
+            problems.append(f"{path} is {list(leaf.shape)}, the model's {list(known[path].shape)}")
+        elif leaf.dtype != known[path].dtype and not _are_floats(leaf.dtype, known[path].dtype):
+            problems.append(f"{path} is {leaf.dtype}, the model's {known[path].dtype}")
+    if problems:
+        raise ArgumentError(f"params are not those of the model:{listed(problems, 4)}")
+
+
+def _are_floats(*dtypes: Any) -> bool:
+    return all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+
+
 @contextmanager
 def donations_explained() -> Iterator[None]:
     """What JAX says of an array that is gone, with where to find what became of it."""

@@ -16,7 +16,7 @@ from flax import nnx
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
-from easydel.inputs import check_params, donations_explained, token_array
+from easydel.inputs import check_params, check_stored, donations_explained, token_array
 from easydel.layers.stack import stacks
 from easydel.policy import Policy, float_dtype
 from easydel.tree import Tree, bind, flatten, params_of, replica
@@ -165,7 +165,7 @@ class BaseNNXModule(nnx.Module):
 
         save(
             directory,
-            params or self.params,
+            self._stored(params),
             self.canonical_paths(),
             self.config,
             origin=self.origin,
@@ -190,7 +190,7 @@ class BaseNNXModule(nnx.Module):
 
         export(
             directory,
-            params or self.params,
+            self._stored(params),
             self.canonical_paths(),
             self.config,
             self.names,
@@ -198,6 +198,13 @@ class BaseNNXModule(nnx.Module):
             dtype=None if dtype is None else float_dtype("dtype", dtype),
             allow_nonfinite=allow_nonfinite,
         )
+
+    def _stored(self, params: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """What is to be written: the model's own, or `params` if they fit it."""
+        if params is None:
+            return self.params
+        check_stored(flatten(self.params), flatten(params))
+        return params
 
     def describe(self) -> str:
         """One line per kind of parameter: path with layers as *, shape, dtype, how many, and how they are sharded."""

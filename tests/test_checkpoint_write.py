@@ -202,6 +202,17 @@ def test_error_in_the_block_leaves_the_old_directory_and_no_litter(tmp_path: Pat
     assert os.listdir(tmp_path) == ["model"]
 
 
+@pytest.mark.parametrize("target", ["", ".", "..", "/"])
+def test_the_working_directory_is_not_replaced(tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / "in")
+    with pytest.raises(CheckpointError, match=r"the working directory|empty path"), atomic_directory(target):
+        pytest.fail("there is a directory to write into")
+    assert Path("notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_link_to_a_directory_goes_on_being_a_link(tmp_path: Path):
     model = old_model(tmp_path)
     (tmp_path / "link").symlink_to(model)

@@ -78,6 +78,11 @@ def test_banned_ngrams_equal_transformers(scores: np.ndarray, tokens: np.ndarray
     assert np.isinf(ours[0]).any()
 
 
+def test_runs_longer_than_there_is_room_for_ban_nothing(scores: np.ndarray, tokens: np.ndarray):
+    for size in (tokens.shape[1], tokens.shape[1] + 1, tokens.shape[1] + 2, 99):
+        np.testing.assert_array_equal(processed(scores, tokens, Rules(no_repeat_ngram_size=size)), scores)
+
+
 def test_no_end_before_min_new_tokens(scores: np.ndarray, tokens: np.ndarray):
     rules = Rules(eos_E=np.array([5, 90]), min_new_tokens=np.int32(3))
     for count in (2, 3):

@@ -20,10 +20,11 @@ from cases import Case
 from cases.llama import SIZES
 from parity import make_reference
 
-from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading
 from easydel.checkpoint import find_checkpoint, open_checkpoint
 from easydel.checkpoint import write as writing
 from easydel.saving import export
+from easydel.tree import flatten, unflatten
 
 KINDS = {"save_pretrained": {"from_torch": False}, "export": {}, "shards": {}}
 SHARD_BYTES = 20_000  # makes a few
@@ -278,6 +279,31 @@ def test_nothing_of_another_model_in_the_directory_survives(
     assert loads(place, kind)
     write(model, kind, tmp_path / "fresh", 2.0)
     assert sorted(os.listdir(place)) == sorted([*os.listdir(tmp_path / "fresh"), "README.md"])
+
+
+@pytest.mark.parametrize("kind", ["save_pretrained", "export"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lm_head/kernel": None}, "lm_head/kernel is missing"),
+        ({"lm_head/kernel_scale": np.ones(3, np.float32)}, "lm_head/kernel_scale is not the model's"),
+        ({"lm_head/kernel": np.ones((3, 3), np.float32)}, r"lm_head/kernel is \[3, 3\], the model's \[\d+, \d+\]"),
+        ({"lm_head/kernel": np.int8}, "lm_head/kernel is int8, the model's float32"),
+        ({"lm_head/kernel": np.int32}, "lm_head/kernel is int32, the model's float32"),
+    ],
+)
+def test_parameters_of_another_model_are_not_written(
+    model: BaseNNXModule, tmp_path: Path, kind: str, change: dict[str, Any], message: str
+):
+    given = flatten(filled(model, 1.0))
+    for path, value in change.items():
+        given[path] = given[path].astype(value) if isinstance(value, type) else value
+    params = unflatten({path: value for path, value in given.items() if value is not None})
+    with pytest.raises(ArgumentError, match=message):
+        getattr(model, kind)(tmp_path / "model", params)
+    with pytest.raises(ArgumentError, match="is missing"):
+        getattr(model, kind)(tmp_path / "model", {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_of_a_tokenizer_no_file_stays_beside_those_of_another(model: BaseNNXModule, tmp_path: Path):

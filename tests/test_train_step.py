@@ -268,7 +268,8 @@ def test_a_mask_of_any_kind_is_taken_as_the_model_takes_it(kind: Any):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"accumulate": 0}, {"clip": 0.0}, {"clip": float("nan")}, {"tokens": 0}, {"z_weight": -1.0}]
+    "arguments",
+    [{"accumulate": 0}, {"accumulate": 2.0}, {"clip": 0.0}, {"clip": float("nan")}, {"tokens": 0}, {"z_weight": -1.0}],
 )
 def test_arguments_without_a_meaning_are_refused(arguments: dict[str, Any]):
     with pytest.raises(ArgumentError, match=next(iter(arguments))):

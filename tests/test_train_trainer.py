@@ -115,6 +115,28 @@ def test_what_would_not_be_the_same_training_is_refused(tmp_path: Path):
     assert len(log_of(tmp_path)) == 1
 
 
+def adapting(directory: Path, *, steps: int, alpha: int = 4, seed: int = 0, dtype: str = "float32") -> Trainer:
+    model, _ = random_model(CASE, layers=1, seed=seed, param_dtype=dtype)
+    params = add_adapters(model, LoRA(r=2, lora_alpha=alpha, target_modules=["q_proj"]))
+    return Trainer(model, params, optax.adam(1e-2), TOKENS, directory, replace(SETTINGS, steps=steps))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_not_trained_on_with_another_base_or_scale(tmp_path: Path, dtype: str):
+    adapting(tmp_path, steps=1, dtype=dtype).run()
+    with pytest.raises(ArgumentError, match=r"holds another training(.|\n)*frozen parameters was"):
+        adapting(tmp_path, steps=2, seed=1, dtype=dtype).run()
+    with pytest.raises(ArgumentError, match=r"adapters was(.|\n)*lora_alpha=4(.|\n)*is(.|\n)*lora_alpha=40"):
+        adapting(tmp_path, steps=2, alpha=40, dtype=dtype).run()
+    assert int(adapting(tmp_path, steps=2, dtype=dtype).run().count) == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", "2"), ("save_every", 2.5), ("keep", 0), ("steps", True)])
+def test_settings_that_are_no_counts_are_refused(name: str, value: Any):
+    with pytest.raises(ArgumentError, match=f"{name}={value!r}, expected at least 1 as a whole number"):
+        replace(SETTINGS, **{name: value})
+
+
 def test_checkpoints_of_adapters_do_not_hold_the_base_and_are_gone_on_with(tmp_path: Path):
     counts = []
     for steps in (1, 2):

@@ -47,6 +47,7 @@ def atomic_directory(target: str | os.PathLike[str], *, owned: Sequence[str] = O
     a pattern in `owned`. All is on the disk when the block has ended. Raises CheckpointError if that cannot be done.
     """
     place = Path(os.path.realpath(target))  # a link to a directory goes on being one
+    _check_replaceable(target, place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         recover_directory(place)
@@ -74,6 +75,16 @@ def recover_directory(target: str | os.PathLike[str]) -> None:
     with suppress(OSError):  # another process was quicker, or it may not: then the caller finds nothing, and says so
         if aside := sorted(_siblings(place, ".old-"), key=lambda path: path.stat().st_ctime_ns):
             aside[-1].rename(place)
+
+
+def _check_replaceable(target: str | os.PathLike[str], place: Path) -> None:
+    """CheckpointError if processes would go on working in the directory that was there, which is then deleted."""
+    if not os.fspath(target):
+        raise CheckpointError("an empty path, expected a directory to write")
+    with suppress(FileNotFoundError):  # it is gone already
+        if Path.cwd().is_relative_to(place):
+            hint = "save into a directory below it, or work in another one"
+            raise CheckpointError("is, or holds, the working directory, and would be replaced", file=place, hint=hint)
 
 
 def _refused(place: Path, error: OSError) -> CheckpointError:

@@ -93,8 +93,10 @@ def random_key(seed: int, rng: jax.Array | None) -> np.ndarray:
         if not isinstance(seed, int | np.integer):
             raise ArgumentError(f"seed is {seed!r}, expected a whole number", hint="pass a key of jax.random as rng")
         rng = jax.random.key(int(seed))
-    if not hasattr(rng, "dtype"):
-        raise ArgumentError(f"rng is {rng!r}, expected a key of jax.random", hint="pass a whole number as seed")
-    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    wanted = jax.random.key_data(jax.random.key(0))
+    if hasattr(rng, "dtype") and jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.key_data(rng)
+    if getattr(rng, "dtype", None) != wanted.dtype or rng.shape != wanted.shape:
+        found = f"{rng.dtype}{list(rng.shape)}" if isinstance(rng, jax.Array | np.ndarray) else repr(rng)
+        raise ArgumentError(f"rng is {found}, expected one key of jax.random", hint="pass a whole number as seed")
     return np.asarray(rng)

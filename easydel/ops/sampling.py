@@ -106,6 +106,8 @@ def penalize(scores_BV: jax.Array, tokens_BS: jax.Array, penalty: jax.Array) -> 
 def ban_repeated_ngrams(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, size: int) -> jax.Array:
     """Without the tokens that would complete, in `slot`, a run of `size` tokens that was there before."""
     B, S = tokens_BS.shape
+    if size > S:  # no run of so many tokens has room
+        return scores_BV
     outside = scores_BV.shape[-1]
     run = jax.lax.dynamic_slice_in_dim(tokens_BS, slot - size + 1, size - 1, axis=1)
     later_BS = jnp.pad(tokens_BS, ((0, 0), (0, size)), constant_values=outside)

@@ -141,9 +141,8 @@ def step(
         ArgumentError: for these arguments, or later for a batch that does not fit.
     """
     check_causal(model)
-    for name, value, least in (("accumulate", accumulate, 1), ("tokens", tokens, 1)):
-        if value < least:
-            raise ArgumentError(f"{name}={value}, expected at least {least}")
+    for name, value in (("accumulate", accumulate), ("tokens", tokens)):
+        check_count(name, value)
     if not z_weight >= 0:
         raise ArgumentError(f"z_weight={z_weight}, expected 0 or more")
     if clip is not None and not clip > 0:
@@ -273,6 +272,12 @@ class Step:
         policy = self.model.policy
         parts = x_BT.reshape(-1, self.accumulate, x_BT.shape[1]).swapaxes(0, 1)
         return policy.shard(parts, None, policy.axes.batch_axis, policy.axes.sequence_axis)
+
+
+def check_count(name: str, value: Any) -> None:
+    """ArgumentError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ArgumentError(f"{name}={value!r}, expected at least 1 as a whole number")
 
 
 def without_arrays(state: State) -> State:

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from easydel.errors import ArgumentError, CheckpointError, EasyDeLError, listed
+from easydel.lora import AdaptedLinear
+from easydel.lora.places import adapted_places
 from easydel.model import BaseNNXModule
 from easydel.train.data import batches, needed
 from easydel.train.loss import check_causal
-from easydel.train.step import Metrics, Optimizer, State, init_state, step, without_arrays
+from easydel.train.step import Metrics, Optimizer, State, check_count, init_state, step, without_arrays
 from easydel.tree import bind
 
 CHECKPOINTS, LOSSES = "checkpoints", "losses.jsonl"
@@ -52,9 +55,8 @@ class Settings:
     document_end: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}={getattr(self, name)}, expected at least 1")
+        for name in ("steps", "batch", "length", "accumulate", "save_every", "keep"):
+            check_count(name, getattr(self, name))
         if self.length < 2:
             raise ArgumentError(f"length={self.length}, expected at least 2: the first token is never predicted")
         if self.batch % self.accumulate:
@@ -71,8 +73,9 @@ class Trainer:
     for each step.
 
     If there are checkpoints already, `run` goes on from the last. It refuses where that cannot give the same losses:
-    other data, other settings (all but `steps`, `save_every`, `keep`), other parameters, another `identity` (what else
-    has to be the same, such as the learning rate, which an optimizer does not tell).
+    other data, other settings (all but `steps`, `save_every`, `keep`), parameters of other shapes, other values of
+    those that are frozen, other adapters, another `identity` (what else has to be the same, such as the learning rate,
+    which an optimizer does not tell).
     """
 
     model: BaseNNXModule
@@ -85,7 +88,7 @@ class Trainer:
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, *, progress: bool | None = None) -> State:
-        """The state after `settings.steps` steps; the model then has its parameters.
+        """The state after `settings.steps` steps, or as many as there were already; the model then has its parameters.
 
         `progress` None draws on stderr if that is a terminal. Raises ArgumentError for what cannot be trained or gone
         on with, EasyDeLError if the loss is no longer a number.
@@ -127,9 +130,12 @@ class Trainer:
         """Of everything that decides the losses of a run, as JSON has it."""
         shapes = jax.tree_util.tree_flatten_with_path(without_arrays(state))[0]
         kinds = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in shapes]
+        modules = [place.module for place in adapted_places(self.model)]
         marks = {
             "data": hashlib.sha256(np.ascontiguousarray(self.tokens, np.int32).tobytes()).hexdigest(),
             "parameters": hashlib.sha256(repr(kinds).encode()).hexdigest(),
+            "frozen parameters": hashlib.sha256(repr(_sums(state.frozen)).encode()).hexdigest(),
+            "adapters": sorted({repr(module.lora) for module in modules if isinstance(module, AdaptedLinear)}),
             **self.settings.same(),
             **self.identity,
         }
@@ -169,6 +175,18 @@ class Trainer:
         restored = manager.restore(last, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))).state
         data.set_state(place["data"])
         return replace(state, **restored)
+
+
+def _sums(tree: Any) -> list[int]:
+    """For each array a number that changes with any of its bits, and is the same however it is split."""
+    return [int(_sum_of_bits(leaf)) for leaf in jax.tree.leaves(tree)]
+
+
+@jax.jit
+def _sum_of_bits(array: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").reshape(-1)
+    places = jax.lax.iota(jnp.uint32, bits.size)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * places + 1), dtype=jnp.uint32)
 
 
 @contextmanager
