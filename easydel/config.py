@@ -37,6 +37,7 @@ INERT = re.compile(
 )
 # Values with which a feature is off, or does nothing.
 NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, 1.0)
+BOUND = re.compile(r"softcap|clip|window")  # in keys of limits: of those, 1 is one as any other number
 # What `HFConfig.rope` reads.
 ROPE_KEYS = (
     "rope_parameters",
@@ -194,7 +195,7 @@ class HFConfig:
         own = {
             f"{self._path}{key}": value
             for key, value in self._values.items()
-            if key not in self._read and not INERT.fullmatch(key) and (value is True or value not in NEUTRAL)
+            if key not in self._read and not INERT.fullmatch(key) and not _is_neutral(key, value)
         }
         for key, nested in self._nested.items():
             if key in self._read:
@@ -307,6 +308,11 @@ def _rope_problem(key: str, value: Any) -> str | None:
     if key in ROPE_LISTS and not (isinstance(value, list) and all(_is_number(item) and item > 0 for item in value)):
         return f"{key} is {shown(value)}, expected a list of positive numbers"
     return None
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    """Whether what the key is about is off with that value, or does nothing."""
+    return value is not True and value in NEUTRAL and not (value == 1 and BOUND.search(key))
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

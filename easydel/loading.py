@@ -308,7 +308,10 @@ def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collect
         stored = []
     if unknown := sorted(wanted.difference(*(paths[path] for path in stored))):
         names = ", ".join(map(shown, unknown[:8]))
-        raise CheckpointError(f"says of {names} that it is stored as int8, which this model cannot", file=file)
+        problem = f"says of {names} that it is stored as int8, which this model cannot"
+        partly = any(len(parts) > 1 and not wanted.isdisjoint(parts) for parts in paths.values())
+        hint = "stacked layers are int8 all or none: load it without scan_layers" if partly else None
+        raise CheckpointError(problem, file=file, hint=hint)
     return stored
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from flax import nnx
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
+from easydel.errors import ArgumentError
 from easydel.inputs import check_params, check_stored, donations_explained, token_array
 from easydel.layers.stack import stacks
 from easydel.policy import Policy, float_dtype
@@ -266,6 +268,9 @@ def _expanded(path: str, starts: Mapping[str, Sequence[str]]) -> list[str]:
 def forward(model: BaseNNXModule, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
     """Logits of every token, as a pure function of parameters and inputs."""
     check_params(flatten(model.params), flatten(params))
+    known = [name for name in signature(type(model.model).__call__).parameters if name != "self"]
+    if unknown := sorted(set(inputs) - set(known)):
+        raise ArgumentError(f"the model takes no {', '.join(unknown)}", hint=f"it takes {', '.join(known)}")
     own = model.bound(params)
     hidden, cache = own.model(**inputs)
     return CausalLMOutput(model.record.logits(own.model, own.lm_head, hidden), cache)

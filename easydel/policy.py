@@ -32,6 +32,8 @@ REMAT_POLICIES = (
     "dots_with_no_batch_dims_saveable",
     "checkpoint_dots_with_no_batch_dims",
 )
+# Others lack a sign, or most numbers, or cannot be searched for NaN.
+FLOATS = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64", jnp.float8_e4m3fn, jnp.float8_e5m2)))
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def float_dtype(name: str, value: Any) -> jnp.dtype:
         dtype = jnp.dtype(value)
     except TypeError:
         dtype = None
+    if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype not in FLOATS:
+        raise ArgumentError(f"{name}={value!r} cannot hold weights", hint=f"use one of {', '.join(map(str, FLOATS))}")
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ArgumentError(
             f"{name}={value!r} is not a floating-point dtype", hint="use jnp.float32, jnp.bfloat16 or jnp.float16"

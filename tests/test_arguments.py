@@ -375,27 +375,6 @@ def test_a_head_that_differs_from_the_token_vectors_is_not_tied_to_them(
     assert "lm_head/kernel" not in load(tmp_path)[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"device": "cpu"}, "device='cpu'.*expected a device.*jax.devices"),
-        ({"load_in_8bit": True, "bit_targeted_params": "kernel"}, "bit_targeted_params='kernel'.*list of names"),
-        ({"load_in_8bit": True, "bit_targeted_params": [1]}, r"bit_targeted_params=\[1\].*list of names"),
-        ({"load_in_8bit": True, "bit_targeted_params": []}, r"bit_targeted_params=\[\].*None for all"),
-        ({"load_in_8bit": True, "bit_targeted_params": 5}, "bit_targeted_params=5.*list of names"),
-        ({"shard_fns": [1]}, "shard_fns is a list, expected a dict"),
-        ({"config_kwargs": "x"}, "config_kwargs is a str, expected a dict"),
-        ({"partition_axis": None}, "partition_axis is a NoneType, expected a PartitionAxis"),
-        ({"param_dtype": jnp.float64}, "param_dtype=.*float64.*jax_enable_x64"),
-        ({"dtype": "float64"}, "dtype='float64'.*jax_enable_x64"),
-        ({"shard_fns": {KERNEL: lambda array: None}}, f"{KERNEL}.*returned a NoneType"),
-    ],
-)
-def test_values_that_no_argument_can_have_are_refused(directory: Path, arguments: dict[str, Any], message: str):
-    with pytest.raises(ArgumentError, match=message):
-        load(directory, **arguments)
-
-
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_is_not_the_working_directory(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(directory)

@@ -152,6 +152,13 @@ def test_plan_counts_gradients_and_what_the_optimizer_keeps(tiny: Path, optimize
     assert foretold["total"] == foretold["parameters"] + foretold["gradients"] + foretold["optimizer"]
 
 
+def test_plan_of_training_what_is_stored_in_8_bits_is_refused(tiny: Path, tmp_path: Path):
+    AutoEasyDeLModelForCausalLM.from_pretrained(tiny, load_in_8bit=True)[0].save_pretrained(tmp_path / "saved")
+    result = invoke("plan", str(tmp_path / "saved"), "--optimizer", "adamw")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "int8 parameters are not trained" in result.stderr
+
+
 def test_plan_counts_a_cache_of_the_given_size(tiny: Path):
     foretold = invoke_json("plan", tiny, "--mesh", "1,4,2,1", "--batch", 8, "--length", 100, "--dtype", "bf16")
     layers, batch, kv_heads, slots, channels, itemsize = 2, 8 // 4, 2 // 2, 128, 8, 2  # slots are a power of two

@@ -191,6 +191,12 @@ def test_keys_of_others_that_are_off_are_accepted():
     assert record("llama", **off) == record("llama")
 
 
+@pytest.mark.parametrize("asked", [{"final_logit_softcapping": 1.0}, {"sliding_window": 1}, {"clip_qkv": 1}], ids=str)
+def test_a_limit_of_one_is_not_off(asked: dict[str, Any]):
+    with pytest.raises(UnsupportedModelError, match=next(iter(asked))):
+        record("llama", **asked)
+
+
 def test_keys_that_nobody_knows_are_one_warning():
     with pytest.warns(UserWarning, match="no model here knows") as warned:
         record("llama", flux_capacitance=1.21, warp_factor=9)

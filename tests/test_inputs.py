@@ -33,6 +33,12 @@ def test_a_shape_other_than_that_of_the_ids_is_refused(model: BaseNNXModule, nam
         model(IDS, **{name: np.ones(shape, int)})
 
 
+@pytest.mark.parametrize("name", ["labels", "output_hidden_states", "decoder_input_ids"])
+def test_an_input_that_the_model_does_not_take_is_named(model: BaseNNXModule, name: str):
+    with pytest.raises(ArgumentError, match=f"takes no {name}; it takes input_ids, attention_mask"):
+        model(IDS, **{name: IDS})
+
+
 def test_one_row_of_positions_is_for_all(model: BaseNNXModule):
     positions = np.arange(7)[None] + 3
     ours = model(IDS, position_ids=positions).logits

@@ -115,6 +115,20 @@ def test_casts_equal_those_of_torch(tmp_path: Path):
     assert filled(plan, full, np.float32).tobytes() == expected.tobytes()  # infinities and NaN payloads too
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2], ids=str)
+def test_a_value_that_is_too_large_is_not_called_infinite(tmp_path: Path, dtype: type):
+    large, name = np.float32(3.4e38), np.dtype(dtype).name
+    plan = plan_of(tmp_path, Source("a"), {"a": np.array([[1, 2], [large, 3]], np.float32)}, (2, 2))
+    with pytest.raises(CheckpointError, match=f"'p': has finite values that do not fit into {name}"):
+        filled(plan, (slice(0, 2), slice(0, 2)), np.dtype(dtype))
+    plan = plan_of(tmp_path, Source("a"), {"a": np.array([[1, 2], [np.inf, 3]], np.float32)}, (2, 2))
+    filler = Filler(plan)
+    filler.fill("p", (slice(0, 2), slice(0, 2)), np.empty((2, 2), dtype))
+    filler.reader.close()
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        filler.check_finite()
+
+
 def test_a_value_that_float16_cannot_hold_is_an_error_that_names_the_parameter(tmp_path: Path):
     plan = plan_of(tmp_path, Source("a"), {"a": np.array([[1.0, 70000.0]], np.float32)}, (1, 2))
     with pytest.raises(

@@ -306,6 +306,16 @@ def test_parameters_of_another_model_are_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_of_which_some_are_int8_cannot_be_stacked_and_it_says_so(model: BaseNNXModule, tmp_path: Path):
+    assert model.origin is not None
+    load = AutoEasyDeLModelForCausalLM.from_pretrained
+    partly, _ = load(model.origin, load_in_8bit=True, bit_targeted_params=["model/layers/0/self_attn"])
+    partly.save_pretrained(tmp_path / "saved")
+    load(tmp_path / "saved", from_torch=False)
+    with pytest.raises(CheckpointError, match=r"layers/0/self_attn.*load it without scan_layers"):
+        load(tmp_path / "saved", from_torch=False, scan_layers=True)
+
+
 def test_of_a_tokenizer_no_file_stays_beside_those_of_another(model: BaseNNXModule, tmp_path: Path):
     write(model, "export", tmp_path / "model", 1.0)
     for name in ("vocab.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -19,6 +19,7 @@ from trained import empty, random_model, same_tree, small
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.errors import ArgumentError
+from easydel.lora import LoRA, add_adapters
 from easydel.train import IGNORED, State, causal_loss, init_state, step
 from easydel.tree import flatten
 
@@ -233,6 +234,16 @@ def test_what_cannot_be_trained_is_refused():
         init_state(model, params, optax.sgd(0.1))
     with pytest.raises(ArgumentError, match="nothing to train"):
         init_state(model, params, optax.sgd(0.1), trainable=lambda path: False)
+
+
+def test_a_step_made_before_the_adapters_says_so():
+    model, params = random_model(ONE)
+    optimizer = optax.sgd(0.1)
+    run = step(model, optimizer)
+    params = add_adapters(model, LoRA(r=2, target_modules=["q_proj"]))
+    state = init_state(model, params, optimizer)
+    with pytest.raises(ArgumentError, match="q_proj/lora_A is not the model's"):
+        run(state, batch(ONE))
 
 
 def test_numpy_parameters_can_be_trained():

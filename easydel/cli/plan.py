@@ -80,6 +80,8 @@ def plan(
 
     mesh = _mesh(loading.mesh)
     built, read_plan, int8 = _model(path, loading, mesh)
+    if optimizer is not Optimizer.none and any(leaf.dtype == "int8" for leaf in flatten(built.params).values()):
+        raise ArgumentError("it is stored in 8 bits, and int8 parameters are not trained", file=path)
     placed, losses = _placed(built, mesh)
     rows = rows_of(bytes_per_device(flatten(built.params), placed, losses), mesh.shape)
     every_read = reads_of(built, read_plan, int8, placed, mesh)

@@ -21,7 +21,7 @@ from easydel.hub.local import similar
 # The base of all HTTP errors; it comes from another package in each major version of huggingface_hub.
 HTTPError = cast(type[Exception], HfHubHTTPError.__bases__[0])
 _LOG_IN = "log in with `hf auth login`, or pass token="
-_LATER = "load it again later; what has arrived is kept"
+_LATER = "load it again later; a download goes on where it stopped"
 _SECRET = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+|(?<=//)[^/@\s]+@|(?<=\?)[^\s'\"]+")
 
 

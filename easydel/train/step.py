@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
-from easydel.inputs import check_tokens
+from easydel.inputs import check_params, check_tokens
 from easydel.lora import LEAVES
 from easydel.model import BaseNNXModule
 from easydel.sharding.placement import fit
@@ -186,6 +186,7 @@ class Step:
             return self._next  # inside of somebody else's jit
         key = (structure, *(leaf.sharding for leaf in leaves))
         if key not in self._programs:
+            check_params(flatten(self.model.params), flatten(state.params))
             split = jax.tree.unflatten(structure, key[1:])
             donated = (0, 1, 2)
             self._programs[key] = jax.jit(self._next, donate_argnums=donated, out_shardings=(*split, None))

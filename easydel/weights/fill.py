@@ -208,8 +208,12 @@ class Filler:
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
             self.reader.read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
             assign(out, scratch, path)
-            if checked:
-                self._check(tensor, part.name, min(scratch, out, key=lambda values: values.itemsize))
+            if not checked or self.finite is None:
+                continue
+            smaller = min(scratch, out, key=lambda values: values.itemsize)
+            if smaller is out and has_nonfinite(out) and not has_nonfinite(scratch):
+                raise too_large(out.dtype, path, tensor.file)
+            self._check(tensor, part.name, smaller)
 
     def _read_checked(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
         """As `_read`, in steps that are looked at while the processor's cache still has them."""
@@ -272,6 +276,12 @@ def assign(
         if lost.any():
             problem = f"{np.count_nonzero(lost)} values do not fit into float16"
             raise CheckpointError(problem, file=file, tensor=name, hint=f"use {argument}=bfloat16")
+
+
+def too_large(dtype: np.dtype, name: str, file: Path) -> CheckpointError:
+    """The error for finite values of a tensor that are none as `dtype`."""
+    hint = "a dtype with a wider range holds them; allow_nonfinite=True makes them infinite"
+    return CheckpointError(f"has finite values that do not fit into {dtype}", file=file, tensor=name, hint=hint)
 
 
 def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Part | None:
