@@ -113,6 +113,20 @@ def test_a_file_that_shrank_is_an_error(tmp_path: Path, dealt: list[int]):
 
 
 @pytest.mark.parametrize("column", [0, COLUMNS - 1])
+def test_what_the_cast_makes_infinite_in_any_column_is_told(tmp_path: Path, column: int):
+    arrays = {"a": np.ones((12, COLUMNS), np.float32)}
+    arrays["a"][11, column] = 3.4e38
+    plan = plan_of(tmp_path, Source("a"), (12, COLUMNS), arrays)
+    with pytest.raises(CheckpointError, match="'p': has finite values that do not fit into bfloat16"):
+        loaded(plan, np.dtype(ml_dtypes.bfloat16))
+    arrays["a"][11, column] = np.inf
+    plan = plan_of(tmp_path, Source("a"), (12, COLUMNS), arrays)
+    for dtype in (ml_dtypes.bfloat16, np.float32):
+        with pytest.raises(CheckpointError, match=r"'a'.*NaN or Inf"):
+            loaded(plan, np.dtype(dtype))
+
+
+@pytest.mark.parametrize("column", [0, COLUMNS - 1])
 def test_nan_among_the_columns_of_any_device_is_named(tmp_path: Path, column: int, dealt: list[int]):
     arrays = {"a": tensors()["a"]}
     arrays["a"][11, column] = np.nan

@@ -132,6 +132,15 @@ class Filler:
             with self._lock:
                 self._nonfinite[name] = tensor.file
 
+    def _check_cast(self, path: str, tensor: Tensor, stored: np.ndarray, out: np.ndarray) -> None:
+        """As `_check`, of `out` that was made of `stored`; CheckpointError if only the cast made it infinite."""
+        if self.finite is None:
+            return
+        narrower = out.itemsize < stored.itemsize
+        if narrower and has_nonfinite(out) and not has_nonfinite(stored):
+            raise too_large(out.dtype, path, tensor.file)
+        self._check(tensor, tensor.name, out if narrower else stored)
+
     def _copy(self, path: str, part: Part, checked: bool) -> None:
         tensor, out = self.plan.tensors[part.name], part.out
         if isinstance(tensor, Tensor) and tensor.source is not None and not is_contiguous(tensor, part.index):
@@ -166,9 +175,10 @@ class Filler:
             shape = (*(rows.stop - rows.start for rows in block), tensor.shape[-1])
             scratch = self.reader.scratch(shape, tensor.dtype, "bytes")
             self.reader.read(tensor, start, scratch)
-            self._check(tensor, tensor.name, scratch)
             for part, out in zip(ordered, outs, strict=True):
-                assign(out, scratch[..., part.index[-1]], path)
+                columns = scratch[..., part.index[-1]]
+                assign(out, columns, path)
+                self._check_cast(path, tensor, columns, out)
 
     def _plain(self, path: str) -> bool:
         """Whether a parameter's tensors are in local files, row after row; vectors (biases) have no rows."""
@@ -208,12 +218,8 @@ class Filler:
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
             self.reader.read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
             assign(out, scratch, path)
-            if not checked or self.finite is None:
-                continue
-            smaller = min(scratch, out, key=lambda values: values.itemsize)
-            if smaller is out and has_nonfinite(out) and not has_nonfinite(scratch):
-                raise too_large(out.dtype, path, tensor.file)
-            self._check(tensor, part.name, smaller)
+            if checked:
+                self._check_cast(path, tensor, scratch, out)
 
     def _read_checked(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
         """As `_read`, in steps that are looked at while the processor's cache still has them."""
