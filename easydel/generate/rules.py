@@ -92,7 +92,7 @@ def random_key(seed: int, rng: jax.Array | None) -> np.ndarray:
     if rng is None:
         if not isinstance(seed, int | np.integer):
             raise ArgumentError(f"seed is {seed!r}, expected a whole number", hint="pass a key of jax.random as rng")
-        rng = jax.random.key(int(seed))
+        return np.asarray(jax.random.key_data(jax.random.key(int(seed))))
     wanted = jax.random.key_data(jax.random.key(0))
     if hasattr(rng, "dtype") and jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.key_data(rng)

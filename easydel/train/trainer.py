@@ -184,9 +184,11 @@ def _sums(tree: Any) -> list[int]:
 
 @jax.jit
 def _sum_of_bits(array: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").reshape(-1)
-    places = jax.lax.iota(jnp.uint32, bits.size)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * places + 1), dtype=jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(array, f"uint{min(8 * array.dtype.itemsize, 32)}")
+    place = jnp.zeros(bits.shape, jnp.uint32)  # among all; a reshape would gather what is split
+    for dim, size in enumerate(bits.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
 
 
 @contextmanager
