@@ -99,8 +99,9 @@ class Trainer:
         state = init_state(self.model, self.params, self.optimizer, trainable=self.trainable)
         choices = {"accumulate": settings.accumulate, "clip": settings.clip, "z_weight": settings.z_weight}
         advance = step(self.model, self.optimizer, **choices)
+        marks = self._marks(state)  # once: they are about what a run does not change
         with _manager(folder, settings) as manager:
-            state = self._resumed(manager, state, data)
+            state = self._resumed(manager, state, data, marks)
             start = int(state.count)
             try:
                 with _log(folder, start) as log, _bar(settings.steps, start, progress) as shown:
@@ -113,7 +114,7 @@ class Trainer:
                         if count % settings.save_every == 0 or count == settings.steps:
                             _tell(log, shown, count, metrics)
                             waiting = None
-                            self._save(manager, state, data)
+                            self._save(manager, state, data, marks)
             finally:
                 bind(self.model, state.params)  # those that it had were given up to the first step
         return state
@@ -141,9 +142,9 @@ class Trainer:
         }
         return json.loads(json.dumps(marks))
 
-    def _save(self, manager: Any, state: State, data: Any) -> None:
+    def _save(self, manager: Any, state: State, data: Any, marks: Mapping[str, Any]) -> None:
         ocp = needed("orbax.checkpoint")
-        place = {"marks": self._marks(state), "data": data.get_state()}
+        place = {"marks": marks, "data": data.get_state()}
         learned = {"trained": state.trained, "moments": state.moments, "count": state.count}
         args = ocp.args.Composite(state=ocp.args.StandardSave(learned), place=ocp.args.JsonSave(place))
         try:
@@ -151,14 +152,13 @@ class Trainer:
         except OSError as error:
             raise CheckpointError(f"cannot be written: {error}", file=Path(self.directory) / CHECKPOINTS) from error
 
-    def _resumed(self, manager: Any, state: State, data: Any) -> State:
+    def _resumed(self, manager: Any, state: State, data: Any, marks: Mapping[str, Any]) -> State:
         """The state of the last checkpoint, or the one given; `data` is brought to the same place."""
         ocp = needed("orbax.checkpoint")
         last = manager.latest_step()
         if last is None:
             return state
         place = manager.restore(last, args=ocp.args.Composite(place=ocp.args.JsonRestore())).place
-        marks = self._marks(state)
         other = [
             f"{name} was {place['marks'].get(name)!r}, is {marks.get(name)!r}"
             for name in marks.keys() | place["marks"].keys()
