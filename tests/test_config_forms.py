@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import transformers
-from cases import Case
-from cases.dense import CASES
+from cases import Case, dense, recent
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
@@ -159,7 +158,7 @@ def test_an_override_that_rope_parameters_would_hide_is_refused(
         overridden(model_type, {"rope_parameters": rope}, **overrides)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", dense.CASES + recent.CASES, ids=lambda case: case.name)
 def test_config_is_the_same_read_by_us_or_written_by_transformers(case: Case):
     assert record(case.model_type, **case.config) == by_transformers(case.model_type, **case.config)
 
@@ -244,7 +243,7 @@ def test_unknown_layer_types_are_refused():
         record("qwen3", layer_types=[FULL, "chunked_attention"] * 2)
 
 
-# As these files were on the Hub before 2025, without what every config has.
+# As these files are on the Hub, or were before 2025, without what every config has.
 HUB = {
     "gemma": {"hidden_act": "gelu", "hidden_activation": None, "rope_scaling": None, "rope_theta": 10000.0},
     "gemma2": {
@@ -276,6 +275,19 @@ HUB = {
         "use_gated_activation": True,
         "use_parallel_block": True,
         "use_parallel_embedding": True,
+    },
+    "olmo3": {
+        "layer_types": [SLIDING] * 3 + [FULL],
+        "rope_scaling": {
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 8.0,
+            "original_max_position_embeddings": 16,
+            "rope_type": "yarn",
+        },
+        "rope_theta": 500000,
+        "sliding_window": 4096,
     },
     "smollm3": {
         "layer_types": [FULL] * 4,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easydel.config import HFConfig
@@ -31,14 +31,19 @@ DEFAULTS = {
 }
 
 
-def attention(c: HFConfig, *, interleaved: bool = False, **choices: Any) -> Attention:
-    """Grouped-query attention with rotary positions, as nearly every family has it; `choices` override its fields."""
+def attention(
+    c: HFConfig, *, rope: Mapping[str, Any] | None = None, interleaved: bool = False, **choices: Any
+) -> Attention:
+    """Grouped-query attention with rotary positions, as nearly every family has it; `choices` override its fields.
+
+    `rope` are rotary settings other than those of the config.
+    """
     heads = c.num_attention_heads
     head_dim = c.get("head_dim") or c.hidden_size // heads
     fields = {
         "kv_heads": c.get("num_key_value_heads") or heads,
         "head_dim": head_dim,
-        "position": rope_from_settings(c.rope(), head_dim, interleaved=interleaved),
+        "position": rope_from_settings(rope or c.rope(), head_dim, interleaved=interleaved),
     }
     return Attention(heads, **(fields | choices))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families import llama as base
 from easydel.layers.attention import QKNorm
-from easydel.layers.block import Block
+from easydel.layers.block import Block, Mixer
 from easydel.layers.mlp import GLU
 from easydel.layers.norm import RMSNorm
 
@@ -20,9 +22,14 @@ NAMES = base.NAMES.extended(
 DEFAULTS = base.DEFAULTS | {"vocab_size": 50304, "rms_norm_eps": 1e-5}
 
 
+def post_norm(c: HFConfig, mixers: Sequence[Mixer]) -> Decoder:
+    """OLMo 2's blocks around `mixers`, one for each layer."""
+    norm, ffn = RMSNorm(c.rms_norm_eps), GLU(c.intermediate_size, c.hidden_act)
+    blocks = [Block(mixer, ffn, attn_out=norm, ffn_out=norm) for mixer in mixers]
+    return Decoder.from_hf(c, blocks=blocks, final_norm=norm)
+
+
 @family("olmo2", NAMES, defaults=DEFAULTS)
 def olmo2(c: HFConfig) -> Decoder:
-    norm, bias = RMSNorm(c.rms_norm_eps), c.attention_bias
-    mixer = base.attention(c, bias=bias, out_bias=bias, qk_norm=QKNorm(norm, whole=True))
-    block = Block(mixer, GLU(c.intermediate_size, c.hidden_act), attn_out=norm, ffn_out=norm)
-    return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)
+    bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps), whole=True)
+    return post_norm(c, [base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)] * c.num_hidden_layers)

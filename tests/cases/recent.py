@@ -1,0 +1,29 @@
+"""Dense decoders of 2024 and later, each with a mode of its own."""
+
+from __future__ import annotations
+
+from cases.dense import FULL, SLIDING, case
+
+OLMO3 = [
+    case(
+        "olmo3",
+        "two-ropes",
+        num_hidden_layers=5,
+        sliding_window=5,
+        rope_parameters={
+            FULL: {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+                "beta_slow": 0.5,
+                "attention_factor": 1.3,
+            },
+            SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+        },
+        attention_bias=True,
+        tie_word_embeddings=True,
+    )
+]
+CASES = OLMO3
