@@ -210,12 +210,15 @@ class HFConfig:
             elif _is_whole(value) and (SIZE.fullmatch(key) or LAYERS.fullmatch(key)):
                 yield f"{self._path}{key}", value, LAYERS.fullmatch(key) is not None
 
-    def rope(self, layer_type: str | None = None, *, theta: float = 10000.0) -> dict[str, Any]:
+    def rope(
+        self, layer_type: str | None = None, *, theta: float = 10000.0, default: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Rotary settings as one flat dict: `rope_type`, `rope_theta`, and what the type needs, from either form.
 
-        `layer_type` picks an entry where `rope_parameters` is nested by layer type. `theta` is the family's default.
+        `layer_type` picks an entry where `rope_parameters` is nested by layer type. `theta` is the family's default,
+        `default` its settings where the config has none in either form.
         """
-        found = self.get("rope_parameters") or self.get("rope_scaling") or {}
+        found = self.get("rope_parameters") or self.get("rope_scaling") or dict(default or {})
         if not isinstance(found, HFConfig | dict):
             raise ConfigError(f"rope_parameters or rope_scaling is {shown(found)}, expected an object", file=self._file)
         settings = found.to_dict() if isinstance(found, HFConfig) else dict(found)

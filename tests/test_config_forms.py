@@ -167,7 +167,7 @@ def test_config_is_the_same_read_by_us_or_written_by_transformers(case: Case):
     ("model_type", "asked", "honoured_by"),
     [
         ("mistral", {"layer_types": [FULL, SLIDING]}, "qwen2"),
-        ("llama", {"sliding_window": 5}, "mistral"),
+        ("llama", {"sliding_window": 5}, "cohere2"),
         ("mistral", {"attention_bias": True, "mlp_bias": True}, "llama"),
         ("qwen2", {"clip_qkv": 3.0}, "olmo"),
         ("phi3", {"attention_multiplier": 0.5}, "granite"),
@@ -288,6 +288,21 @@ HUB = {
         },
         "rope_theta": 500000,
         "sliding_window": 4096,
+    },
+    "ministral3": {
+        "head_dim": 8,
+        "rope_parameters": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 16.0,
+            "llama_4_scaling_beta": 0.1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 16,
+            "rope_theta": 1000000.0,
+            "rope_type": "yarn",
+            "type": "yarn",
+        },
     },
     "smollm3": {
         "layer_types": [FULL] * 4,

@@ -71,6 +71,22 @@ class ALiBi:
 
 
 @dataclass(frozen=True)
+class GrowingScale:
+    """A scale that grows with the query's position, lest weights flatten as keys become many (Llama 4, Meta 2025).
+
+    It is `start` * (1 + `growth` * ln(1 + floor(position / `length`))); `start` defaults to head_dim ** -0.5.
+    """
+
+    growth: float
+    length: float
+    start: float | None = None
+
+    def factors(self, positions_BT: jax.Array) -> jax.Array:
+        """What `start` is multiplied with for queries at these positions, [B, T] in float32."""
+        return 1 + self.growth * jnp.log1p(jnp.floor(positions_BT.astype(jnp.float32) / self.length))
+
+
+@dataclass(frozen=True)
 class Attention:
     """Softmax attention. `scale` defaults to head_dim ** -0.5, `window` counts the query itself.
 
@@ -85,7 +101,7 @@ class Attention:
     position: Rope | ALiBi | None = None
     bias: bool = False
     out_bias: bool = False
-    scale: float | None = None
+    scale: float | GrowingScale | None = None
     window: int | None = None
     softcap: float | None = None
     qk_norm: QKNorm | None = None
@@ -124,6 +140,8 @@ class AttentionLayer(nnx.Module):
         if isinstance(self.record.position, Rope):
             angles = context.angles(self.record.position)
             q_BTNC, k_BTKC = (self.record.position.rotate(part, angles) for part in (q_BTNC, k_BTKC))
+        if isinstance(self.record.scale, GrowingScale):
+            q_BTNC = q_BTNC * self.record.scale.factors(context.positions_BT)[..., None, None].astype(q_BTNC.dtype)
         k_BKTC, v_BKTC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
         cache, seen = update(cache, k_BKTC, v_BKTC, context, self.scores(context))
         out_BTNC = attend(
@@ -144,7 +162,8 @@ class AttentionLayer(nnx.Module):
 
     def scores(self, context: Context) -> Scores:
         record = self.record
-        scale = record.head_dim**-0.5 if record.scale is None else record.scale
+        scale = record.scale.start if isinstance(record.scale, GrowingScale) else record.scale
+        scale = record.head_dim**-0.5 if scale is None else scale
         return Scores(scale, record.softcap, record.window, context.causal, self.policy.precision)
 
     def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

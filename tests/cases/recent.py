@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from cases.dense import FULL, SLIDING, case
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+}
 OLMO3 = [
     case(
         "olmo3",
@@ -11,19 +19,21 @@ OLMO3 = [
         num_hidden_layers=5,
         sliding_window=5,
         rope_parameters={
-            FULL: {
-                "rope_type": "yarn",
-                "rope_theta": 500.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-                "beta_fast": 4.0,
-                "beta_slow": 0.5,
-                "attention_factor": 1.3,
-            },
+            FULL: YARN | {"attention_factor": 1.3},
             SLIDING: {"rope_type": "default", "rope_theta": 50.0},
         },
         attention_bias=True,
         tie_word_embeddings=True,
     )
 ]
-CASES = OLMO3
+MINISTRAL3 = [
+    case(
+        "ministral3",
+        "growing-scale-window",
+        head_dim=10,
+        sliding_window=7,
+        rope_parameters=YARN
+        | {"original_max_position_embeddings": 4, "mscale": 0.7, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.6},
+    )
+]
+CASES = OLMO3 + MINISTRAL3
