@@ -101,6 +101,16 @@ def test_assembling_the_pieces_of_a_parameter_inverts_reading_it(form: str):
         np.testing.assert_array_equal(back[known], arrays[name][known])
 
 
+@pytest.mark.parametrize("wanted", FLOATS, ids=str)
+@pytest.mark.parametrize("stored", FLOATS, ids=str)
+def test_single_numbers_are_read_and_stacked(stored: np.dtype, wanted: np.dtype, tmp_path: Path):
+    arrays = {"a": np.array(1.5, stored), "b": np.array(-0.25, stored)}
+    plan = plan_of(tmp_path, Source("b"), arrays, ())
+    np.testing.assert_array_equal(filled(plan, (), wanted), arrays["b"].astype(wanted))
+    plan = plan_of(tmp_path, Stack((Source("b"), Source("a"))), arrays, (2,))
+    np.testing.assert_array_equal(filled(plan, (slice(0, 2),), wanted), np.array([-0.25, 1.5], wanted))
+
+
 def test_runs_are_maximal():
     assert list(runs(np.array([4, 5, 6, 2, 3, 9]))) == [(4, 7), (2, 4), (9, 10)]
 

@@ -115,12 +115,12 @@ class Stack:
         return {name: found for part in self.of for name, found in part.shapes(shape[1:]).items()}
 
     def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
-        for part, below in zip(self.of[index[0]], out, strict=True):
-            yield from part.parts(index[1:], below)
+        for row, part in enumerate(self.of[index[0]]):
+            yield from part.parts(index[1:], out[row, ...])  # a view of a single number, too
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
-        for part, values in zip(self.of, array, strict=True):
-            yield from part.pieces(values)
+        for row, part in enumerate(self.of):
+            yield from part.pieces(array[row, ...])
 
 
 Expression = Source | Transpose | Squeeze | Rows | Stack

@@ -214,7 +214,7 @@ class Filler:
         room = SCRATCH_BYTES if tensor.source is None else ROWS_BYTES
         depth, below = _depth(part.out.shape, tensor.dtype.itemsize, room)
         for block, picked in _blocks(part.index[:depth], below, room):
-            out = part.out[picked]
+            out = part.out[*picked, ...]  # a view of a single number, too
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
             self.reader.read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
             assign(out, scratch, path)
