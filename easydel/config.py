@@ -218,7 +218,7 @@ class HFConfig:
         `layer_type` picks an entry where `rope_parameters` is nested by layer type. `theta` is the family's default,
         `default` its settings where the config has none in either form.
         """
-        found = self.get("rope_parameters") or self.get("rope_scaling") or dict(default or {})
+        found = self.get("rope_parameters") or self.get("rope_scaling") or {}
         if not isinstance(found, HFConfig | dict):
             raise ConfigError(f"rope_parameters or rope_scaling is {shown(found)}, expected an object", file=self._file)
         settings = found.to_dict() if isinstance(found, HFConfig) else dict(found)
@@ -228,13 +228,12 @@ class HFConfig:
             found._read.update(settings)  # Rope.from_settings refuses what it does not honour
         if _is_by_layer(settings):
             settings = dict(settings.get(layer_type or "full_attention") or {})
+        stated = {key: value for key, value in top.items() if value is not None}
+        settings = stated | settings if found else dict(default or {}) | stated
         settings["rope_type"] = settings.get("rope_type") or settings.pop("type", None) or "default"
         settings.pop("type", None)
         if settings["rope_type"] == "su":  # as the first Phi-3 files called it
             settings["rope_type"] = "longrope"
-        for key, value in top.items():
-            if value is not None:
-                settings.setdefault(key, value)
         if settings.get("rope_theta") is None:
             settings["rope_theta"] = theta
         if settings["rope_type"] in ("llama3", "yarn", "longrope"):
