@@ -36,4 +36,5 @@ MINISTRAL3 = [
         | {"original_max_position_embeddings": 4, "mscale": 0.7, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.6},
     )
 ]
-CASES = OLMO3 + MINISTRAL3
+GLM = [case("glm", "partial-unbiased-tied", head_dim=8, attention_bias=False, tie_word_embeddings=True)]
+CASES = [*OLMO3, *MINISTRAL3, *GLM]
