@@ -304,6 +304,7 @@ HUB = {
             "type": "yarn",
         },
     },
+    "glm4": {"attention_bias": True, "head_dim": 8, "partial_rotary_factor": 0.5, "rope_theta": 10000.0},
     "smollm3": {
         "layer_types": [FULL] * 4,
         "max_window_layers": 28,

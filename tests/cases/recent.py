@@ -36,5 +36,13 @@ MINISTRAL3 = [
         | {"original_max_position_embeddings": 4, "mscale": 0.7, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.6},
     )
 ]
+GLM4 = [
+    case(
+        "glm4",
+        "partial-scaled",
+        head_dim=12,
+        rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0},
+    )
+]
 GLM = [case("glm", "partial-unbiased-tied", head_dim=8, attention_bias=False, tie_word_embeddings=True)]
-CASES = [*OLMO3, *MINISTRAL3, *GLM]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4]
