@@ -304,6 +304,13 @@ HUB = {
             "type": "yarn",
         },
     },
+    "exaone4": {
+        "layer_types": [SLIDING] * 3 + [FULL],
+        "rope_scaling": {"rope_type": "llama3", **LLAMA3},
+        "rope_theta": 1000000,
+        "sliding_window": 4096,
+        "sliding_window_pattern": "LLLG",
+    },
     "glm4": {"attention_bias": True, "head_dim": 8, "partial_rotary_factor": 0.5, "rope_theta": 10000.0},
     "smollm3": {
         "layer_types": [FULL] * 4,

@@ -45,4 +45,8 @@ GLM4 = [
     )
 ]
 GLM = [case("glm", "partial-unbiased-tied", head_dim=8, attention_bias=False, tie_word_embeddings=True)]
-CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4]
+EXAONE4 = [
+    case("exaone4", "window", num_hidden_layers=5, sliding_window=5, tie_word_embeddings=True),
+    case("exaone4", "no-window", sliding_window=None, layer_types=[FULL] * 3),
+]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4]
