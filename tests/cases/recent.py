@@ -49,4 +49,5 @@ EXAONE4 = [
     case("exaone4", "window", num_hidden_layers=5, sliding_window=5, tie_word_embeddings=True),
     case("exaone4", "no-window", sliding_window=None, layer_types=[FULL] * 3),
 ]
-CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4]
+SEED_OSS = [case("seed_oss", "biased", head_dim=10, attention_out_bias=True, mlp_bias=True)]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS]
