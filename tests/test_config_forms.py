@@ -312,6 +312,7 @@ HUB = {
         "sliding_window_pattern": "LLLG",
     },
     "glm4": {"attention_bias": True, "head_dim": 8, "partial_rotary_factor": 0.5, "rope_theta": 10000.0},
+    "ernie4_5": {"compression_ratio": 1.0, "head_dim": 8, "rope_theta": 500000.0, "use_bias": False},
     "seed_oss": {"attention_out_bias": False, "residual_dropout": 0.1, "rope_scaling": {"rope_type": "default"}},
     "smollm3": {
         "layer_types": [FULL] * 4,

@@ -50,4 +50,5 @@ EXAONE4 = [
     case("exaone4", "no-window", sliding_window=None, layer_types=[FULL] * 3),
 ]
 SEED_OSS = [case("seed_oss", "biased", head_dim=10, attention_out_bias=True, mlp_bias=True)]
-CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS]
+ERNIE = [case("ernie4_5", "biased-untied", head_dim=10, use_bias=True, tie_word_embeddings=False)]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE]
