@@ -305,6 +305,8 @@ def _rope_problem(key: str, value: Any) -> str | None:
         return None
     if key == "rope_type" and not isinstance(value, str):
         return f"rope_type is {shown(value)}, expected a string"
+    if key.startswith("mscale") and value == 0:  # as if it were not there
+        return None
     if ROPE_NUMBERS.fullmatch(key) and not (_is_number(value) and value > 0):
         return f"{key} is {shown(value)}, expected a positive number"
     if key in ROPE_LISTS and not (isinstance(value, list) and all(_is_number(item) and item > 0 for item in value)):

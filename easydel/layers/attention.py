@@ -26,12 +26,14 @@ from easydel.policy import ATTENTION_OUTPUT, Policy
 class QKNorm:
     """Norms on queries and keys: over each head's channels, or (`whole`) over all heads at once (OLMo 2).
 
-    The scale is one for all heads, or with `per_head` each head has its own (Cohere).
+    The scale is one for all heads, or with `per_head` each head has its own (Cohere). With `rotated` they come after
+    the rope (Hunyuan).
     """
 
     norm: AnyNorm
     whole: bool = False
     per_head: bool = False
+    rotated: bool = False
 
     def build(self, heads: int, head_dim: int, policy: Policy) -> Norm:
         if self.whole:
@@ -140,6 +142,8 @@ class AttentionLayer(nnx.Module):
         if isinstance(self.record.position, Rope):
             angles = context.angles(self.record.position)
             q_BTNC, k_BTKC = (self.record.position.rotate(part, angles) for part in (q_BTNC, k_BTKC))
+        if self.record.qk_norm is not None and self.record.qk_norm.rotated:
+            q_BTNC, k_BTKC = self.q_norm(q_BTNC), self.k_norm(k_BTKC)
         if isinstance(self.record.scale, GrowingScale):
             q_BTNC = q_BTNC * self.record.scale.factors(context.positions_BT)[..., None, None].astype(q_BTNC.dtype)
         k_BKTC, v_BKTC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
@@ -174,7 +178,7 @@ class AttentionLayer(nnx.Module):
         if record.clip is not None:
             q, k, v = (jnp.clip(part, -record.clip, record.clip) for part in (q, k, v))
         q, k, v = (part.reshape(*part.shape[:2], -1, record.head_dim) for part in (q, k, v))
-        if norm is not None and not norm.whole:
+        if norm is not None and not norm.whole and not norm.rotated:
             q, k = self.q_norm(q), self.k_norm(k)
         shard = self.policy.shard_heads
         return shard(q), shard(k, kv=True), shard(v, kv=True)

@@ -51,4 +51,14 @@ EXAONE4 = [
 ]
 SEED_OSS = [case("seed_oss", "biased", head_dim=10, attention_out_bias=True, mlp_bias=True)]
 ERNIE = [case("ernie4_5", "biased-untied", head_dim=10, use_bias=True, tie_word_embeddings=False)]
-CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE]
+HUNYUAN = [
+    case(
+        "hunyuan_v1_dense",
+        "alpha-biased-tied",
+        head_dim=10,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 50.0, "factor": 1.0, "alpha": 7.0},
+        attention_bias=True,
+        tie_word_embeddings=True,
+    )
+]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE, *HUNYUAN]
