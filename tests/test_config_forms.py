@@ -337,6 +337,7 @@ HUB = {
         "use_qk_norm": True,
         "use_rotary_pos_emb": True,
     },
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2, "partial_rotary_factor": 0.5, "rope_theta": 10000},
     "smollm3": {
         "layer_types": [FULL] * 4,
         "max_window_layers": 28,

@@ -61,4 +61,15 @@ HUNYUAN = [
         tie_word_embeddings=True,
     )
 ]
-CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE, *HUNYUAN]
+NEMOTRON = [
+    case(
+        "nemotron",
+        "partial-biased",
+        head_dim=10,
+        partial_rotary_factor=0.4,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    )
+]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE, *HUNYUAN, *NEMOTRON]
