@@ -28,11 +28,16 @@ def make_reference(case: Case, directory: Path) -> Any:
 
 
 def randomise(name: str, tensor: torch.Tensor) -> None:
-    """Norms around 1, biases around 0, matrices so that activations keep their size; computed tables stay."""
+    """Norms around 1, biases around 0, matrices so that activations keep their size; computed tables stay.
+
+    Single numbers are constants, which files may have otherwise.
+    """
     if "inv_freq" in name or not tensor.is_floating_point():
         return
     if name.endswith("A_log"):  # states decay by exp(-exp(A_log) * time step): neither at once nor never
         tensor.uniform_(-2, 1.5)
+    elif tensor.ndim == 0:
+        tensor.mul_(1.3)
     elif tensor.ndim == 1:
         tensor.normal_(0, 0.3)
         if name.endswith("weight"):

@@ -338,6 +338,13 @@ HUB = {
         "use_rotary_pos_emb": True,
     },
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2, "partial_rotary_factor": 0.5, "rope_theta": 10000},
+    "apertus": {
+        "mlp_bias": False,
+        "post_norm": False,
+        "qk_norm": True,
+        "rope_scaling": {"rope_type": "llama3", "type": "llama3", **LLAMA3},
+        "rope_theta": 12000000,
+    },
     "smollm3": {
         "layer_types": [FULL] * 4,
         "max_window_layers": 28,

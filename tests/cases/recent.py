@@ -12,6 +12,14 @@ YARN = {
     "beta_fast": 4.0,
     "beta_slow": 0.5,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 OLMO3 = [
     case(
         "olmo3",
@@ -72,4 +80,8 @@ NEMOTRON = [
         tie_word_embeddings=True,
     )
 ]
-CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE, *HUNYUAN, *NEMOTRON]
+APERTUS = [
+    case("apertus", "xielu-biased", head_dim=10, attention_bias=True, rope_parameters=LLAMA3),
+    case("apertus", "relu2-tied", hidden_act="relu2", tie_word_embeddings=True),
+]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE, *HUNYUAN, *NEMOTRON, *APERTUS]

@@ -1,0 +1,72 @@
+"""Apertus (Apertus Team 2025, arXiv:2509.14233): no gates, an activation with learned parts, norms on q and k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from easydel.config import HFConfig
+from easydel.decoder import Decoder
+from easydel.families import family
+from easydel.families import llama as base
+from easydel.layers.attention import QKNorm
+from easydel.layers.linear import Linear, parameter
+from easydel.layers.mlp import MLP
+from easydel.layers.norm import RMSNorm
+from easydel.policy import MLP_HIDDEN, Policy
+
+NAMES = base.NAMES.extended(
+    {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"}
+)
+SIZES = {"vocab_size": 131072, "intermediate_size": 14336, "max_position_embeddings": 65536}
+DEFAULTS = base.DEFAULTS | SIZES | {"rms_norm_eps": 1e-5, "hidden_act": "xielu"}
+THETA = 12000000.0
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE = LLAMA3 | {"original_max_position_embeddings": 8192}
+
+
+@dataclass(frozen=True)
+class XIELU:
+    """down(xielu(up(x))) with `hidden` features between (Huang & Schlag 2024, arXiv:2411.13010)."""
+
+    hidden: int
+
+    def build(self, features: int, policy: Policy) -> XIELULayer:
+        return XIELULayer(self, features, policy)
+
+
+class XIELULayer(nnx.Module):
+    def __init__(self, record: XIELU, features: int, policy: Policy):
+        self.up_proj = Linear(features, record.hidden, policy)
+        self.down_proj = Linear(record.hidden, features, policy)
+        self.act_fn = Curve(policy)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(self.act_fn(checkpoint_name(self.up_proj(x), MLP_HIDDEN)))
+
+
+class Curve(nnx.Module):
+    """A parabola above zero, below it an integrated ELU; `beta` is the slope between. Alphas go through softplus."""
+
+    def __init__(self, policy: Policy):
+        self.alpha_p, self.alpha_n = parameter((1,), policy), parameter((1,), policy)
+        self.beta, self.eps = parameter((), policy), parameter((), policy)  # in files; not trained
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        x = y.astype(jnp.float32)  # expm1(x) - x cancels
+        beta, eps = (jax.lax.stop_gradient(part[...]).astype(jnp.float32) for part in (self.beta, self.eps))
+        above, below = (jax.nn.softplus(part[...].astype(jnp.float32)) for part in (self.alpha_p, self.alpha_n))
+        bent = jnp.where(x > 0, above * x * x, (beta + below) * (jnp.expm1(jnp.minimum(x, eps)) - x))
+        return (bent + beta * x).astype(y.dtype)
+
+
+@family("apertus", NAMES, defaults=DEFAULTS, inert=("qk_norm",))
+def apertus(c: HFConfig) -> Decoder:
+    bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps))
+    mixer = base.attention(c, rope=c.rope(theta=THETA, default=ROPE), bias=bias, out_bias=bias, qk_norm=norm)
+    ffn = XIELU(c.intermediate_size) if c.hidden_act == "xielu" else MLP(c.intermediate_size, c.hidden_act, bias=False)
+    return base.pre_norm(c, [mixer] * c.num_hidden_layers, [ffn] * c.num_hidden_layers)
