@@ -84,4 +84,5 @@ APERTUS = [
     case("apertus", "xielu-biased", head_dim=10, attention_bias=True, rope_parameters=LLAMA3),
     case("apertus", "relu2-tied", hidden_act="relu2", tie_word_embeddings=True),
 ]
-CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE, *HUNYUAN, *NEMOTRON, *APERTUS]
+MINISTRAL = [case("ministral", "layer-types", head_dim=10, sliding_window=5, layer_types=[SLIDING, FULL, SLIDING])]
+CASES = [*OLMO3, *MINISTRAL3, *GLM, *GLM4, *EXAONE4, *SEED_OSS, *ERNIE, *HUNYUAN, *NEMOTRON, *APERTUS, *MINISTRAL]
