@@ -30,6 +30,7 @@ from easydel.quantize import make_int8
 from easydel.report import print_sizes
 from easydel.sharding import PartitionAxis, Rules, default_rules, shardings
 from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.weights import mxfp4
 from easydel.weights.load import load
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, TensorSource, head_differs, make_plan
@@ -103,9 +104,8 @@ def open_source(where: Path | Streamed, *, saved: bool) -> Source:
 
         config = gguf_config(checkpoint)
         return Source(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
-    config = HFConfig.from_file(directory / "config.json")
-    refuse_quantized(config)
-    return Source(path, config, checkpoint, checkpoint, manifest, identity)
+    config, tensors = dequantized(HFConfig.from_file(directory / "config.json"), checkpoint)
+    return Source(path, config, checkpoint, tensors, manifest, identity)
 
 
 def read_config(path: Path) -> HFConfig:
@@ -122,16 +122,24 @@ def gguf_config(checkpoint: Checkpoint) -> HFConfig:
     return HFConfig(hf_config(checkpoint.metadata, checkpoint), file=checkpoint.files[0])
 
 
-def refuse_quantized(config: HFConfig) -> None:
-    """UnsupportedModelError if the checkpoint holds weights packed by a quantization library."""
+def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Mapping[str, TensorSource]]:
+    """The config without what it says of packed weights, and tensors that decode them.
+
+    UnsupportedModelError if a quantization library packed them in a way that is not known here.
+    """
     settings = config.get("quantization_config")
-    if settings:
-        method = settings.get("quant_method") if isinstance(settings, HFConfig) else None
+    if not settings:
+        return config, checkpoint
+    method = settings.get("quant_method") if isinstance(settings, HFConfig) else None
+    if method != mxfp4.METHOD:
         raise UnsupportedModelError(
             f"the weights are quantized by {method or 'an unknown method'!r}",
             file=config.file,
             hint="use the unquantized checkpoint, with load_in_8bit=True if memory is short",
         )
+    mxfp4.refuse_remote(checkpoint)
+    values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+    return HFConfig(values, file=config.file), mxfp4.unpacked(checkpoint)
 
 
 def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:

@@ -28,8 +28,12 @@ class GLU:
         return GLULayer(self, features, policy)
 
     def combine(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        gate, up = checkpoint_name(gate, MLP_HIDDEN), checkpoint_name(up, MLP_HIDDEN)
+        gate, up = self.saved(gate, up)
         return activation(self.act)(gate) * up
+
+    def saved(self, gate: jax.Array, up: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same, under the name by which remat policies find what to keep."""
+        return checkpoint_name(gate, MLP_HIDDEN), checkpoint_name(up, MLP_HIDDEN)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class TopK:
     """The `k` experts with the highest scores, weighted by them.
 
     `renormalize` makes the weights sum to 1, then `scale` multiplies them. If `corrected`, a learned bias for each
-    expert counts in the choice, but not in the weights (DeepSeek-V3).
+    expert counts in the choice, but not in the weights (DeepSeek-V3); a `bias` is part of the scores (GPT-OSS).
     """
 
     k: int
@@ -56,6 +56,7 @@ class TopK:
     score: Literal["softmax", "sigmoid"] = "softmax"
     corrected: bool = False
     groups: Groups | None = None
+    bias: bool = False
 
     def choose(self, logits_BTE: jax.Array, correction_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Weights and indices of the chosen experts, [B, T, K] each, from float32 logits."""
@@ -113,13 +114,14 @@ class MoELayer(nnx.Module):
 
 
 class Gate(nnx.Module):
-    """The router's parameters: `kernel` [experts, features] and perhaps `correction_bias` [experts]; never quantized.
+    """The router's parameters: `kernel` [experts, features], perhaps `bias` and `correction_bias` [experts].
 
-    The bias is always float32: 16 bits would move experts past each other.
+    They are never quantized. The correction is always float32: 16 bits would move experts past each other.
     """
 
     def __init__(self, record: MoE, features: int, policy: Policy):
         self.kernel = parameter((record.experts, features), policy)
+        self.bias = parameter((record.experts,), policy) if record.router.bias else None
         correction = nnx.Param(jax.ShapeDtypeStruct((record.experts,), jnp.float32))
         self.correction_bias = correction if record.router.corrected else None
         self.router, self.policy = record.router, replace(policy, dtype=jnp.dtype(jnp.float32))
@@ -127,6 +129,8 @@ class Gate(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Weights and indices of the chosen experts, [B, T, K] each."""
         logits_BTE = contract(x_BTD, self.kernel[...], self.policy)
+        if self.bias is not None:
+            logits_BTE = logits_BTE + self.bias[...].astype(logits_BTE.dtype)
         return self.router.choose(logits_BTE, None if self.correction_bias is None else self.correction_bias[...])
 
 

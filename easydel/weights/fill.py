@@ -23,7 +23,7 @@ from easydel.checkpoint.tensor import has_nonfinite, row_major
 from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
-from easydel.weights.expressions import Expression, Index, Part, Source, Stack, Transpose, source_names
+from easydel.weights.expressions import Expression, Index, Part, Rows, Source, Stack, Transpose, source_names
 from easydel.weights.plan import Plan, TensorSource
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 
@@ -181,9 +181,12 @@ class Filler:
                 self._check_cast(path, tensor, columns, out)
 
     def _plain(self, path: str) -> bool:
-        """Whether a parameter's tensors are in local files, row after row; vectors (biases) have no rows."""
+        """Whether a parameter's tensors are in local files, row after row, and rows of them are rows of it.
+
+        Vectors (biases) have no rows, and of a table of fused ones the parameter has some columns.
+        """
         tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
-        return all(
+        return not _picks_columns(self.plan.expressions[path]) and all(
             isinstance(tensor, Tensor)
             and len(tensor.shape) > 1
             and tensor.encoding is None
@@ -266,6 +269,12 @@ def _transposed(expression: Expression) -> bool:
     if isinstance(expression, Transpose):
         return True
     return _transposed(expression.of[0] if isinstance(expression, Stack) else expression.of)
+
+
+def _picks_columns(expression: Expression) -> bool:
+    if isinstance(expression, Stack):
+        return _picks_columns(expression.of[0])
+    return isinstance(expression, Rows) and expression.dim == -1
 
 
 def assign(

@@ -155,4 +155,20 @@ DEEPSEEK_V3 = [
     ),
 ]
 
-CASES = MIXTRAL + QWEN2_MOE + QWEN3_MOE + OLMOE + DEEPSEEK_V2 + DEEPSEEK_V3
+GPT_OSS = [
+    case(
+        "gpt_oss",
+        "yarn",
+        num_hidden_layers=4,
+        num_local_experts=5,
+        num_experts_per_tok=3,
+        intermediate_size=20,
+        head_dim=10,
+        sliding_window=5,
+        swiglu_alpha=1.3,
+        swiglu_limit=0.6,
+        rope_parameters=YARN | {"truncate": False},
+    ),
+]
+
+CASES = MIXTRAL + QWEN2_MOE + QWEN3_MOE + OLMOE + DEEPSEEK_V2 + DEEPSEEK_V3 + GPT_OSS

@@ -1,0 +1,123 @@
+"""MXFP4, in which GPT-OSS keeps its experts: 4 bits a number, and an exponent for each block of 32 numbers.
+
+The OCP Microscaling Formats (MX) Specification v1.0, 2023. For the tensor X [experts, in, out] a checkpoint has
+X_blocks [experts, out, in / 32, 16], two numbers in a byte, the first one in the low half, and X_scales
+[experts, out, in / 32], exponents of two with an offset of 127; 255 says NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from easydel.checkpoint import Checkpoint, Tensor
+from easydel.checkpoint.problems import Problems
+from easydel.errors import UnsupportedModelError
+from easydel.weights.plan import TensorSource
+
+METHOD = "mxfp4"
+BLOCKS, SCALES = "_blocks", "_scales"
+BLOCK, BLOCK_BYTES = 32, 16
+MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Mxfp4Tensor:
+    """Numbers that lie in two tensors of the file, decoded for whichever part is read. bfloat16 holds them exactly."""
+
+    name: str
+    blocks: Tensor
+    scales: Tensor
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(ml_dtypes.bfloat16)
+
+    @property
+    def file(self) -> Path:
+        return self.blocks.file
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes + self.scales.nbytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        experts, outputs, blocks, _ = self.blocks.shape
+        return experts, blocks * BLOCK, outputs
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The slice `index` (of whole numbers, forwards) as bfloat16."""
+        ends = (part.indices(dim) for part, dim in zip((*index, *[slice(None)] * 3), self.shape, strict=False))
+        (first, last, _), (start, stop, _), (above, below, _) = ends
+        block = slice(start // BLOCK, -(-stop // BLOCK))
+        packed, scales = (tensor.read((slice(first, last), slice(above, below), block)) for tensor in self.parts)
+        values = _pairs()[packed].view(np.float32)  # 32 of each block, which is the last dimension
+        with np.errstate(over="ignore"):  # infinite, which loading finds
+            values *= _powers()[scales][..., None]
+        flat = values.reshape(*values.shape[:2], values.shape[2] * BLOCK)[..., start - block.start * BLOCK :]
+        flat = flat[..., : stop - start]
+        return flat.swapaxes(1, 2).astype(self.dtype)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        return self.blocks, self.scales
+
+
+def unpacked(checkpoint: Checkpoint) -> dict[str, TensorSource]:
+    """The tensors, with one for each pair of blocks and scales. CheckpointError lists pairs that do not fit."""
+    problems = Problems(checkpoint.catalog)
+    tensors: dict[str, TensorSource] = {}
+    for name, tensor in checkpoint.items():
+        if name.endswith(SCALES) and f"{name.removesuffix(SCALES)}{BLOCKS}" in checkpoint:
+            continue
+        if not name.endswith(BLOCKS):
+            tensors[name] = tensor
+            continue
+        stem = name.removesuffix(BLOCKS)
+        scales = checkpoint.get(f"{stem}{SCALES}")
+        if scales is None:
+            problems.add(f"has no {stem}{SCALES} beside it", name)
+        elif problem := _problem(tensor, scales):
+            problems.add(problem, name)
+        else:
+            tensors[stem] = Mxfp4Tensor(stem, tensor, scales)
+    problems.check(hint="the checkpoint is damaged, or quantized in another way than its config says")
+    return tensors
+
+
+def refuse_remote(checkpoint: Checkpoint) -> None:
+    """UnsupportedModelError if the weights are elsewhere: each part of a tensor would fetch it whole."""
+    if any(tensor.source is not None for tensor in checkpoint.values()):
+        raise UnsupportedModelError(
+            "MXFP4 weights cannot be streamed", file=checkpoint.catalog, hint="load them without stream=True"
+        )
+
+
+def _problem(blocks: Tensor, scales: Tensor) -> str | None:
+    if blocks.dtype != np.uint8 or scales.dtype != np.uint8:
+        return f"is {blocks.dtype}, its scales are {scales.dtype}, expected uint8 for both"
+    if len(blocks.shape) != 4 or blocks.shape[-1] != BLOCK_BYTES or scales.shape != blocks.shape[:-1]:
+        expected = f"[experts, outputs, blocks, {BLOCK_BYTES}] and the same without the last"
+        return f"is {list(blocks.shape)}, its scales are {list(scales.shape)}, expected {expected}"
+    return None
+
+
+@cache
+def _pairs() -> np.ndarray:
+    """For each byte its two numbers, as float32 side by side in 8 bytes."""
+    values = np.array([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], np.float32)
+    byte = np.arange(256)
+    return np.stack([values[byte & 15], values[byte >> 4]], axis=-1).view(np.uint64)[:, 0]
+
+
+@cache
+def _powers() -> np.ndarray:
+    """For each scale its power of two."""
+    powers = np.ldexp(np.float32(1), np.arange(-127, 129)).astype(np.float32)
+    powers[255] = np.nan
+    return powers
