@@ -60,6 +60,8 @@ FORMS = {
         Rows(Transpose(Source("a")), np.r_[1, 8:10, 0], 10),
         lambda a, b: a.T[np.r_[1, 8:10, 0]],
     ),
+    "every other row of the transpose": (Rows(Transpose(Source("a")), np.arange(0, 10, 2), 10), lambda a, b: a.T[::2]),
+    "every third column": (Rows(Source("a"), np.arange(0, 10, 3), 10, -1), lambda a, b: a[:, ::3]),
     "stack": (Stack((Source("b"), Source("a"))), lambda a, b: np.stack([b, a])),
     "stack of rows": (
         Stack(tuple(Rows(Source(name), np.arange(1, 12, 2), 12) for name in "ab")),
@@ -112,7 +114,9 @@ def test_single_numbers_are_read_and_stacked(stored: np.dtype, wanted: np.dtype,
 
 
 def test_runs_are_maximal():
-    assert list(runs(np.array([4, 5, 6, 2, 3, 9]))) == [(4, 7), (2, 4), (9, 10)]
+    assert list(runs(np.array([4, 5, 6, 2, 3, 9]))) == [slice(4, 7), slice(2, 4), slice(9, 10)]
+    assert list(runs(np.array([1, 4, 7]))) == [slice(1, 8, 3)]
+    assert list(runs(np.array([5, 3, 1]))) == [slice(5, 6), slice(3, 4), slice(1, 2)]
 
 
 def test_casts_equal_those_of_torch(tmp_path: Path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cases import Case
 from cases.llama import SIZES
+from cases.moe import GPT_OSS
 from hub_server import Fault, Hub, Repo, serving
 from parity import make_reference
 from safetensors.numpy import load_file, save_file
@@ -92,6 +93,17 @@ def test_streamed_parameters_equal_local_ones_and_every_byte_comes_once(
     else:
         assert all(before[1] <= after[0] for before, after in pairwise(asked))
     assert sum(stop - start for start, stop in asked) == total
+
+
+def test_streamed_columns_that_alternate_equal_local_ones(hub: Hub, tmp_path_factory: pytest.TempPathFactory):
+    directory = tmp_path_factory.mktemp("gpt_oss")
+    make_reference(GPT_OSS[0], directory)
+    upload(hub, directory)
+    for arguments in (TP, {"load_in_8bit": True}):
+        expected = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)[1])
+        found = streamed(**arguments)
+        for path, leaf in expected.items():
+            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
 def stored_leaves(directory: Path) -> dict[str, np.ndarray]:

@@ -6,8 +6,8 @@ a selection of its rows (fused q|k|v in any order, rotary permutations), and a s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,18 @@ class Part:
     name: str
     index: Index
     out: np.ndarray
+
+    def in_runs(self, dims: int) -> Iterator[Part]:
+        """The same as parts that leave nothing out in the first `dims` dimensions."""
+        stepped = next((dim for dim in range(dims) if (self.index[dim].step or 1) > 1), None)
+        if stepped is None:
+            yield self
+            return
+        found = self.index[stepped]
+        for place, row in enumerate(range(found.start, found.stop, found.step)):
+            index = (*self.index[:stepped], slice(row, row + 1), *self.index[stepped + 1 :])
+            rows = (*[slice(None)] * stepped, slice(place, place + 1))
+            yield from Part(self.name, index, self.out[rows]).in_runs(dims)
 
 
 @dataclass(frozen=True)
@@ -91,10 +103,11 @@ class Rows:
 
     def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
         dim, filled = len(index) + self.dim, 0
-        for start, stop in runs(self.index[index[dim]]):
-            rows = (*[slice(None)] * dim, slice(filled, filled + stop - start))
-            yield from self.of.parts((*index[:dim], slice(start, stop), *index[dim + 1 :]), out[rows])
-            filled += stop - start
+        for run in runs(self.index[index[dim]]):
+            count = len(range(run.start, run.stop, run.step or 1))
+            rows = (*[slice(None)] * dim, slice(filled, filled + count))
+            yield from self.of.parts((*index[:dim], run, *index[dim + 1 :]), out[rows])
+            filled += count
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
         assert isinstance(self.of, Source | Transpose)
@@ -126,13 +139,37 @@ class Stack:
 Expression = Source | Transpose | Squeeze | Rows | Stack
 
 
-def runs(index: np.ndarray) -> Sequence[tuple[int, int]]:
-    """`index` as (start, stop) runs of consecutive numbers: runs are what files can be read in."""
+def straightened(
+    expressions: Mapping[str, Expression], turned: Collection[str]
+) -> tuple[dict[str, Expression], set[str]]:
+    """Expressions that read what is in `turned` as it is wherever they read its transpose; what that applies to.
+
+    It has to apply to all that read a tensor: others stay.
+    """
+    turned = set(turned) - {name for expression in expressions.values() for name in _names(expression, plain=True)}
+    return {path: _straight(expression, turned) for path, expression in expressions.items()}, turned
+
+
+def _straight(expression: Expression, turned: Collection[str]) -> Expression:
+    if isinstance(expression, Source):
+        return expression
+    if isinstance(expression, Stack):
+        return Stack(tuple(_straight(part, turned) for part in expression.of))
+    if isinstance(expression, Transpose) and isinstance(expression.of, Source) and expression.of.name in turned:
+        return expression.of
+    return replace(expression, of=_straight(expression.of, turned))
+
+
+def runs(index: np.ndarray) -> Sequence[slice]:
+    """`index` as slices: one if its numbers are equally far apart, else one for each run of consecutive numbers."""
     if not len(index):
-        return [(0, 0)]
-    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+        return [slice(0, 0)]
+    gaps = np.diff(index)
+    if len(gaps) and gaps[0] > 1 and np.all(gaps == gaps[0]):
+        return [slice(int(index[0]), int(index[-1]) + 1, int(gaps[0]))]
+    breaks = np.flatnonzero(gaps != 1) + 1
     starts, stops = np.r_[0, breaks], np.r_[breaks, len(index)]
-    return [(int(index[a]), int(index[b - 1]) + 1) for a, b in zip(starts, stops, strict=True)]
+    return [slice(int(index[a]), int(index[b - 1]) + 1) for a, b in zip(starts, stops, strict=True)]
 
 
 def assemble(shape: tuple[int, ...], dtype: np.dtype, pieces: Sequence[Piece]) -> np.ndarray:
@@ -155,11 +192,12 @@ def source_names(expressions: Mapping[str, Expression]) -> dict[str, list[str]]:
     return readers
 
 
-def _names(expression: Expression) -> Iterator[str]:
+def _names(expression: Expression, *, plain: bool = False) -> Iterator[str]:
+    """The tensors that are read; `plain`: not those that are read as a transpose."""
     if isinstance(expression, Source):
         yield expression.name
     elif isinstance(expression, Stack):
         for part in expression.of:
-            yield from _names(part)
-    else:
-        yield from _names(expression.of)
+            yield from _names(part, plain=plain)
+    elif not (plain and isinstance(expression, Transpose)):
+        yield from _names(expression.of, plain=plain)

@@ -7,6 +7,7 @@ received: columns one run per row if runs are long, otherwise whole rows, of whi
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
 from easydel.weights.expressions import Expression, Index, Part, Rows, Source, Stack, Transpose, source_names
-from easydel.weights.plan import Plan, TensorSource
+from easydel.weights.plan import FLOAT32, Plan, TensorSource
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 
 # Rows that several operations go over, or that one request fetches: with fewer, threads wait for the interpreter, and
@@ -51,7 +52,7 @@ class Filler:
 
         Not `checked`, NaN and Inf may go unnoticed: somebody else looks for them.
         """
-        for part in self.plan.expressions[path].parts(index, out):
+        for part in self._parts(path, index, out):
             self._copy(path, part, checked)
 
     def fill_int8(self, path: str, rows: Index, outs: Sequence[tuple[slice, np.ndarray]], scales: np.ndarray) -> None:
@@ -73,7 +74,7 @@ class Filler:
     def fill_shared(self, path: str, parts: Sequence[tuple[Index, np.ndarray]]) -> None:
         """Parts of a parameter that lie in the same rows of the file: what they span is read once."""
         if not self.transposed(path) and self._plain(path):
-            sources = (self.plan.expressions[path].parts(index, out) for index, out in parts)
+            sources = (self._parts(path, index, out) for index, out in parts)
             for columns in zip(*sources, strict=True):
                 self._deal(path, columns)
             return
@@ -141,6 +142,13 @@ class Filler:
             raise too_large(out.dtype, path, tensor.file)
         self._check(tensor, tensor.name, out if narrower else stored)
 
+    def _parts(self, path: str, index: Index, out: np.ndarray) -> Iterator[Part]:
+        """Parts as they can be read: of a tensor whose bytes are the array, rows are skipped by another read."""
+        for part in self.plan.expressions[path].parts(index, out):
+            tensor = self.plan.tensors[part.name]
+            plain = isinstance(tensor, Tensor) and tensor.encoding is None
+            yield from part.in_runs(len(part.index) - 1 if plain else 0)
+
     def _copy(self, path: str, part: Part, checked: bool) -> None:
         tensor, out = self.plan.tensors[part.name], part.out
         if isinstance(tensor, Tensor) and tensor.source is not None and not is_contiguous(tensor, part.index):
@@ -148,13 +156,24 @@ class Filler:
             return
         with self._lock:
             self.bytes_read += bytes_of(tensor, out.size)
-        if not isinstance(tensor, Tensor) or tensor.encoding is not None or not is_contiguous(tensor, part.index):
+        if not isinstance(tensor, Tensor) or tensor.encoding is not None:
+            self._decode(path, tensor, part)
+        elif not is_contiguous(tensor, part.index):
             assign(out, tensor.read(part.index), path)
             self._check(tensor, part.name, out)
         elif tensor.dtype == out.dtype and out.flags.c_contiguous:
             self._read_checked(tensor, first_byte(tensor, part.index), out)
         else:
             self._cast(path, tensor, part, checked)
+
+    def _decode(self, path: str, tensor: TensorSource, part: Part) -> None:
+        """What is computed from the bytes, in steps that stay in the processor's cache; of another machine, at once."""
+        room = sys.maxsize if self.remote else ROWS_BYTES
+        depth, below = _depth(part.out.shape, FLOAT32.itemsize, room)
+        for block, picked in _blocks(part.index[:depth], below, room):
+            out = part.out[picked]
+            assign(out, tensor.read((*block, *part.index[depth:])), path)
+            self._check(tensor, part.name, out)
 
     def _deal(self, path: str, parts: Sequence[Part]) -> None:
         """Whole rows of a local tensor, to the parts that each have some columns of them."""
@@ -199,7 +218,7 @@ class Filler:
         """Columns of a remote tensor: their run of each row if that is long, else picked from whole rows."""
         *leading, columns = part.index
         run = (columns.stop - columns.start) * tensor.dtype.itemsize
-        short = run < RUN_BYTES
+        short = run < RUN_BYTES or (columns.step or 1) > 1
         taken = slice(0, tensor.shape[-1]) if short else columns
         whole = taken == slice(0, tensor.shape[-1])
         row_bytes = tensor.shape[-1] * tensor.dtype.itemsize if whole else ROWS_BYTES
@@ -249,13 +268,24 @@ def _blocks(rows: Index, row_bytes: int, room: int) -> Iterator[tuple[Index, Ind
         yield (), ()
         return
     *outer, last = rows
-    step = max(room // row_bytes, 1) if row_bytes else max(last.stop - last.start, 1)
-    for lead in np.ndindex(*(part.stop - part.start for part in outer)):
-        block = tuple(slice(part.start + i, part.start + i + 1) for part, i in zip(outer, lead, strict=True))
+    count = _taken(last)
+    step = max(room // row_bytes, 1) if row_bytes else max(count, 1)
+    for lead in np.ndindex(*map(_taken, outer)):
+        block = tuple(_part(part, i, i + 1) for part, i in zip(outer, lead, strict=True))
         picked = tuple(slice(i, i + 1) for i in lead)
-        for start in range(last.start, last.stop, step):
-            stop = min(start + step, last.stop)
-            yield (*block, slice(start, stop)), (*picked, slice(start - last.start, stop - last.start))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            yield (*block, _part(last, start, stop)), (*picked, slice(start, stop))
+
+
+def _taken(part: slice) -> int:
+    return len(range(part.start, part.stop, part.step or 1))
+
+
+def _part(of: slice, start: int, stop: int) -> slice:
+    """What slice(start, stop) of something that is slice `of` takes."""
+    step = of.step or 1
+    return slice(of.start + start * step, of.start + (stop - 1) * step + 1, of.step)
 
 
 def _within(common: Sequence[slice], index: Sequence[slice]) -> Index:

@@ -54,6 +54,10 @@ class HFTensor:
     def dtype(self) -> np.dtype:
         return self.tensor.dtype if self.add is None else np.dtype(np.float32)
 
+    @property
+    def turned(self) -> Tensor | None:
+        return self.tensor if self.transposed else None
+
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """The slice `index`, a view of the file where nothing needs to be computed."""
         if self.transposed:

@@ -7,7 +7,7 @@ X_blocks [experts, out, in / 32, 16], two numbers in a byte, the first one in th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -27,11 +27,15 @@ MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 @dataclass(frozen=True, eq=False)
 class Mxfp4Tensor:
-    """Numbers that lie in two tensors of the file, decoded for whichever part is read. bfloat16 holds them exactly."""
+    """Numbers that lie in two tensors of the file, decoded for whichever part is read. bfloat16 holds them exactly.
+
+    Not `transposed`, it is as it lies there, [experts, out, in].
+    """
 
     name: str
     blocks: Tensor
     scales: Tensor
+    transposed: bool = True
 
     @property
     def dtype(self) -> np.dtype:
@@ -48,24 +52,26 @@ class Mxfp4Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         experts, outputs, blocks, _ = self.blocks.shape
-        return experts, blocks * BLOCK, outputs
-
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The slice `index` (of whole numbers, forwards) as bfloat16."""
-        ends = (part.indices(dim) for part, dim in zip((*index, *[slice(None)] * 3), self.shape, strict=False))
-        (first, last, _), (start, stop, _), (above, below, _) = ends
-        block = slice(start // BLOCK, -(-stop // BLOCK))
-        packed, scales = (tensor.read((slice(first, last), slice(above, below), block)) for tensor in self.parts)
-        values = _pairs()[packed].view(np.float32)  # 32 of each block, which is the last dimension
-        with np.errstate(over="ignore"):  # infinite, which loading finds
-            values *= _powers()[scales][..., None]
-        flat = values.reshape(*values.shape[:2], values.shape[2] * BLOCK)[..., start - block.start * BLOCK :]
-        flat = flat[..., : stop - start]
-        return flat.swapaxes(1, 2).astype(self.dtype)
+        return (experts, blocks * BLOCK, outputs) if self.transposed else (experts, outputs, blocks * BLOCK)
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        return self.blocks, self.scales
+    def turned(self) -> Mxfp4Tensor:
+        return replace(self, transposed=not self.transposed)
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The slice `index`, forwards, as float32."""
+        experts, *sides = (*index, *[slice(None)] * (3 - len(index)))
+        if self.transposed:
+            return self.turned.read((experts, *sides[::-1])).swapaxes(1, 2)
+        outputs, inputs = sides
+        start, stop, step = inputs.indices(self.shape[-1])
+        first, last = start // BLOCK, -(-stop // BLOCK)
+        packed, scales = (part.read((experts, outputs, slice(first, last))) for part in (self.blocks, self.scales))
+        values = _pairs()[packed].view(np.float32)  # 32 of each block, in the last dimension
+        with np.errstate(over="ignore"):  # infinite, which loading finds
+            values *= _powers()[scales][..., None]
+        rows = values.reshape(*values.shape[:2], values.shape[2] * BLOCK)
+        return rows[..., start - first * BLOCK : stop - first * BLOCK : step]
 
 
 def unpacked(checkpoint: Checkpoint) -> dict[str, TensorSource]:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from easydel.errors import CheckpointError, listed
-from easydel.weights.expressions import Expression, Index, Stack, source_names
+from easydel.weights.expressions import Expression, Index, Stack, source_names, straightened
 from easydel.weights.names import Names
 
 FLOAT32 = np.dtype(np.float32)
@@ -20,7 +20,10 @@ BLOCK_BYTES = 16 << 20
 
 
 class TensorSource(Protocol):
-    """What a plan needs of a checkpoint's tensor; `checkpoint.Tensor` is one."""
+    """What a plan needs of a checkpoint's tensor; `checkpoint.Tensor` is one.
+
+    One whose last two dimensions are the other way round in the file may have that as `turned`, also a TensorSource.
+    """
 
     @property
     def name(self) -> str: ...
@@ -102,7 +105,9 @@ def make_plan(
     if problems:
         raise _misfit(problems, file)
     ignorable = tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
-    return Plan(expressions, shapes, found, ignorable)
+    turned = {name: other for name, tensor in found.items() if (other := getattr(tensor, "turned", None)) is not None}
+    expressions, chosen = straightened(expressions, turned)
+    return Plan(expressions, shapes, found | {name: turned[name] for name in chosen}, ignorable)
 
 
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:

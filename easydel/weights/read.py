@@ -140,7 +140,7 @@ def is_contiguous(tensor: Tensor, index: Index) -> bool:
     whole = True
     for part, dim, stride in reversed(list(zip(index, tensor.shape, tensor.strides, strict=True))):
         taken = part.stop - part.start
-        if taken > 1 and (stride != expected or not whole):
+        if (part.step or 1) > 1 or (taken > 1 and (stride != expected or not whole)):
             return False
         whole = whole and taken == dim
         expected *= dim

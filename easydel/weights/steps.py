@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import extent
 from easydel.weights.expressions import Index, Part
 from easydel.weights.fill import mappable, memoryless
+from easydel.weights.mxfp4 import Mxfp4Tensor
 from easydel.weights.plan import Plan, Zeros
 from easydel.weights.read import bytes_of, first_byte, is_contiguous
 
@@ -27,7 +27,7 @@ ACTIONS: dict[Action, str] = {
     "read": "copied as it is",
     "gather": "copied out of rows or columns that are not in one run",
     "cast": "converted to the storage dtype",
-    "dequantize": "decoded from GGUF blocks",
+    "dequantize": "decoded from blocks of numbers of a few bits",
     "quantize": "made int8 with a scale per row",
     "fill": "zeros, which the file leaves out",
 }
@@ -85,7 +85,7 @@ def _action(plan: Plan, part: Part, dtype: np.dtype) -> Action:
     tensor = plan.tensors[part.name]
     if isinstance(tensor, Zeros):
         return "fill"
-    if _stored(tensor).encoding is not None:
+    if isinstance(tensor, Mxfp4Tensor) or _stored(tensor).encoding is not None:
         return "dequantize"
     if tensor.dtype != dtype:
         return "cast"
@@ -95,14 +95,15 @@ def _action(plan: Plan, part: Part, dtype: np.dtype) -> Action:
 
 def _step(plan: Plan, path: str, index: Index, part: Part, action: Action) -> Step:
     tensor = plan.tensors[part.name]
-    if isinstance(tensor, Zeros):
-        return Step(path, index, tensor.name, tensor.file, None, None, 0, action)
+    nbytes = bytes_of(tensor, part.out.size)
+    if isinstance(tensor, Zeros | Mxfp4Tensor):
+        return Step(path, index, tensor.name, tensor.file, None, None, nbytes, action)
     stored, sizes = _stored(tensor), [part.stop - part.start for part in part.index]
     if stored is not tensor or stored.encoding is not None:  # whole blocks, rows in another order: of the whole tensor
         start, span = stored.offset, stored.nbytes
     else:
         start, span = first_byte(stored, part.index), extent(sizes, stored.strides, stored.dtype.itemsize)
-    return Step(path, index, tensor.name, stored.file, start, start + span, bytes_of(tensor, prod(sizes)), action)
+    return Step(path, index, tensor.name, stored.file, start, start + span, nbytes, action)
 
 
 def _stored(tensor: object) -> Tensor:
