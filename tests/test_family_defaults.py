@@ -23,8 +23,6 @@ def transformers_default(model_type: str) -> Any:
 def values_of(config: Any, key: str) -> list[Any]:
     """What transformers has for `key`: as its class declares it, as it computes it, or among rotary settings."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if key == "rope_scaling":  # as a file before `rope_parameters` had them
-        return [{name: value for name, value in rope.items() if name != "rope_theta"}]
     places = (vars(type(config)).get(key), getattr(config, key, None), rope.get(key))
     return [value for value in places if value is not None]
 

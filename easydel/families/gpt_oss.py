@@ -32,7 +32,7 @@ EXPERTS = {"num_local_experts": 128, "num_experts_per_tok": 4, "swiglu_alpha": 1
 LENGTHS = {"max_position_embeddings": 131072, "sliding_window": 128, "rms_norm_eps": 1e-5, "rope_theta": 150000.0}
 YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 YARN |= {"original_max_position_embeddings": 4096}
-DEFAULTS = base.DEFAULTS | SIZES | HEADS | EXPERTS | LENGTHS | {"rope_scaling": YARN}
+DEFAULTS = base.DEFAULTS | SIZES | HEADS | EXPERTS | LENGTHS
 # what OpenAI's own code calls num_experts_per_tok and original_max_position_embeddings; the activation is always SwiGLU
 INERT = ("experts_per_token", "initial_context_length", "hidden_act")
 
@@ -56,7 +56,7 @@ def gpt_oss(c: HFConfig) -> Decoder:
     window = {SLIDING: c.sliding_window, FULL: None}
     kinds = layer_types(c, [FULL if layer % 2 else SLIDING for layer in layers])
     bias = {"bias": c.attention_bias, "out_bias": c.attention_bias}
-    mixers = [base.attention(c, window=window[kind], sinks=True, **bias) for kind in kinds]
+    mixers = [base.attention(c, rope=c.rope(default=YARN), window=window[kind], sinks=True, **bias) for kind in kinds]
     expert = ClampedGLU(c.intermediate_size, "silu", bias=True, alpha=c.swiglu_alpha, limit=c.swiglu_limit)
     router = TopK(c.num_experts_per_tok, renormalize=True, bias=True)  # a softmax over the chosen ones alone
     return base.pre_norm(c, mixers, [MoE(c.num_local_experts, expert, router)] * len(layers))

@@ -171,7 +171,7 @@ class Filler:
         room = sys.maxsize if self.remote else ROWS_BYTES
         depth, below = _depth(part.out.shape, FLOAT32.itemsize, room)
         for block, picked in _blocks(part.index[:depth], below, room):
-            out = part.out[picked]
+            out = part.out[*picked, ...]
             assign(out, tensor.read((*block, *part.index[depth:])), path)
             self._check(tensor, part.name, out)
 
