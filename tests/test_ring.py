@@ -71,6 +71,24 @@ def test_values_and_gradients_equal_one_device(
         np.testing.assert_allclose(gradient, expected_grads[name], atol=1e-5, err_msg=name)
 
 
+def test_gradients_of_queries_that_see_no_key_equal_one_device():
+    rng, ring = np.random.default_rng(0), ring_of(1, 1, 1, 4)
+    parts = [
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((1, 16, N, C), (1, K, 16, C), (1, K, 16, V))
+    ]
+    weights, valid = jnp.asarray(rng.normal(size=(1, 16, N, V)), jnp.float32), jnp.zeros((1, 16), bool)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, how: Any) -> jax.Array:
+        return jnp.sum(weights * how(q, k, v, Scores(0.5), valid_BS=valid))
+
+    def split(q: Any, k: Any, v: Any, scores: Scores, **options: Any) -> jax.Array:
+        return attend_ring(q, k, v, scores, ring, **options)
+
+    found, expected = (jax.grad(loss, (0, 1, 2))(*parts, how) for how in (split, attend))
+    for gradient, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(gradient, other, atol=2e-6)
+
+
 def test_what_a_device_holds_falls_with_their_number():
     def temporary_bytes(devices: int) -> int:
         ring = ring_of(1, 1, 1, devices)

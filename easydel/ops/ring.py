@@ -147,7 +147,7 @@ def _ring_forward(
     state, _ = _rounds(scores, axis, devices, visit, state, (k, v, row, *starts), ())
     top, total, summed = state
     out = (summed / total).astype(q.dtype)
-    return out, (q, k, v, row, sinks_KG, starts, out, top + jnp.log(total))
+    return out, (q, k, v, row, sinks_KG, starts, out, top, total)
 
 
 def _beside(q: jax.Array, starts: Any, mine: int) -> Any:
@@ -172,12 +172,12 @@ def _absorb(scores: Scores, distance: Any, own: Any, visitors: Any) -> Any:
 
 
 def _ring_backward(scores: Scores, axis: str, devices: int, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
-    q, k, v, row, sinks_KG, starts, out, log_total = kept
+    q, k, v, row, sinks_KG, starts, out, top, total = kept  # not one number: beside MASKED a log would be lost
     d_out = d_out.astype(jnp.float32)
     delta = jnp.sum(d_out * out.astype(jnp.float32), axis=-1, keepdims=True)
 
     def visit(d_q: Any, gradients: Any, mine: int, theirs: int, distance: jax.Array, visitors: Any) -> Any:
-        own = (q[mine], d_out[mine], delta[mine], log_total[mine], *_beside(q, starts, mine))
+        own = (*(part[mine] for part in (q, d_out, delta, top, total)), *_beside(q, starts, mine))
         seen = tuple(part[theirs] for part in visitors)
         one_q, one_k, one_v = _blockwise_gradients(scores, distance, own, seen)
         d_k, d_v = gradients
@@ -186,7 +186,7 @@ def _ring_backward(scores: Scores, axis: str, devices: int, kept: Any, d_out: ja
     zeros = [jnp.zeros(part.shape, jnp.float32) for part in (q, k, v)]
     visitors = (k, v, row, *starts)
     d_q, (d_k, d_v) = _rounds(scores, axis, devices, visit, zeros[0], visitors, (zeros[1], zeros[2]))
-    sink_weight = jnp.exp(sinks_KG[:, :, None, None] - log_total)
+    sink_weight = jnp.exp(sinks_KG[:, :, None, None] - top) / total
     d_sinks = -jnp.sum(sink_weight * delta, axis=(0, 1, 4, 5))
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks, None
 
@@ -278,8 +278,8 @@ def _blockwise_gradients(scores: Scores, distance: jax.Array, own: Any, visitors
 
 
 def _surrogate(scores: Scores, distance: Any, own: Any, visitors: Any) -> jax.Array:
-    q_GTC, d_out, delta, log_total, *own_start = own
+    q_GTC, d_out, delta, top, total, *own_start = own
     k_SC, v_SV, row_S, *starts_S = visitors
     row = _row(row_S, own_start, starts_S)
-    w_GTS = jnp.exp(masked_scores(q_GTC, k_SC, None, row, distance, scores) - log_total)
+    w_GTS = jnp.exp(masked_scores(q_GTC, k_SC, None, row, distance, scores) - top) / total
     return jnp.sum(weighted_sum(w_GTS, v_SV, scores) * d_out) - jnp.sum(w_GTS * delta)
