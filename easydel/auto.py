@@ -17,7 +17,7 @@ from easydel.families import Family, find_family, key_readers
 from easydel.generate.settings import read_defaults
 from easydel.hub import fetch
 from easydel.hub import stream as open_stream
-from easydel.loading import build_model, check_sizes, fill, open_source, placement, read_config
+from easydel.loading import build_model, check_sizes, fill, language_model, open_source, placement, read_config
 from easydel.model import BaseNNXModule
 from easydel.policy import REMAT, REMAT_POLICIES, Policy, float_dtype
 from easydel.processes import one_outcome
@@ -160,7 +160,7 @@ class AutoEasyDeLModelForCausalLM:
         )
         with one_outcome() as check_others:
             obtain = open_stream if stream else fetch
-            source = open_source(obtain(pretrained_model_name_or_path, **options), saved=not from_torch)
+            source = language_model(open_source(obtain(pretrained_model_name_or_path, **options), saved=not from_torch))
             family = choose_family(source.config, encoder_decoder=cls.encoder_decoder)
             config = family.configured(
                 source.config, {**(config_kwargs or {}), **_config_kwargs(kwargs, source.config, family)}
@@ -220,11 +220,18 @@ def choose_family(config: HFConfig, *, encoder_decoder: bool) -> Family:
         family = find_family(model_type, encoder_decoder=encoder_decoder or whole)
     except UnsupportedModelError as error:
         code = ", and the repository's own code for it is never run" if "auto_map" in config else ""
-        problem = f"{error.problem}{code}"
+        problem = f"{error.problem}{_around(config)}{code}"
         raise UnsupportedModelError(problem, file=config.file, hint=error.hint) from None
     if "auto_map" in config:
         logger.info("%s brings code of its own (auto_map): not run, our %s is used", config.file, model_type)
     return family
+
+
+def _around(config: HFConfig) -> str:
+    """For a multimodal model that we do not know, what its language model is."""
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, HFConfig) else None
+    return "" if inner is None else f" (multimodal, around {shown(inner)})"
 
 
 def check_heads_of(model: BaseNNXModule, policy: Policy) -> None:

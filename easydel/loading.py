@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +22,7 @@ from easydel.checkpoint.open import open_remote
 from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, UnsupportedModelError, listed
-from easydel.families import Family
+from easydel.families import Family, find_family, find_wrapper
 from easydel.model import BaseNNXModule, CausalLMOutput, forward
 from easydel.policy import Policy
 from easydel.progress import progress_bar
@@ -108,11 +108,39 @@ def open_source(where: Path | Streamed, *, saved: bool) -> Source:
     return Source(path, config, checkpoint, tensors, manifest, identity)
 
 
+def language_model(source: Source) -> Source:
+    """What `source` holds of a language model: all, or of a multimodal checkpoint that part, as one of its own."""
+    outer = source.config
+    wrapper = find_wrapper(outer.get("model_type"))
+    if wrapper is None or source.manifest is not None:
+        return source
+    config, tensors = wrapper.language_config(outer), source.tensors
+    if "quantization_config" in config:
+        config, tensors = dequantized(config, source.checkpoint)
+    try:
+        find_family(config.model_type)
+    except UnsupportedModelError as error:
+        problem = f"is a {wrapper.model_type} whose language model is {shown(config.model_type)}: not implemented"
+        raise UnsupportedModelError(problem, file=outer.file, hint=error.hint) from None
+    logger.warning(
+        "%s: of this %s the language model alone is loaded (%s): text, no images or sound",
+        source.path,
+        wrapper.model_type,
+        config.model_type,
+    )
+    return replace(source, config=config, tensors=wrapper.language_tensors(tensors))
+
+
 def read_config(path: Path) -> HFConfig:
-    """The config at `path`: a directory, or one file beside a config.json. A GGUF file holds its own."""
+    """The config at `path`: a directory, or one file beside a config.json. A GGUF file holds its own.
+
+    Of a multimodal model that we know, it is the language model's.
+    """
     file = (path if path.is_dir() else path.parent) / "config.json"
     if path.suffix != ".gguf" and (file.is_file() or not list(path.glob("*.gguf"))):
-        return HFConfig.from_file(file)
+        config = HFConfig.from_file(file)
+        wrapper = find_wrapper(config.get("model_type"))
+        return config if wrapper is None else wrapper.language_config(config)
     return gguf_config(open_checkpoint(find_checkpoint(path)))
 
 

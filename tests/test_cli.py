@@ -14,7 +14,7 @@ import easydel
 from easydel.cli.options import GREEDY, Sampling, parse_mesh
 from easydel.cli.tables import parse_size, size
 from easydel.errors import ArgumentError
-from easydel.families import all_families
+from easydel.families import all_families, all_wrappers
 
 COMMANDS = ("generate", "chat", "inspect", "plan", "train", "verify", "export", "families")
 
@@ -57,7 +57,8 @@ def test_version_is_that_of_the_package():
 
 def test_families_are_all_listed():
     listed = invoke_json("families")
-    assert [row["model_type"] for row in listed] == [family.model_type for family in all_families().values()]
+    loaded = [*all_families().values(), *all_wrappers().values()]
+    assert [row["model_type"] for row in listed] == sorted(family.model_type for family in loaded)
     assert all(row["description"] for row in listed)
     shown = invoke("families").stdout
     assert all(row["model_type"] in shown for row in listed)

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "threads", "compilation"},
     {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize", "inputs"},
     {"layers", "weights", "hub", "tokenizer", "cache"},
-    {"decoder", "encdec"},
+    {"decoder", "encdec", "wrapper"},
     {"families"},
     {"model", "generate", "lora", "saving", "progress", "report"},
     {"loading"},

@@ -69,13 +69,26 @@ def _their_logits(path: Path, inputs: Inputs) -> np.ndarray:
     import torch
     import transformers
 
-    whole = DECODER_IDS in inputs
-    model = _their_model(path, transformers.AutoModelForSeq2SeqLM if whole else transformers.AutoModelForCausalLM)
+    if DECODER_IDS in inputs:
+        auto = transformers.AutoModelForSeq2SeqLM
+    elif _is_multimodal(path):
+        auto = transformers.AutoModelForImageTextToText
+    else:
+        auto = transformers.AutoModelForCausalLM
+    model = _their_model(path, auto)
     tensors = {name: torch.tensor(values) for name, values in inputs.items()}
     if "position_ids" in signature(model.forward).parameters:
         tensors["position_ids"] = (tensors["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         return model(**tensors).logits.float().numpy()
+
+
+def _is_multimodal(path: Path) -> bool:
+    from easydel.config import HFConfig
+    from easydel.families import find_wrapper
+
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return file.is_file() and find_wrapper(HFConfig.from_file(file).get("model_type")) is not None
 
 
 def _their_model(path: Path, auto: Any) -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
 
 from easydel.cli.options import Json
 from easydel.cli.tables import print_table
@@ -11,16 +14,14 @@ from easydel.cli.tables import print_table
 
 def families(as_json: Json = False) -> None:
     """List the model types that can be loaded (the model_type of a config.json)."""
-    from easydel.families import all_families
+    from easydel.families import all_families, all_wrappers
 
     found = [
-        {
-            "model_type": family.model_type,
-            "encoder_decoder": family.encoder_decoder,
-            "description": (sys.modules[family.build.__module__].__doc__ or "").strip().split("\n")[0],
-        }
+        _facts(family.model_type, family.build, encoder_decoder=family.encoder_decoder)
         for family in all_families().values()
     ]
+    found += [_facts(wrapper.model_type, wrapper.text, multimodal=True) for wrapper in all_wrappers().values()]
+    found.sort(key=itemgetter("model_type"))
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -28,10 +29,22 @@ def families(as_json: Json = False) -> None:
         ("model_type", "kind", "description"),
         [
             (
-                str(row["model_type"]),
-                "encoder-decoder" if row["encoder_decoder"] else "decoder",
-                str(row["description"]),
+                row["model_type"],
+                "encoder-decoder" if row["encoder_decoder"] else "text of it" if row["multimodal"] else "decoder",
+                row["description"],
             )
             for row in found
         ],
     )
+
+
+def _facts(
+    model_type: str, function: Callable[..., Any], *, encoder_decoder: bool = False, multimodal: bool = False
+) -> dict[str, Any]:
+    """`multimodal`: of such a model the language model is loaded, and nothing else."""
+    return {
+        "model_type": model_type,
+        "encoder_decoder": encoder_decoder,
+        "multimodal": multimodal,
+        "description": (sys.modules[function.__module__].__doc__ or "").strip().split("\n")[0],
+    }

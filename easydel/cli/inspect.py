@@ -79,12 +79,13 @@ def _tensors(checkpoint: Checkpoint) -> list[Facts]:
 def _architecture(source: Source) -> Facts:
     """What our model of it says; `problem` is why it cannot be loaded, if it cannot."""
     from easydel.auto import choose_family
-    from easydel.loading import build_model, check_sizes, plan_for
+    from easydel.loading import build_model, check_sizes, language_model, plan_for
     from easydel.policy import Policy
 
     facts: Facts = {}
     problem = None
     try:
+        source = language_model(source)
         family = choose_family(source.config, encoder_decoder=False)
         config = family.configured(source.config)
         check_sizes(config, source.tensors)

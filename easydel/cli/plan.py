@@ -136,11 +136,11 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXMod
     import jax.numpy as jnp
 
     from easydel.auto import check_heads_of, choose_family
-    from easydel.loading import build_model, check_sizes, open_source, plan_for
+    from easydel.loading import build_model, check_sizes, language_model, open_source, plan_for
     from easydel.policy import Policy
     from easydel.quantize import make_int8
 
-    source = open_source(path, saved=is_saved(path))
+    source = language_model(open_source(path, saved=is_saved(path)))
     family = choose_family(source.config, encoder_decoder=False)
     policy = Policy(
         dtype=jnp.dtype(full_dtype(loading.dtype)),

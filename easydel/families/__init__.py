@@ -14,9 +14,12 @@ from easydel.config import ROPE_KEYS, HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ConfigError, EasyDeLError, UnsupportedModelError, listed
 from easydel.weights.names import Names
+from easydel.wrapper import Wrapper
 
 FamilyFunction = Callable[[HFConfig], Any]
+TextFunction = Callable[[HFConfig], dict[str, Any]]
 _FAMILIES: dict[str, Family] = {}
+_WRAPPERS: dict[str, Wrapper] = {}
 # Keys that change the computation and that no family honours; the key_readers are refused the same way.
 UNSUPPORTED = ("use_bidirectional_attention",)
 
@@ -90,6 +93,25 @@ def family(
     return register
 
 
+def wrapper(model_type: str, *, ignored: tuple[str, ...]) -> Callable[[TextFunction], TextFunction]:
+    """Register the decorated function, which finds the language model's config in that of a multimodal `model_type`."""
+
+    def register(function: TextFunction) -> TextFunction:
+        assert model_type not in _WRAPPERS, model_type
+        _WRAPPERS[model_type] = Wrapper(model_type, function, ignored)
+        return function
+
+    return register
+
+
+def find_wrapper(model_type: object) -> Wrapper | None:
+    """How to read the language model of that multimodal model_type, if it is one that we know."""
+    module = re.sub(r"\W", "_", str(model_type))
+    if module in _modules():
+        importlib.import_module(f"{__name__}.{module}")
+    return _WRAPPERS.get(str(model_type))
+
+
 def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
     """The family of that model_type; UnsupportedModelError lists those that exist.
 
@@ -110,7 +132,8 @@ def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
         )
     if key not in _FAMILIES:
         raise UnsupportedModelError(
-            f"model_type {shown(model_type)} is not implemented", hint=f"known: {', '.join(sorted(_FAMILIES))}"
+            f"model_type {shown(model_type)} is not implemented",
+            hint=f"known: {', '.join(sorted({*_FAMILIES, *_WRAPPERS}))}",
         )
     return _FAMILIES[key]
 
@@ -120,6 +143,12 @@ def all_families() -> dict[str, Family]:
     for module in _modules():
         importlib.import_module(f"{__name__}.{module}")
     return dict(sorted(_FAMILIES.items()))
+
+
+def all_wrappers() -> dict[str, Wrapper]:
+    """Every multimodal model_type whose language model can be loaded, if there is a family for that."""
+    all_families()
+    return dict(sorted(_WRAPPERS.items()))
 
 
 def _modules() -> list[str]:

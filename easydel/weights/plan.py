@@ -100,7 +100,8 @@ def make_plan(
     ]
     problems = _missing(readers, found) + _mismatched(expressions, shapes, found)
     problems += [
-        Problem(name, f"{list(tensors[name].shape)} has no place in the model", tensors[name].file) for name in unused
+        Problem(tensors[name].name, f"{list(tensors[name].shape)} has no place in the model", tensors[name].file)
+        for name in unused
     ]
     if problems:
         raise _misfit(problems, file)

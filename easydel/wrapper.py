@@ -1,0 +1,99 @@
+"""Models of images or sound around a language model: how to read the language model, and nothing else, of their files.
+
+transformers keeps the language model's settings in the config's `text_config`. Its tensors are called
+language_model.model.layers... on the Hub, and model.language_model.layers... where newer versions wrote them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from easydel.config import HFConfig, shown
+from easydel.errors import CheckpointError, ConfigError
+from easydel.weights.plan import TensorSource
+
+INNER = ((r"language_model\.lm_head\.", "lm_head."), (r"(model\.)?language_model\.(model\.)?", "model."))
+TIED = "tie_word_embeddings"
+OUTER_FIRST = ("bos_token_id", "eos_token_id", "pad_token_id")  # as in transformers' GenerationConfig.from_model_config
+CLASSES = {
+    "gemma3_text": "Gemma3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """How one multimodal model_type is read.
+
+    `text` makes the language model's keys of the whole config, `ignored` are regular expressions (matched from the
+    start) of the tensors that are not the language model's. Any other that it has no place for is an error.
+    """
+
+    model_type: str
+    text: Callable[[HFConfig], dict[str, Any]]
+    ignored: tuple[str, ...]
+
+    def language_config(self, config: HFConfig) -> HFConfig:
+        """The config of the language model alone, as its own checkpoint would have it."""
+        return HFConfig(self.text(config), file=config.file)
+
+    def language_tensors(self, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+        """Its tensors, by the names that they have in a checkpoint of their own."""
+        found: dict[str, TensorSource] = {}
+        for name, tensor in tensors.items():
+            if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+                continue
+            if (inner := _inner(name)) in found:
+                problem = f"is {inner} of the language model, and so is {found[inner].name}"
+                raise CheckpointError(problem, file=tensor.file, tensor=name)
+            found[inner] = tensor
+        return found
+
+
+def text_config(c: HFConfig, model_type: str, *, tied: bool | None = None) -> dict[str, Any]:
+    """The keys of the language model: `text_config`, `completed`. `model_type` is its type where it has none."""
+    text = nested(c)
+    return completed(c, text | {"model_type": text.get("model_type") or model_type}, tied=tied)
+
+
+def nested(c: HFConfig) -> dict[str, Any]:
+    """`text_config` as it is."""
+    found = c.get("text_config")
+    if not isinstance(found, HFConfig):
+        wanted = "an object with the settings of the language model"
+        raise ConfigError(f"text_config is {shown(found)}, expected {wanted}", file=c.file)
+    return found.to_dict()
+
+
+def completed(c: HFConfig, text: Mapping[str, Any], *, tied: bool | None = None) -> dict[str, Any]:
+    """`text`, which has a model_type, with what transformers takes of the outer config `c`, and with its class.
+
+    Whether the head is tied is for the outer config to say. `tied` is what transformers takes for granted where it does
+    not; with None, a head is tied if either says so.
+    """
+    if not isinstance(text["model_type"], str):
+        raise ConfigError(f"text_config.model_type is {shown(text['model_type'])}, expected a name", file=c.file)
+    outer = {key: c.get(key) for key in OUTER_FIRST if c.get(key) is not None}
+    stated = c.get(TIED)
+    if stated or (stated is None and tied):
+        outer[TIED] = True
+    elif stated is False and tied is not None:
+        outer[TIED] = False
+    name = CLASSES.get(text["model_type"])
+    return {**text, **outer, "architectures": [] if name is None else [name]}
+
+
+def _inner(name: str) -> str:
+    for pattern, replacement in INNER:
+        if match := re.match(pattern, name):
+            return replacement + name[match.end() :]
+    return name

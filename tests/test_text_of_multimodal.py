@@ -1,0 +1,320 @@
+"""Of models of images and text the language model is loaded: with the logits of the whole, from either layout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from cases.dense import FULL, SLIDING
+from commands import invoke, invoke_json
+from parity import assert_close, padded_mask, randomise, reference_logits
+from safetensors.numpy import load_file, save_file
+
+from easydel import AutoEasyDeLConfig, AutoEasyDeLModelForCausalLM, BaseNNXModule
+from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
+from easydel.families import all_wrappers
+from easydel.tree import flatten
+
+Config = dict[str, Any]
+SIZES: Config = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+IMAGE: Config = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 40}
+IMAGE |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+CLIP = IMAGE | {"model_type": "clip_vision_model"}
+SEEN: Config = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "intermediate_size": 40, "num_heads": 2}
+SEEN |= {"out_hidden_size": 48, "patch_size": 4}
+SECTIONS: Config = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [1, 1, 2]}}
+TWO_ROPES: Config = {
+    FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+    SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny multimodal model: the settings of its language model, of what sees, and its own."""
+
+    name: str
+    text: Config
+    vision: Config
+    outer: Config
+
+    @property
+    def model_type(self) -> str:
+        return self.name.partition(" ")[0]
+
+
+def case(name: str, text: Config, vision: Config, **outer: Any) -> Case:
+    return Case(name, SIZES | text, vision, outer)
+
+
+CASES = [
+    case(
+        "gemma3",
+        {"head_dim": 10, "query_pre_attn_scalar": 12, "sliding_window": 5, "rope_parameters": TWO_ROPES}
+        | {"layer_types": [SLIDING, FULL, SLIDING]},
+        IMAGE,
+        mm_tokens_per_image=4,
+        eos_token_id=[1, 90],
+    ),
+    case(
+        "gemma3 untied", {"head_dim": 8, "sliding_window": 5}, IMAGE, mm_tokens_per_image=4, tie_word_embeddings=False
+    ),
+    case("mistral3", {"model_type": "mistral", "sliding_window": 5}, IMAGE | {"model_type": "pixtral", "head_dim": 16}),
+    case("llava", {"model_type": "llama", "attention_bias": True}, CLIP),
+    case("llava_next", {"model_type": "mistral", "tie_word_embeddings": True, "sliding_window": None}, CLIP),
+    case(
+        "internvl",
+        {"model_type": "qwen2"},
+        IMAGE | {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]},
+    ),
+    case(
+        "qwen2_vl",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "tie_word_embeddings": True}
+        | SECTIONS,
+        SEEN,
+    ),
+    case("qwen2_5_vl", SECTIONS, SEEN | {"fullatt_block_indexes": [0]}),
+    case(
+        "qwen3_vl",
+        {"head_dim": 10, "rope_parameters": SECTIONS["rope_parameters"] | {"mrope_section": [1, 2, 2]}},
+        SEEN | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    ),
+]
+
+
+# What follows the plan of a load knows nothing of multimodal models: one is enough.
+GEMMA = pytest.mark.parametrize("loaded", [CASES[0]], ids=lambda case: case.name, indirect=True)
+
+
+@dataclass
+class Loaded:
+    case: Case
+    directory: Path
+    reference: Any
+    model: BaseNNXModule
+    params: dict[str, Any]
+    ids: np.ndarray
+    logits: np.ndarray
+
+
+def make(case: Case, directory: Path) -> Any:
+    """A random model, saved in `directory`. Weights of what sees are NaN there: who reads them refuses the file."""
+    values = {"text_config": case.text, "vision_config": case.vision} | case.outer
+    config = transformers.AutoConfig.for_model(case.model_type, **values)
+    torch.manual_seed(sum(case.name.encode()))
+    model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            randomise(name, tensor)
+            if re.search(r"vision_tower|projector|visual|image_newline", name) and "inv_freq" not in name:
+                tensor.fill_(torch.nan)
+    model.save_pretrained(directory)
+    return model
+
+
+def load(directory: Path, **arguments: Any) -> tuple[BaseNNXModule, dict[str, Any]]:
+    return AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)
+
+
+def rewritten(
+    directory: Path,
+    to: Path,
+    rename: Callable[[str], str] = str,
+    change: Callable[[Config], Config] = dict,
+    add: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """The checkpoint in `directory` with tensors renamed, its config changed, or with tensors added."""
+    tensors = {rename(name): tensor for name, tensor in load_file(directory / "model.safetensors").items()}
+    to.mkdir(exist_ok=True)
+    save_file({**tensors, **(add or {})}, to / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(change(config)))
+    return to
+
+
+def newer(name: str) -> str:
+    """The name in checkpoints of transformers 4.52 to 4.57 and of the latest models."""
+    name = re.sub(r"^language_model\.lm_head", "lm_head", name)
+    name = re.sub(r"^(language_model\.model|model(?!\.(language_model|visual)))\.", "model.language_model.", name)
+    return re.sub(r"^(?=vision_tower|multi_modal_projector|visual|image_newline)", "model.", name)
+
+
+def assert_same(params: dict[str, Any], expected: dict[str, Any]) -> None:
+    leaves, wanted = flatten(params), flatten(expected)
+    assert leaves.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(leaves[path], leaf, err_msg=path)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    directory = tmp_path_factory.mktemp("model")
+    reference = make(request.param, directory)
+    model, params = load(directory)
+    ids = np.random.default_rng(0).integers(3, 97, (2, 13))
+    yield Loaded(request.param, directory, reference, model, params, ids, reference_logits(reference, ids))
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("gemma")
+    make(CASES[0], directory)
+    return directory
+
+
+def test_every_wrapper_has_a_case():
+    assert {case.model_type for case in CASES} == set(all_wrappers())
+
+
+def test_logits_equal_those_of_the_whole_model(loaded: Loaded):
+    mask = padded_mask(*loaded.ids.shape)  # the first row has no padding
+    expected = reference_logits(loaded.reference, loaded.ids, mask)
+    assert_close(loaded.model(loaded.ids, mask).logits, expected, mask)
+
+
+@GEMMA
+def test_generated_text_is_that_of_the_whole_model(loaded: Loaded):
+    arguments: Config = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    theirs = loaded.reference.generate(torch.tensor(loaded.ids), **arguments).numpy()
+    np.testing.assert_array_equal(loaded.model.generate(loaded.ids, **arguments).sequences, theirs)
+
+
+def test_names_of_both_layouts_are_read(loaded: Loaded, tmp_path: Path):
+    directory = rewritten(loaded.directory, tmp_path, newer)
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(directory, attn_implementation="eager").eval()
+    np.testing.assert_array_equal(reference_logits(theirs, loaded.ids), loaded.logits)
+    assert_same(load(directory)[1], loaded.params)
+
+
+@GEMMA
+def test_scanned_and_split_parameters_are_the_same_model(loaded: Loaded):
+    dims = (1, 2, 2, -1)
+    model, params = load(loaded.directory, scan_layers=True, auto_shard_params=True, sharding_axis_dims=dims)
+    assert_close(model.apply(params, loaded.ids).logits, loaded.logits)
+
+
+def test_export_is_a_checkpoint_of_the_language_model_alone(loaded: Loaded, tmp_path: Path):
+    loaded.model.export(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    np.testing.assert_array_equal(reference_logits(again, loaded.ids), loaded.logits)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [type(again).__name__]
+    assert config["model_type"] == again.config.model_type
+    assert not {"text_config", "vision_config"} & config.keys()
+    assert_same(load(tmp_path)[1], loaded.params)
+
+
+def test_saved_models_come_back(loaded: Loaded, tmp_path: Path):
+    loaded.model.save_pretrained(tmp_path)
+    model, params = load(tmp_path, from_torch=False)
+    assert_same(params, loaded.params)
+    assert model.record == loaded.model.record
+    assert model.config.to_dict() == loaded.model.config.to_dict()
+
+
+def test_the_user_is_told_once_that_images_are_left_out(gemma: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        load(gemma)
+    assert [record.message for record in caplog.records] == [
+        f"{gemma}: of this gemma3 the language model alone is loaded (gemma3_text): text, no images or sound"
+    ]
+
+
+def test_end_tokens_of_the_whole_model_are_those_of_its_text(gemma: Path):
+    model, _ = load(gemma)
+    (gemma / "generation_config.json").unlink(missing_ok=True)
+    assert model.config["eos_token_id"] == [1, 90]
+    assert load(gemma)[0].generation_config["eos_token_id"] == [1, 90]
+
+
+def test_a_tensor_of_neither_part_is_refused_by_its_own_name(gemma: Path, tmp_path: Path):
+    extra = {name: np.zeros(3, np.float32) for name in ("audio_tower.x.weight", "language_model.model.x.weight")}
+    rewritten(gemma, tmp_path, add=extra)
+    with pytest.raises(CheckpointError, match="2 problems") as caught:
+        load(tmp_path)
+    assert all(f"{name} [3] has no place in the model" in str(caught.value) for name in extra)
+
+
+def test_two_tensors_for_one_parameter_are_refused(gemma: Path, tmp_path: Path):
+    names = ("language_model.model.norm.weight", "model.language_model.norm.weight")
+    rewritten(gemma, tmp_path, add={names[1]: np.zeros(48, np.float32)})
+    with pytest.raises(CheckpointError, match=r"is model\.norm\.weight of the language model, and so is") as caught:
+        load(tmp_path)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_a_missing_tensor_is_an_error(gemma: Path, tmp_path: Path):
+    name = "language_model.model.norm.weight"
+    rewritten(gemma, tmp_path, lambda found: "vision_tower.x" if found == name else found)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is missing"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"text_config": {"model_type": "xlstm"}}, ("gemma3", "'xlstm'")),
+        ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, ("mllama", "mllama_text_model")),
+    ],
+    ids=["language model", "wrapper"],
+)
+def test_what_is_not_known_is_refused_with_both_types(
+    gemma: Path, tmp_path: Path, changes: Config, words: tuple[str, ...]
+):
+    rewritten(gemma, tmp_path, change=lambda config: config | changes)
+    with pytest.raises(UnsupportedModelError) as caught:
+        load(tmp_path)
+    assert all(word in caught.value.problem for word in words)
+    assert caught.value.file == str(tmp_path / "config.json")
+    assert invoke_json("inspect", tmp_path)["loads"] is False
+
+
+@pytest.mark.parametrize("text", [None, 5, [], {"model_type": 5}, {"model_type": ["llama"]}], ids=str)
+def test_a_broken_text_config_is_a_config_error(gemma: Path, tmp_path: Path, text: Any):
+    rewritten(gemma, tmp_path, change=lambda config: config | {"text_config": text})
+    with pytest.raises(ConfigError, match="text_config"):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match="text_config"):
+        AutoEasyDeLConfig.from_pretrained(tmp_path)
+
+
+def test_packed_weights_of_the_language_model_are_refused(gemma: Path, tmp_path: Path):
+    packed = {"quantization_config": {"quant_method": "awq"}}
+    rewritten(gemma, tmp_path, change=lambda config: config | {"text_config": config["text_config"] | packed})
+    with pytest.raises(UnsupportedModelError, match="awq"):
+        load(tmp_path)
+
+
+def test_config_is_that_of_the_language_model(gemma: Path):
+    config = AutoEasyDeLConfig.from_pretrained(gemma)
+    assert (config.model_type, config.hidden_size) == ("gemma3_text", 48)
+    assert dict(config) == dict(load(gemma)[0].config)
+
+
+def test_commands_see_the_language_model(gemma: Path, tmp_path: Path):
+    facts = invoke_json("inspect", gemma)
+    assert (facts["model_type"], facts["loads"], facts["vocabulary"]) == ("gemma3", True, 97)
+    planned = invoke_json("plan", gemma, "--mesh", "1,2,2,1", "--reads")
+    assert planned["parameters"] == facts["parameters"] == load(gemma)[0].num_params()
+    assert not any("vision" in step["tensor"] for step in planned["reads"])
+    assert invoke("export", gemma, tmp_path / "out").exit_code == 0
+    assert invoke_json("verify", gemma)["passed"]

@@ -1,0 +1,129 @@
+"""What the config of a multimodal model says of its language model, as transformers reads it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import transformers
+
+from easydel.config import HFConfig
+from easydel.families import all_wrappers, find_family
+from easydel.wrapper import CLASSES
+
+Config = dict[str, Any]
+TIED = "tie_word_embeddings"
+GEMMA_4B: Config = {
+    "model_type": "gemma3",
+    "eos_token_id": [1, 106],
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+}
+GEMMA_27B: Config = {
+    "model_type": "gemma3",
+    "text_config": {
+        "head_dim": 128,
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "query_pre_attn_scalar": 168,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+}
+MISTRAL_SMALL: Config = {
+    "model_type": "mistral3",
+    "text_config": {
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "max_position_embeddings": 131072,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000000.0,
+        "sliding_window": None,
+        "vocab_size": 131072,
+    },
+}
+LLAVA: Config = {
+    "model_type": "llava",
+    "text_config": {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "vocab_size": 32064,
+    },
+}
+QWEN_FLAT: Config = {
+    "model_type": "qwen2_5_vl",
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_token_id": 151654,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 70,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 151936,
+    "vision_config": {"depth": 32},
+}
+HUB = {"gemma 4b": GEMMA_4B, "gemma 27b": GEMMA_27B, "mistral small": MISTRAL_SMALL, "llava": LLAVA, "qwen": QWEN_FLAT}
+EMPTY = {f"{name} without keys": {"model_type": name, "text_config": {}} for name in sorted(all_wrappers())}
+
+
+@pytest.mark.parametrize("written", [*HUB.values(), *EMPTY.values()], ids=[*HUB, *EMPTY])
+def test_keys_that_a_config_lacks_are_those_of_transformers(written: Config):
+    values = {key: value for key, value in written.items() if key != "model_type"}
+    whole = transformers.AutoConfig.for_model(written["model_type"], **json.loads(json.dumps(values)))
+    full = written | json.loads(whole.to_json_string(use_diff=False))
+    assert record_of(written) == record_of({key: full[key] for key in ("model_type", "text_config", TIED)})
+
+
+def record_of(config: Config) -> Any:
+    found = language_config(config)
+    family = find_family(found.model_type)
+    return family.record(family.configured(found))[0]
+
+
+def language_config(config: Config) -> HFConfig:
+    return all_wrappers()[config["model_type"]].language_config(HFConfig(config))
+
+
+@pytest.mark.parametrize("model_type", all_wrappers())
+@pytest.mark.parametrize("outer", [None, False, True])
+@pytest.mark.parametrize("inner", [None, False, True])
+def test_a_head_is_tied_where_transformers_ties_it(model_type: str, outer: bool | None, inner: bool | None):
+    text, rest = ({} if value is None else {TIED: value} for value in (inner, outer))
+    tied = transformers.AutoConfig.for_model(model_type, text_config=dict(text), **rest).tie_word_embeddings
+    if inner and outer is None:  # some of transformers' classes then make a head of random numbers
+        tied = True
+    assert record_of({"model_type": model_type, "text_config": text, **rest}).head.tied == tied
+
+
+def test_classes_are_those_of_transformers():
+    theirs = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert {model_type: theirs[model_type] for model_type in CLASSES} == CLASSES
