@@ -51,6 +51,17 @@ def test_a_template_file_outranks_the_config(bpe: Path):
     assert load_tokenizer(bpe).render_chat(CHAT[1:]) == "caf\u00e9!"
 
 
+def test_the_template_of_a_processor_serves_a_tokenizer_without_one(tmp_path: Path):
+    folder = save(tmp_path, byte_level(), chat_template=None)
+    file = folder / "chat_template.json"
+    file.write_text('{"chat_template": "{{ messages[0].content }}?"}')
+    assert load_tokenizer(folder).render_chat(CHAT[1:]) == "caf\u00e9?"
+    file.write_text('{"chat_template": 5}')
+    with pytest.raises(ConfigError, match="broken chat_template") as caught:
+        load_tokenizer(folder)
+    assert caught.value.file == str(file)
+
+
 def test_of_several_templates_tools_and_name_choose(tmp_path: Path):
     named = [{"name": name, "template": name} for name in ("default", "tool_use", "rag")]
     tokenizer = load_tokenizer(save(tmp_path, byte_level(), chat_template=named))

@@ -12,7 +12,7 @@ from easydel.weights.saved import MANIFEST
 
 CONFIGS = {
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    "chat_template.jinja",
+    *("chat_template.jinja", "chat_template.json"),
 }
 # What transformers' tokenizers call their files.
 VOCABULARIES = {

@@ -17,6 +17,7 @@ MAX_BYTES = 64 << 20
 MAX_ITEMS = 500_000
 MAX_TEMPLATE_BYTES = 4 << 20  # the longest have 50 KB
 CONFIG = "tokenizer_config.json"
+PROCESSOR_TEMPLATE = "chat_template.json"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")  # special tokens without a role: the new and the old name
 
@@ -84,21 +85,25 @@ def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken
 
 
 def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Name -> template; the one and only is called "default". A file of its own outranks the config."""
+    """Name -> template; the one and only is called "default". A file of its own outranks the config.
+
+    Without either, it is that of the processor of a model that also sees images.
+    """
     file = folder / "chat_template.jinja"
     if os.path.lexists(file):
         try:
             return {"default": str(read_bytes(file, MAX_TEMPLATE_BYTES), "utf-8")}
         except UnicodeDecodeError as error:
             raise ConfigError(f"is not UTF-8: {error.reason}", file=file) from error
-    value = config.get("chat_template")
+    source = CONFIG if config.get("chat_template") is not None else PROCESSOR_TEMPLATE
+    value = (config if source == CONFIG else read_json(folder / PROCESSOR_TEMPLATE)).get("chat_template")
     try:
         if isinstance(value, list):
             value = {entry["name"]: entry["template"] for entry in value}
         templates = {"default": value} if isinstance(value, str) else dict(value or {})
         return {str(name): _text(template) for name, template in templates.items()}
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"has a broken chat_template: {error!r}", file=folder / CONFIG) from error
+        raise ConfigError(f"has a broken chat_template: {error!r}", file=folder / source) from error
 
 
 def config_ids(folder: Path) -> dict[str, int]:
