@@ -35,7 +35,10 @@ class AutoEasyDeLConfig:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub_options: Any) -> HFConfig:
-        """The config.json of a Hub id or path, unchecked against any model. Takes the Hub's options."""
+        """The config.json of a Hub id or path, unchecked against any model. Takes the Hub's options.
+
+        Of a multimodal model it is the language model's part, which is all that is loaded.
+        """
         if unknown := sorted(set(hub_options) - set(HUB_OPTIONS)):
             raise ArgumentError(f"unknown arguments {unknown}", hint=f"the Hub's options are {', '.join(HUB_OPTIONS)}")
         return read_config(fetch(pretrained_model_name_or_path, weights=False, **hub_options))

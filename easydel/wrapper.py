@@ -82,7 +82,7 @@ def completed(c: HFConfig, text: Mapping[str, Any], *, tied: bool | None = None)
     """
     if not isinstance(text["model_type"], str):
         raise ConfigError(f"text_config.model_type is {shown(text['model_type'])}, expected a name", file=c.file)
-    outer = {key: c.get(key) for key in OUTER_FIRST if c.get(key) is not None}
+    outer = {key: c[key] for key in OUTER_FIRST if key in c and c[key] is not None}
     stated = c.get(TIED)
     if stated or (stated is None and tied):
         outer[TIED] = True

@@ -17,6 +17,7 @@ import torch
 import transformers
 from cases.dense import FULL, SLIDING
 from commands import invoke, invoke_json
+from hub_server import Repo, serving
 from parity import assert_close, padded_mask, randomise, reference_logits
 from safetensors.numpy import load_file, save_file
 
@@ -38,6 +39,14 @@ SIZES: Config = {
 IMAGE: Config = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 40}
 IMAGE |= {"num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP = IMAGE | {"model_type": "clip_vision_model"}
+SAM: Config = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "mlp_dim": 40,
+}
+SAM |= {"image_size": 32, "patch_size": 16, "global_attn_indexes": [0], "window_size": 2}
 SEEN: Config = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "intermediate_size": 40, "num_heads": 2}
 SEEN |= {"out_hidden_size": 48, "patch_size": 4}
 SECTIONS: Config = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [1, 1, 2]}}
@@ -85,6 +94,7 @@ CASES = [
         {"model_type": "qwen2"},
         IMAGE | {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]},
     ),
+    case("got_ocr2", {}, SAM),
     case(
         "qwen2_vl",
         {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "tie_word_embeddings": True}
@@ -237,6 +247,19 @@ def test_the_user_is_told_once_that_images_are_left_out(gemma: Path, caplog: pyt
     assert [record.message for record in caplog.records] == [
         f"{gemma}: of this gemma3 the language model alone is loaded (gemma3_text): text, no images or sound"
     ]
+
+
+def test_streaming_fetches_no_byte_of_what_sees(gemma: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    content, tensors = (gemma / "model.safetensors").read_bytes(), load_file(gemma / "model.safetensors")
+    start = 8 + int.from_bytes(content[:8], "little")
+    with serving(monkeypatch, tmp_path) as hub:
+        hub.repos["org/model"] = Repo({file.name: file.read_bytes() for file in gemma.iterdir()})
+        _, params = AutoEasyDeLModelForCausalLM.from_pretrained("org/model", stream=True)
+        asked = [request.range for request in hub.requests if request.method == "GET" and request.storage]
+    assert_same(params, load(gemma)[1])
+    spans = [tuple(map(int, text.removeprefix("bytes=").split("-"))) for text in asked if text]
+    fetched = sum(last + 1 - first for first, last in spans if first >= start)
+    assert fetched == sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("language_model."))
 
 
 def test_end_tokens_of_the_whole_model_are_those_of_its_text(gemma: Path):

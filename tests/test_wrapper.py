@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import transformers
 
 from easydel.config import HFConfig
+from easydel.errors import EasyDeLError
 from easydel.families import all_wrappers, find_family
 from easydel.wrapper import CLASSES
 
@@ -122,6 +124,18 @@ def test_a_head_is_tied_where_transformers_ties_it(model_type: str, outer: bool 
     if inner and outer is None:  # some of transformers' classes then make a head of random numbers
         tied = True
     assert record_of({"model_type": model_type, "text_config": text, **rest}).head.tied == tied
+
+
+@pytest.mark.parametrize("model_type", all_wrappers())
+def test_values_that_cannot_be_meant_raise_nothing_but_our_errors(model_type: str):
+    wrong = ("x", "", -1, True, [], [5], {"a": 1}, float("nan"), None)
+    outer = [{key: value} for key in (TIED, "text_config", "eos_token_id") for value in wrong]
+    inner = [{key: value} for key in ("model_type", TIED, "rope_scaling", "rope_parameters") for value in wrong]
+    for change in [*outer, *({"text_config": text} for text in inner)]:
+        with suppress(EasyDeLError):
+            config = language_config({"model_type": model_type, "text_config": {}, **change})
+            json.dumps(config.to_dict())
+            record_of({"model_type": model_type, "text_config": {}, **change})
 
 
 def test_classes_are_those_of_transformers():
