@@ -87,6 +87,11 @@ CASES = [
         "gemma3 untied", {"head_dim": 8, "sliding_window": 5}, IMAGE, mm_tokens_per_image=4, tie_word_embeddings=False
     ),
     case("mistral3", {"model_type": "mistral", "sliding_window": 5}, IMAGE | {"model_type": "pixtral", "head_dim": 16}),
+    case(
+        "mistral3 of ministral3",
+        {"model_type": "ministral3", "head_dim": 8},
+        IMAGE | {"model_type": "pixtral", "head_dim": 16},
+    ),
     case("llava", {"model_type": "llama", "attention_bias": True}, CLIP),
     case("llava_next", {"model_type": "mistral", "tie_word_embeddings": True, "sliding_window": None}, CLIP),
     case(
