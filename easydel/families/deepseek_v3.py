@@ -15,6 +15,7 @@ HEADS = {"num_attention_heads": 128, "num_key_value_heads": 128, "max_position_e
 EXPERTS = {"n_routed_experts": 256, "n_shared_experts": 1, "moe_intermediate_size": 2048, "first_k_dense_replace": 3}
 CHOICE = {"num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "norm_topk_prob": True}
 DEFAULTS = v2.DEFAULTS | SIZES | HEADS | EXPERTS | CHOICE | {"routed_scaling_factor": 2.5, "rope_interleave": True}
+ALIASES = {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"}
 
 
 def names(c: HFConfig) -> Names:
@@ -25,17 +26,14 @@ def names(c: HFConfig) -> Names:
     return v2.NAMES.extended(corrected, ignored=(rf"model\.layers\.({extra})\..*",) if ahead else ())
 
 
-@family(
-    "deepseek_v3",
-    names,
-    defaults=DEFAULTS,
-    aliases={"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"},
-    inert=v2.INERT,
-)
-def deepseek_v3(c: HFConfig) -> Decoder:
+def corrected_router(c: HFConfig) -> TopK:
     v2.require(c, "scoring_func", c.get("scoring_func", "sigmoid"), "sigmoid")
     v2.require(c, "topk_method", c.get("topk_method", "noaux_tc"), "noaux_tc")
     groups = Groups(c.n_group, c.topk_group, best=2) if c.n_group else None
-    router = TopK(c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor, "sigmoid", True, groups)
+    return TopK(c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor, "sigmoid", True, groups)
+
+
+@family("deepseek_v3", names, defaults=DEFAULTS, aliases=ALIASES, inert=v2.INERT)
+def deepseek_v3(c: HFConfig) -> Decoder:
     mixers = [v2.latent_attention(c, interleaved=c.rope_interleave)] * c.num_hidden_layers
-    return base.pre_norm(c, mixers, v2.feed_forwards(c, router))
+    return base.pre_norm(c, mixers, v2.feed_forwards(c, corrected_router(c)))

@@ -1,0 +1,21 @@
+"""Mixtures of experts made of other families' parts: latent or plain attention, shared experts, corrected routing."""
+
+from __future__ import annotations
+
+from cases.moe import case
+
+GLM4_MOE = case(
+    "glm4_moe",
+    "groups-biased-qk-norm",
+    head_dim=12,
+    attention_bias=True,
+    use_qk_norm=True,
+    moe_intermediate_size=24,
+    n_routed_experts=6,
+    n_shared_experts=2,
+    n_group=3,
+    topk_group=2,
+    routed_scaling_factor=1.7,
+)
+
+CASES = [GLM4_MOE]
