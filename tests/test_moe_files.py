@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases.moe import DEEPSEEK_V3
+from hub_configs import HUB_CONFIGS
 from parity import assert_close, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file, save_file
 
@@ -131,6 +132,7 @@ MAMBA_130M = {
     "time_step_scale": 1.0,
     "use_mambapy": False,
 }
+GLM_ROUTER = TopK(8, True, 2.5, "sigmoid", True, Groups(1, 1, 2))
 
 
 def record(model_type: str, config: dict[str, Any]) -> Decoder:
@@ -163,6 +165,18 @@ def test_deepseek_v3():
 )
 def test_configs_of_the_hub_are_read_whole(model_type: str, config: dict[str, Any], ffn: MoE):
     assert {block.ffn for block in record(model_type, config).blocks} == {ffn}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "ffn", "rotated"),
+    [
+        ("glm4_moe", MoE(160, GLU(1536, "silu"), GLM_ROUTER, GLU(1536, "silu")), 64),
+        ("minimax_m2", MoE(256, GLU(1536, "silu"), TopK(8, True, 1.0, "sigmoid", True)), 64),
+    ],
+)
+def test_no_key_of_a_config_of_the_hub_is_refused_or_warned_of(model_type: str, ffn: MoE, rotated: int):
+    block = record(model_type, HUB_CONFIGS[model_type]).blocks[-1]
+    assert (block.ffn, block.mixer.position.dim) == (ffn, rotated)
 
 
 def test_the_first_mamba_configs_are_read_whole():

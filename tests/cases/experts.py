@@ -17,5 +17,6 @@ GLM4_MOE = case(
     topk_group=2,
     routed_scaling_factor=1.7,
 )
+MINIMAX_M2 = case("minimax_m2", "part-of-each-head-turned", num_local_experts=5, head_dim=10, rotary_dim=6)
 
-CASES = [GLM4_MOE]
+CASES = [GLM4_MOE, MINIMAX_M2]
