@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ MAMBA_130M = {
     "use_mambapy": False,
 }
 GLM_ROUTER = TopK(8, True, 2.5, "sigmoid", True, Groups(1, 1, 2))
+GLM_FLASH_ROUTER = replace(GLM_ROUTER, k=4, scale=1.8)
 
 
 def record(model_type: str, config: dict[str, Any]) -> Decoder:
@@ -172,6 +174,7 @@ def test_configs_of_the_hub_are_read_whole(model_type: str, config: dict[str, An
     [
         ("glm4_moe", MoE(160, GLU(1536, "silu"), GLM_ROUTER, GLU(1536, "silu")), 64),
         ("minimax_m2", MoE(256, GLU(1536, "silu"), TopK(8, True, 1.0, "sigmoid", True)), 64),
+        ("glm4_moe_lite", MoE(64, GLU(1536, "silu"), GLM_FLASH_ROUTER, GLU(1536, "silu")), 64),
     ],
 )
 def test_no_key_of_a_config_of_the_hub_is_refused_or_warned_of(model_type: str, ffn: MoE, rotated: int):

@@ -34,10 +34,15 @@ def latent_attention(c: HFConfig, *, interleaved: bool = True) -> MLA:
     return MLA(heads, plain, c.v_head_dim, c.kv_lora_rank, position, scale=scale, **latent)
 
 
+def experts(c: HFConfig, router: TopK, *, bias: bool = False) -> MoE:
+    """Shared experts are one of the size of all of them; only they may have a `bias`."""
+    expert, shared = GLU(c.moe_intermediate_size, c.hidden_act), c.moe_intermediate_size * (c.n_shared_experts or 0)
+    return MoE(c.n_routed_experts, expert, router, GLU(shared, c.hidden_act, bias) if shared else None)
+
+
 def feed_forwards(c: HFConfig, router: TopK, *, bias: bool = False) -> list[FeedForward]:
     """Experts in every `moe_layer_freq`-th layer from `first_k_dense_replace` on."""
-    expert, shared = GLU(c.moe_intermediate_size, c.hidden_act), c.moe_intermediate_size * (c.n_shared_experts or 0)
-    sparse = MoE(c.n_routed_experts, expert, router, GLU(shared, c.hidden_act, bias) if shared else None)
+    sparse = experts(c, router, bias=bias)
     dense, first, step = GLU(c.intermediate_size, c.hidden_act, bias), c.first_k_dense_replace, c.moe_layer_freq
     return [sparse if i >= first and i % step == 0 else dense for i in range(c.num_hidden_layers)]
 

@@ -17,11 +17,14 @@ DEFAULTS = base.DEFAULTS | SIZES | {"use_sliding_window": False, "sliding_window
 
 def layer_types(c: HFConfig, default: Sequence[str], known: Sequence[str] = (FULL, SLIDING)) -> Sequence[str]:
     """What kind each layer is: `layer_types` where the config has them, one of `known` for each layer."""
-    kinds = c.get("layer_types") or default
+    return checked_types(c, "layer_types", c.get("layer_types") or default, known)
+
+
+def checked_types(c: HFConfig, key: str, kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
     if len(kinds) != c.num_hidden_layers:
-        raise ConfigError(f"{len(kinds)} layer_types for {c.num_hidden_layers} layers", file=c.file)
+        raise ConfigError(f"{len(kinds)} {key} for {c.num_hidden_layers} layers", file=c.file)
     if unknown := sorted(set(kinds) - set(known)):
-        raise UnsupportedModelError(f"layer_types has {', '.join(unknown)}, known are {', '.join(known)}", file=c.file)
+        raise UnsupportedModelError(f"{key} has {', '.join(unknown)}, known are {', '.join(known)}", file=c.file)
     return kinds
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases.moe import case
+from cases.moe import DEEPSEEK, case
 
 GLM4_MOE = case(
     "glm4_moe",
@@ -18,5 +18,13 @@ GLM4_MOE = case(
     routed_scaling_factor=1.7,
 )
 MINIMAX_M2 = case("minimax_m2", "part-of-each-head-turned", num_local_experts=5, head_dim=10, rotary_dim=6)
+GLM4_MOE_LITE = case(
+    "glm4_moe_lite",
+    "last-layer-dense",
+    **(DEEPSEEK | {"n_shared_experts": 1}),
+    mlp_layer_types=["sparse", "sparse", "dense"],
+    attention_bias=True,
+    rope_interleave=False,
+)
 
-CASES = [GLM4_MOE, MINIMAX_M2]
+CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE]
