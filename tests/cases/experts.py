@@ -26,5 +26,19 @@ GLM4_MOE_LITE = case(
     attention_bias=True,
     rope_interleave=False,
 )
+ERNIE4_5_MOE = case(
+    "ernie4_5_moe",
+    "biased-untied-some-dense-layers",
+    num_hidden_layers=5,
+    moe_intermediate_size=24,
+    moe_num_experts=5,
+    moe_k=3,
+    moe_num_shared_experts=2,
+    moe_layer_start_index=1,
+    moe_layer_end_index=3,
+    moe_layer_interval=2,
+    use_bias=True,
+    tie_word_embeddings=False,
+)
 
-CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE]
+CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE]
