@@ -125,9 +125,33 @@ ERNIE_45_21B = COMMON | {
     "use_bias": False,
     "vocab_size": 103424,
 }
+GRANITE_30_1B = COMMON | {
+    "architectures": ["GraniteMoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.1,
+    "attention_multiplier": 0.015625,
+    "embedding_multiplier": 12.0,
+    "hidden_size": 1024,
+    "intermediate_size": 512,
+    "logits_scaling": 6.0,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "residual_multiplier": 0.22,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "router_aux_loss_coef": 0.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 49155,
+}
 HUB_CONFIGS: dict[str, dict[str, Any]] = {
     "glm4_moe": GLM_45,
     "minimax_m2": MINIMAX_M2,
     "glm4_moe_lite": GLM_47_FLASH,
     "ernie4_5_moe": ERNIE_45_21B,
+    "granitemoe": GRANITE_30_1B,
 }

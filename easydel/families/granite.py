@@ -8,19 +8,29 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families import llama as base
+from easydel.layers.block import FeedForward
 from easydel.layers.embed import Embed, Head
+from easydel.layers.mlp import GLU
 
 MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
 
 
-@family("granite", base.NAMES, defaults=base.DEFAULTS | dict.fromkeys(MULTIPLIERS, 1.0))
-def granite(c: HFConfig) -> Decoder:
-    bias, scale = c.attention_bias, c.attention_multiplier
-    mixer = base.attention(c, bias=bias, out_bias=bias, scale=scale)
-    plain = base.pre_norm(c, [mixer] * c.num_hidden_layers, bias=c.mlp_bias)
+DEFAULTS = base.DEFAULTS | dict.fromkeys(MULTIPLIERS, 1.0)
+
+
+def multiplied(c: HFConfig, ffn: FeedForward) -> Decoder:
+    """Granite's decoder with `ffn` in each layer."""
+    bias, layers = c.attention_bias, c.num_hidden_layers
+    mixer = base.attention(c, bias=bias, out_bias=bias, scale=c.attention_multiplier)
+    plain = base.pre_norm(c, [mixer] * layers, [ffn] * layers)
     return replace(
         plain,
         blocks=tuple(replace(block, residual_scale=c.residual_multiplier) for block in plain.blocks),
         embed=Embed(scale=c.embedding_multiplier),
         head=Head(c.tie_word_embeddings, scale=1 / c.logits_scaling),
     )
+
+
+@family("granite", base.NAMES, defaults=DEFAULTS)
+def granite(c: HFConfig) -> Decoder:
+    return multiplied(c, GLU(c.intermediate_size, c.hidden_act, c.mlp_bias))

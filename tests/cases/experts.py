@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cases.dense import MULTIPLIERS
 from cases.moe import DEEPSEEK, case
 
 GLM4_MOE = case(
@@ -40,5 +41,6 @@ ERNIE4_5_MOE = case(
     use_bias=True,
     tie_word_embeddings=False,
 )
+GRANITEMOE = case("granitemoe", "multiplied-biased", **MULTIPLIERS, num_local_experts=5, attention_bias=True)
 
-CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE]
+CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE]
