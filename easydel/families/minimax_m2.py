@@ -11,7 +11,6 @@ from easydel.layers.attention import QKNorm
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import MoE, TopK
 from easydel.layers.norm import RMSNorm
-from easydel.layers.rope import rope_from_settings
 
 NAMES = mixtral.NAMES.extended({"mlp.gate.correction_bias": "mlp.e_score_correction_bias"})
 SIZES = {"vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62}
@@ -31,7 +30,7 @@ def minimax_m2(c: HFConfig) -> Decoder:
     if rotated is not None:
         settings.setdefault("partial_rotary_factor", rotated / c.head_dim)
     norm, layers = QKNorm(RMSNorm(c.rms_norm_eps), whole=True), c.num_hidden_layers
-    mixer = base.attention(c, qk_norm=norm, position=rope_from_settings(settings, c.head_dim))
+    mixer = base.attention(c, qk_norm=norm, rope=settings)
     router = TopK(c.num_experts_per_tok, renormalize=True, score="sigmoid", corrected=True)
     ffn = MoE(c.num_local_experts, GLU(c.intermediate_size, c.hidden_act), router)
     return base.pre_norm(c, [mixer] * layers, [ffn] * layers)

@@ -42,5 +42,15 @@ ERNIE4_5_MOE = case(
     tie_word_embeddings=False,
 )
 GRANITEMOE = case("granitemoe", "multiplied-biased", **MULTIPLIERS, num_local_experts=5, attention_bias=True)
+HUNYUAN_V1_MOE = case(
+    "hunyuan_v1_moe",
+    "alpha-biased-choices-by-layer",
+    num_experts=5,
+    moe_topk=[2, 3, 1],
+    head_dim=10,
+    attention_bias=True,
+    rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 20.0, "factor": 1.0},
+    tie_word_embeddings=True,
+)
 
-CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE]
+CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE, HUNYUAN_V1_MOE]
