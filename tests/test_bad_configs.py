@@ -11,10 +11,15 @@ from easydel import EasyDeLError
 from easydel.config import HFConfig
 from easydel.families import Family, all_families
 
-NEEDED = {"deepseek_v2": {"num_experts_per_tok": 2}}
+NEEDED = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 5, "num_experts_per_tok": 2},
+    "glm4_moe": {"num_attention_heads": 32},
+}
 SPELLINGS = {
     "attention_layers": ("attention types",),
     "attention_types": ("attention types",),
+    "n_routed_experts": ("experts cannot stand in",),
     "num_experts_per_tok": ("experts cannot be chosen",),
 }
 WRONG: tuple[Any, ...] = ("x", "", -1, 0, 1.5, True, [], [5], {}, {"a": 1}, float("nan"), float("inf"), -(10**30))

@@ -12,7 +12,11 @@ from easydel.config import NEUTRAL, HFConfig
 from easydel.families import Family, all_families
 
 # Keys without which transformers' own defaults are no model that runs.
-NEEDED = {"deepseek_v2": {"num_experts_per_tok": 6}, "glm4_moe": {"head_dim": 128}}
+NEEDED = {
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6},
+    "glm4_moe": {"head_dim": 128},
+}
 FAMILIES = pytest.mark.parametrize("family", all_families().values(), ids=all_families())
 
 

@@ -16,18 +16,19 @@ EXPERTS = {"n_routed_experts": 256, "n_shared_experts": 1, "moe_intermediate_siz
 CHOICE = {"num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "norm_topk_prob": True}
 DEFAULTS = v2.DEFAULTS | SIZES | HEADS | EXPERTS | CHOICE | {"routed_scaling_factor": 2.5, "rope_interleave": True}
 ALIASES = {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"}
+CORRECTED = {"gate.correction_bias": "gate.e_score_correction_bias"}
 
 
 def names(c: HFConfig) -> Names:
     """Layers past the last predict tokens further ahead, for speculation: they are left out."""
     first, ahead = c.num_hidden_layers, c.get("num_nextn_predict_layers", 1)
     extra = "|".join(str(layer) for layer in range(first, first + ahead))
-    corrected = {"gate.correction_bias": "gate.e_score_correction_bias"}
-    return v2.NAMES.extended(corrected, ignored=(rf"model\.layers\.({extra})\..*",) if ahead else ())
+    return v2.NAMES.extended(CORRECTED, ignored=(rf"model\.layers\.({extra})\..*",) if ahead else ())
 
 
 def corrected_router(c: HFConfig) -> TopK:
-    v2.require(c, "scoring_func", c.get("scoring_func", "sigmoid"), "sigmoid")
+    # "noaux_tc": as files of dots.llm1 call it
+    v2.require(c, "scoring_func", c.get("scoring_func", "sigmoid"), "sigmoid", "noaux_tc")
     v2.require(c, "topk_method", c.get("topk_method", "noaux_tc"), "noaux_tc")
     groups = Groups(c.n_group, c.topk_group, best=2) if c.n_group else None
     return TopK(c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor, "sigmoid", True, groups)

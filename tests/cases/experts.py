@@ -52,5 +52,21 @@ HUNYUAN_V1_MOE = case(
     rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 20.0, "factor": 1.0},
     tie_word_embeddings=True,
 )
+DOTS1 = case(
+    "dots1",
+    "upper-layers-slide-biased",
+    head_dim=10,
+    attention_bias=True,
+    sliding_window=5,
+    max_window_layers=2,
+    first_k_dense_replace=1,
+    moe_intermediate_size=24,
+    n_routed_experts=6,
+    n_shared_experts=2,
+    n_group=2,
+    topk_group=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.7,
+)
 
-CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE, HUNYUAN_V1_MOE]
+CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE, HUNYUAN_V1_MOE, DOTS1]
