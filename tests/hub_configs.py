@@ -224,6 +224,24 @@ DOTS_LLM1 = COMMON | {
     "use_sliding_window": False,
     "vocab_size": 152064,
 }
+FLEX_OLMO_7X7B = COMMON | {
+    "architectures": ["FlexOlmoForCausalLM"],
+    "attention_bias": False,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "norm_topk_prob": False,
+    "num_attention_heads": 32,
+    "num_experts": 7,
+    "num_experts_per_tok": 5,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 500000,
+    "router_aux_loss_coef": 0.01,
+    "vocab_size": 100352,
+}
 HUB_CONFIGS: dict[str, dict[str, Any]] = {
     "glm4_moe": GLM_45,
     "minimax_m2": MINIMAX_M2,
@@ -232,4 +250,5 @@ HUB_CONFIGS: dict[str, dict[str, Any]] = {
     "granitemoe": GRANITE_30_1B,
     "hunyuan_v1_moe": HUNYUAN_A13B,
     "dots1": DOTS_LLM1,
+    "flex_olmo": FLEX_OLMO_7X7B,
 }

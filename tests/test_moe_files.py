@@ -179,6 +179,7 @@ def test_configs_of_the_hub_are_read_whole(model_type: str, config: dict[str, An
         ("granitemoe", MoE(32, GLU(512, "silu"), TopK(8, True)), 64),
         ("hunyuan_v1_moe", MoE(64, GLU(3072, "silu"), TopK(8, True), GLU(3072, "silu")), 128),
         ("dots1", MoE(128, GLU(1408, "silu"), replace(GLM_ROUTER, k=6), GLU(2816, "silu")), 128),
+        ("flex_olmo", MoE(7, GLU(11008, "silu"), TopK(5)), 128),
     ],
 )
 def test_no_key_of_a_config_of_the_hub_is_refused_or_warned_of(model_type: str, ffn: MoE, rotated: int):

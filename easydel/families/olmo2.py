@@ -9,7 +9,7 @@ from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families import llama as base
 from easydel.layers.attention import QKNorm
-from easydel.layers.block import Block, Mixer
+from easydel.layers.block import Block, FeedForward, Mixer
 from easydel.layers.mlp import GLU
 from easydel.layers.norm import RMSNorm
 
@@ -22,14 +22,18 @@ NAMES = base.NAMES.extended(
 DEFAULTS = base.DEFAULTS | {"vocab_size": 50304, "rms_norm_eps": 1e-5}
 
 
-def post_norm(c: HFConfig, mixers: Sequence[Mixer]) -> Decoder:
-    """OLMo 2's blocks around `mixers`, one for each layer."""
-    norm, ffn = RMSNorm(c.rms_norm_eps), GLU(c.intermediate_size, c.hidden_act)
+def post_norm(c: HFConfig, mixers: Sequence[Mixer], ffn: FeedForward | None = None) -> Decoder:
+    """OLMo 2's blocks around `mixers`, one for each layer, and `ffn`: by default a GLU."""
+    norm, ffn = RMSNorm(c.rms_norm_eps), ffn or GLU(c.intermediate_size, c.hidden_act)
     blocks = [Block(mixer, ffn, attn_out=norm, ffn_out=norm) for mixer in mixers]
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm)
 
 
+def normed_attention(c: HFConfig) -> list[Mixer]:
+    bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps), whole=True)
+    return [base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)] * c.num_hidden_layers
+
+
 @family("olmo2", NAMES, defaults=DEFAULTS)
 def olmo2(c: HFConfig) -> Decoder:
-    bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps), whole=True)
-    return post_norm(c, [base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)] * c.num_hidden_layers)
+    return post_norm(c, normed_attention(c))

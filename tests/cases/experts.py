@@ -68,5 +68,6 @@ DOTS1 = case(
     norm_topk_prob=True,
     routed_scaling_factor=1.7,
 )
+FLEX_OLMO = case("flex_olmo", "biased-renormalized", num_experts=5, norm_topk_prob=True, attention_bias=True)
 
-CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE, HUNYUAN_V1_MOE, DOTS1]
+CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE, HUNYUAN_V1_MOE, DOTS1, FLEX_OLMO]
