@@ -242,6 +242,37 @@ FLEX_OLMO_7X7B = COMMON | {
     "router_aux_loss_coef": 0.01,
     "vocab_size": 100352,
 }
+PHI_35_MOE = COMMON | {
+    "architectures": ["PhiMoEForCausalLM"],
+    "attention_bias": True,
+    "hidden_dropout": 0.0,
+    "hidden_size": 4096,
+    "input_jitter_noise": 0.01,
+    "intermediate_size": 6400,
+    "lm_head_bias": True,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 16,
+    "original_max_position_embeddings": 4096,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "long_factor": [1.0 + i for i in range(64)],
+        "long_mscale": 1.243163121016122,
+        "original_max_position_embeddings": 4096,
+        "short_factor": [1.0 + i / 64 for i in range(64)],
+        "short_mscale": 1.243163121016122,
+        "type": "longrope",
+    },
+    "rope_theta": 10000.0,
+    "router_aux_loss_coef": 0.0,
+    "router_jitter_noise": 0.01,
+    "sliding_window": 131072,
+    "vocab_size": 32064,
+}
 HUB_CONFIGS: dict[str, dict[str, Any]] = {
     "glm4_moe": GLM_45,
     "minimax_m2": MINIMAX_M2,
@@ -251,4 +282,5 @@ HUB_CONFIGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": HUNYUAN_A13B,
     "dots1": DOTS_LLM1,
     "flex_olmo": FLEX_OLMO_7X7B,
+    "phimoe": PHI_35_MOE,
 }

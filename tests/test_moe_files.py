@@ -19,6 +19,7 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 from easydel.families import find_family
+from easydel.families.phimoe import SparseMixer
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import Groups, MoE, TopK
@@ -180,6 +181,7 @@ def test_configs_of_the_hub_are_read_whole(model_type: str, config: dict[str, An
         ("hunyuan_v1_moe", MoE(64, GLU(3072, "silu"), TopK(8, True), GLU(3072, "silu")), 128),
         ("dots1", MoE(128, GLU(1408, "silu"), replace(GLM_ROUTER, k=6), GLU(2816, "silu")), 128),
         ("flex_olmo", MoE(7, GLU(11008, "silu"), TopK(5)), 128),
+        ("phimoe", MoE(16, GLU(6400, "silu"), SparseMixer(2, slack=0.02)), 128),
     ],
 )
 def test_no_key_of_a_config_of_the_hub_is_refused_or_warned_of(model_type: str, ffn: MoE, rotated: int):

@@ -69,5 +69,24 @@ DOTS1 = case(
     routed_scaling_factor=1.7,
 )
 FLEX_OLMO = case("flex_olmo", "biased-renormalized", num_experts=5, norm_topk_prob=True, attention_bias=True)
+PHIMOE = case(  # transformers 5.23 always takes the short factors: with the same long ones only the gain differs
+    "phimoe",
+    "beyond-original-length-biased",
+    num_local_experts=5,
+    router_jitter_noise=0.3,
+    attention_bias=True,
+    lm_head_bias=True,
+    sliding_window=7,
+    original_max_position_embeddings=8,
+    rope_parameters={
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "short_factor": [1.0, 1.5, 2.0, 4.0],
+        "long_factor": [1.0, 1.5, 2.0, 4.0],
+        "short_mscale": 1.1,
+        "long_mscale": 1.4,
+        "original_max_position_embeddings": 8,
+    },
+)
 
-CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE, HUNYUAN_V1_MOE, DOTS1, FLEX_OLMO]
+CASES = [GLM4_MOE, MINIMAX_M2, GLM4_MOE_LITE, ERNIE4_5_MOE, GRANITEMOE, HUNYUAN_V1_MOE, DOTS1, FLEX_OLMO, PHIMOE]
