@@ -52,7 +52,9 @@ def expected_logits(model: Any, **inputs: Any) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_compilation: None
+) -> Iterator[Loaded]:
     case = request.param
     directory = tmp_path_factory.mktemp("model")
     reference = reference_of(case, directory)

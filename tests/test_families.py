@@ -44,7 +44,9 @@ class Loaded:
 
 
 @pytest.fixture(scope="module", params=DECODERS, ids=lambda case: case.name)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_compilation: None
+) -> Iterator[Loaded]:
     case = request.param
     directory = tmp_path_factory.mktemp("model")
     reference = make_reference(case, directory)

@@ -180,7 +180,9 @@ def assert_same(params: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_compilation: None
+) -> Iterator[Loaded]:
     directory = tmp_path_factory.mktemp("model")
     reference = make(request.param, directory)
     model, params = load(directory)
