@@ -191,6 +191,12 @@ def test_rotary_table_of_ones_is_no_scaling(tmp_path: Path):
     assert "rope_freqs.weight" not in hf_tensors(checkpoint, config)
 
 
+def test_rotary_table_beside_a_linear_factor_is_refused(tmp_path: Path):
+    checkpoint = opened(tmp_path, replace(TINY["llama-3.2"], metadata={"rope.scaling.factor": 2.0}))
+    with pytest.raises(UnsupportedModelError, match="rotary scaling"):
+        hf_config(checkpoint.metadata, checkpoint)
+
+
 def test_rotary_table_is_not_dropped_silently(tmp_path: Path):
     checkpoint = opened(tmp_path, TINY["llama-3.2"])
     with pytest.raises(UnsupportedModelError, match=r"rope_freqs.*holds rotary factors"):
@@ -219,6 +225,11 @@ YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.o
         ({"rope.scaling.type": "none"}, None),
         ({"rope.scaling.type": "linear"}, None),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope.scaling.factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope.scaling.factor": 0.0, "rope.scale_linear": 2.0}, None),
+        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scale_linear": 4.0, "rope.scaling.type": "none"}, None),
+        ({"rope.scale_linear": 1.0}, None),
         (YARN, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}),
         (
             {**YARN, "rope.scaling.yarn_beta_fast": 16.0},
@@ -247,6 +258,7 @@ def test_end_of_turn_ends_generation_too():
         ({"logit_scale": 0.5}, "logit_scale"),
         ({"rope.scaling.type": "su"}, "rotary scaling"),
         ({**YARN, "rope.scaling.attn_factor": 1.2}, "rotary scaling"),
+        ({"rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.2}, "rotary scaling"),
         ({"rope.dimension_count": 4}, "rotates 4 of 8"),
         ({"attention.head_count_kv": np.array([2, 3])}, "differs between layers"),
         ({"attention.key_length": 8, "attention.value_length": 16}, "different sizes"),
@@ -280,6 +292,7 @@ def test_size_that_makes_no_sense_is_an_error_with_the_key(key: str, value: obje
     [
         {"rope.freq_base": "x"},
         {"rope.scaling.factor": "x"},
+        {"rope.scale_linear": "x"},
         {"rope.scaling.type": 3},
         {"attention.head_count_kv": "x"},
         {"attention.key_length": [3]},

@@ -100,10 +100,16 @@ class _Converter:
 
     def _rope(self, config: dict[str, Any]) -> dict[str, Any]:
         prefix = f"{self.name}.rope.scaling."
-        settings = {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
-        settings = {key: self.get(f"rope.scaling.{key}") for key in settings}
-        if broken := [key for key, value in settings.items() if isinstance(value, str) != (key == "type")]:
-            raise ConfigError(f"{prefix}{broken[0]} is {str(settings[broken[0]])[:100]}", file=self.file)
+        keys = {"factor": "rope.scale_linear"} if self.get("rope.scale_linear") is not None else {}  # its old name
+        keys |= {
+            key.removeprefix(prefix): key.removeprefix(f"{self.name}.")
+            for key in self.metadata
+            if key.startswith(prefix)
+        }
+        settings = {name: self.get(key) for name, key in keys.items()}
+        if broken := [name for name, value in settings.items() if isinstance(value, str) != (name == "type")]:
+            found = str(settings[broken[0]])[:100]
+            raise ConfigError(f"{self.name}.{keys[broken[0]]} is {found}", file=self.file)
         theta = self.number("rope.freq_base", 10000.0)
         head_dim = self.number("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
         dim = self.number("rope.dimension_count", head_dim)

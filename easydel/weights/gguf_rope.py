@@ -34,17 +34,19 @@ def rope_scaling(
     file: Path | None,
 ) -> dict[str, Any] | None:
     """The `rope_scaling` of a config, or None. `settings` are the metadata keys below "<architecture>.rope.scaling"."""
-    kind = settings.get("type", "none")
+    kind = settings.get("type", "linear")  # as llama.cpp takes it
     factor = settings.get("factor")
-    if LLAMA3_TABLE in tensors:
+    stretched = kind == "linear" and factor not in (None, 0, 1)
+    unchanged = settings.get("attn_factor", 1) == 1 and not settings.get("yarn_log_multiplier")
+    if LLAMA3_TABLE in tensors and not stretched:
         return _llama3(_table(tensors[LLAMA3_TABLE], dim), theta, dim, file)
-    if LONG_TABLE in tensors and SHORT_TABLE in tensors:
+    if LONG_TABLE in tensors and SHORT_TABLE in tensors and not stretched:
         return _longrope(settings, _table(tensors[LONG_TABLE], dim), _table(tensors[SHORT_TABLE], dim), longest)
-    if kind == "none" or (kind == "linear" and factor in (None, 0, 1)):
-        return None
-    if kind == "linear" and factor:
+    if stretched and unchanged and not TABLES.keys() & tensors.keys():
         return {"rope_type": "linear", "factor": factor}
-    if kind == "yarn" and factor and settings.get("attn_factor", 1) == 1 and not settings.get("yarn_log_multiplier"):
+    if kind in ("none", "linear") and unchanged and not stretched:
+        return None
+    if kind == "yarn" and factor and unchanged:
         return {
             "rope_type": "yarn",
             "factor": factor,
