@@ -259,6 +259,7 @@ def test_end_of_turn_ends_generation_too():
         ({"rope.scaling.type": "su"}, "rotary scaling"),
         ({**YARN, "rope.scaling.attn_factor": 1.2}, "rotary scaling"),
         ({"rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.2}, "rotary scaling"),
+        ({"attention.causal": False}, r"asks for llama\.attention\.causal=False"),
         ({"rope.dimension_count": 4}, "rotates 4 of 8"),
         ({"attention.head_count_kv": np.array([2, 3])}, "differs between layers"),
         ({"attention.key_length": 8, "attention.value_length": 16}, "different sizes"),

@@ -21,7 +21,7 @@ _OWN_HEAD_DIM = {"qwen3", "gemma", "gemma2", "gemma3_text"}  # their configs' de
 _GEMMA3_PATTERN = 6  # every sixth layer sees everything; llama.cpp has the number in its code, too
 # llama.cpp branches on tensors instead of "use_parallel_residual", which StableLM's converter sets at random.
 _INERT = re.compile(
-    r"vocab_size|tensor_data_layout|use_parallel_residual|attention\.(value_length|causal)|expert_used_count"
+    r"vocab_size|tensor_data_layout|use_parallel_residual|attention\.value_length|expert_used_count"
     r"|rope\.(dimension_count|freq_base|freq_base_swa|scaling\..*)|attention\.sliding_window_pattern"
 )
 _EFFECTIVE = re.compile(r".*scale|.*softcapping|expert_count|ssm\..*|.*bias|.*clamp.*|.*sections|.*swin.*|.*lora.*")
@@ -144,11 +144,12 @@ class _Converter:
 
     def _check_unread(self) -> None:
         """Refuse what changes the computation and was not understood; warn of the rest."""
-        prefix = f"{self.name}."
+        prefix, causal = f"{self.name}.", self.get("attention.causal", True)
         keys = [key.removeprefix(prefix) for key in self.metadata if key.startswith(prefix)]
         unread = [key for key in keys if key not in self.read and not _INERT.fullmatch(key)]
         unread = [key for key in unread if self.get(key) not in (0, False, "", None)]
         effective = [f"{prefix}{key}={self.get(key)}" for key in unread if _EFFECTIVE.fullmatch(key)]
+        effective += [] if causal else [f"{prefix}attention.causal={causal}"]
         if effective:
             raise UnsupportedModelError(f"asks for {', '.join(effective)}, which is not supported", file=self.file)
         if unread:
