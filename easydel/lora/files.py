@@ -17,6 +17,7 @@ from easydel.checkpoint import Tensor
 from easydel.checkpoint.open import open_checkpoint
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
+from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
 from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
@@ -65,7 +66,8 @@ def save_adapters(
                 values = partial(on_host, array, row)
                 tensors.append((_tensor_names(name)[number], shape, np.dtype(array.dtype), values))
     settings = asdict(lora) | {"target_modules": _shortest(model, adapted), "peft_type": "LORA"}
-    settings |= {"task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
+    task = "SEQ_2_SEQ_LM" if isinstance(model.record, EncoderDecoder) else "CAUSAL_LM"
+    settings |= {"task_type": task, "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
     settings["base_model_name_or_path"] = str(model.origin) if model.origin else None
 
     def write(tensors: Sequence[Entry]) -> None:
