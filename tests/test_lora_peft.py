@@ -10,7 +10,9 @@ import pytest
 from cases import all_cases
 from trained import random_model
 
+from easydel.families import all_families
 from easydel.lora import LoRA, add_adapters, save_adapters
+from easydel.lora.files import FUSED_EXPERTS
 
 CASES = {case.name: case for case in all_cases()}
 
@@ -28,3 +30,38 @@ def saved_config(directory: Path, case: str, targets: list[str]) -> dict[str, An
 )
 def test_the_task_in_a_file_is_the_models(tmp_path: Path, case: str, targets: list[str], task: str):
     assert saved_config(tmp_path, case, targets)["task_type"] == task
+
+
+@pytest.mark.parametrize(
+    ("case", "targets", "lost"),
+    [
+        # the first layer is dense, the others have experts that are shared
+        ("deepseek_v3-groups", ["q_a_proj", "down_proj"], "mlp.down_proj"),
+        ("deepseek_v2-greedy", ["o_proj", "gate_proj", "up_proj"], "mlp.shared_experts.gate_proj"),
+        ("qwen3_moe-renormalized-biased-sliding-dense-first", ["v_proj", "up_proj"], "mlp.up_proj"),
+    ],
+)
+def test_what_peft_takes_for_parts_of_experts_is_told(tmp_path: Path, case: str, targets: list[str], lost: str):
+    with pytest.warns(UserWarning, match=rf"PEFT(.|\n)*load_adapters(.|\n)*layers\.0\.{lost}") as told:
+        saved_config(tmp_path, case, targets)
+    assert targets[0] not in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    ("case", "targets"),
+    [
+        ("deepseek_v3-groups", ["q_a_proj", "o_proj"]),
+        ("qwen2_moe-plain", ["down_proj", "up_proj", "gate_proj"]),  # PEFT has no mapping for the type itself
+        ("mixtral-plain", ["q_proj"]),
+        ("qwen3-plain", ["down_proj"]),
+    ],
+)
+def test_nothing_is_told_of_adapters_that_peft_loads(tmp_path: Path, case: str, targets: list[str]):
+    saved_config(tmp_path, case, targets)  # warnings are errors
+
+
+def test_every_model_type_whose_experts_peft_looks_for_is_known():
+    """PEFT goes by this table of transformers; and by Mixtral's, in whose names (w1, w2, w3) no Linear here ends."""
+    from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as FORMS
+
+    assert {name for name in all_families() if FORMS.get(name) == "qwen2_moe"} == FUSED_EXPERTS

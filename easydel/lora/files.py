@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -42,6 +43,10 @@ REFUSED = (
     "trainable_token_indices",
     "alora_invocation_tokens",
 )
+# Model types whose MLPs PEFT 0.21 takes for parts of fused experts (its utils/transformers_weight_conversion.py): it
+# puts adapters on the experts instead, and warns of missing keys at most.
+FUSED_EXPERTS = {"deepseek_v2", "deepseek_v3", "olmoe", "qwen3_moe"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +55,7 @@ def save_adapters(
 ) -> None:
     """Write the adapters of `params` (default: the model's own) as PEFT does; they load there and here.
 
+    Warns of those that PEFT has no place for.
     Of parameters that are spread over processes, each process has to call this, and the first one writes.
     """
     leaves, adapted = flatten(params or model.params), adapted_places(model)
@@ -70,6 +76,8 @@ def save_adapters(
     settings |= {"task_type": task, "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
     settings["base_model_name_or_path"] = str(model.origin) if model.origin else None
 
+    _warn_of_peft(model, adapted)
+
     def write(tensors: Sequence[Entry]) -> None:
         with atomic_directory(directory, owned=(CONFIG, "adapter_model.*")) as fresh:
             write_safetensors(fresh, tensors, metadata={"format": "pt"})
@@ -77,6 +85,16 @@ def save_adapters(
             (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
     write_whole(leaves, tensors, write)
+
+
+def _warn_of_peft(model: BaseNNXModule, adapted: Sequence[Place]) -> None:
+    """Tell of adapters that PEFT would lose."""
+    names = [name for place in adapted for name in place.theirs if name]
+    lost = MLP if model.config.get("model_type") in FUSED_EXPERTS else set()
+    if told := [name for name in names if name.rpartition(".")[2] in lost]:
+        warnings.warn(
+            f"PEFT does not load the adapters of these modules (load_adapters does):{listed(told)}", stacklevel=3
+        )
 
 
 def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:
