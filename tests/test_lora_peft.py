@@ -65,3 +65,11 @@ def test_every_model_type_whose_experts_peft_looks_for_is_known():
     from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as FORMS
 
     assert {name for name in all_families() if FORMS.get(name) == "qwen2_moe"} == FUSED_EXPERTS
+
+
+@pytest.mark.parametrize("case", ["mamba-plain", "falcon_mamba-plain"])
+def test_that_peft_refuses_mambas_output_is_told(tmp_path: Path, case: str):
+    with pytest.warns(UserWarning, match=r"PEFT(.|\n)*layers\.0\.mixer\.out_proj") as told:
+        saved_config(tmp_path, case, ["in_proj", "out_proj"])
+    assert "in_proj" not in str(told[0].message)
+    saved_config(tmp_path, case, ["in_proj"])  # warnings are errors

@@ -46,7 +46,12 @@ REFUSED = (
 # Model types whose MLPs PEFT 0.21 takes for parts of fused experts (its utils/transformers_weight_conversion.py): it
 # puts adapters on the experts instead, and warns of missing keys at most.
 FUSED_EXPERTS = {"deepseek_v2", "deepseek_v3", "olmoe", "qwen3_moe"}
-MLP = {"gate_proj", "up_proj", "down_proj"}
+# What PEFT has no place for, by model type: of Mamba's it refuses out_proj, whose kernel the fast path for CUDA reads
+# itself (its tuners/tuners_utils.py).
+NOT_IN_PEFT = {
+    **dict.fromkeys(FUSED_EXPERTS, ("gate_proj", "up_proj", "down_proj")),
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("out_proj",)),
+}
 logger = logging.getLogger(__name__)
 
 
@@ -88,9 +93,9 @@ def save_adapters(
 
 
 def _warn_of_peft(model: BaseNNXModule, adapted: Sequence[Place]) -> None:
-    """Tell of adapters that PEFT would lose."""
+    """Tell of adapters that PEFT would lose or refuse."""
     names = [name for place in adapted for name in place.theirs if name]
-    lost = MLP if model.config.get("model_type") in FUSED_EXPERTS else set()
+    lost = NOT_IN_PEFT.get(str(model.config.get("model_type")), ())
     if told := [name for name in names if name.rpartition(".")[2] in lost]:
         warnings.warn(
             f"PEFT does not load the adapters of these modules (load_adapters does):{listed(told)}", stacklevel=3
