@@ -10,8 +10,9 @@ import pytest
 from cases import all_cases
 from trained import random_model
 
+from easydel.errors import UnsupportedModelError
 from easydel.families import all_families
-from easydel.lora import LoRA, add_adapters, save_adapters
+from easydel.lora import LoRA, add_adapters, load_adapters, save_adapters
 from easydel.lora.files import FUSED_EXPERTS
 
 CASES = {case.name: case for case in all_cases()}
@@ -73,3 +74,34 @@ def test_that_peft_refuses_mambas_output_is_told(tmp_path: Path, case: str):
         saved_config(tmp_path, case, ["in_proj", "out_proj"])
     assert "in_proj" not in str(told[0].message)
     saved_config(tmp_path, case, ["in_proj"])  # warnings are errors
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    file = directory / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_bdlora": {"nblocks": 2}},
+        {"kasa_config": {"beta": 1e-4}},
+        {"velora_config": {"num_groups": 32}},
+        {"monteclora_config": {"num_samples": 8}},
+        {"arrow_config": {"top_k": 3}},
+    ],
+)
+def test_variants_that_compute_something_else_are_refused(tmp_path: Path, change: dict[str, Any]):
+    saved_config(tmp_path, "llama-plain", ["q_proj"])
+    change_config(tmp_path, **dict.fromkeys(change, None))  # what PEFT writes where it is off
+    load_adapters(random_model(CASES["llama-plain"])[0], tmp_path)
+    change_config(tmp_path, **change)
+    with pytest.raises(UnsupportedModelError, match=next(iter(change))):
+        load_adapters(random_model(CASES["llama-plain"])[0], tmp_path)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva", "mica"])
+def test_starts_that_leave_the_base_as_it_is_are_accepted(tmp_path: Path, start: bool | str):
+    saved_config(tmp_path, "llama-plain", ["q_proj"])
+    change_config(tmp_path, init_lora_weights=start)
+    load_adapters(random_model(CASES["llama-plain"])[0], tmp_path)

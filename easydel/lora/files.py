@@ -42,7 +42,13 @@ REFUSED = (
     "target_parameters",
     "trainable_token_indices",
     "alora_invocation_tokens",
+    "use_bdlora",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
 )
+STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")  # values of A and B; others change the base model, too
 # Model types whose MLPs PEFT 0.21 takes for parts of fused experts (its utils/transformers_weight_conversion.py): it
 # puts adapters on the experts instead, and warns of missing keys at most.
 FUSED_EXPERTS = {"deepseek_v2", "deepseek_v3", "olmoe", "qwen3_moe"}
@@ -173,7 +179,7 @@ def read_lora(file: Path) -> LoRA:
     values = config.to_dict()
     extra = [f"{key}={values[key]!r}" for key in REFUSED if values.get(key) not in OFF]
     start = values.get("init_lora_weights", True)
-    if start not in (True, False, "gaussian"):
+    if start not in STARTS:
         extra.append(f"init_lora_weights={start!r} (it changes the base model)")
     if values.get("peft_type", "LORA") != "LORA":
         extra.append(f"peft_type={values['peft_type']!r}")
