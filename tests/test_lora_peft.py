@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cases import all_cases
+from safetensors.numpy import load_file, save_file
 from trained import random_model
 
 from easydel.errors import UnsupportedModelError
@@ -105,3 +108,37 @@ def test_starts_that_leave_the_base_as_it_is_are_accepted(tmp_path: Path, start:
     saved_config(tmp_path, "llama-plain", ["q_proj"])
     change_config(tmp_path, init_lora_weights=start)
     load_adapters(random_model(CASES["llama-plain"])[0], tmp_path)
+
+
+def rewritten(directory: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    file = directory / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+def test_adapters_of_some_scanned_layers_are_refused_with_what_to_do(tmp_path: Path):
+    """What layers_to_transform=[1] makes."""
+    saved_config(tmp_path, "llama-plain", ["q_proj"])
+    rewritten(tmp_path, lambda tensors: {name: values for name, values in tensors.items() if ".layers.1." in name})
+    with pytest.raises(UnsupportedModelError, match=r"in part(.|\n)*self_attn/q_proj(.|\n)*without scan_layers"):
+        load_adapters(random_model(CASES["llama-plain"], scan_layers=True)[0], tmp_path)
+    load_adapters(random_model(CASES["llama-plain"])[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "targets", "module", "leaf"),
+    [
+        ("gpt2-plain", ["c_fc"], "transformer.h.0.attn.c_attn", "lora_A.weight"),
+        ("mamba-plain", ["in_proj"], "backbone.layers.0.mixer.x_proj", "lora_B.weight"),
+        ("mixtral-plain", ["q_proj"], "model.layers.0.block_sparse_moe.experts.1.w3", "lora_A.weight"),
+        ("llama-plain", ["q_proj"], "model.embed_tokens", "lora_embedding_A"),
+        ("llama-tied-biased", ["q_proj"], "lm_head", "lora_A.weight"),
+    ],
+)
+def test_modules_of_the_model_that_cannot_be_adapted_are_named(
+    tmp_path: Path, case: str, targets: list[str], module: str, leaf: str
+):
+    saved_config(tmp_path, case, targets)
+    rewritten(tmp_path, lambda tensors: tensors | {f"base_model.model.{module}.{leaf}": np.ones((2, 48), np.float32)})
+    with pytest.raises(UnsupportedModelError, match=rf"cannot have adapters(.|\n)*{module}") as caught:
+        load_adapters(random_model(CASES[case])[0], tmp_path)
+    assert "another model" not in str(caught.value)

@@ -20,14 +20,14 @@ from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
+from easydel.lora.fit import check_fit, tensor_names
 from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
 from easydel.model import BaseNNXModule
 from easydel.tree import Tree, flatten
 from easydel.weights.export import Entry, on_host, write_whole
-from easydel.weights.plan import is_number
 
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What PEFT can do besides: any value but the ones that switch it off is refused.
 OFF: tuple[Any, ...] = (None, False, [], {}, "none")
 REFUSED = (
@@ -81,7 +81,7 @@ def save_adapters(
             for name, row in zip(place.theirs, rows, strict=True):
                 assert name, "what has no name of its own is never adapted"
                 values = partial(on_host, array, row)
-                tensors.append((_tensor_names(name)[number], shape, np.dtype(array.dtype), values))
+                tensors.append((tensor_names(name)[number], shape, np.dtype(array.dtype), values))
     settings = asdict(lora) | {"target_modules": _shortest(model, adapted), "peft_type": "LORA"}
     task = "SEQ_2_SEQ_LM" if isinstance(model.record, EncoderDecoder) else "CAUSAL_LM"
     settings |= {"task_type": task, "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
@@ -121,49 +121,19 @@ def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:
         raise CheckpointError(f"has no {WEIGHTS}", file=folder)
     tensors = dict(open_checkpoint([found]))
     places = {name: place for place in places_of(model) for name in place.theirs if name}
-    present = {name for name in places if any(tensor in tensors for tensor in _tensor_names(name))}
-    chosen = list({place.path: place for name, place in places.items() if name in present}.values())
-    problems = _misfits(lora, chosen, tensors)
-    if problems or not chosen:
-        told = listed(problems) or " it holds none"
-        raise CheckpointError(f"the adapters do not fit the model:{told}", file=found, hint="is it another model's?")
+    places = {name: place for name, place in places.items() if any(tensor in tensors for tensor in tensor_names(name))}
+    check_fit(model, lora, places, tensors, found)
+    chosen = list({place.path: place for place in places.values()}.values())
     check_free(model, chosen)
     arrays = {
         f"{place.path}/{leaf}": place.arranged(
-            [_values(tensors[_tensor_names(name)[number]], found) for name in place.theirs if name]
+            [_values(tensors[tensor_names(name)[number]], found) for name in place.theirs if name]
         )
         for place in chosen
         for number, leaf in enumerate(LEAVES)
     }
     adapt(model, lora, chosen)
     return give(model, chosen, arrays)
-
-
-def _tensor_names(module: str) -> list[str]:
-    """What PEFT calls the adapters of a module of the checkpoint, in the order of `LEAVES`."""
-    return [f"{PREFIX}{module}.{leaf}.weight" for leaf in LEAVES]
-
-
-def _misfits(lora: LoRA, chosen: Sequence[Place], tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the adapters in a file for these places."""
-    expected = {
-        tensor: shape
-        for place in chosen
-        for name in place.theirs
-        if name
-        for tensor, shape in zip(_tensor_names(name), place.shapes(lora.r), strict=True)
-    }
-    there = {name: tensor for name, tensor in tensors.items() if name in expected}
-    return [
-        *(f"{name} has no place in the model" for name in tensors if name not in expected),
-        *(f"{name} is missing" for name in expected if name not in tensors),
-        *(
-            f"{name} is {list(tensor.shape)}, expected {list(expected[name])}"
-            for name, tensor in there.items()
-            if tuple(tensor.shape) != expected[name]
-        ),
-        *(f"{name} is {tensor.dtype}" for name, tensor in there.items() if not is_number(tensor.dtype)),
-    ]
 
 
 def _values(tensor: Tensor, file: Path) -> np.ndarray:

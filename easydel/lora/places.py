@@ -66,12 +66,7 @@ class Place:
 
 def places_of(model: BaseNNXModule) -> list[Place]:
     """Every Linear of the model."""
-    layer_paths, shapes = model.canonical_paths(), flatten(model.params)
-    per_layer = {
-        part: shapes[path].shape if parts == [path] else shapes[path].shape[1:]
-        for path, parts in layer_paths.items()
-        for part in parts
-    }
+    layer_paths, per_layer = model.canonical_paths(), per_layer_shapes(model)
 
     def theirs(path: str) -> str | None:
         expression = model.names.expression(f"{path}/kernel", per_layer)
@@ -83,6 +78,16 @@ def places_of(model: BaseNNXModule) -> list[Place]:
         paths = tuple(part.removesuffix("/kernel") for part in layer_paths[f"{path}/kernel"])
         places.append(Place(owner, name, path, paths, tuple(map(theirs, paths))))
     return places
+
+
+def per_layer_shapes(model: BaseNNXModule) -> dict[str, tuple[int, ...]]:
+    """Of its parameters by path, as they would be without scanned layers."""
+    leaves = flatten(model.params)
+    return {
+        part: leaves[path].shape if parts == [path] else leaves[path].shape[1:]
+        for path, parts in model.canonical_paths().items()
+        for part in parts
+    }
 
 
 def _linears(module: Any, prefix: str) -> Iterator[tuple[Any, str, str]]:

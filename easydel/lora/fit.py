@@ -1,0 +1,78 @@
+"""Whether the adapters in a file fit a model: all that is wrong is told before the model changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from easydel.checkpoint import Tensor
+from easydel.errors import CheckpointError, UnsupportedModelError, listed
+from easydel.lora.linear import LEAVES, LoRA
+from easydel.lora.places import Place, per_layer_shapes
+from easydel.model import BaseNNXModule
+from easydel.weights.expressions import source_names
+from easydel.weights.plan import is_number
+
+PREFIX = "base_model.model."
+
+
+def tensor_names(module: str) -> list[str]:
+    """What PEFT calls the adapters of a module of the checkpoint, in the order of `LEAVES`."""
+    return [f"{PREFIX}{module}.{leaf}.weight" for leaf in LEAVES]
+
+
+def check_fit(
+    model: BaseNNXModule, lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tensor], file: Path
+) -> None:
+    """UnsupportedModelError for what is the model's but has no adapters here, CheckpointError for what is not, or is
+    broken. `places` are those that have some in the file, by their names in the checkpoint."""
+    if fixed := _fixed(model, places, tensors):
+        raise UnsupportedModelError(
+            f"these cannot have adapters here:{listed(fixed)}",
+            file=file,
+            hint="merge them with PEFT (merge_and_unload), and load the model that this makes",
+        )
+    chosen = {place.path: place for place in places.values()}
+    parts = [path for path, place in chosen.items() if not all(name in places for name in place.theirs)]
+    if parts:
+        raise UnsupportedModelError(
+            f"scanned layers cannot be adapted in part:{listed(parts)}", file=file, hint="load without scan_layers"
+        )
+    problems = _misfits(lora, places, tensors)
+    if problems or not places:
+        told = listed(problems) or " it holds none"
+        hint = None if places else "is it another model's?"
+        raise CheckpointError(f"the adapters do not fit the model:{told}", file=file, hint=hint)
+
+
+def _fixed(model: BaseNNXModule, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Modules with adapters in the file that the model has, but not as a Linear: embeddings, tied heads, experts, and
+    what is fused or not only multiplied with."""
+    pattern = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(embedding_)?[AB](\.weight)?")
+    adapted = {match[1] for name in tensors if (match := pattern.fullmatch(name))} - places.keys()
+    if not adapted:
+        return []
+    shapes = per_layer_shapes(model)
+    known = source_names({path: model.names.expression(path, shapes) for path in shapes})
+    return sorted(adapted & {*(name.removesuffix(".weight") for name in known), model.names.theirs("lm_head")})
+
+
+def _misfits(lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the adapters in a file for these places."""
+    expected = {
+        tensor: shape
+        for name, place in places.items()
+        for tensor, shape in zip(tensor_names(name), place.shapes(lora.r), strict=True)
+    }
+    there = {name: tensor for name, tensor in tensors.items() if name in expected}
+    return [
+        *(f"{name} has no place in the model" for name in tensors if name not in expected),
+        *(f"{name} is missing" for name in expected if name not in tensors),
+        *(
+            f"{name} is {list(tensor.shape)}, expected {list(expected[name])}"
+            for name, tensor in there.items()
+            if tuple(tensor.shape) != expected[name]
+        ),
+        *(f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not is_number(tensor.dtype)),
+    ]
