@@ -13,7 +13,7 @@ from cases import all_cases
 from safetensors.numpy import load_file, save_file
 from trained import random_model
 
-from easydel.errors import UnsupportedModelError
+from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import all_families
 from easydel.lora import LoRA, add_adapters, load_adapters, save_adapters
 from easydel.lora.files import FUSED_EXPERTS
@@ -142,3 +142,30 @@ def test_modules_of_the_model_that_cannot_be_adapted_are_named(
     with pytest.raises(UnsupportedModelError, match=rf"cannot have adapters(.|\n)*{module}") as caught:
         load_adapters(random_model(CASES[case])[0], tmp_path)
     assert "another model" not in str(caught.value)
+
+
+HEAD = "base_model.model.lm_head.base_layer.weight"
+
+
+@pytest.mark.parametrize("choices", [{}, {"int8": True}, {"param_dtype": "bfloat16"}], ids=str)
+def test_a_copy_of_the_head_beside_its_adapters_is_the_models(tmp_path: Path, choices: dict[str, Any]):
+    """PEFT writes one where lm_head is a target, in the dtype that its model had."""
+    saved_config(tmp_path, "llama-plain", ["q_proj", "lm_head"])
+    head = np.asarray(random_model(CASES["llama-plain"])[0].params["lm_head"]["kernel"])
+    rewritten(tmp_path, lambda tensors: tensors | {HEAD: head})
+    model, _ = random_model(CASES["llama-plain"], **choices)
+    assert "lora_A" in load_adapters(model, tmp_path)["lm_head"]
+    for other in (head + np.eye(*head.shape, dtype=np.float32), head[1:]):
+        rewritten(tmp_path, lambda tensors, other=other: tensors | {HEAD: other})
+        model, _ = random_model(CASES["llama-plain"], **choices)
+        with pytest.raises(CheckpointError, match=r"lm_head\.base_layer\.weight(.|\n)*differs from the model's"):
+            load_adapters(model, tmp_path)
+        assert "lora_A" not in model.params["lm_head"]
+
+
+def test_a_copy_in_fewer_bits_is_the_models_rounded(tmp_path: Path):
+    saved_config(tmp_path, "llama-plain", ["lm_head"])
+    model, _ = random_model(CASES["llama-plain"])
+    head = np.asarray(model.params["lm_head"]["kernel"])
+    rewritten(tmp_path, lambda tensors: tensors | {HEAD: head.astype(np.float16)})
+    load_adapters(model, tmp_path)

@@ -20,7 +20,7 @@ from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
-from easydel.lora.fit import check_fit, tensor_names
+from easydel.lora.fit import check_copies, check_fit, tensor_names
 from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
 from easydel.model import BaseNNXModule
@@ -125,6 +125,7 @@ def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:
     check_fit(model, lora, places, tensors, found)
     chosen = list({place.path: place for place in places.values()}.values())
     check_free(model, chosen)
+    check_copies(model, places, tensors)
     arrays = {
         f"{place.path}/{leaf}": place.arranged(
             [_values(tensors[tensor_names(name)[number]], found) for name in place.theirs if name]

@@ -6,11 +6,16 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from easydel.checkpoint import Tensor
 from easydel.errors import CheckpointError, UnsupportedModelError, listed
 from easydel.lora.linear import LEAVES, LoRA
 from easydel.lora.places import Place, per_layer_shapes
 from easydel.model import BaseNNXModule
+from easydel.quantize import quantize_rows
+from easydel.tree import flatten
+from easydel.weights.export import on_host
 from easydel.weights.expressions import source_names
 from easydel.weights.plan import is_number
 
@@ -20,6 +25,11 @@ PREFIX = "base_model.model."
 def tensor_names(module: str) -> list[str]:
     """What PEFT calls the adapters of a module of the checkpoint, in the order of `LEAVES`."""
     return [f"{PREFIX}{module}.{leaf}.weight" for leaf in LEAVES]
+
+
+def copy_name(module: str) -> str:
+    """What PEFT calls the kernel of an adapted module, which it stores too where that is the head."""
+    return f"{PREFIX}{module}.base_layer.weight"
 
 
 def check_fit(
@@ -66,8 +76,9 @@ def _misfits(lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tens
         for tensor, shape in zip(tensor_names(name), place.shapes(lora.r), strict=True)
     }
     there = {name: tensor for name, tensor in tensors.items() if name in expected}
+    copies = set(map(copy_name, places))
     return [
-        *(f"{name} has no place in the model" for name in tensors if name not in expected),
+        *(f"{name} has no place in the model" for name in tensors if name not in expected and name not in copies),
         *(f"{name} is missing" for name in expected if name not in tensors),
         *(
             f"{name} is {list(tensor.shape)}, expected {list(expected[name])}"
@@ -76,3 +87,28 @@ def _misfits(lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tens
         ),
         *(f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not is_number(tensor.dtype)),
     ]
+
+
+def check_copies(model: BaseNNXModule, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError where a kernel that the file holds beside its adapters is not the model's."""
+    leaves = flatten(model.params)
+    for name, place in places.items():
+        tensor = tensors.get(copy_name(name))
+        if tensor is not None:
+            row = place.theirs.index(name) if place.stacked else None
+            if not _equal(tensor.read(), on_host(leaves[f"{place.path}/kernel"], row)):
+                raise CheckpointError(
+                    "differs from the model's own kernel: the adapters are for another one",
+                    file=tensor.file,
+                    tensor=tensor.name,
+                )
+
+
+def _equal(copy: np.ndarray, kernel: np.ndarray) -> bool:
+    """Whether they are the same numbers, but for what the narrower of their dtypes leaves of them."""
+    if copy.shape != kernel.shape:
+        return False
+    if kernel.dtype == np.int8:
+        return np.array_equal(quantize_rows(copy)[0], kernel)
+    narrow = min(copy.dtype, kernel.dtype, key=lambda dtype: dtype.itemsize)
+    return np.array_equal(copy.astype(narrow), kernel.astype(narrow))
