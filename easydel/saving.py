@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
@@ -11,31 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from easydel.checkpoint.atomic import OWNED
 from easydel.checkpoint.files import is_inside
 from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
+from easydel.hub.select import CONFIGS, VOCABULARIES
 from easydel.lora import LEAVES
 from easydel.tree import flatten
 from easydel.weights.export import Entry, Parameters, entries, write_whole
 from easydel.weights.fill import assign
 from easydel.weights.names import OWN, Names
-from easydel.weights.saved import MANIFEST, Manifest
+from easydel.weights.saved import Manifest
 
 MAX_SHARD_BYTES = 5 << 30  # what transformers writes
-# Files beside the weights that belong to the model: they are copied along.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.*",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
+# Files beside the weights that belong to the model: they are copied along, and those of a tokenizer with care.
+GENERATION = "generation_config.json"
+TOKENIZER = frozenset(CONFIGS | VOCABULARIES) - {"config.json", GENERATION}
+logger = logging.getLogger(__name__)
 
 
 def save(
@@ -138,21 +134,31 @@ def _write(
     origin: Path | None,
     max_shard_bytes: int,
 ) -> None:
-    companions = _companions(origin)
-    # A tokenizer consists of several files: never some of one and some of another.
-    with atomic_directory(directory, owned=(*OWNED, *(COMPANIONS if companions else ()))) as fresh:
+    with atomic_directory(directory) as fresh:
         write_safetensors(fresh, tensors, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if manifest is not None:
             manifest.write(fresh)
-        for file in companions:
+        for file in _companions(origin, directory):
             shutil.copyfile(file, fresh / file.name)
 
 
-def _companions(origin: Path | None) -> list[Path]:
+def _companions(origin: Path | None, directory: Path) -> list[Path]:
+    """What to copy: generation settings, and what `directory` lacks of the tokenizer unless it has another one.
+
+    A tokenizer consists of several files: never some of one and some of another.
+    """
     if origin is None or not origin.is_dir():
         return []
-    found = {
-        file for pattern in COMPANIONS for file in origin.glob(pattern) if file.is_file() and is_inside(origin, file)
-    }
-    return sorted(file for file in found if file.name not in ("config.json", MANIFEST))
+    names = [name for name in (GENERATION, *sorted(TOKENIZER)) if (origin / name).is_file()]
+    found = {name: origin / name for name in names if is_inside(origin, origin / name)}
+    there = sorted(name for name in TOKENIZER if os.path.lexists(directory / name))
+    if all(name in found and filecmp.cmp(found[name], directory / name, shallow=False) for name in there):
+        return [file for name, file in found.items() if name not in there]
+    if not TOKENIZER.isdisjoint(found):
+        logger.warning(
+            "%s keeps its own tokenizer (%s), which differs from the model's: to have the latter, remove it first",
+            directory,
+            ", ".join(there),
+        )
+    return [file for name, file in found.items() if name == GENERATION]

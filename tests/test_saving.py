@@ -316,21 +316,6 @@ def test_layers_of_which_some_are_int8_cannot_be_stacked_and_it_says_so(model: B
         load(tmp_path / "saved", from_torch=False, scan_layers=True)
 
 
-def test_of_a_tokenizer_no_file_stays_beside_those_of_another(model: BaseNNXModule, tmp_path: Path):
-    write(model, "export", tmp_path / "model", 1.0)
-    for name in ("vocab.json", "tokenizer_config.json", "chat_template.jinja"):
-        (tmp_path / "model" / name).write_text("old")
-    write(model, "export", tmp_path / "model", 2.0)
-    assert (tmp_path / "model" / "vocab.json").read_text() == "old", "the model brings no tokenizer"
-    origin = tmp_path / "origin"
-    origin.mkdir()
-    (origin / "tokenizer.json").write_text("new")
-    assert model.names is not None
-    export(tmp_path / "model", filled(model, 3.0), model.canonical_paths(), model.config, model.names, origin=origin)
-    left = {file.name for file in (tmp_path / "model").iterdir()}
-    assert left == {"config.json", "model.safetensors", "tokenizer.json"}
-
-
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose parameters, 6 MB, are more than what programs and their arguments take."""
