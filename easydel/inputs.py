@@ -19,20 +19,30 @@ TOKEN_ARRAYS = (*IDS, "attention_mask", "decoder_attention_mask", "position_ids"
 def token_array(name: str, value: Any, vocabulary: int) -> Any:
     """The argument as an array [batch, length], if it is one of `TOKEN_ARRAYS`; anything else unchanged.
 
-    ArgumentError for another shape, for ids that are no integers, and for ids of no token. The last is seen in numpy's
-    arrays and in lists alone: looking into JAX's would wait for their device.
+    ArgumentError for what is no array, for another shape, for ids that are no integers, and for ids of no token. The
+    last is seen in numpy's arrays and in lists alone: looking into JAX's would wait for their device.
     """
     if name not in TOKEN_ARRAYS:
         return value
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    array = value if isinstance(value, jax.Array) else host_array(name, value)
     check_array(name, array)
     if name in IDS and isinstance(array, np.ndarray):
         check_tokens(name, array, vocabulary)
     return jnp.asarray(array)
 
 
+def host_array(name: str, value: Any) -> np.ndarray:
+    """The argument as numpy's; ArgumentError for rows of unequal lengths, and torch tensors it cannot take."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ArgumentError(f"{name} is no array ({error})", hint="pad shorter rows on the left") from None
+    except (TypeError, RuntimeError) as error:
+        raise ArgumentError(f"{name} is no array ({error})", hint="pass one of numpy or JAX") from None
+
+
 def check_array(name: str, array: Any) -> None:
-    """ArgumentError for no [batch, length], for nothing, and for ids that are no integers."""
+    """ArgumentError for no [batch, length], for nothing, for what are no numbers, and for ids that are no integers."""
     if array.ndim != 2:
         hint = f"pass {name}[None] for one sequence" if array.ndim == 1 else None
         raise ArgumentError(f"{name} has shape {array.shape}, expected [batch, length]", hint=hint)
@@ -40,6 +50,8 @@ def check_array(name: str, array: Any) -> None:
         raise ArgumentError(f"{name} is empty: its shape is {array.shape}", hint="begin with one token at least")
     if name.endswith("ids") and not jnp.issubdtype(array.dtype, jnp.integer):
         raise ArgumentError(f"{name} is {array.dtype}, expected integers")
+    if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.number):
+        raise ArgumentError(f"{name} is {array.dtype}, expected numbers")
 
 
 def check_tokens(name: str, ids: np.ndarray, vocabulary: int) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,7 +268,10 @@ def _expanded(path: str, starts: Mapping[str, Sequence[str]]) -> list[str]:
 def forward(model: BaseNNXModule, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
     """Logits of every token, as a pure function of parameters and inputs."""
     check_params(flatten(model.params), flatten(params))
-    known = [name for name in signature(type(model.model).__call__).parameters if name != "self"]
+    takes = signature(type(model.model).__call__).parameters
+    known = [name for name in takes if name != "self"]
+    if missing := [name for name in known if takes[name].default is Parameter.empty and name not in inputs]:
+        raise ArgumentError(f"{', '.join(missing)} is missing", hint="pass token ids [batch, length]")
     if unknown := sorted(set(inputs) - set(known)):
         raise ArgumentError(f"the model takes no {', '.join(unknown)}", hint=f"it takes {', '.join(known)}")
     own = model.bound(params)

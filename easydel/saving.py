@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from easydel.checkpoint.atomic import as_path
 from easydel.checkpoint.files import is_inside
 from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
@@ -48,7 +49,7 @@ def save(
 
     Raises CheckpointError, and leaves what was there, if one is NaN or Inf: loading relies on it.
     """
-    parameters, place = Parameters(_without_adapters(params), layer_paths), Path(directory)
+    place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths)
     int8 = tuple(part for part in parameters.shapes() if parameters.dtype_of(part) == np.int8)
 
     def write(tensors: Sequence[Entry]) -> None:
@@ -112,7 +113,7 @@ def export(
 
     Raises CheckpointError, and leaves what was there, if a tensor is NaN or Inf, or too large for float16.
     """
-    parameters, place = Parameters(_without_adapters(params), layer_paths, dequantized=True), Path(directory)
+    place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths, dequantized=True)
     tensors = entries(parameters, names)
     largest = max(tensors, key=lambda entry: np.prod(entry[1], dtype=np.int64))
     values = config.to_dict() | {"dtype": str(largest[2] if dtype is None else dtype)}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from bad_inputs.valid import write_safetensors
 
-from easydel import ArgumentError, AutoEasyDeLModelForCausalLM
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule
 
 KERNEL = "model/layers/0/self_attn/q_proj/kernel"
 
@@ -19,6 +19,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("valid")
     write_safetensors(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> BaseNNXModule:
+    return AutoEasyDeLModelForCausalLM.from_pretrained(directory)[0]
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_values_that_no_argument_can_have_are_refused(directory: Path, arguments: dict[str, Any], message: str):
     with pytest.raises(ArgumentError, match=message):
         AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)
+
+
+@pytest.mark.parametrize("method", ["save_pretrained", "export"])
+@pytest.mark.parametrize("place", [5, None, b"..", "a\0b", Path("a\0b"), "a\ud800"], ids=repr)
+def test_what_is_no_path_is_not_written_to(model: BaseNNXModule, method: str, place: Any):
+    with pytest.raises(ArgumentError, match=r"^directory=.* is no path"):
+        getattr(model, method)(place)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from cases.gpt import GPT2
 from cases.llama import llama
 from trained import random_model, small
@@ -57,6 +58,38 @@ def test_tokens_beyond_a_cache_are_refused_or_make_nan(model: BaseNNXModule):
     out = model(IDS[:, :4], cache=model.init_cache(2, 6))
     assert np.isfinite(model(IDS[:, 4:6], cache=out.cache).logits).all()
     assert np.isnan(model(IDS[:, 4:], cache=out.cache).logits).all()
+
+
+@pytest.mark.parametrize("ids", [[[1, 2, 3], [4, 5]], [[1, [2]]]], ids=str)
+def test_rows_of_unequal_lengths_are_refused(model: BaseNNXModule, ids: list[Any]):
+    for call in (model, model.generate):
+        with pytest.raises(ArgumentError, match=r"input_ids is no array.*pad shorter rows"):
+            call(ids)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(2, 7).bfloat16(), torch.ones(2, 7, requires_grad=True), torch.ones(2, 7, device="meta")],
+    ids=["bfloat16", "with a gradient", "elsewhere"],
+)
+def test_a_tensor_of_torch_that_numpy_cannot_take_is_refused(model: BaseNNXModule, mask: torch.Tensor):
+    for call in (model, model.generate):
+        with pytest.raises(ArgumentError, match="attention_mask is no array"):
+            call(IDS, mask)
+
+
+@pytest.mark.parametrize("mask", [[["a"] * 7] * 2, [[None] * 7] * 2], ids=["text", "None"])
+def test_a_mask_that_holds_no_numbers_is_refused(model: BaseNNXModule, mask: list[Any]):
+    for call in (model, model.generate):
+        with pytest.raises(ArgumentError, match=r"attention_mask is (<U1|object), expected numbers"):
+            call(IDS, mask)
+
+
+@pytest.mark.parametrize("given", [{}, {"attention_mask": np.ones((2, 7), int)}], ids=str)
+def test_a_call_without_ids_says_what_is_missing(model: BaseNNXModule, given: dict[str, Any]):
+    for call in (model, lambda **inputs: model.apply(model.params, **inputs)):
+        with pytest.raises(ArgumentError, match=r"^input_ids is missing"):
+            call(**given)
 
 
 @pytest.mark.parametrize("wrong", [97, -1])

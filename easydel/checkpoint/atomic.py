@@ -21,8 +21,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from easydel.errors import CheckpointError
+from easydel.errors import ArgumentError, CheckpointError
 
 # What belongs to a saved model even if the next save does not write it: shards of a larger one, marks of another kind.
 OWNED = (
@@ -44,9 +45,10 @@ def atomic_directory(target: str | os.PathLike[str], *, owned: Sequence[str] = O
     """An empty directory that takes the place of `target` at the end of the block, or vanishes if the block raises.
 
     Files in an existing `target` are carried over, except those that the block wrote anew and those whose name matches
-    a pattern in `owned`. All is on the disk when the block has ended. Raises CheckpointError if that cannot be done.
+    a pattern in `owned`. All is on the disk when the block has ended. Raises CheckpointError if that cannot be done,
+    ArgumentError if `target` is no path.
     """
-    place = Path(os.path.realpath(target))  # a link to a directory goes on being one
+    place = Path(os.path.realpath(as_path(target)))  # a link to a directory goes on being one
     _check_replaceable(target, place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,17 @@ def atomic_directory(target: str | os.PathLike[str], *, owned: Sequence[str] = O
         # After an exchange this is the old one. What cannot be removed now is litter for the next writer.
         shutil.rmtree(fresh, ignore_errors=True)
         os.close(lock)
+
+
+def as_path(directory: Any) -> Path:
+    """ArgumentError for what is no path, or is none to the system."""
+    try:
+        path = Path(directory)
+        if b"\0" not in os.fsencode(path):
+            return path
+    except (TypeError, UnicodeEncodeError):
+        pass
+    raise ArgumentError(f"directory={directory!r} is no path", hint="pass a str or a pathlib.Path")
 
 
 def recover_directory(target: str | os.PathLike[str]) -> None:

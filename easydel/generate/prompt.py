@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from easydel.errors import ArgumentError
-from easydel.inputs import check_array, check_tokens
+from easydel.inputs import check_array, check_tokens, host_array
 
 # B batch, T longest prompt
 
@@ -84,9 +84,6 @@ def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: i
 def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tracer):
         raise ArgumentError(f"{name} is traced", hint="generate compiles its own programs: call it outside of jax.jit")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ArgumentError(f"{name} is no array ({error})", hint="pad shorter rows on the left") from None
+    array = host_array(name, value)
     check_array(name, array)
     return array
