@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -52,18 +53,17 @@ def write_safetensors(
 
     Data starts at a multiple of 4096 in each file. The format allows no gaps, so tensors whose size is a multiple of 64
     bytes come first and are all aligned to that, in the order given; the rest follow, the more aligned sizes first.
+
+    OSError, as of a full disk, is for `atomic_directory` around it to explain: only that knows the target.
     """
     entries = [Entry(name, tuple(shape), np.dtype(dtype), values) for name, shape, dtype, values in tensors]
     _check(directory, entries)
     shards = _shards(entries, max_shard_bytes)
     files = [directory / name for name in _names(len(shards))]
-    try:
-        for file, shard in zip(files, shards, strict=True):
-            _write_file(file, shard, metadata or {})
-        if len(shards) > 1:
-            files.insert(0, _write_index(directory, files, shards))
-    except OSError as error:
-        raise CheckpointError(f"cannot be written: {error}", file=directory) from error
+    for file, shard in zip(files, shards, strict=True):
+        _write_file(file, shard, metadata or {})
+    if len(shards) > 1:
+        files.insert(0, _write_index(directory, files, shards))
     return files
 
 
@@ -79,7 +79,7 @@ def _check(directory: Path, entries: Sequence[Entry]) -> None:
     problems.check()
     needed, free = sum(entry.nbytes for entry in entries), shutil.disk_usage(directory).free
     if needed > free:
-        raise CheckpointError(f"needs {needed} bytes, and the disk has {free} left", file=directory)
+        raise OSError(errno.ENOSPC, f"needs {needed} bytes, and the disk has {free} left")
 
 
 def _shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
