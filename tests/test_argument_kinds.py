@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
 import pytest
-from bad_inputs.valid import write_safetensors
+from bad_inputs.valid import tensors, write_safetensors
+from safetensors.numpy import save_file
 
 from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule
 
@@ -38,8 +41,12 @@ def model(directory: Path) -> BaseNNXModule:
         ({"config_kwargs": "x"}, "config_kwargs is a str, expected a dict"),
         ({"partition_axis": None}, "partition_axis is a NoneType, expected a PartitionAxis"),
         ({"param_dtype": jnp.float64}, "param_dtype=.*float64.*jax_enable_x64"),
-        ({"param_dtype": jnp.float8_e8m0fnu}, "param_dtype=.*e8m0.*cannot hold weights.*bfloat16"),
-        ({"dtype": jnp.float4_e2m1fn}, "dtype=.*float4.*cannot hold weights.*bfloat16"),
+        ({"param_dtype": jnp.float8_e8m0fnu}, "param_dtype=.*e8m0.*is not a floating-point dtype.*bfloat16"),
+        ({"param_dtype": jnp.float8_e4m3fn}, "param_dtype=.*e4m3fn.*is not a floating-point dtype.*bfloat16"),
+        ({"dtype": jnp.float8_e5m2}, "dtype=.*e5m2.*is not a floating-point dtype.*bfloat16"),
+        ({"dtype": jnp.float4_e2m1fn}, "dtype=.*float4.*is not a floating-point dtype.*bfloat16"),
+        ({"dtype": None}, "^dtype=None is no dtype; use .*bfloat16"),
+        ({"param_dtype": None}, "^param_dtype=None is no dtype; use .*bfloat16"),
         ({"dtype": "float64"}, "dtype='float64'.*jax_enable_x64"),
         ({"shard_fns": {KERNEL: lambda array: None}}, f"{KERNEL}.*returned a NoneType"),
     ],
@@ -54,3 +61,18 @@ def test_values_that_no_argument_can_have_are_refused(directory: Path, arguments
 def test_what_is_no_path_is_not_written_to(model: BaseNNXModule, method: str, place: Any):
     with pytest.raises(ArgumentError, match=r"^directory=.* is no path"):
         getattr(model, method)(place)
+
+
+def test_exports_have_no_dtype_of_8_bits(model: BaseNNXModule, tmp_path: Path):
+    with pytest.raises(ArgumentError, match=r"^dtype=.*e4m3fn.*is not a floating-point dtype"):
+        model.export(tmp_path / "exported", dtype=jnp.float8_e4m3fn)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_weights_stored_as_float8_are_read(tmp_path: Path):
+    write_safetensors(tmp_path)
+    stored = {name: array.astype(ml_dtypes.float8_e4m3fn) for name, array in tensors().items()}
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, param_dtype=dtype)
+        np.testing.assert_array_equal(model.params["lm_head"]["kernel"], stored["lm_head.weight"].astype(dtype))

@@ -111,7 +111,7 @@ def test_a_dtype_that_is_no_float_is_refused(directory: Path, name: str):
 
 @pytest.mark.parametrize("dtype", ["int8", "half a float"])
 def test_export_refuses_a_dtype_that_is_no_float(directory: Path, tmp_path: Path, dtype: str):
-    with pytest.raises(ArgumentError, match=f"^dtype='{dtype}'.*floating"):
+    with pytest.raises(ArgumentError, match=f"^dtype='{dtype}' is no"):
         load(directory)[0].export(tmp_path / "exported", dtype=dtype)
     assert not (tmp_path / "exported").exists()
 
