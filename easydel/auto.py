@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from easydel.compilation import use_compilation_cache
 from easydel.config import HFConfig, shown
@@ -17,6 +18,7 @@ from easydel.families import Family, find_family, key_readers
 from easydel.generate.settings import read_defaults
 from easydel.hub import fetch
 from easydel.hub import stream as open_stream
+from easydel.inputs import check_flags
 from easydel.loading import build_model, check_sizes, fill, language_model, open_source, placement, read_config
 from easydel.model import BaseNNXModule
 from easydel.policy import REMAT, REMAT_POLICIES, Policy, float_dtype
@@ -24,7 +26,8 @@ from easydel.processes import one_outcome
 from easydel.sharding import PartitionAxis, Rules, check_heads, make_mesh
 from easydel.tree import Tree
 
-HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+HUB_FLAGS = ("local_files_only", "force_download")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", *HUB_FLAGS)
 CPU = "cpu"
 AXIS_DIMS = (1, -1, 1, 1)
 logger = logging.getLogger(__name__)
@@ -130,6 +133,20 @@ class AutoEasyDeLModelForCausalLM:
             EasyDeLError: CheckpointError, ConfigError, UnsupportedModelError, ShardingError, HubError, ArgumentError.
         """
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        check_flags(
+            shard_attention_computation=shard_attention_computation,
+            auto_shard_params=auto_shard_params,
+            load_in_8bit=load_in_8bit,
+            verbose_params=verbose_params,
+            from_torch=from_torch,
+            scan_layers=scan_layers,
+            stream=stream,
+            progress=False if progress is None else progress,
+            donatable=donatable,
+            allow_nonfinite=allow_nonfinite,
+            compilation_cache=compilation_cache,
+            **{name: options[name] for name in HUB_FLAGS if name in options},
+        )
         if bit_targeted_params is not None and not load_in_8bit:
             raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
         _check_kinds(bit_targeted_params, shard_fns, config_kwargs, partition_axis)
@@ -286,7 +303,7 @@ def _check_kinds(targets: Any, functions: Any, overrides: Any, axes: Any) -> Non
 
 
 def _remat(value: bool | str | None) -> str | None:
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool | np.bool_) or value is None:
         return REMAT if value else None
     if value not in (REMAT, *REMAT_POLICIES):
         raise ArgumentError(f"remat={value!r} is not known", hint=f"use True, or {', '.join(REMAT_POLICIES)}")

@@ -16,6 +16,13 @@ IDS = ("input_ids", "decoder_input_ids")
 TOKEN_ARRAYS = (*IDS, "attention_mask", "decoder_attention_mask", "position_ids", "segment_ids", "labels")
 
 
+def check_flags(**flags: Any) -> None:
+    """ArgumentError with all that are no bool: text such as "False" would count as true."""
+    wrong = [f"{name}={value!r}" for name, value in flags.items() if not isinstance(value, bool | np.bool_)]
+    if wrong:
+        raise ArgumentError(f"{', '.join(wrong)}, expected True or False")
+
+
 def token_array(name: str, value: Any, vocabulary: int) -> Any:
     """The argument as an array [batch, length], if it is one of `TOKEN_ARRAYS`; anything else unchanged.
 

@@ -18,7 +18,7 @@ from flax import nnx
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError
-from easydel.inputs import check_params, check_stored, donations_explained, token_array
+from easydel.inputs import check_flags, check_params, check_stored, donations_explained, token_array
 from easydel.layers.stack import stacks
 from easydel.policy import Policy, float_dtype
 from easydel.tree import Tree, bind, flatten, params_of, replica
@@ -165,6 +165,7 @@ class BaseNNXModule(nnx.Module):
         """
         from easydel.saving import save
 
+        check_flags(allow_nonfinite=allow_nonfinite)
         save(
             directory,
             self._stored(params),
@@ -190,6 +191,7 @@ class BaseNNXModule(nnx.Module):
         """
         from easydel.saving import export
 
+        check_flags(allow_nonfinite=allow_nonfinite)
         export(
             directory,
             self._stored(params),

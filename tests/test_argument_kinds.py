@@ -76,3 +76,40 @@ def test_weights_stored_as_float8_are_read(tmp_path: Path):
     for dtype in (jnp.float32, jnp.bfloat16):
         model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, param_dtype=dtype)
         np.testing.assert_array_equal(model.params["lm_head"]["kernel"], stored["lm_head.weight"].astype(dtype))
+
+
+FLAGS = (
+    *("shard_attention_computation", "auto_shard_params", "load_in_8bit", "verbose_params", "from_torch"),
+    *("scan_layers", "stream", "progress", "donatable", "allow_nonfinite", "compilation_cache"),
+    *("local_files_only", "force_download"),
+)
+
+
+@pytest.mark.parametrize("value", ["False", "no", 1, 0, []], ids=repr)
+def test_flags_that_are_no_bool_are_refused_all_at_once(directory: Path, value: Any):
+    flags: dict[str, Any] = dict.fromkeys(FLAGS, value)
+    with pytest.raises(ArgumentError) as caught:
+        AutoEasyDeLModelForCausalLM.from_pretrained(directory, **flags)
+    assert all(f"{name}={value!r}" in str(caught.value) for name in FLAGS)
+    assert "expected True or False" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["load_in_8bit", "from_torch", "stream", "scan_layers"])
+def test_none_is_no_flag(directory: Path, name: str):
+    flag: dict[str, Any] = {name: None}
+    with pytest.raises(ArgumentError, match=f"{name}=None, expected True or False"):
+        AutoEasyDeLModelForCausalLM.from_pretrained(directory, **flag)
+
+
+def test_bools_of_numpy_are_flags(directory: Path):
+    flags: dict[str, Any] = {name: np.bool_(name == "from_torch") for name in FLAGS}
+    flags["remat"] = np.True_
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(directory, **flags)
+    assert model.policy.remat is not None
+    assert model.params["lm_head"]["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("method", ["save_pretrained", "export"])
+def test_saving_takes_no_text_for_a_flag(model: BaseNNXModule, tmp_path: Path, method: str):
+    with pytest.raises(ArgumentError, match="allow_nonfinite='no', expected True or False"):
+        getattr(model, method)(tmp_path / "model", allow_nonfinite="no")
