@@ -51,7 +51,10 @@ REFUSED = (
 STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")  # values of A and B; others change the base model, too
 # Model types whose MLPs PEFT 0.21 takes for parts of fused experts (its utils/transformers_weight_conversion.py): it
 # puts adapters on the experts instead, and warns of missing keys at most.
-FUSED_EXPERTS = {"deepseek_v2", "deepseek_v3", "olmoe", "qwen3_moe"}
+FUSED_EXPERTS = {
+    *("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "flex_olmo"),
+    *("glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "olmoe", "qwen3_moe"),
+}
 # What PEFT has no place for, by model type: of Mamba's it refuses out_proj, whose kernel the fast path for CUDA reads
 # itself (its tuners/tuners_utils.py).
 NOT_IN_PEFT = {
