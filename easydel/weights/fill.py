@@ -144,7 +144,16 @@ class Filler:
 
     def _parts(self, path: str, index: Index, out: np.ndarray) -> Iterator[Part]:
         """Parts as they can be read: of a tensor whose bytes are the array, rows are skipped by another read."""
-        for part in self.plan.expressions[path].parts(index, out):
+        parts = self.plan.expressions[path].parts(index, out)
+        return self._in_runs(parts) if path in self._picked else parts
+
+    @cached_property
+    def _picked(self) -> set[str]:
+        """Parameters that some rows of a tensor are picked for, perhaps at equal distances."""
+        return {path for path, expression in self.plan.expressions.items() if _picks(expression)}
+
+    def _in_runs(self, parts: Iterator[Part]) -> Iterator[Part]:
+        for part in parts:
             tensor = self.plan.tensors[part.name]
             plain = isinstance(tensor, Tensor) and tensor.encoding is None
             yield from part.in_runs(len(part.index) - 1 if plain else 0)
@@ -299,6 +308,14 @@ def _transposed(expression: Expression) -> bool:
     if isinstance(expression, Transpose):
         return True
     return _transposed(expression.of[0] if isinstance(expression, Stack) else expression.of)
+
+
+def _picks(expression: Expression) -> bool:
+    if isinstance(expression, Source):
+        return False
+    if isinstance(expression, Rows):
+        return True
+    return _picks(expression.of[0] if isinstance(expression, Stack) else expression.of)
 
 
 def _picks_columns(expression: Expression) -> bool:
