@@ -228,6 +228,21 @@ def test_only_what_is_chosen_is_trained():
     assert changed == {path for path in before if "norm" in path}
 
 
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [("apertus-xielu-biased", ("act_fn/beta", "act_fn/eps")), ("deepseek_v3-groups", ("gate/correction_bias",))],
+)
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["loop", "scan"])
+def test_weight_decay_leaves_what_has_no_gradient(name: str, buffers: tuple[str, ...], scan_layers: bool):
+    model, params = random_model(next(case for case in all_cases() if case.name == name), scan_layers=scan_layers)
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    state = init_state(model, params, optimizer)
+    before = {path: np.array(leaf) for path, leaf in flatten(state.params).items()}
+    state, _ = step(model, optimizer)(state, {"input_ids": np.arange(10)[None] + 3})
+    same = {path for path, leaf in flatten(state.params).items() if np.array_equal(leaf, before[path])}
+    assert same == {path for path in before if path.endswith(buffers)} != set()
+
+
 def test_what_cannot_be_trained_is_refused():
     model, params = random_model(ONE, int8=True)
     with pytest.raises(ArgumentError, match=r"int8 cannot be trained(.|\n)*adapters"):

@@ -24,7 +24,9 @@ from easydel.sharding.placement import fit
 from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens, zero
 from easydel.tree import Tree, flatten, unflatten
 
-BUFFERS = ("correction_bias",)  # experts are chosen with it, which has no gradient; weight decay must not move it
+# What has no gradient, and weight decay must not move: experts are chosen with the one, and the others are Apertus'
+# constants of its activation.
+BUFFERS = ("correction_bias", "act_fn/beta", "act_fn/eps")
 NAMES = (*INPUTS, "labels")
 Batch = Mapping[str, Any]
 
