@@ -78,8 +78,8 @@ def random_model(case: Case, *, seed: int = 0, **choices: Any) -> tuple[BaseNNXM
 def random_values(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Norms around 1, biases around 0, matrices so that activations keep their size."""
     random = np.random.default_rng([seed, *path.encode()])
-    if len(shape) == 1:
-        return (random.normal(0, 0.1, shape) + path.endswith("scale")).astype(np.float32)
+    if len(shape) < 2:
+        return np.asarray(random.normal(0, 0.1, shape) + path.endswith("scale"), np.float32)
     return random.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
 
 
