@@ -7,6 +7,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,7 @@ def wrapper(model_type: str, *, ignored: tuple[str, ...]) -> Callable[[TextFunct
 
 def find_wrapper(model_type: object) -> Wrapper | None:
     """How to read the language model of that multimodal model_type, if it is one that we know."""
-    module = re.sub(r"\W", "_", str(model_type))
-    if module in _modules():
-        importlib.import_module(f"{__name__}.{module}")
+    _import_module_of(model_type)
     return _WRAPPERS.get(str(model_type))
 
 
@@ -119,9 +118,8 @@ def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
     """
     whole = f"{model_type} (encoder-decoder)"
     key = whole if encoder_decoder else str(model_type)
-    module = re.sub(r"\W", "_", str(model_type))
-    if key not in _FAMILIES and module in _modules():
-        importlib.import_module(f"{__name__}.{module}")
+    if key not in _FAMILIES:
+        _import_module_of(model_type)
     if key not in _FAMILIES:
         all_families()
     if key not in _FAMILIES and whole in _FAMILIES:
@@ -151,6 +149,14 @@ def all_wrappers() -> dict[str, Wrapper]:
     return dict(sorted(_WRAPPERS.items()))
 
 
+def _import_module_of(model_type: object) -> None:
+    """The file named after it, if there is one, registers what it has."""
+    module = re.sub(r"\W", "_", str(model_type))
+    if module in _modules():
+        importlib.import_module(f"{__name__}.{module}")
+
+
+@cache
 def _modules() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__)]
 
