@@ -104,10 +104,9 @@ class Rows:
     def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
         dim, filled = len(index) + self.dim, 0
         for run in runs(self.index[index[dim]]):
-            count = len(range(run.start, run.stop, run.step or 1))
-            rows = (*[slice(None)] * dim, slice(filled, filled + count))
+            rows = (*[slice(None)] * dim, slice(filled, filled + count_of(run)))
             yield from self.of.parts((*index[:dim], run, *index[dim + 1 :]), out[rows])
-            filled += count
+            filled += count_of(run)
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
         assert isinstance(self.of, Source | Transpose)
@@ -170,6 +169,19 @@ def runs(index: np.ndarray) -> Sequence[slice]:
     breaks = np.flatnonzero(gaps != 1) + 1
     starts, stops = np.r_[0, breaks], np.r_[breaks, len(index)]
     return [slice(int(index[a]), int(index[b - 1]) + 1) for a, b in zip(starts, stops, strict=True)]
+
+
+def count_of(part: slice) -> int:
+    """How many numbers a slice with both ends takes."""
+    return len(range(part.start, part.stop, part.step or 1))
+
+
+def chain(expression: Expression) -> Iterator[Expression]:
+    """The expression and those that it is over, down to a tensor; of a stack, whose parts are alike, the first."""
+    while not isinstance(expression, Source):
+        yield expression
+        expression = expression.of[0] if isinstance(expression, Stack) else expression.of
+    yield expression
 
 
 def assemble(shape: tuple[int, ...], dtype: np.dtype, pieces: Sequence[Piece]) -> np.ndarray:

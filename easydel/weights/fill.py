@@ -24,7 +24,7 @@ from easydel.checkpoint.tensor import has_nonfinite, row_major
 from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
-from easydel.weights.expressions import Expression, Index, Part, Rows, Source, Stack, Transpose, source_names
+from easydel.weights.expressions import Index, Part, Rows, Transpose, chain, count_of, source_names
 from easydel.weights.plan import FLOAT32, Plan, TensorSource
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 
@@ -102,7 +102,7 @@ class Filler:
 
     def transposed(self, path: str) -> bool:
         """Whether rows of the parameter are columns of the file."""
-        return _transposed(self.plan.expressions[path])
+        return any(isinstance(one, Transpose) for one in chain(self.plan.expressions[path]))
 
     def map(self, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
         """The slice as it lies in the mapped file, if it can be used there; the system is asked to have it at hand."""
@@ -150,7 +150,9 @@ class Filler:
     @cached_property
     def _picked(self) -> set[str]:
         """Parameters that some rows of a tensor are picked for, perhaps at equal distances."""
-        return {path for path, expression in self.plan.expressions.items() if _picks(expression)}
+        return {
+            path for path, whole in self.plan.expressions.items() if any(isinstance(one, Rows) for one in chain(whole))
+        }
 
     def _in_runs(self, parts: Iterator[Part]) -> Iterator[Part]:
         for part in parts:
@@ -214,7 +216,8 @@ class Filler:
         Vectors (biases) have no rows, and of a table of fused ones the parameter has some columns.
         """
         tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
-        return not _picks_columns(self.plan.expressions[path]) and all(
+        picked = any(isinstance(one, Rows) and one.dim == -1 for one in chain(self.plan.expressions[path]))
+        return not picked and all(
             isinstance(tensor, Tensor)
             and len(tensor.shape) > 1
             and tensor.encoding is None
@@ -277,18 +280,14 @@ def _blocks(rows: Index, row_bytes: int, room: int) -> Iterator[tuple[Index, Ind
         yield (), ()
         return
     *outer, last = rows
-    count = _taken(last)
+    count = count_of(last)
     step = max(room // row_bytes, 1) if row_bytes else max(count, 1)
-    for lead in np.ndindex(*map(_taken, outer)):
+    for lead in np.ndindex(*map(count_of, outer)):
         block = tuple(_part(part, i, i + 1) for part, i in zip(outer, lead, strict=True))
         picked = tuple(slice(i, i + 1) for i in lead)
         for start in range(0, count, step):
             stop = min(start + step, count)
             yield (*block, _part(last, start, stop)), (*picked, slice(start, stop))
-
-
-def _taken(part: slice) -> int:
-    return len(range(part.start, part.stop, part.step or 1))
 
 
 def _part(of: slice, start: int, stop: int) -> slice:
@@ -300,28 +299,6 @@ def _part(of: slice, start: int, stop: int) -> slice:
 def _within(common: Sequence[slice], index: Sequence[slice]) -> Index:
     """`common` counted from the start of `index`."""
     return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, index, strict=True))
-
-
-def _transposed(expression: Expression) -> bool:
-    if isinstance(expression, Source):
-        return False
-    if isinstance(expression, Transpose):
-        return True
-    return _transposed(expression.of[0] if isinstance(expression, Stack) else expression.of)
-
-
-def _picks(expression: Expression) -> bool:
-    if isinstance(expression, Source):
-        return False
-    if isinstance(expression, Rows):
-        return True
-    return _picks(expression.of[0] if isinstance(expression, Stack) else expression.of)
-
-
-def _picks_columns(expression: Expression) -> bool:
-    if isinstance(expression, Stack):
-        return _picks_columns(expression.of[0])
-    return isinstance(expression, Rows) and expression.dim == -1
 
 
 def assign(

@@ -107,8 +107,10 @@ def make_plan(
         raise _misfit(problems, file)
     ignorable = tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
     turned = {name: other for name, tensor in found.items() if (other := getattr(tensor, "turned", None)) is not None}
-    expressions, chosen = straightened(expressions, turned)
-    return Plan(expressions, shapes, found | {name: turned[name] for name in chosen}, ignorable)
+    if turned:
+        expressions, chosen = straightened(expressions, turned)
+        found |= {name: turned[name] for name in chosen}
+    return Plan(expressions, shapes, found, ignorable)
 
 
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
