@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError
 from easydel.inputs import check_shapes
-from easydel.layers.block import Block
+from easydel.layers.block import Block, Flow
 from easydel.layers.context import Context, counted, segment_starts
 from easydel.layers.embed import Embed, Head
-from easydel.layers.linear import Embedding, Linear
+from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm
-from easydel.layers.stack import build_layers, layer_caches, run_layers
+from easydel.layers.stack import layer_caches
+from easydel.layers.tower import PerLayer, Stream, TowerModel
 from easydel.policy import Policy
 
 # B batch, T length of this call, S cache slots, D model
@@ -37,6 +37,9 @@ class Decoder:
     head: Head
     embed: Embed
     max_length: int | None
+    per_layer: PerLayer | None = None
+    stream: Stream | None = None
+    fed: ClassVar[str] = "input_ids"
 
     @classmethod
     def from_hf(
@@ -77,7 +80,12 @@ class Decoder:
     @property
     def longest(self) -> int | None:
         """Positions beyond which there are no vectors to look up; None where positions are computed."""
-        return None if self.embed.positions is None else self.embed.positions.rows
+        return self.embed.longest
+
+    @property
+    def prefixed(self) -> bool:
+        """True if some layer sees the tokens of a prefix both ways."""
+        return any(name == "prefix_BS" for block in self.blocks for name in block.reads())
 
     @staticmethod
     def example(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -95,25 +103,19 @@ class Decoder:
         """Room for `length` tokens: layers' caches, how many slots are used, and which may be attended to."""
         return {
             "layers": layer_caches(self.blocks, batch, length, policy),
-            "offset": np.zeros((), np.int32),  # known in the trace that makes it: nothing is before it
-            "valid": jnp.zeros((batch, length), bool),
+            **empty_slots(batch, length),
+            **({"prefix": jnp.zeros((batch, length), bool)} if self.prefixed else {}),
         }
 
 
-class DecoderModel(nnx.Module):
+class DecoderModel(TowerModel):
     """Everything but the head. Called with token ids [B, T], gives hidden states [B, T, D] and the new cache."""
 
     def __init__(self, record: Decoder, policy: Policy):
-        embed, features = record.embed, record.features
-        width = embed.width or features
-        self.embed_tokens = Embedding(record.vocab, width, policy)
-        self.embed_positions = None if embed.positions is None else embed.positions.build(features, policy)
-        self.embed_layernorm = None if embed.norm is None else embed.norm.build(features, policy)
-        self.project_in = None if width == features else Linear(width, features, policy)
-        self.project_out = None if width == features else Linear(features, width, policy)
-        self.layers = build_layers(record.blocks, features, policy)
-        self.norm = None if record.final_norm is None else record.final_norm.build(features, policy)
-        self.record, self.policy = record, policy
+        super().__init__(record, record.vocab, record.features, policy)
+        width = record.head.width or record.features
+        self.project_out = None if width == record.features else Linear(record.features, width, policy)
+        self.record = record
 
     def __call__(
         self,
@@ -122,35 +124,29 @@ class DecoderModel(nnx.Module):
         position_ids: jax.Array | None = None,
         cache: Cache | None = None,
         segment_ids: jax.Array | None = None,
+        prefix_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, segment_ids)
+        self._check(prefix_mask, token_type_ids)
+        masks = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
+        context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, **masks)
         check_positions(input_ids.shape[1], self.record.longest, context)
-        x_BTD = self.enter(input_ids, context.positions_BT)
-        layers = None if cache is None else cache["layers"]
-        x_BTD, layers = run_layers(self.layers, self.record.blocks, self.policy, x_BTD, context, layers)
-        x_BTD = self.leave(x_BTD)
+        flow, context = self.enter(input_ids, context, types_BT=token_type_ids)
+        flow, layers = self.run(flow, context, None if cache is None else cache["layers"])
+        x_BTD = self.leave(flow)
         return (x_BTD, None) if cache is None else (unless_full(x_BTD, cache), {**cache, "layers": layers})
 
-    def enter(self, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """What the first layer gets."""
-        record, x_BTD = self.record.embed, self.embed_tokens(ids_BT)
-        if record.scale != 1.0:
-            x_BTD = x_BTD * jnp.asarray(record.scale, x_BTD.dtype)
-        if self.project_in is not None:
-            x_BTD = self.project_in(x_BTD)
-        if self.embed_positions is not None and record.positions is not None:
-            x_BTD = x_BTD + self.embed_positions(positions_BT + record.positions.offset)
-        if self.embed_layernorm is not None:
-            x_BTD = self.embed_layernorm(x_BTD)
-        if record.float32:
-            x_BTD = x_BTD.astype(jnp.float32)
-        return self.policy.shard_hidden(x_BTD)
-
-    def leave(self, x_BTD: jax.Array) -> jax.Array:
-        """What the head gets of the last layer's output."""
-        if self.norm is not None:
-            x_BTD = self.norm(x_BTD)
+    def leave(self, flow: Flow) -> jax.Array:
+        """Returns what the head gets of what flows out of the last layer."""
+        x_BTD = super().leave(flow)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
+
+    def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
+        """ArgumentError for inputs that this model has no use for."""
+        if prefix_mask is not None and not self.record.prefixed:
+            raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see those behind them")
+        if token_type_ids is not None and not self.record.embed.types:
+            raise ArgumentError("the model takes no token_type_ids")
 
 
 def make_context(
@@ -159,6 +155,8 @@ def make_context(
     position_ids: jax.Array | None,
     cache: Cache | None,
     segment_ids: jax.Array | None = None,
+    prefix_mask: jax.Array | None = None,
+    token_type_ids: jax.Array | None = None,
     *,
     mask_name: str = "attention_mask",
 ) -> tuple[Context, Cache | None]:
@@ -167,21 +165,35 @@ def make_context(
     ArgumentError for arrays of other shapes than `shape`, and for tokens that a cache has no room for.
     """
     arrays = {mask_name: attention_mask, "position_ids": position_ids, "segment_ids": segment_ids}
+    arrays |= {"prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
     check_shapes(shape, arrays, cached=cache is not None)
     starts_BT = None if segment_ids is None else _starts(segment_ids, cache)
     B, T = shape
     valid_BT = jnp.ones((B, T), bool) if attention_mask is None else attention_mask.astype(bool)
     seen, offset, valid_BS = 0, 0, None if attention_mask is None else valid_BT
+    prefix_BS = None if prefix_mask is None else prefix_mask.astype(bool)
     if cache is not None:
         if (slots := cache["valid"].shape[1]) < T:
             raise ArgumentError(f"{T} tokens do not fit into a cache of {slots}")
         seen, offset = jnp.sum(cache["valid"], axis=-1, keepdims=True), cache["offset"]
         valid_BS = jax.lax.dynamic_update_slice_in_dim(cache["valid"], valid_BT, offset, axis=1)
+        if "prefix" in cache:
+            own_BT = jnp.zeros((B, T), bool) if prefix_BS is None else prefix_BS
+            prefix_BS = jax.lax.dynamic_update_slice_in_dim(cache["prefix"], own_BT, offset, axis=1)
+            cache = {**cache, "prefix": prefix_BS}
         cache = {**cache, "valid": valid_BS, "offset": offset + T}
     if position_ids is None:
         position_ids = jnp.maximum(counted(valid_BT, starts_BT) + seen, 0)
     known = None if attention_mask is None else valid_BT
-    return Context(position_ids.astype(jnp.int32), valid_BS, known, starts_BT, offset), cache
+    placed = {"slot": offset} if isinstance(offset, jax.Array) else {"known_slot": int(offset)}
+    context = Context(position_ids.astype(jnp.int32), valid_BS, known, starts_BT, prefix_BS=prefix_BS, **placed)
+    return context, cache
+
+
+def empty_slots(batch: int, length: int) -> Cache:
+    """A cache's book-keeping before any token: how many slots are used, and which may be attended to."""
+    # a numpy zero is known in the trace that makes it: nothing is before it
+    return {"offset": np.zeros((), np.int32), "valid": jnp.zeros((batch, length), bool)}
 
 
 def check_positions(length: int, longest: int | None, context: Context) -> None:

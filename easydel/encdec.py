@@ -16,22 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from easydel.decoder import Cache, check_positions, make_context, unless_full
+from easydel.decoder import Cache, check_positions, empty_slots, make_context, unless_full
 from easydel.errors import ArgumentError, UnsupportedModelError
 from easydel.layers.block import Block
 from easydel.layers.context import Context, Cross
 from easydel.layers.embed import Embed, Head
 from easydel.layers.linear import Embedding
 from easydel.layers.norm import AnyNorm
-from easydel.layers.relative import RelativeBias
-from easydel.layers.stack import build_layers, layer_caches, run_layers
+from easydel.layers.stack import layer_caches
+from easydel.layers.tower import PerLayer, Stream, TowerModel
 from easydel.policy import Policy
 
 # B batch, S encoder tokens, T decoder tokens, D model
@@ -40,12 +39,15 @@ NO_LABEL = -100  # what Hugging Face's data collators put where no loss is wante
 
 @dataclass(frozen=True)
 class Tower:
-    """The encoder or the decoder. `relative` biases are shared by all its layers."""
+    """The encoder or the decoder. `vocab` and `features` are its own, if they differ from the model's."""
 
     blocks: tuple[Block, ...]
     embed: Embed
     final_norm: AnyNorm | None = None
-    relative: RelativeBias | None = None
+    vocab: int | None = None
+    features: int | None = None
+    per_layer: PerLayer | None = None
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,11 @@ class EncoderDecoder:
     shift: ShiftRight
     shared: bool = True
     max_length: int | None = None
+    fed: ClassVar[str] = "decoder_input_ids"
 
     def __post_init__(self) -> None:
         assert self.shared or not self.head.tied, "the head is tied to the shared token vectors"
+        assert not self.shared or not (self.encoder.vocab or self.decoder.vocab), "a shared table has one size"
 
     @property
     def layer_stacks(self) -> dict[str, tuple[Block, ...]]:
@@ -103,8 +107,8 @@ class EncoderDecoder:
     @property
     def longest(self) -> int | None:
         """Positions beyond which there are no vectors to look up; None where positions are computed."""
-        tables = [tower.embed.positions for tower in (self.encoder, self.decoder)]
-        return min((table.rows for table in tables if table is not None), default=None)
+        longest = [tower.embed.longest for tower in (self.encoder, self.decoder)]
+        return min((rows for rows in longest if rows is not None), default=None)
 
     @staticmethod
     def example(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -120,22 +124,20 @@ class EncoderDecoder:
 
     def cache(self, batch: int, length: int, policy: Policy) -> Cache:
         """Room for `length` decoder tokens; the first call adds what cross-attention needs."""
-        return {
-            "layers": layer_caches(self.decoder.blocks, batch, length, policy),
-            "offset": np.zeros((), np.int32),  # known in the trace that makes it: nothing is before it
-            "valid": jnp.zeros((batch, length), bool),
-            "cross_valid": None,
-        }
+        layers = layer_caches(self.decoder.blocks, batch, length, policy)
+        return {"layers": layers, **empty_slots(batch, length), "cross_valid": None}
 
 
 class EncoderDecoderModel(nnx.Module):
     """Everything but the head. Gives the decoder's hidden states [B, T, D] and the new cache."""
 
     def __init__(self, record: EncoderDecoder, policy: Policy):
-        own = None if record.shared else record.vocab
+        def tower(own: Tower) -> TowerModel:
+            vocab = None if record.shared else own.vocab or record.vocab
+            return TowerModel(own, vocab, own.features or record.features, policy)
+
         self.embed_tokens = Embedding(record.vocab, record.features, policy) if record.shared else None
-        self.encoder = TowerLayers(record.encoder, own, record.features, policy)
-        self.decoder = TowerLayers(record.decoder, own, record.features, policy)
+        self.encoder, self.decoder = tower(record.encoder), tower(record.decoder)
         self.record, self.policy = record, policy
 
     def __call__(
@@ -164,7 +166,7 @@ class EncoderDecoderModel(nnx.Module):
         shape, mask_name = decoder_input_ids.shape, "decoder_attention_mask"
         context, cache = make_context(shape, decoder_attention_mask, None, cache, mask_name=mask_name)
         layers = None if cache is None else cache["layers"]
-        x_BTD, layers = self.decoder(decoder_input_ids, self.embed_tokens, replace(context, cross=cross), layers)
+        x_BTD, layers = self._pass(self.decoder, decoder_input_ids, replace(context, cross=cross), layers)
         if cache is None:
             return x_BTD, None
         return unless_full(x_BTD, cache), {**cache, "layers": layers, "cross_valid": cross.valid_BS}
@@ -174,7 +176,13 @@ class EncoderDecoderModel(nnx.Module):
     ) -> jax.Array:
         """The encoder's hidden states [B, S, D]."""
         context, _ = make_context(input_ids.shape, attention_mask, position_ids, None)
-        return self.encoder(input_ids, self.embed_tokens, replace(context, causal=False), None)[0]
+        return self._pass(self.encoder, input_ids, context, None)[0]
+
+    def _pass(self, tower: TowerModel, ids_BT: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
+        check_positions(ids_BT.shape[1], tower.tower.embed.longest, context)
+        flow, context = tower.enter(ids_BT, context, self.embed_tokens)
+        flow, caches = tower.run(flow, context, caches)
+        return tower.leave(flow), caches
 
 
 def _cross(states_BSD: jax.Array | None, attention_mask: jax.Array | None, cache: Cache | None) -> Cross:
@@ -187,41 +195,6 @@ def _cross(states_BSD: jax.Array | None, attention_mask: jax.Array | None, cache
         # a cache always holds a mask: its structure must not depend on the first call's arguments
         return Cross(states_BSD, None if cache is None else jnp.ones(states_BSD.shape[:2], bool))
     return Cross(states_BSD, attention_mask.astype(bool))
-
-
-class TowerLayers(nnx.Module):
-    """A tower's parameters; `own` rows of token vectors, or None where those are shared."""
-
-    def __init__(self, record: Tower, own: int | None, features: int, policy: Policy):
-        embed = record.embed
-        self.embed_tokens = None if own is None else Embedding(own, features, policy)
-        self.embed_positions = None if embed.positions is None else embed.positions.build(features, policy)
-        self.embed_layernorm = None if embed.norm is None else embed.norm.build(features, policy)
-        self.relative_attention_bias = None if record.relative is None else record.relative.build(policy)
-        self.layers = build_layers(record.blocks, features, policy)
-        self.norm = None if record.final_norm is None else record.final_norm.build(features, policy)
-        self.record, self.policy = record, policy
-
-    def __call__(
-        self, ids_BT: jax.Array, shared: Embedding | None, context: Context, caches: Any
-    ) -> tuple[jax.Array, Any]:
-        positions = self.record.embed.positions
-        check_positions(ids_BT.shape[1], None if positions is None else positions.rows, context)
-        x_BTD = self._embed(self.embed_tokens if shared is None else shared, ids_BT, context.positions_BT)
-        if self.relative_attention_bias is not None:
-            slots = ids_BT.shape[1] if context.valid_BS is None else context.valid_BS.shape[1]
-            context = replace(context, bias=self.relative_attention_bias(slots, context.offset))
-        x_BTD, caches = run_layers(self.layers, self.record.blocks, self.policy, x_BTD, context, caches)
-        return x_BTD if self.norm is None else self.norm(x_BTD), caches
-
-    def _embed(self, tokens: Embedding | None, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        assert tokens is not None
-        record, x_BTD = self.record.embed, tokens(ids_BT)
-        if record.scale != 1.0:
-            x_BTD = x_BTD * jnp.asarray(record.scale, x_BTD.dtype)
-        if self.embed_positions is not None and record.positions is not None:
-            x_BTD = x_BTD + self.embed_positions(positions_BT + record.positions.offset)
-        return self.policy.shard_hidden(x_BTD if self.embed_layernorm is None else self.embed_layernorm(x_BTD))
 
 
 def encode(

@@ -21,7 +21,8 @@ def plain(x: dict[str, Any], scores: Scores, offset: int = 0, bias: Any = None, 
         s = scores.softcap * jnp.tanh(s / scores.softcap)
     s = s if bias is None else s + bias
     away = offset + jnp.arange(s.shape[2])[:, None] - jnp.arange(s.shape[3])
-    seen = x["valid"][:, None, None] & ((away >= 0) | (not scores.causal)) & (away < (scores.window or 10**6))
+    back, ahead = (10**6 if limit is None else limit for limit in (scores.sight.before, scores.sight.after))
+    seen = x["valid"][:, None, None] & (away >= -ahead) & (away <= back)
     if "starts" in x:
         seen &= (x["starts"][:, :, None] == x["starts"][:, None])[:, None]
     s = jnp.where(seen, s, -1e30)

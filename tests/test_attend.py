@@ -14,6 +14,7 @@ import easydel.ops.chunked as chunked
 from easydel.ops.attend import attend, attend_fused, choose
 from easydel.ops.ring import Ring
 from easydel.ops.scores import Scores
+from easydel.ops.sight import Around, Causal, is_causal
 from easydel.sharding import make_mesh
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
@@ -51,18 +52,18 @@ STARTS = jnp.repeat(jnp.array([[0, 3, 12, 13, 17], [0, 0, 0, 0, 14]]), jnp.array
 STARTS = STARTS.at[1, 14:17].set(14)
 CASES: dict[str, tuple[Scores, dict[str, Any]]] = {
     "causal": (Scores(0.4), {}),
-    "both ways": (Scores(0.4, causal=False), {}),
-    "window": (Scores(0.4, window=5), {}),
+    "both ways": (Scores(0.4, sight=Around()), {}),
+    "window": (Scores(0.4, sight=Causal(5)), {}),
     "softcap": (Scores(1.4, softcap=0.7), {}),
     "sinks": (Scores(0.4), {"sinks": True}),
-    "window, sinks, softcap, a bias per key": (Scores(0.4, 2.0, 5), {"sinks": True, "bias": "row"}),
+    "window, sinks, softcap, a bias per key": (Scores(0.4, 2.0, Causal(5)), {"sinks": True, "bias": "row"}),
     "a bias per query and key": (Scores(0.4), {"bias": "table"}),
-    "a window and a bias per query and key": (Scores(0.4, window=5), {"bias": "table"}),
-    "a prefix seen both ways": (Scores(0.4, causal=False), {"bias": prefix_bias}),
+    "a window and a bias per query and key": (Scores(0.4, sight=Causal(5)), {"bias": "table"}),
+    "a prefix seen both ways": (Scores(0.4, sight=Around()), {"bias": prefix_bias}),
     "segments": (Scores(0.4), {"starts": STARTS}),
-    "segments both ways": (Scores(0.4, causal=False), {"starts": STARTS}),
+    "segments both ways": (Scores(0.4, sight=Around()), {"starts": STARTS}),
     "segments in a window, softcap, sinks, a bias": (
-        Scores(0.4, 2.0, 5),
+        Scores(0.4, 2.0, Causal(5)),
         {"starts": STARTS, "sinks": True, "bias": "table"},
     ),
 }
@@ -110,7 +111,7 @@ def test_values_and_gradients_equal_plain_attention(name: str, mesh: bool):
 @pytest.mark.parametrize("looped", [True, False])
 def test_forward_and_second_derivatives_equal_those_of_plain_attention(looped: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(chunked, "LOOPED_FROM", 2 if looped else 100)
-    scores, names = Scores(1.4, softcap=2.0, window=5), ("q", "k", "v", "sinks")
+    scores, names = Scores(1.4, softcap=2.0, sight=Causal(5)), ("q", "k", "v", "sinks")
     point, direction = ({name: inputs(11, 11, seed)[name] for name in names} for seed in (0, 1))
 
     def ours(x: dict[str, jax.Array]) -> jax.Array:
@@ -127,12 +128,12 @@ def test_forward_and_second_derivatives_equal_those_of_plain_attention(looped: b
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, window=5), Scores(0.4, causal=False)], ids=str)
+@pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, sight=Causal(5)), Scores(0.4, sight=Around())], ids=str)
 @pytest.mark.parametrize("T", [1, 6])
 def test_later_queries_of_a_long_cache(T: int, scores: Scores):
     x, attention = inputs(T, 37), jax.jit(attend, static_argnums=3)
     for offset in (0, 2, 8 - T, 9 - T, 20, 37 - T):  # prefixes are 8, 16, 32, 37
-        if not scores.causal and offset < 2:
+        if not is_causal(scores.sight) and offset < 2:
             continue
         x["valid"] = (jnp.arange(37) >= jnp.array([[0], [2]])) & (jnp.arange(37) < offset + T)
         out = attention(x["q"], x["k"], x["v"], scores, offset=jnp.int32(offset), valid_BS=x["valid"])
@@ -145,7 +146,7 @@ def test_a_known_offset_gives_what_a_traced_one_gives():
 
     @jax.jit
     def difference(x: dict[str, Any], offset: jax.Array) -> jax.Array:
-        both = [attend(x["q"], x["k"], x["v"], Scores(0.4, window=7), offset=place) for place in (20, offset)]
+        both = [attend(x["q"], x["k"], x["v"], Scores(0.4, sight=Causal(7)), offset=place) for place in (20, offset)]
         return jnp.abs(both[0] - both[1]).max()
 
     assert difference(x, jnp.int32(20)) < 1e-6
@@ -160,7 +161,7 @@ def test_slots_beyond_the_live_prefix_or_the_window_are_never_read():
     assert not jnp.isnan(attention(x["q"], k, v, Scores(1.0), offset=jnp.int32(15))).any()
     assert jnp.isnan(attention(x["q"], k, v, Scores(1.0), offset=jnp.int32(16))).any()
     k, v = (jnp.where(dead, x[name], jnp.nan) for name in "kv")
-    assert not jnp.isnan(attention(x["q"], k, v, Scores(1.0, window=5), offset=jnp.int32(20))).any()
+    assert not jnp.isnan(attention(x["q"], k, v, Scores(1.0, sight=Causal(5)), offset=jnp.int32(20))).any()
 
 
 @pytest.mark.parametrize("window", [None, 30])
@@ -171,7 +172,7 @@ def test_keys_of_segments_before_those_of_a_chunk_are_never_read(window: int | N
 
     def is_nan(dead: int, starts: jax.Array) -> np.ndarray:
         k, v = (x[name].at[:, :, :dead].set(jnp.nan) for name in "kv")
-        out = attention(x["q"], k, v, Scores(0.4, window=window), starts_BT=starts)
+        out = attention(x["q"], k, v, Scores(0.4, sight=Causal(window)), starts_BT=starts)
         return np.asarray(jnp.isnan(out).any(axis=(0, 2, 3)))
 
     # chunks of 4 from 36 on need 7, 11, 15, ... keys and read 8, 16, 16, 32, ...: those from 60 on 32, not 64
@@ -200,7 +201,7 @@ def test_temporaries_grow_with_the_length_not_with_its_square(
     monkeypatch.setattr(chunked, "PROGRAMS", 8)
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return attend(q, k, v, Scores(1.0, window=window))
+        return attend(q, k, v, Scores(1.0, sight=Causal(window)))
 
     def backward(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         return jax.grad(lambda *parts: forward(*parts).sum(), (0, 1, 2))(q, k, v)
@@ -228,8 +229,8 @@ RING = Ring(make_mesh((1, 1, 2, 4)), "dp", "sp", "tp", "tp")
     ("expected", "changes"),
     [
         ("cudnn", {}),
-        ("cudnn", {"scores": Scores(1.0, window=5)}),
-        ("cudnn", {"scores": Scores(1.0, causal=False)}),
+        ("cudnn", {"scores": Scores(1.0, sight=Causal(5))}),
+        ("cudnn", {"scores": Scores(1.0, sight=Around())}),
         ("chunked", {"platform": "cpu"}),
         ("chunked", {"platform": "tpu"}),
         ("chunked", {"dtype": jnp.float32}),
@@ -255,7 +256,7 @@ def test_what_computes_attention(expected: str, changes: dict[str, Any]):
     assert choose(platform, q, k, k, scores, **options) == expected
 
 
-@pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, window=5), Scores(0.4, causal=False)], ids=str)
+@pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, sight=Causal(5)), Scores(0.4, sight=Around())], ids=str)
 def test_fused_attention_is_asked_for_the_same(scores: Scores):
     x = inputs(19, 19) | {"valid": jnp.ones((B, 19), bool)}
     out = jax.jit(attend_fused, static_argnums=(3, 4))(x["q"], x["k"], x["k"], scores, "xla")

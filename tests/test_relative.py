@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from easydel.errors import ConfigError
 from easydel.layers.relative import RelativeBias, RelativeBiasTable
-from easydel.ops.attend import Scores, attend
+from easydel.ops.attend import Around, Scores, attend
 from easydel.ops.chunked import CHUNK
 from easydel.policy import Policy
 
@@ -56,7 +56,7 @@ def test_queries_in_chunks_get_their_own_biases():
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (1, length, HEADS, 4)) for key in keys)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    scores = Scores(0.5, causal=False)
+    scores = Scores(0.5, sight=Around())
     bias = table(length, 0)
     whole = jnp.einsum("BTNC,BNSC->BNTS", q, k) * 0.5 + bias(0, length)
     expected = jnp.einsum("BNTS,BNSC->BTNC", jax.nn.softmax(whole), v)

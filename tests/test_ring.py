@@ -17,6 +17,7 @@ from easydel import AutoEasyDeLModelForCausalLM
 from easydel.ops.attend import attend
 from easydel.ops.ring import Ring, attend_ring
 from easydel.ops.scores import Scores
+from easydel.ops.sight import Around, Causal
 from easydel.sharding import make_mesh
 
 B, K, G, C, V = 2, 2, 3, 5, 4
@@ -29,11 +30,11 @@ def ring_of(*dims: int) -> Ring:
 
 CASES = [
     ((1, 1, 1, 8), 48, Scores(0.5), False, None),
-    ((1, 1, 2, 4), 64, Scores(0.5, softcap=0.7, window=11), True, None),
-    ((2, 1, 2, 2), 48, Scores(0.5, causal=False), True, None),
+    ((1, 1, 2, 4), 64, Scores(0.5, softcap=0.7, sight=Causal(11)), True, None),
+    ((2, 1, 2, 2), 48, Scores(0.5, sight=Around()), True, None),
     ((1, 1, 2, 4), 28, Scores(0.5), True, None),
     ((1, 1, 2, 4), 64, Scores(0.5), True, 13),
-    ((2, 1, 1, 4), 28, Scores(0.5, causal=False, window=9), False, 5),
+    ((2, 1, 1, 4), 28, Scores(0.5, sight=Around(8)), False, 5),
 ]
 NAMES = ["8", "window", "both ways", "odd pieces", "segments", "segments both ways"]
 

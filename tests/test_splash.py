@@ -16,6 +16,7 @@ import easydel.ops.splash as splash
 from easydel.ops.attend import attend, choose
 from easydel.ops.ring import Ring
 from easydel.ops.scores import Scores
+from easydel.ops.sight import Around, Causal
 from easydel.ops.splash import attend_splash
 from easydel.sharding import make_mesh
 
@@ -37,8 +38,8 @@ def shapes(length: int = T, channels: int = C, values: int = V, dtype: Any = jnp
     ("expected", "changes"),
     [
         ("splash", {}),
-        ("splash", {"scores": Scores(1.0, softcap=30.0, window=100)}),
-        ("splash", {"scores": Scores(1.0, causal=False)}),
+        ("splash", {"scores": Scores(1.0, softcap=30.0, sight=Causal(100))}),
+        ("splash", {"scores": Scores(1.0, sight=Around())}),
         ("splash", {"masked": True}),
         ("splash", {"length": 4224}),
         ("splash", {"channels": 192, "values": 128}),
@@ -85,16 +86,16 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch):
 
 CASES: dict[str, tuple[Scores, dict[str, Any]]] = {
     "causal": (Scores(0.15), {}),
-    "both ways": (Scores(0.15, causal=False), {}),
-    "window": (Scores(0.15, window=70), {}),
-    "a window both ways": (Scores(0.15, window=70, causal=False), {}),
+    "both ways": (Scores(0.15, sight=Around()), {}),
+    "window": (Scores(0.15, sight=Causal(70)), {}),
+    "a window both ways": (Scores(0.15, sight=Around(69)), {}),
     "softcap": (Scores(0.6, softcap=1.7), {}),
     "padding": (Scores(0.15), {"valid": True}),
-    "padding both ways": (Scores(0.15, causal=False), {"valid": True}),
+    "padding both ways": (Scores(0.15, sight=Around()), {"valid": True}),
     "sinks": (Scores(0.15), {"sinks": True}),
     "segments": (Scores(0.15), {"starts": True}),
-    "segments and padding both ways": (Scores(0.15, causal=False), {"starts": True, "valid": True}),
-    "softcap, window, padding and sinks": (Scores(0.6, softcap=1.7, window=70), {"valid": True, "sinks": True}),
+    "segments and padding both ways": (Scores(0.15, sight=Around()), {"starts": True, "valid": True}),
+    "softcap, window, padding and sinks": (Scores(0.6, softcap=1.7, sight=Causal(70)), {"valid": True, "sinks": True}),
 }
 
 
@@ -142,7 +143,7 @@ def test_over_several_devices_attention_is_the_kernel_on_each(monkeypatch: pytes
     """All that `attend` is given arrives, though there is no mesh of TPUs to ask `choose` about."""
     monkeypatch.setattr(attends, "choose", lambda *arrays, **options: "splash")
     monkeypatch.setattr(attends, "attend_splash", partial(attend_splash, interpret=True))
-    x, ring, scores = inputs(), ring_of(1, 2, 2, 1), Scores(0.15, window=70)
+    x, ring, scores = inputs(), ring_of(1, 2, 2, 1), Scores(0.15, sight=Causal(70))
     masks: dict[str, Any] = {"valid_BS": x["valid"], "sinks_N": x["sinks"], "starts_BT": x["starts"]}
     out = jax.jit(partial(attend, scores=scores, mesh=ring.mesh, ring=ring, **masks))(x["q"], x["k"], x["v"])
     keep = np.asarray(x["valid"])
@@ -158,7 +159,7 @@ def test_over_several_devices_attention_is_the_kernel_on_each(monkeypatch: pytes
 def test_what_it_takes_lowers_for_tpus_forward_and_backward(sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(splash, "BLOCKS", (512, 256, 128))
     q, k, v = shapes(**sizes)
-    scores = Scores(0.15, softcap=30.0, window=200)
+    scores = Scores(0.15, softcap=30.0, sight=Causal(200))
     valid, sinks = jax.ShapeDtypeStruct(q.shape[:2], jnp.bool_), jax.ShapeDtypeStruct((N,), jnp.float32)
 
     def total(q: Any, k: Any, v: Any, sinks: Any, valid: Any) -> jax.Array:

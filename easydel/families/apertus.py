@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families import llama as base
 from easydel.layers.attention import QKNorm
+from easydel.layers.context import Context
 from easydel.layers.linear import Linear, parameter
-from easydel.layers.mlp import MLP
+from easydel.layers.mlp import MLP, saved
 from easydel.layers.norm import RMSNorm
-from easydel.policy import MLP_HIDDEN, Policy
+from easydel.layers.part import Part
+from easydel.policy import Policy
 
 NAMES = base.NAMES.extended(
     {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"}
@@ -30,7 +32,7 @@ ROPE = LLAMA3 | {"original_max_position_embeddings": 8192}
 
 
 @dataclass(frozen=True)
-class XIELU:
+class XIELU(Part):
     """down(xielu(up(x))) with `hidden` features between (Huang & Schlag 2024, arXiv:2411.13010)."""
 
     hidden: int
@@ -45,8 +47,8 @@ class XIELULayer(nnx.Module):
         self.down_proj = Linear(record.hidden, features, policy)
         self.act_fn = Curve(policy)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(self.act_fn(checkpoint_name(self.up_proj(x), MLP_HIDDEN)))
+    def __call__(self, x: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
+        return self.down_proj(self.act_fn(saved(self.up_proj(x)))), cache
 
 
 class Curve(nnx.Module):

@@ -6,12 +6,14 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.encdec import EncoderDecoder, ShiftRight, Tower
 from easydel.families import family
-from easydel.layers.attention import Attention
+from easydel.layers.attention import Attention, Heads
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.embed import Embed, Head, Learned
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.residual import Post
+from easydel.ops.attend import Around, Causal, Sight
 from easydel.weights.names import Names
 
 NORM = LayerNorm(1e-5)  # torch's default; there is no key for it
@@ -60,10 +62,12 @@ INERT = (
 )
 
 
-def block(c: HFConfig, heads: int, ffn_dim: int, cross: CrossAttention | None = None) -> Block:
-    mixer = Attention(heads, heads, c.d_model // heads, bias=True, out_bias=True)
+def block(
+    c: HFConfig, heads: int, ffn_dim: int, cross: CrossAttention | None = None, *, sight: Sight = Causal()
+) -> Block:
+    mixer = Attention(Heads(heads, heads, c.d_model // heads, biased="qkvo"), sight=sight)
     ffn = MLP(ffn_dim, c.activation_function)
-    return Block(mixer, ffn, attn_out=NORM, ffn_out=NORM, residual="post", cross=cross, cross_out=cross and NORM)
+    return Block(mixer, ffn, attn_out=NORM, ffn_out=NORM, residual=Post(), cross=cross, cross_out=cross and NORM)
 
 
 def embed(c: HFConfig) -> Embed:
@@ -74,8 +78,8 @@ def embed(c: HFConfig) -> Embed:
 @family("bart", NAMES, defaults=DEFAULTS, inert=INERT, encoder_decoder=True)
 def bart(c: HFConfig) -> EncoderDecoder:
     heads = c.decoder_attention_heads
-    cross = CrossAttention(heads, heads, c.d_model // heads, bias=True, out_bias=True)
-    encoder = block(c, c.encoder_attention_heads, c.encoder_ffn_dim)
+    cross = CrossAttention(heads, heads, c.d_model // heads, "qkvo")
+    encoder = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, sight=Around())
     decoder = block(c, heads, c.decoder_ffn_dim, cross)
     return EncoderDecoder(
         vocab=c.vocab_size,

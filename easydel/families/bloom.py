@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import jax
-
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family, gpt2
-from easydel.layers.attention import ALiBi
-from easydel.layers.block import Block, BlockLayer
-from easydel.layers.context import Context
+from easydel.layers.block import Block
 from easydel.layers.embed import Embed
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
-from easydel.policy import Policy
+from easydel.layers.position import ALiBi
+from easydel.layers.residual import FromRead, Sequential
 from easydel.weights.names import QKV, Fused, Layout, Names, grouped
 
 LINEAR = {"o_proj": "dense", "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h"}
@@ -41,23 +35,6 @@ def fused(layout: Layout) -> tuple[Fused, ...]:
     return (Fused("self_attn.query_key_value", QKV, layout),)
 
 
-@dataclass(frozen=True)
-class NormedResidual(Block):
-    """What goes past the mixer and the feed-forward is what they read: the norm's output."""
-
-    def build(self, features: int, policy: Policy) -> BlockLayer:
-        return NormedResidualLayer(self, features, policy)
-
-
-class NormedResidualLayer(BlockLayer):
-    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        x_BTD = self.input_layernorm(x_BTD)
-        mixed, cache = self._mix(x_BTD, context, cache)
-        x_BTD = self.post_attention_layernorm(x_BTD + mixed)
-        assert self.mlp is not None
-        return self.policy.shard_hidden(x_BTD + self.mlp(x_BTD)), cache
-
-
 @family(
     "bloom",
     lambda c: Names(RENAMES, fused(grouped(c.num_attention_heads))),
@@ -68,6 +45,6 @@ class NormedResidualLayer(BlockLayer):
 def bloom(c: HFConfig) -> Decoder:
     norm = LayerNorm(c.layer_norm_epsilon)
     mixer = gpt2.attention(c, position=ALiBi(c.num_attention_heads))
-    kind = NormedResidual if c.apply_residual_connection_post_layernorm else Block
-    block = kind(mixer, MLP(4 * c.hidden_size, "gelu_new"), attn_in=norm, ffn_in=norm)
+    residual = FromRead() if c.apply_residual_connection_post_layernorm else Sequential()
+    block = Block(mixer, MLP(4 * c.hidden_size, "gelu_new"), attn_in=norm, ffn_in=norm, residual=residual)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm, embed=Embed(norm=norm))

@@ -9,20 +9,22 @@ from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families.llama import NAMES, attention
 from easydel.layers.attention import QKNorm
-from easydel.layers.block import Block, Mixer
+from easydel.layers.block import Block
 from easydel.layers.embed import Head
 from easydel.layers.mlp import GLU
 from easydel.layers.norm import LayerNorm
+from easydel.layers.part import Part
+from easydel.layers.residual import Parallel
 
 SIZES = {"vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40}
 OTHERS = {"num_attention_heads": 64, "hidden_act": "silu", "max_position_embeddings": 8192, "layer_norm_eps": 1e-5}
 DEFAULTS = SIZES | OTHERS | {"logit_scale": 0.0625, "tie_word_embeddings": True, "attention_bias": False}
 
 
-def parallel(c: HFConfig, mixers: Sequence[Mixer]) -> Decoder:
+def parallel(c: HFConfig, mixers: Sequence[Part]) -> Decoder:
     """Command's decoder around `mixers`: one norm before both halves of each block."""
     norm, ffn = LayerNorm(c.layer_norm_eps, biased=False), GLU(c.intermediate_size, c.hidden_act)
-    blocks = [Block(mixer, ffn, attn_in=norm, residual="parallel") for mixer in mixers]
+    blocks = [Block(mixer, ffn, attn_in=norm, residual=Parallel()) for mixer in mixers]
     head = Head(c.tie_word_embeddings, scale=c.logit_scale)
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm, head=head)
 

@@ -7,11 +7,11 @@ from easydel.decoder import Decoder
 from easydel.errors import UnsupportedModelError
 from easydel.families import family
 from easydel.families import llama as base
-from easydel.layers.block import FeedForward
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import Groups, MoE, TopK
 from easydel.layers.norm import RMSNorm
+from easydel.layers.part import Part
 from easydel.layers.rope import Yarn, rope_from_settings, yarn_gain
 
 NAMES = base.NAMES.extended({"shared_expert": "shared_experts"})
@@ -40,7 +40,7 @@ def experts(c: HFConfig, router: TopK, *, bias: bool = False) -> MoE:
     return MoE(c.n_routed_experts, expert, router, GLU(shared, c.hidden_act, bias) if shared else None)
 
 
-def feed_forwards(c: HFConfig, router: TopK, *, bias: bool = False) -> list[FeedForward]:
+def feed_forwards(c: HFConfig, router: TopK, *, bias: bool = False) -> list[Part]:
     """Experts in every `moe_layer_freq`-th layer from `first_k_dense_replace` on."""
     sparse = experts(c, router, bias=bias)
     dense, first, step = GLU(c.intermediate_size, c.hidden_act, bias), c.first_k_dense_replace, c.moe_layer_freq

@@ -14,11 +14,12 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import bloom, family
 from easydel.families.llama import attention
-from easydel.layers.attention import ALiBi
 from easydel.layers.block import Block
 from easydel.layers.context import Context
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.position import ALiBi
+from easydel.layers.residual import Parallel, Sequential
 from easydel.weights.names import Names, concatenated, grouped
 
 ALIASES = {"hidden_size": "n_embed", "num_key_value_heads": "num_kv_heads"}
@@ -81,6 +82,6 @@ def falcon(c: HFConfig) -> Decoder:
         MLP(c.get("ffn_hidden_size") or 4 * c.hidden_size, c.activation, c.bias),
         attn_in=norm,
         ffn_in=norm if separate_norms(c) or not parallel else None,
-        residual="parallel" if parallel else "sequential",
+        residual=Parallel() if parallel else Sequential(),
     )
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

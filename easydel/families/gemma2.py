@@ -10,9 +10,10 @@ from easydel.families import family, gemma
 from easydel.families.llama import NAMES as LLAMA
 from easydel.families.llama import attention
 from easydel.families.qwen2 import FULL, SLIDING, layer_types
-from easydel.layers.block import Block, Mixer
+from easydel.layers.block import Block
 from easydel.layers.embed import Embed, Head
 from easydel.layers.mlp import GLU
+from easydel.layers.part import Part
 
 NAMES = LLAMA.extended(
     {
@@ -32,7 +33,7 @@ def alternating(c: HFConfig, period: int) -> Sequence[str]:
     return layer_types(c, [SLIDING if (i + 1) % period else FULL for i in range(c.num_hidden_layers)])
 
 
-def sandwich(c: HFConfig, mixers: Sequence[Mixer]) -> Decoder:
+def sandwich(c: HFConfig, mixers: Sequence[Part]) -> Decoder:
     """Gemma's decoder around `mixers`, with four norms in each block."""
     norm, ffn = gemma.norm(c), GLU(c.intermediate_size, c.hidden_activation)
     blocks = [Block(mixer, ffn, attn_in=norm, attn_out=norm, ffn_in=norm, ffn_out=norm) for mixer in mixers]

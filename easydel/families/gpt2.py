@@ -8,11 +8,13 @@ from typing import Any
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family
+from easydel.families.llama import assembled
 from easydel.layers.attention import Attention
-from easydel.layers.block import Block, Mixer
+from easydel.layers.block import Block
 from easydel.layers.embed import Embed, Learned
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.part import Part
 from easydel.weights.names import QKV, Fused, Names
 
 BODY = {
@@ -44,11 +46,11 @@ DEFAULTS = {"vocab_size": 50257, "n_embd": 768, "n_positions": 1024, "n_head": 1
 def attention(c: HFConfig, **choices: Any) -> Attention:
     """As many key heads as heads, biases on all projections; `choices` override."""
     heads = c.num_attention_heads
-    fields = {"kv_heads": heads, "bias": True, "out_bias": True}
-    return Attention(heads, head_dim=c.hidden_size // heads, **(fields | choices))
+    own = {"kv": heads, "dim": c.hidden_size // heads, "bias": True, "out_bias": True}
+    return assembled(heads, own | choices)
 
 
-def pre_norm(c: HFConfig, mixers: Sequence[Mixer], hidden: int | None) -> Decoder:
+def pre_norm(c: HFConfig, mixers: Sequence[Part], hidden: int | None) -> Decoder:
     """GPT-2's blocks around `mixers`; `hidden` features in the feed-forward, by default 4 times the model's."""
     norm, ffn = LayerNorm(c.layer_norm_epsilon), MLP(hidden or 4 * c.hidden_size, c.activation_function)
     blocks = [Block(mixer, ffn, attn_in=norm, ffn_in=norm) for mixer in mixers]

@@ -8,6 +8,7 @@ from easydel.families import bloom, family, llama
 from easydel.layers.block import Block
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.residual import Parallel, Sequential
 from easydel.weights.names import Names, grouped
 
 BODY = {"self_attn": "attention", r"model\.norm": "model.final_layer_norm", "model": "gpt_neox"}
@@ -35,6 +36,6 @@ def names(c: HFConfig) -> Names:
 def gpt_neox(c: HFConfig) -> Decoder:
     norm, ffn = LayerNorm(c.layer_norm_eps), MLP(c.intermediate_size, c.hidden_act)
     mixer = llama.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
-    residual = "parallel" if c.use_parallel_residual else "sequential"
+    residual = Parallel() if c.use_parallel_residual else Sequential()
     block = Block(mixer, ffn, attn_in=norm, ffn_in=norm, residual=residual)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

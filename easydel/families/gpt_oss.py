@@ -12,7 +12,7 @@ from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families import llama as base
 from easydel.families.qwen2 import FULL, SLIDING, layer_types
-from easydel.layers.mlp import GLU
+from easydel.layers.mlp import GLU, saved
 from easydel.layers.moe import MoE, TopK
 from easydel.weights.names import Fused, interleaved
 
@@ -45,7 +45,7 @@ class ClampedGLU(GLU):
     limit: float = 7.0
 
     def combine(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        gate, up = self.saved(gate, up)
+        gate, up = saved(gate), saved(up)
         gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
         return gate * jax.nn.sigmoid(self.alpha * gate) * (up + 1)
 

@@ -9,6 +9,7 @@ from easydel.layers.block import Block
 from easydel.layers.embed import Head
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.residual import Parallel
 from easydel.layers.rope import Rope
 from easydel.weights.names import Names
 
@@ -30,6 +31,6 @@ def gptj(c: HFConfig) -> Decoder:
     rope = Rope(c.get("rotary_dim") or c.hidden_size // c.num_attention_heads, interleaved=True)
     mixer = gpt2.attention(c, bias=False, out_bias=False, position=rope)
     ffn = MLP(c.get("n_inner") or 4 * c.hidden_size, c.activation_function)
-    block = Block(mixer, ffn, attn_in=norm, residual="parallel")
+    block = Block(mixer, ffn, attn_in=norm, residual=Parallel())
     head = Head(c.tie_word_embeddings, bias=True)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm, head=head)

@@ -8,9 +8,10 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families import llama as base
-from easydel.layers.block import FeedForward
 from easydel.layers.embed import Embed, Head
 from easydel.layers.mlp import GLU
+from easydel.layers.part import Part
+from easydel.layers.residual import Sequential
 
 MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
 
@@ -18,14 +19,14 @@ MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", 
 DEFAULTS = base.DEFAULTS | dict.fromkeys(MULTIPLIERS, 1.0)
 
 
-def multiplied(c: HFConfig, ffn: FeedForward) -> Decoder:
+def multiplied(c: HFConfig, ffn: Part) -> Decoder:
     """Granite's decoder with `ffn` in each layer."""
     bias, layers = c.attention_bias, c.num_hidden_layers
     mixer = base.attention(c, bias=bias, out_bias=bias, scale=c.attention_multiplier)
     plain = base.pre_norm(c, [mixer] * layers, [ffn] * layers)
     return replace(
         plain,
-        blocks=tuple(replace(block, residual_scale=c.residual_multiplier) for block in plain.blocks),
+        blocks=tuple(replace(block, residual=Sequential(c.residual_multiplier)) for block in plain.blocks),
         embed=Embed(scale=c.embedding_multiplier),
         head=Head(c.tie_word_embeddings, scale=1 / c.logits_scaling),
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family
-from easydel.layers.attention import Attention
-from easydel.layers.block import Block, FeedForward, Mixer
+from easydel.layers.attention import Attention, Heads, Weights
+from easydel.layers.block import Block
 from easydel.layers.mlp import GLU
 from easydel.layers.norm import RMSNorm
+from easydel.layers.part import Part
 from easydel.layers.rope import rope_from_settings
+from easydel.ops.attend import Causal
 from easydel.weights.names import Names
 
 NAMES = Names(ignored=(r".*rotary_emb\.inv_freq",))
@@ -36,21 +39,38 @@ def attention(
 ) -> Attention:
     """Grouped-query attention with rotary positions, as nearly every family has it; `choices` override its fields.
 
-    `rope` are rotary settings other than those of the config.
+    `rope` are rotary settings other than those of the config. Fields of `Heads` and `Weights` are given by their names.
     """
     heads = c.num_attention_heads
     head_dim = c.get("head_dim") or c.hidden_size // heads
-    fields = {
-        "kv_heads": c.get("num_key_value_heads") or heads,
-        "head_dim": head_dim,
+    own = {
+        "kv": c.get("num_key_value_heads") or heads,
+        "dim": head_dim,
         "position": rope_from_settings(rope or c.rope(), head_dim, interleaved=interleaved),
     }
-    return Attention(heads, **(fields | choices))
+    return assembled(heads, own | choices)
 
 
-def pre_norm(
-    c: HFConfig, mixers: Sequence[Mixer], ffns: Sequence[FeedForward] | None = None, *, bias: bool = False
-) -> Decoder:
+def assembled(heads: int, choices: Mapping[str, Any]) -> Attention:
+    """Attention of `heads` heads, with the fields of its records side by side in `choices`."""
+
+    def taken(record: type) -> dict[str, Any]:
+        return {field.name: rest.pop(field.name) for field in fields(record) if field.name in rest}
+
+    names = {"kv_heads": "kv", "head_dim": "dim", "qk_norm": "norms"}
+    rest: dict[str, Any] = {}
+    for name, value in choices.items():
+        rest[names.get(name, name)] = value
+    if rest.pop("bias", False):
+        rest["biased"] = "qkv" + rest.get("biased", "")
+    if rest.pop("out_bias", False):
+        rest["biased"] = rest.get("biased", "") + "o"
+    if "window" in rest:
+        rest["sight"] = Causal(rest.pop("window"))
+    return Attention(Heads(heads, **taken(Heads)), weights=Weights(**taken(Weights)), **rest)
+
+
+def pre_norm(c: HFConfig, mixers: Sequence[Part], ffns: Sequence[Part] | None = None, *, bias: bool = False) -> Decoder:
     """Llama's blocks around `mixers`, one for each layer, and `ffns`: by default GLUs, perhaps with `bias`."""
     norm = RMSNorm(c.rms_norm_eps)
     ffns = ffns or [GLU(c.intermediate_size, c.hidden_act, bias)] * len(mixers)

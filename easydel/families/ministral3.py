@@ -6,7 +6,7 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family, mistral
 from easydel.families import llama as base
-from easydel.layers.attention import GrowingScale
+from easydel.layers.position import GrowingScale
 
 SIZES = {"vocab_size": 131072, "num_hidden_layers": 34, "head_dim": 128, "max_position_embeddings": 262144}
 DEFAULTS = mistral.DEFAULTS | SIZES | {"rms_norm_eps": 1e-5, "sliding_window": None}

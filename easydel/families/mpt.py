@@ -6,10 +6,10 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import UnsupportedModelError
 from easydel.families import family, gpt2
-from easydel.layers.attention import ALiBi
 from easydel.layers.block import Block
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.position import ALiBi
 from easydel.weights.names import QKV, Fused, Names
 
 RENAMES = {

@@ -9,9 +9,10 @@ from easydel.decoder import Decoder
 from easydel.families import family
 from easydel.families import llama as base
 from easydel.layers.attention import QKNorm
-from easydel.layers.block import Block, FeedForward, Mixer
+from easydel.layers.block import Block
 from easydel.layers.mlp import GLU
 from easydel.layers.norm import RMSNorm
+from easydel.layers.part import Part
 
 NAMES = base.NAMES.extended(
     {
@@ -22,14 +23,14 @@ NAMES = base.NAMES.extended(
 DEFAULTS = base.DEFAULTS | {"vocab_size": 50304, "rms_norm_eps": 1e-5}
 
 
-def post_norm(c: HFConfig, mixers: Sequence[Mixer], ffn: FeedForward | None = None) -> Decoder:
+def post_norm(c: HFConfig, mixers: Sequence[Part], ffn: Part | None = None) -> Decoder:
     """OLMo 2's blocks around `mixers`, one for each layer, and `ffn`: by default a GLU."""
     norm, ffn = RMSNorm(c.rms_norm_eps), ffn or GLU(c.intermediate_size, c.hidden_act)
     blocks = [Block(mixer, ffn, attn_out=norm, ffn_out=norm) for mixer in mixers]
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm)
 
 
-def normed_attention(c: HFConfig) -> list[Mixer]:
+def normed_attention(c: HFConfig) -> list[Part]:
     bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps), whole=True)
     return [base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)] * c.num_hidden_layers
 

@@ -9,6 +9,7 @@ from easydel.layers.block import Block
 from easydel.layers.embed import Embed, Head, Learned
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.residual import Post
 from easydel.weights.names import Names
 
 NAMES = Names(
@@ -42,7 +43,7 @@ def opt(c: HFConfig) -> Decoder:
     if c.do_layer_norm_before:
         block = Block(mixer, ffn, attn_in=norm, ffn_in=norm)
     else:
-        block = Block(mixer, ffn, attn_out=norm, ffn_out=norm, residual="post")
+        block = Block(mixer, ffn, attn_out=norm, ffn_out=norm, residual=Post())
     normed = c.do_layer_norm_before and not c.get("_remove_final_layer_norm")
     return Decoder.from_hf(
         c,

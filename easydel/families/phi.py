@@ -12,6 +12,7 @@ from easydel.layers.block import Block
 from easydel.layers.embed import Head
 from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
+from easydel.layers.residual import Parallel
 
 RENAMES = {r"model\.norm": "model.final_layernorm", "o_proj": "dense", "up_proj": "fc1", "down_proj": "fc2"}
 NAMES = LLAMA.extended(RENAMES | {"q_norm": "q_layernorm", "k_norm": "k_layernorm"})
@@ -25,6 +26,6 @@ DEFAULTS = SIZES | OTHERS | SWITCHES
 def phi(c: HFConfig) -> Decoder:
     norm = LayerNorm(c.layer_norm_eps)
     mixer = attention(c, bias=True, out_bias=True, qk_norm=QKNorm(norm) if c.qk_layernorm else None)
-    block = Block(mixer, MLP(c.intermediate_size, c.hidden_act), attn_in=norm, residual="parallel")
+    block = Block(mixer, MLP(c.intermediate_size, c.hidden_act), attn_in=norm, residual=Parallel())
     head = Head(c.tie_word_embeddings, bias=True)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm, head=head)

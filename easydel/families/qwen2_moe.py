@@ -6,9 +6,9 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family, qwen2
 from easydel.families import llama as base
-from easydel.layers.block import FeedForward
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import MoE, TopK
+from easydel.layers.part import Part
 
 SIZES = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24}
 EXPERTS = {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "norm_topk_prob": False}
@@ -17,7 +17,7 @@ OWN = {"num_attention_heads": 16, "num_key_value_heads": 16, "qkv_bias": True, "
 DEFAULTS = qwen2.DEFAULTS | SIZES | EXPERTS | WHICH | OWN
 
 
-def experts(c: HFConfig, shared: GLU | None = None) -> list[FeedForward]:
+def experts(c: HFConfig, shared: GLU | None = None) -> list[Part]:
     """Routed experts in every `decoder_sparse_step`-th layer outside `mlp_only_layers`, dense ones in the others."""
     dense, expert = GLU(c.intermediate_size, c.hidden_act), GLU(c.moe_intermediate_size, c.hidden_act)
     router = TopK(c.num_experts_per_tok, c.norm_topk_prob)

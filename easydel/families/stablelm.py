@@ -13,6 +13,7 @@ from easydel.layers.attention import QKNorm
 from easydel.layers.block import Block
 from easydel.layers.mlp import GLU
 from easydel.layers.norm import LayerNorm
+from easydel.layers.residual import Parallel
 
 NORMS = {"q_norm": "q_layernorm.norms", "k_norm": "k_layernorm.norms"}
 NAMES = replace(LLAMA.extended(NORMS), listed=tuple(NORMS.values()))
@@ -29,5 +30,5 @@ def stablelm(c: HFConfig) -> Decoder:
     mixer, ffn = attention(c, bias=c.use_qkv_bias, qk_norm=qk_norm), GLU(c.intermediate_size, c.hidden_act)
     block = Block(mixer, ffn, attn_in=norm, ffn_in=norm)
     if c.use_parallel_residual:
-        block = replace(block, ffn_in=None, residual="parallel")
+        block = replace(block, ffn_in=None, residual=Parallel())
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

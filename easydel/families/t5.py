@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from easydel.config import HFConfig
 from easydel.encdec import EncoderDecoder, ShiftRight, Tower
 from easydel.families import family
-from easydel.layers.attention import Attention
+from easydel.layers.attention import Attention, Heads, Weights
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.embed import Embed, Head
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.norm import RMSNorm
 from easydel.layers.relative import RelativeBias
+from easydel.ops.attend import Around
 from easydel.weights.names import Names
 
+BIAS = "relative_attention_bias"  # one table for all layers of a tower
 TOKENS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 NAMES = Names(
     {
@@ -57,22 +61,21 @@ def names(c: HFConfig) -> Names:
 @family("t5", names, defaults=DEFAULTS, inert=("n_positions",), encoder_decoder=True)
 def t5(c: HFConfig) -> EncoderDecoder:
     norm, ffn = RMSNorm(c.layer_norm_epsilon), feed_forward(c)
-    mixer = Attention(c.num_heads, c.num_heads, c.d_kv, scale=1.0)
+    heads, buckets = Heads(c.num_heads, c.num_heads, c.d_kv), c.relative_attention_num_buckets
+    bias = partial(RelativeBias, c.num_heads, buckets, c.relative_attention_max_distance, shared=BIAS)
+    around = Attention(heads, bias(bidirectional=True), Around(), Weights(1.0))
+    behind = Attention(heads, bias(bidirectional=False), weights=Weights(1.0))
     cross = CrossAttention(c.num_heads, c.num_heads, c.d_kv, scale=1.0)
-    encoder = Block(mixer, ffn, attn_in=norm, ffn_in=norm)
-    decoder = Block(mixer, ffn, attn_in=norm, ffn_in=norm, cross=cross, cross_in=norm)
-
-    def tower(block: Block, layers: int, *, bidirectional: bool) -> Tower:
-        buckets, farthest = c.relative_attention_num_buckets, c.relative_attention_max_distance
-        return Tower((block,) * layers, Embed(), norm, RelativeBias(c.num_heads, buckets, farthest, bidirectional))
+    encoder = Block(around, ffn, attn_in=norm, ffn_in=norm)
+    decoder = Block(behind, ffn, attn_in=norm, ffn_in=norm, cross=cross, cross_in=norm)
 
     # Only tied heads read states times d_model ** -0.5. transformers saves that choice, and calls every head tied.
     tied = c.get("scale_decoder_outputs", c.tie_word_embeddings)
     return EncoderDecoder(
         vocab=c.vocab_size,
         features=c.d_model,
-        encoder=tower(encoder, c.num_layers, bidirectional=True),
-        decoder=tower(decoder, c.get("num_decoder_layers") or c.num_layers, bidirectional=False),
+        encoder=Tower((encoder,) * c.num_layers, Embed(), norm),
+        decoder=Tower((decoder,) * (c.get("num_decoder_layers") or c.num_layers), Embed(), norm),
         head=Head(tied, scale=c.d_model**-0.5 if tied else 1.0),
         shift=ShiftRight(c.get("decoder_start_token_id"), c.pad_token_id),
     )

@@ -1,25 +1,64 @@
-"""Multi-head attention with grouped keys and values, and the kinds of position it can know."""
+"""Multi-head attention with grouped keys and values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from easydel.layers.context import Context, counted
-from easydel.layers.kv_cache import KVCache, places, update
+from easydel.layers.activations import activation
+from easydel.layers.context import Context
+from easydel.layers.kv_cache import Seen, empty_keys, reachable, update
 from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm, Norm
+from easydel.layers.part import Handed, HeadSizes, Part
+from easydel.layers.position import ALiBi, GrowingScale
+from easydel.layers.relative import RelativeBias
 from easydel.layers.rope import Rope
-from easydel.ops.attend import Bias, Scores, attend
+from easydel.layers.shared import shared_module
+from easydel.ops.attend import Bias, Causal, Prefix, Scores, Select, Sight, attend
+from easydel.ops.sight import reach
 from easydel.policy import ATTENTION_OUTPUT, Policy
 
-# B batch, T tokens of this call, S key slots, D model, N heads, K kv heads, C head channels
+# B batch, T tokens of this call, S key slots, D model, N heads, K kv heads, C head channels, V value channels
+
+
+@dataclass(frozen=True)
+class Heads:
+    """`count` query heads that share `kv` key and value heads, each of `dim` channels; `value_dim` if values differ.
+
+    `biased` names the projections with a bias, some of "qkvo". With `keys_as_values` there is no projection to values.
+    """
+
+    count: int
+    kv: int
+    dim: int
+    value_dim: int | None = None
+    biased: str = ""
+    keys_as_values: bool = False
+
+    @property
+    def values(self) -> int:
+        """Channels of a value head."""
+        return self.dim if self.value_dim is None else self.value_dim
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How scores become weights: `scale` (default: dim ** -0.5), a tanh `softcap`, a learned logit per head (`sinks`).
+
+    The sinks take weight and give nothing (GPT-OSS). `value_scale` multiplies the values.
+    """
+
+    scale: float | GrowingScale | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    value_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,13 +66,14 @@ class QKNorm:
     """Norms on queries and keys: over each head's channels, or (`whole`) over all heads at once (OLMo 2).
 
     The scale is one for all heads, or with `per_head` each head has its own (Cohere). With `rotated` they come after
-    the rope (Hunyuan).
+    the rope (Hunyuan). `values` is a norm over each value head's channels.
     """
 
     norm: AnyNorm
     whole: bool = False
     per_head: bool = False
     rotated: bool = False
+    values: AnyNorm | None = None
 
     def build(self, heads: int, head_dim: int, policy: Policy) -> Norm:
         if self.whole:
@@ -42,148 +82,242 @@ class QKNorm:
 
 
 @dataclass(frozen=True)
-class ALiBi:
-    """Scores fall linearly with distance, steeper for some heads (Press et al. 2021, arXiv:2108.12409).
+class Gate:
+    """Multiplies what attention gives by `act` of a projection of its input: by channel, or by head (`per_head`)."""
 
-    `max_bias` is 8 in the paper and sets the steepest slope of a power-of-two head count, 2 ** (-max_bias / heads).
-    """
-
-    heads: int
-    max_bias: float = 8.0
-
-    def slopes(self) -> np.ndarray:
-        """One slope per head; a head count that is no power of two takes every other slope of the next one."""
-        power = 1 << (self.heads - 1).bit_length()
-        steps = 2.0 ** (-self.max_bias / power * np.arange(1, power + 1))
-        if power == self.heads:
-            return steps.astype(np.float32)
-        return np.concatenate([steps[1::2], steps[::2]])[: self.heads].astype(np.float32)
-
-    def bias(self, context: Context, length: int) -> jax.Array:
-        """[B, N, 1, S]: slope times key position; the query's part would cancel in the softmax."""
-        return jnp.asarray(self.slopes())[None, :, None, None] * self.positions(context, length)[:, None, None, :]
-
-    def positions(self, context: Context, length: int) -> jax.Array:
-        """[B or 1, S] of the keys in float32; they count attended tokens only, in each segment anew."""
-        valid_BS, starts_BS = context.valid_BS, context.starts_BT
-        if valid_BS is None:
-            positions = jnp.arange(length)[None]
-            return (positions if starts_BS is None else positions - starts_BS).astype(jnp.float32)
-        return (counted(valid_BS, starts_BS) * valid_BS).astype(jnp.float32)
+    act: str = "sigmoid"
+    per_head: bool = False
+    bias: bool = False
 
 
 @dataclass(frozen=True)
-class GrowingScale:
-    """A scale that grows with the query's position, lest weights flatten as keys become many (Llama 4, Meta 2025).
+class HandOn:
+    """Keys and values are handed on to later layers as `name`."""
 
-    It is `start` * (1 + `growth` * ln(1 + floor(position / `length`))); `start` defaults to head_dim ** -0.5.
-    """
-
-    growth: float
-    length: float
-    start: float | None = None
-
-    def factors(self, positions_BT: jax.Array) -> jax.Array:
-        """What `start` is multiplied with for queries at these positions, [B, T] in float32."""
-        return 1 + self.growth * jnp.log1p(jnp.floor(positions_BT.astype(jnp.float32) / self.length))
+    name: str
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Softmax attention. `scale` defaults to head_dim ** -0.5, `window` counts the query itself.
+class TakeOver:
+    """Keys and values are those that an earlier layer handed on as `name`: there are no projections to them."""
 
-    `position` None leaves order to the mask alone (NoPE) or to embeddings added before the first layer.
-    `clip` limits q, k and v to [-clip, clip] (DBRX, OLMo); `sinks` adds a learned logit per head (GPT-OSS).
+    name: str
+
+
+@dataclass(frozen=True)
+class Attention(Part):
+    """Softmax attention.
+
+    `position` None leaves order to the sight alone (NoPE) or to embeddings added before the first layer. `clip` limits
+    q, k and v to [-clip, clip] (DBRX, OLMo). `out_norm` acts on all heads together, before the projection to the
+    output. `select` is a part that chooses keys for each query: its module returns a `Select` in place of an output.
     """
 
     name: ClassVar[str] = "self_attn"
-    heads: int
-    kv_heads: int
-    head_dim: int
-    position: Rope | ALiBi | None = None
-    bias: bool = False
-    out_bias: bool = False
-    scale: float | GrowingScale | None = None
-    window: int | None = None
-    softcap: float | None = None
-    qk_norm: QKNorm | None = None
+    heads: Heads
+    position: Rope | ALiBi | RelativeBias | None = None
+    sight: Sight = Causal()
+    weights: Weights = Weights()
+    norms: QKNorm | None = None
     clip: float | None = None
-    sinks: bool = False
+    gate: Gate | None = None
+    out_norm: AnyNorm | None = None
+    keys: HandOn | TakeOver | None = None
+    select: Part | None = None
 
     def build(self, features: int, policy: Policy) -> AttentionLayer:
         return AttentionLayer(self, features, policy)
 
     @property
     def kept_window(self) -> int | None:
-        """How much of the past a cache has to keep; None: all. ALiBi counts positions from the first token on."""
-        return None if isinstance(self.position, ALiBi) else self.window
+        """How much of the past a cache has to keep; None: all. Biases and selections are for all slots."""
+        plain = isinstance(self.position, Rope | None) and self.select is None
+        return reach(self.sight) if plain else None
 
-    def cache(self, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
-        """Empty keys and values, [batch, kv_heads, places, head_dim] each."""
-        shape = (batch, self.kv_heads, places(length, self.kept_window), self.head_dim)
-        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+    def cache(self, batch: int, length: int, dtype: Any) -> dict[str, Any] | None:
+        """Returns empty keys and values, [batch, kv_heads, places, channels] each."""
+        heads = self.heads
+        if isinstance(self.keys, TakeOver):
+            return None
+        own = empty_keys(batch, length, heads.kv, (heads.dim, heads.values), self.kept_window, dtype)
+        return own if self.select is None else own | {"select": self.select.cache(batch, length, dtype)}
+
+    def ropes(self) -> Iterable[Rope]:
+        if isinstance(self.position, Rope):
+            yield self.position
+        if self.select is not None:
+            yield from self.select.ropes()
+
+    def head_sizes(self) -> Iterable[HeadSizes]:
+        window = None if self.sight.before is None else self.sight.before + 1
+        return (HeadSizes(self.heads.count, self.heads.kv, self.heads.dim, window),)
+
+    def shares(self) -> Iterable[tuple[str, Part]]:
+        if isinstance(self.position, RelativeBias) and self.position.shared is not None:
+            yield self.position.shared, self.position
+
+    def hands_on(self) -> Iterable[str]:
+        if isinstance(self.keys, HandOn):
+            yield self.keys.name
+        if self.select is not None:
+            yield from self.select.hands_on()
+
+    def reads(self) -> Iterable[str]:
+        if isinstance(self.sight, Prefix):
+            yield "prefix_BS"
+        if self.select is not None:
+            yield from self.select.reads()
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        return reachable(length, self.kept_window, end)
 
 
 class AttentionLayer(nnx.Module):
     def __init__(self, record: Attention, features: int, policy: Policy):
-        wide, narrow = record.heads * record.head_dim, record.kv_heads * record.head_dim
-        self.q_proj = Linear(features, wide, policy, bias=record.bias)
-        self.k_proj = Linear(features, narrow, policy, bias=record.bias)
-        self.v_proj = Linear(features, narrow, policy, bias=record.bias)
-        self.o_proj = Linear(wide, features, policy, bias=record.out_bias)
-        if record.qk_norm is not None:
-            self.q_norm = record.qk_norm.build(record.heads, record.head_dim, policy)
-            self.k_norm = record.qk_norm.build(record.kv_heads, record.head_dim, policy)
-        self.sinks = nnx.Param(jax.ShapeDtypeStruct((record.heads,), policy.param_dtype)) if record.sinks else None
-        self.record, self.policy = record, policy
+        heads, norms, gate = record.heads, record.norms, record.gate
+        wide, narrow = heads.count * heads.dim, heads.kv * heads.dim
+        out, takes_over = heads.count * heads.values, isinstance(record.keys, TakeOver)
+        self.q_proj = Linear(features, wide, policy, bias="q" in heads.biased)
+        if not takes_over:
+            self.k_proj = Linear(features, narrow, policy, bias="k" in heads.biased)
+        if not takes_over and not heads.keys_as_values:
+            self.v_proj = Linear(features, heads.kv * heads.values, policy, bias="v" in heads.biased)
+        self.o_proj = Linear(out, features, policy, bias="o" in heads.biased)
+        if norms is not None:
+            self.q_norm = norms.build(heads.count, heads.dim, policy)
+            self.k_norm = None if takes_over else norms.build(heads.kv, heads.dim, policy)
+            self.v_norm = None if takes_over or norms.values is None else norms.values.build(heads.values, policy)
+        if gate is not None:
+            self.gate_proj = Linear(features, heads.count if gate.per_head else out, policy, bias=gate.bias)
+        self.out_norm = None if record.out_norm is None else record.out_norm.build(out, policy)
+        if isinstance(record.position, RelativeBias) and record.position.shared is None:
+            self.relative_attention_bias = record.position.build(features, policy)
+        if record.select is not None:
+            setattr(self, record.select.name, record.select.build(features, policy))
+        sinks = nnx.Param(jax.ShapeDtypeStruct((heads.count,), policy.param_dtype))
+        self.sinks = sinks if record.weights.sinks else None
+        self.features, self.record, self.policy = features, record, policy
 
-    def __call__(self, x_BTD: jax.Array, context: Context, cache: KVCache | None) -> tuple[jax.Array, KVCache | None]:
-        q_BTNC, k_BTKC, v_BTKC = self._project(x_BTD)
-        if isinstance(self.record.position, Rope):
-            angles = context.angles(self.record.position)
-            q_BTNC, k_BTKC = (self.record.position.rotate(part, angles) for part in (q_BTNC, k_BTKC))
-        if self.record.qk_norm is not None and self.record.qk_norm.rotated:
-            q_BTNC, k_BTKC = self.q_norm(q_BTNC), self.k_norm(k_BTKC)
-        if isinstance(self.record.scale, GrowingScale):
-            q_BTNC = q_BTNC * self.record.scale.factors(context.positions_BT)[..., None, None].astype(q_BTNC.dtype)
-        k_BKTC, v_BKTC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
-        cache, seen = update(cache, k_BKTC, v_BKTC, context, self.scores(context))
-        out_BTNC = attend(
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array | Handed, Any]:
+        record = self.record
+        q_BTNC = self._queries(x_BTD, context)
+        select, kept, chosen = self._selection(x_BTD, context, None if cache is None else cache.get("select"))
+        seen, cache = self._seen(x_BTD, context, cache)
+        out_BTNV = attend(
             q_BTNC,
             seen.k_BKSC,
             seen.v_BKSC,
-            seen.scores,
-            offset=seen.offset,
-            valid_BS=seen.valid_BS,
+            self._scores(seen.scores.sight),
+            **seen.masks(),
             bias=self._bias(context, seen.k_BKSC.shape[2]),
+            select=select,
             sinks_N=None if self.sinks is None else self.sinks[...],
-            starts_BT=context.starts_BT,
             mesh=self.policy.mesh,
             ring=self.policy.ring,
         )
-        out_BTNC = checkpoint_name(self.policy.shard_heads(out_BTNC), ATTENTION_OUTPUT)
-        return self.o_proj(out_BTNC.reshape(*x_BTD.shape[:2], -1)), cache
+        out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
+        y_BTD = self.o_proj(self._finished(x_BTD, out_BTNV))
+        values = chosen | ({record.keys.name: seen} if isinstance(record.keys, HandOn) else {})
+        cache = cache if cache is None or record.select is None else cache | {"select": kept}
+        return Handed(y_BTD, values) if values else y_BTD, cache
 
-    def scores(self, context: Context) -> Scores:
-        record = self.record
-        scale = record.scale.start if isinstance(record.scale, GrowingScale) else record.scale
-        scale = record.head_dim**-0.5 if scale is None else scale
-        return Scores(scale, record.softcap, record.window, context.causal, self.policy.precision)
+    def _queries(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """[B, T, N, C], rotated and normed."""
+        record, scale = self.record, self.record.weights.scale
+        q_BTNC = self._heads(self.q_proj(x_BTD), self.q_norm if record.norms else None, record.heads.dim, context)
+        if isinstance(scale, GrowingScale):
+            q_BTNC = q_BTNC * scale.factors(context.positions_BT)[..., None, None].astype(q_BTNC.dtype)
+        return q_BTNC
 
-    def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
-        record, norm = self.record, self.record.qk_norm
-        if norm is not None and norm.whole:
-            q, k = self.q_norm(q), self.k_norm(k)
+    def _seen(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[Seen, Any]:
+        """What queries see, of this layer's own keys and values or of an earlier layer's, and the new cache."""
+        record, heads, norms = self.record, self.record.heads, self.record.norms
+        if isinstance(record.keys, TakeOver):
+            return context.handed[record.keys.name], cache
+        k_BTE = self.k_proj(x_BTD)
+        v_BTE = k_BTE if heads.keys_as_values else self.v_proj(x_BTD)
+        k_BTKC = self._heads(k_BTE, self.k_norm if norms else None, heads.dim, context, kv=True)
+        v_BTE = v_BTE if record.clip is None else jnp.clip(v_BTE, -record.clip, record.clip)
+        v_BTKV = v_BTE.reshape(*v_BTE.shape[:2], -1, heads.values)
+        if norms is not None and self.v_norm is not None:
+            v_BTKV = self.v_norm(v_BTKV)
+        if record.weights.value_scale != 1.0:
+            v_BTKV = v_BTKV * record.weights.value_scale
+        v_BTKV = self.policy.shard_heads(v_BTKV, kv=True)
+        sight, T = self._sight(context), x_BTD.shape[1]
+        starts_BT = sight.starts(context.offset + jnp.arange(T), context.positions_BT)
+        starts_BT = context.starts_BT if starts_BT is None else starts_BT
+        own = None if cache is None else {name: cache[name] for name in "kv"}
+        k_BKTC, v_BKTV = k_BTKC.swapaxes(1, 2), v_BTKV.swapaxes(1, 2)
+        cache, seen = update(own, k_BKTC, v_BKTV, context, self._scores(sight), starts_BT)
+        return seen, cache
+
+    def _heads(
+        self, x_BTE: jax.Array, norm: Norm | None, channels: int, context: Context, *, kv: bool = False
+    ) -> jax.Array:
+        """Queries or keys [B, T, heads, C], clipped, normed and rotated."""
+        record, norms = self.record, self.record.norms
+        if norms is not None and norm is not None and norms.whole:
+            x_BTE = norm(x_BTE)
         if record.clip is not None:
-            q, k, v = (jnp.clip(part, -record.clip, record.clip) for part in (q, k, v))
-        q, k, v = (part.reshape(*part.shape[:2], -1, record.head_dim) for part in (q, k, v))
-        if norm is not None and not norm.whole and not norm.rotated:
-            q, k = self.q_norm(q), self.k_norm(k)
-        shard = self.policy.shard_heads
-        return shard(q), shard(k, kv=True), shard(v, kv=True)
+            x_BTE = jnp.clip(x_BTE, -record.clip, record.clip)
+        x_BTNC = x_BTE.reshape(*x_BTE.shape[:2], -1, channels)
+        if norms is not None and norm is not None and not norms.whole and not norms.rotated:
+            x_BTNC = norm(x_BTNC)
+        x_BTNC = self.policy.shard_heads(x_BTNC, kv=kv)
+        if isinstance(record.position, Rope):
+            x_BTNC = record.position.rotate(x_BTNC, context.angles(record.position))
+        return norm(x_BTNC) if norms is not None and norm is not None and norms.rotated else x_BTNC
 
-    def _bias(self, context: Context, length: int) -> Bias | None:
-        if isinstance(self.record.position, ALiBi):
-            return self.record.position.bias(context, length)
-        return context.bias
+    def _scores(self, sight: Sight) -> Scores:
+        weights = self.record.weights
+        scale = weights.scale.start if isinstance(weights.scale, GrowingScale) else weights.scale
+        scale = self.record.heads.dim**-0.5 if scale is None else scale
+        return Scores(scale, weights.softcap, sight, self.policy.precision)
+
+    def _sight(self, context: Context) -> Sight:
+        """What order leaves to queries; where tokens of a prefix see each other, `_selection` sees to it."""
+        sight = self.record.sight
+        return Causal() if isinstance(sight, Prefix) and context.prefix_BS is None else sight
+
+    def _selection(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[Select | None, Any, dict[str, Any]]:
+        """What chooses keys for each query, its new cache, and what it hands on."""
+        record = self.record
+        if record.select is None:
+            prefixed = isinstance(record.sight, Prefix) and context.prefix_BS is not None
+            return prefix_select(context) if prefixed else None, None, {}
+        select, cache = getattr(self, record.select.name)(x_BTD, context, cache)
+        return (select.y_BTD, cache, select.values) if isinstance(select, Handed) else (select, cache, {})
+
+    def _bias(self, context: Context, slots: int) -> Bias | None:
+        position = self.record.position
+        if isinstance(position, ALiBi):
+            return position.bias(context, slots)
+        if not isinstance(position, RelativeBias):
+            return None
+        if position.shared is None:
+            return self.relative_attention_bias(slots, context.offset)
+        return shared_module(position.shared, position, self.features, self.policy, context)(slots, context.offset)
+
+    def _finished(self, x_BTD: jax.Array, out_BTNV: jax.Array) -> jax.Array:
+        """The heads' outputs side by side, gated and normed."""
+        gate, (B, T) = self.record.gate, x_BTD.shape[:2]
+        if gate is not None:
+            gates_BTNV = activation(gate.act)(self.gate_proj(x_BTD)).reshape(B, T, out_BTNV.shape[2], -1)
+            out_BTNV = out_BTNV * gates_BTNV
+        out_BTE = out_BTNV.reshape(B, T, -1)
+        return out_BTE if self.out_norm is None else self.out_norm(out_BTE)
+
+
+def prefix_select(context: Context) -> Select:
+    """Returns what a causal query sees where the tokens of its row's prefix see each other."""
+    prefix_BS = context.prefix_BS
+    assert prefix_BS is not None
+
+    def select(start: jax.Array | int, queries: int) -> jax.Array:
+        slots_T = context.offset + start + jnp.arange(queries)
+        own_BT = jnp.take(prefix_BS, slots_T, axis=1)
+        seen_TS = slots_T[:, None] >= jnp.arange(prefix_BS.shape[1])
+        return (seen_TS | (own_BT[:, :, None] & prefix_BS[:, None]))[:, None]
+
+    return select

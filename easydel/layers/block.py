@@ -1,69 +1,79 @@
-"""One layer of a decoder: a mixer, a feed-forward, and where norms and residuals go around them."""
+"""One layer of a model: a mixer, a feed-forward, and where norms and residuals go around them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 from flax import nnx
 
 from easydel.layers.context import Context
-from easydel.layers.cross import CrossAttention
 from easydel.layers.norm import AnyNorm
+from easydel.layers.part import Handed, HeadSizes, Part, least
+from easydel.layers.residual import Residual, Sequential
+from easydel.layers.rope import Rope
 from easydel.policy import Policy
 
-
-class Mixer(Protocol):
-    """A record of what mixes tokens: attention, or a recurrence.
-
-    Its module is called as `module(x_BTD, context, cache)` and returns the mixed tokens and the new cache; `cache`
-    makes an empty one. `name` is the module's place in parameter paths ("self_attn", "mixer").
-    """
-
-    name: ClassVar[str]
-
-    def build(self, features: int, policy: Policy) -> Any: ...
-    def cache(self, batch: int, length: int, dtype: Any) -> Any: ...
-
-
-class FeedForward(Protocol):
-    """A record of what acts on each token alone; its module maps [B, T, D] to [B, T, D]."""
-
-    def build(self, features: int, policy: Policy) -> Any: ...
+# What flows from layer to layer: "x" [B, T, D], what families widen it by, and values that layers hand on.
+Flow = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Block:
     """Norms before (`*_in`) and after (`*_out`) the mixer and the feed-forward, each optional.
 
-    `residual`:
-    - "sequential": h = x + attn_out(mixer(attn_in(x))); y = h + ffn_out(ffn(ffn_in(h)))
-    - "parallel": both read x: y = x + mixer(attn_in(x)) + ffn(ffn_in(x)); without `ffn_in` they share `attn_in`
-    - "post": norms follow the sum: h = attn_out(x + mixer(x)); y = ffn_out(h + ffn(h))
-    `residual_scale` multiplies what is added to x. In the decoder of an encoder-decoder, `cross` stands between mixer
-    and feed-forward, with norms of its own.
+    `residual` says how what they make is joined to what they read, `ffn_residual` so for the feed-forward if it is
+    another. In the decoder of an encoder-decoder, `cross` stands between mixer and feed-forward, with norms of its own.
+    What others need to know of the layer it answers by asking its parts.
     """
 
-    mixer: Mixer | None
-    ffn: FeedForward | None
+    mixer: Part | None
+    ffn: Part | None
     attn_in: AnyNorm | None = None
     attn_out: AnyNorm | None = None
     ffn_in: AnyNorm | None = None
     ffn_out: AnyNorm | None = None
-    residual: Literal["sequential", "parallel", "post"] = "sequential"
-    residual_scale: float = 1.0
-    cross: CrossAttention | None = None
+    residual: Residual = Sequential()
+    ffn_residual: Residual | None = None
+    cross: Part | None = None
     cross_in: AnyNorm | None = None
     cross_out: AnyNorm | None = None
 
     def build(self, features: int, policy: Policy) -> BlockLayer:
         return BlockLayer(self, features, policy)
 
-    def cache(self, batch: int, length: int, dtype: Any) -> Any:
-        """The mixer's empty cache; with cross-attention also a place for what the first call makes of the encoder."""
-        own = None if self.mixer is None else self.mixer.cache(batch, length, dtype)
-        return own if self.cross is None else {"self": own, "cross": None}
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Yields the parts in the order in which they run, by their names in the layer's cache."""
+        slots = {"mixer": self.mixer, "cross": self.cross, "ffn": self.ffn}
+        return ((slot, part) for slot, part in slots.items() if part is not None)
+
+    def cache(self, batch: int, length: int, dtype: Any) -> dict[str, Any]:
+        """Returns each part's empty cache; that of cross-attention is made by the first call."""
+        return {slot: part.cache(batch, length, dtype) for slot, part in self.parts()}
+
+    def is_fresh(self, cache: dict[str, Any]) -> bool:
+        """True if the next call adds arrays to this cache: what it makes of an encoder's output."""
+        return self.cross is not None and cache["cross"] is None
+
+    def ropes(self) -> Iterable[Rope]:
+        return (rope for _, part in self.parts() for rope in part.ropes())
+
+    def head_sizes(self) -> Iterable[HeadSizes]:
+        return (sizes for _, part in self.parts() for sizes in part.head_sizes())
+
+    def shares(self) -> Iterable[tuple[str, Part]]:
+        return (shared for _, part in self.parts() for shared in part.shares())
+
+    def hands_on(self) -> Iterable[str]:
+        return (name for _, part in self.parts() for name in part.hands_on())
+
+    def reads(self) -> Iterable[str]:
+        return (name for _, part in self.parts() for name in part.reads())
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        return least(part.rewinds(length, end) for _, part in self.parts())
 
 
 class BlockLayer(nnx.Module):
@@ -76,53 +86,69 @@ class BlockLayer(nnx.Module):
             setattr(self, record.mixer.name, record.mixer.build(features, policy))
         self.attn_output_layernorm = norm(record.attn_out)
         if record.cross is not None:
-            assert record.residual != "parallel", "cross-attention reads what self-attention made"
+            assert not record.residual.parallel, "cross-attention reads what self-attention made"
             self.cross_input_layernorm = norm(record.cross_in)
             self.cross_attn = record.cross.build(features, policy)
             self.cross_output_layernorm = norm(record.cross_out)
         self.post_attention_layernorm = norm(record.ffn_in)
-        self.mlp = None if record.ffn is None else record.ffn.build(features, policy)
+        if record.ffn is not None:
+            setattr(self, record.ffn.name, record.ffn.build(features, policy))
         self.mlp_output_layernorm = norm(record.ffn_out)
         self.record, self.policy = record, policy
 
-    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        if self.record.residual == "parallel":
-            return self._parallel(x_BTD, context, cache)
-        own = cache if self.record.cross is None or cache is None else cache["self"]
-        if self.record.mixer is not None:
-            mixed, own = self._mix(self._normed(self.input_layernorm, x_BTD), context, own)
-            x_BTD = self._add(x_BTD, mixed, self.attn_output_layernorm)
-        if self.record.cross is None:
-            cache = own
-        else:
-            normed = self._normed(self.cross_input_layernorm, x_BTD)
-            seen, kept = self.cross_attn(normed, context, None if cache is None else cache["cross"])
-            x_BTD = self._add(x_BTD, seen, self.cross_output_layernorm)
-            cache = None if cache is None else {"self": own, "cross": kept}
-        if self.mlp is not None:
-            fed = self.mlp(self._normed(self.post_attention_layernorm, x_BTD))
-            x_BTD = self._add(x_BTD, fed, self.mlp_output_layernorm)
-        return self.policy.shard_hidden(x_BTD), cache
+    def __call__(self, flow: Flow, context: Context, cache: Any) -> tuple[Flow, Any]:
+        """Returns the flow after this layer and the layer's new cache (None in, None out)."""
+        run = _Run(self, flow, context, cache)
+        x_BTD = (self._parallel if self.record.residual.parallel else self._sequential)(flow["x"], run)
+        return {**run.flow, "x": self.policy.shard_hidden(x_BTD)}, run.cache
 
-    def _parallel(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        normed = self._normed(self.input_layernorm, x_BTD)
-        mixed, cache = self._mix(normed, context, cache)
-        assert self.mlp is not None
-        fed = self.mlp(normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x_BTD))
-        return self.policy.shard_hidden(x_BTD + (mixed + fed) * self.record.residual_scale), cache
+    def _sequential(self, x_BTD: jax.Array, run: _Run) -> jax.Array:
+        record = self.record
+        ffn_residual = record.ffn_residual or record.residual
+        norms = {
+            "mixer": (self.input_layernorm, self.attn_output_layernorm, record.residual),
+            "ffn": (self.post_attention_layernorm, self.mlp_output_layernorm, ffn_residual),
+        }
+        if record.cross is not None:
+            norms["cross"] = (self.cross_input_layernorm, self.cross_output_layernorm, record.residual)
+        for slot, _ in record.parts():
+            before, after, residual = norms[slot]
+            read = normed(before, x_BTD)
+            x_BTD = residual.join(x_BTD, read, run(slot, read), lambda branch, after=after: normed(after, branch))
+        return x_BTD
 
-    def _mix(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        assert self.record.mixer is not None
-        return getattr(self, self.record.mixer.name)(x_BTD, context, cache)
+    def _parallel(self, x_BTD: jax.Array, run: _Run) -> jax.Array:
+        read = normed(self.input_layernorm, x_BTD)
+        mixed, own = run("mixer", read), self.post_attention_layernorm
+        fed = run("ffn", read if own is None else own(x_BTD))
+        return self.record.residual.join(x_BTD, read, mixed + fed, lambda branch: branch)
 
-    def _add(self, x_BTD: jax.Array, branch: jax.Array, norm: Any) -> jax.Array:
-        scaled = branch if self.record.residual_scale == 1.0 else branch * self.record.residual_scale
-        if self.record.residual == "post":
-            return self._normed(norm, x_BTD + scaled)
-        if self.record.residual_scale == 1.0:
-            return x_BTD + self._normed(norm, branch)
-        return x_BTD + self._normed(norm, branch) * self.record.residual_scale
+    def module(self, slot: str) -> Any:
+        """Returns the module of the part in `slot` ("mixer", "cross" or "ffn")."""
+        if slot == "cross":
+            return self.cross_attn
+        return getattr(self, dict(self.record.parts())[slot].name)
 
-    @staticmethod
-    def _normed(norm: Any, x: jax.Array) -> jax.Array:
-        return x if norm is None else norm(x)
+
+class _Run:
+    """One call of a layer: runs its parts, and collects what they cache and hand on."""
+
+    def __init__(self, layer: BlockLayer, flow: Flow, context: Context, cache: Any):
+        self.layer, self.flow, self.context = layer, flow, context
+        self.cache = None if cache is None else dict(cache)
+
+    def __call__(self, slot: str, x_BTD: jax.Array) -> jax.Array:
+        handed = {name: value for name, value in self.flow.items() if name != "x"}
+        context = replace(self.context, handed=handed) if handed else self.context
+        y_BTD, kept = self.layer.module(slot)(x_BTD, context, None if self.cache is None else self.cache[slot])
+        if self.cache is not None:
+            self.cache[slot] = kept
+        if isinstance(y_BTD, Handed):
+            y_BTD, values = y_BTD
+            self.flow = {**self.flow, **values}
+        return y_BTD
+
+
+def normed(norm: Any, x: jax.Array) -> jax.Array:
+    """Returns `x` after an optional norm."""
+    return x if norm is None else norm(x)

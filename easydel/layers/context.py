@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from easydel.layers.rope import Rope
-from easydel.ops.attend import Bias
+from easydel.tree import Tree
 
-# B batch, T length of this call, S length of the cache (or T where there is none)
-
-
-class LayerCache(Protocol):
-    """A pytree that a mixer carries from call to call: keys and values, or a recurrent state."""
+# B batch, T length of this call, S length of the cache (or T where there is none), D model
+Angles = tuple[jax.Array, jax.Array]
 
 
-@dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cross:
+    """An encoder's output [B, S, D], None where caches hold what is made of it, and which of its tokens are real."""
+
+    states_BSD: jax.Array | None
+    valid_BS: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Context:
-    """Positions, masks and cached angles of one forward pass.
+    """Token ids, positions, masks and angles of one forward pass, made once and passed to every layer.
 
     `positions_BT` are the tokens' positions (they count attended tokens); slots are where keys lie in the cache:
     the token t of this call is in slot `offset` + t. `valid_BS` marks slots that may be attended to (None: all of
     them). `valid_BT` is its part for this call's tokens. `starts_BT` is where each token's segment begins, if several
-    are packed into one row: what mixes tokens must not mix those of two. In an encoder `causal` is False; `cross` is
-    what a decoder's cross-attention sees. `bias` is added to self-attention's scores, as `attend` takes it.
+    are packed into one row: what mixes tokens must not mix those of two. `prefix_BS` marks slots that see each other.
+    `cross` is what a decoder's cross-attention sees. `entered_BTD` is what embeddings gave. `each` has inputs for every
+    layer, [layers, B, T, ...] here and [B, T, ...] in the context that a layer gets. `shared` has the parameters of
+    parts that several layers use. `handed` has values that earlier layers handed on.
     """
 
     positions_BT: jax.Array
     valid_BS: jax.Array | None = None
     valid_BT: jax.Array | None = None
     starts_BT: jax.Array | None = None
-    offset: jax.Array | int = 0
-    causal: bool = True
+    slot: jax.Array | None = None
     cross: Cross | None = None
-    bias: Bias | None = None
-    frozen: bool = False
-    _angles: dict[Rope, tuple[jax.Array, jax.Array]] = field(default_factory=dict)
+    ids_BT: jax.Array | None = None
+    prefix_BS: jax.Array | None = None
+    entered_BTD: jax.Array | None = None
+    each: Mapping[str, jax.Array] = field(default_factory=dict)
+    shared: Mapping[str, Tree] = field(default_factory=dict)
+    handed: Mapping[str, Any] = field(default_factory=dict)
+    angles_of: tuple[Angles, ...] = ()
+    ropes: tuple[Rope, ...] = field(default=(), metadata={"static": True})
+    known_slot: int = field(default=0, metadata={"static": True})
 
-    def angles(self, rope: Rope) -> tuple[jax.Array, jax.Array]:
-        """cos and sin for this call's tokens, computed once for all layers with the same rope."""
-        if rope in self._angles:
-            return self._angles[rope]
-        angles = rope.angles(self.positions_BT)
-        if not self.frozen:  # inside a scan body they must not leak out of its trace
-            self._angles[rope] = angles
-        return angles
+    @property
+    def offset(self) -> jax.Array | int:
+        """The slot of this call's first token: an int where the trace knows it, since then less needs computing."""
+        return self.known_slot if self.slot is None else self.slot
 
+    def angles(self, rope: Rope) -> Angles:
+        """Returns cos and sin for this call's tokens, [B, T, pairs] each."""
+        return self.angles_of[self.ropes.index(rope)] if rope in self.ropes else rope.angles(self.positions_BT)
 
-@dataclass
-class Cross:
-    """An encoder's output [B, S, D] and which of its tokens are real."""
+    def with_angles(self, ropes: Iterable[Rope]) -> Context:
+        """Returns the context with the angles of `ropes`, computed once for all layers."""
+        distinct = tuple(dict.fromkeys(ropes))
+        return replace(self, ropes=distinct, angles_of=tuple(rope.angles(self.positions_BT) for rope in distinct))
 
-    states_BSD: jax.Array | None
-    valid_BS: jax.Array | None
+    def of_layer(self, number: jax.Array | int) -> Context:
+        """Returns the context of one layer: of `each`, that layer's own entries."""
+        if not self.each:
+            return self
+        own = {name: jax.lax.dynamic_index_in_dim(part, number, keepdims=False) for name, part in self.each.items()}
+        return replace(self, each=own)
 
 
 def segment_starts(ids_BT: jax.Array) -> jax.Array:

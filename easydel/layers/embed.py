@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from easydel.layers.activations import activation
 from easydel.layers.linear import Embedding, Linear
 from easydel.layers.norm import AnyNorm
 from easydel.policy import Policy
@@ -26,18 +28,70 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Embed:
-    """Token vectors of `width` (default: the model's) times `scale`, plus positions, then a norm.
+class Sinusoidal:
+    """Sines, then cosines, of position + `offset` (Vaswani et al. 2017, arXiv:1706.03762): no table, no last position.
 
-    Where `width` differs from the model's, a projection without bias leads to it (OPT-350m). With `float32` what layers
-    add to stays in float32, whatever dtype they compute in (Mamba).
+    Wavelengths grow geometrically from 2 pi to 10000 times that; with `endpoint` the last one is exactly that long
+    (tensor2tensor, fairseq), else the next one would be (the paper). `interleaved` has them as sine, cosine, sine, ...
     """
 
-    positions: Learned | None = None
+    offset: int = 0
+    endpoint: bool = False
+    interleaved: bool = False
+
+    def build(self, features: int, policy: Policy) -> Waves:
+        return Waves(self, features, policy)
+
+
+class Waves(nnx.Module):
+    def __init__(self, record: Sinusoidal, features: int, policy: Policy):
+        self.record, self.features, self.policy = record, features, policy
+
+    def __call__(self, positions_BT: jax.Array) -> jax.Array:
+        """[B, T, D] in the computation dtype; angles need float32's whole mantissa."""
+        half = self.features // 2
+        steps = np.arange(half, dtype=np.float32) / np.float32(half - self.record.endpoint)
+        angles = positions_BT[..., None].astype(jnp.float32) * np.exp(-np.log(np.float32(10000)) * steps)
+        waves = [jnp.sin(angles), jnp.cos(angles)]
+        if self.record.interleaved:
+            both = jnp.stack(waves, axis=-1).reshape(*positions_BT.shape, -1)
+        else:
+            both = jnp.concatenate(waves, axis=-1)
+        odd = self.features % 2
+        return jnp.pad(both, ((0, 0), (0, 0), (0, odd))).astype(self.policy.dtype)
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Token vectors of `width` (default: the model's) times `scale`, plus positions and types, then a norm.
+
+    Where `width` differs from the model's, a projection leads to it, with a `bias` or without: `projected` "before"
+    positions are added (OPT-350m), or "after" the norm (ELECTRA). Every token is of the first of `types` token types
+    unless they are given. With `float32` what layers add to stays in float32, whatever dtype they compute in (Mamba).
+    """
+
+    positions: Learned | Sinusoidal | None = None
     norm: AnyNorm | None = None
     scale: float = 1.0
     width: int | None = None
     float32: bool = False
+    types: int = 0
+    projected: Literal["before", "after"] = "before"
+    bias: bool = False
+
+    @property
+    def longest(self) -> int | None:
+        """Positions beyond which there are no vectors to look up; None where positions are computed."""
+        return self.positions.rows if isinstance(self.positions, Learned) else None
+
+
+@dataclass(frozen=True)
+class Transform:
+    """norm(act(dense(x))) before a head's product (BERT); `width` is that of the result, if it is another."""
+
+    act: str
+    norm: AnyNorm | None
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,19 +106,31 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     width: int | None = None
+    transform: Transform | None = None
 
     def build(self, features: int, rows: int, policy: Policy) -> Any:
-        """None if tied without bias."""
+        """None if there is nothing but the tied embedding."""
+        change = self.transform
+        inputs = (change and change.width) or self.width or features
         if self.tied:
-            return TiedHead(rows, policy) if self.bias else None
-        return Linear(self.width or features, rows, policy, bias=self.bias)
+            head = TiedHead(rows if self.bias else None, policy) if self.bias or change else None
+        else:
+            head = Linear(inputs, rows, policy, bias=self.bias)
+        if head is not None and change is not None:
+            head.dense = Linear(features, inputs, policy, bias=True)
+            head.norm = None if change.norm is None else change.norm.build(inputs, policy)
+        return head
 
     def logits(self, lm_head: Any, embed_tokens: Embedding | None, hidden_BTD: jax.Array) -> jax.Array:
         """[B, T, vocab] in the computation dtype. `lm_head` is what `build` made, `embed_tokens` what it is tied to."""
+        if self.transform is not None:
+            hidden_BTD = activation(self.transform.act)(lm_head.dense(hidden_BTD))
+            hidden_BTD = hidden_BTD if lm_head.norm is None else lm_head.norm(hidden_BTD)
         if self.tied:
             assert embed_tokens is not None
             logits = embed_tokens.attend(hidden_BTD)
-            logits = logits if lm_head is None else logits + lm_head.bias[...].astype(logits.dtype)
+            bias = None if lm_head is None else lm_head.bias
+            logits = logits if bias is None else logits + bias[...].astype(logits.dtype)
         else:
             logits = lm_head(hidden_BTD)
         if self.scale != 1.0:
@@ -73,7 +139,7 @@ class Head:
 
 
 class TiedHead(nnx.Module):
-    """The bias of a head whose kernel is the token embedding."""
+    """What a head has besides the token embedding: a bias of `rows`, perhaps a transform (`dense`, `norm`)."""
 
-    def __init__(self, rows: int, policy: Policy):
-        self.bias = nnx.Param(jax.ShapeDtypeStruct((rows,), policy.param_dtype))
+    def __init__(self, rows: int | None, policy: Policy):
+        self.bias = None if rows is None else nnx.Param(jax.ShapeDtypeStruct((rows,), policy.param_dtype))

@@ -1,34 +1,57 @@
 """Keys and values from call to call: all of a sequence's, or of its end, for layers that see a window of it.
 
 Slot s of the sequence lies at place s of the cache, or, if that has fewer, at s modulo their number: what a token
-overwrites there has left the window of all that follow. Who goes back to an earlier slot asks `within_reach`.
+overwrites there has left the window of all that follow. Who goes back to an earlier slot asks `reachable`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from easydel.layers.context import Context
-from easydel.ops.scores import Scores
+from easydel.layers.part import Cached, empty
+from easydel.ops.attend import Around, Scores
+from easydel.ops.sight import is_causal, reach
 
 # B batch, T tokens of this call, S slots of the sequence, P places of the cache, K kv heads, C head channels
-KVCache = dict[str, jax.Array]
+KVCache = dict[str, Cached]
 # By how many tokens a conversation can go back (`PromptCache`) without losing what is in the window there.
 REWIND = 64
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seen:
-    """What queries see, as `attend` takes it: keys and values, which may be attended to, and the queries' place."""
+    """What queries see: keys and values, which of them may be attended to, and the queries' place among them.
+
+    The first query is in slot `slot` of the keys, or in `known_slot` where the trace knows it.
+    """
 
     k_BKSC: jax.Array
     v_BKSC: jax.Array
-    scores: Scores
-    offset: jax.Array | int
     valid_BS: jax.Array | None
+    starts_BT: jax.Array | None
+    slot: jax.Array | None
+    known_slot: int = field(metadata={"static": True})
+    scores: Scores = field(metadata={"static": True})
+
+    def masks(self) -> dict[str, Any]:
+        """Returns the arguments of `attend` that say what is seen."""
+        offset = self.known_slot if self.slot is None else self.slot
+        return {"offset": offset, "valid_BS": self.valid_BS, "starts_BT": self.starts_BT}
+
+
+def empty_keys(
+    batch: int, length: int, kv_heads: int, channels: tuple[int, int], window: int | None, dtype: Any
+) -> Any:
+    """Returns places for keys and values, [batch, kv_heads, places, channels] each."""
+    axes = ("batch", "kv_head", None, "head_dim")
+    sizes = zip("kv", channels, strict=True)
+    return {name: empty((batch, kv_heads, places(length, window), size), dtype, *axes) for name, size in sizes}
 
 
 def places(length: int, window: int | None) -> int:
@@ -36,62 +59,87 @@ def places(length: int, window: int | None) -> int:
     return length if window is None else min(length, window + REWIND)
 
 
-def within_reach(kept: int, window: int, end: int, slot: int) -> bool:
-    """Whether a cache of `kept` places still has what the token in `slot` sees.
+def reachable(length: int, window: int | None, end: int) -> int | None:
+    """How many slots one can go back, so that the cache still holds what the token there may attend to.
 
-    `end` is that of all slots ever written, whatever was gone back from.
+    `end` counts all slots ever written, including those of a turn that was abandoned. None: all of them.
     """
-    return end <= kept or end - slot <= kept - window + 1
+    kept = places(length, window)
+    return None if window is None or end <= kept else kept - window + 1
 
 
 def update(
-    cache: KVCache | None, k_BKTC: jax.Array, v_BKTC: jax.Array, context: Context, scores: Scores
+    cache: KVCache | None,
+    k_BKTC: jax.Array,
+    v_BKTC: jax.Array,
+    context: Context,
+    scores: Scores,
+    starts_BT: jax.Array | None = None,
 ) -> tuple[KVCache | None, Seen]:
-    """The cache with this call's keys and values, and what its queries see."""
-    offset, valid_BS = context.offset, context.valid_BS
+    """Returns the cache with this call's keys and values, and what its queries see.
+
+    `starts_BT` is the first slot of the sequence that each query sees, if it is not the first of all.
+    """
+    valid_BS = context.valid_BS
+
+    def seen(k: jax.Array, v: jax.Array, valid: Any, starts: Any, slot: jax.Array | int, scores: Scores) -> Seen:
+        known = not isinstance(slot, jax.Array)
+        return Seen(k, v, valid, starts, None if known else slot, int(slot) if known else 0, scores)
+
+    offset = context.offset
     if cache is None:
-        return None, Seen(k_BKTC, v_BKTC, scores, offset, valid_BS)
+        return None, seen(k_BKTC, v_BKTC, valid_BS, starts_BT, offset, scores)
     assert valid_BS is not None
-    new = {"k": k_BKTC.astype(cache["k"].dtype), "v": v_BKTC.astype(cache["v"].dtype)}
-    P, T = cache["k"].shape[2], k_BKTC.shape[2]
+    new = {name: part.astype(cache[name].array.dtype) for name, part in (("k", k_BKTC), ("v", v_BKTC))}
+    P, T = cache["k"].array.shape[2], k_BKTC.shape[2]
     if valid_BS.shape[1] == P:  # of the whole sequence
         cache = _written(cache, new, offset)
-        return cache, Seen(cache["k"], cache["v"], scores, offset, valid_BS)
-    window = scores.window
+        return cache, seen(cache["k"].array, cache["v"].array, valid_BS, starts_BT, offset, scores)
+    window = reach(scores.sight)
     assert window is not None
-    assert scores.causal
-    assert context.bias is None, "it would be for all slots"
-    if T == 1:  # nothing is copied: places are not in the order of slots, and which of them are seen says it all
+    assert is_causal(scores.sight)
+    if T == 1:  # written in place: the ring is out of order, but attention needs only the mask of valid places
         cache = _written(cache, new, offset % P)
-        valid_BP = _valid_in_window(valid_BS, P, window, offset)
-        return cache, Seen(cache["k"], cache["v"], replace(scores, causal=False, window=None), 0, valid_BP)
+        first_B1 = offset - window + 1 if starts_BT is None else starts_BT
+        valid_BP = _valid_in_window(valid_BS, P, first_B1, offset)
+        everything = replace(scores, sight=Around())
+        return cache, seen(cache["k"].array, cache["v"].array, valid_BP, None, 0, everything)
     before = 0 if not isinstance(offset, jax.Array) and offset == 0 else window - 1
     earlier = (offset - before + jnp.arange(before)) % P
-    k_BKSC, v_BKSC = (jnp.concatenate([jnp.take(cache[name], earlier, 2), new[name]], 2) for name in ("k", "v"))
+    k_BKSC, v_BKSC = (jnp.concatenate([jnp.take(cache[name].array, earlier, 2), new[name]], 2) for name in ("k", "v"))
     padded_BS = jnp.pad(valid_BS, ((0, 0), (before, 0)))  # slots below zero are not valid
     valid_BS = jax.lax.dynamic_slice_in_dim(padded_BS, offset, before + T, axis=1)
-    return _rolled(cache, new, offset, context.valid_BT), Seen(k_BKSC, v_BKSC, scores, before, valid_BS)
+    starts_BT = None if starts_BT is None else starts_BT - offset + before
+    cache = _rolled(cache, new, offset, context.valid_BT)
+    return cache, seen(k_BKSC, v_BKSC, valid_BS, starts_BT, before, scores)
 
 
-def _written(cache: KVCache, new: KVCache, place: jax.Array | int) -> KVCache:
-    return {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], place, axis=2) for name in new}
+def _written(cache: KVCache, new: dict[str, jax.Array], place: jax.Array | int) -> KVCache:
+    def write(old: Cached, part: jax.Array) -> Cached:
+        return replace(old, array=jax.lax.dynamic_update_slice_in_dim(old.array, part, place, axis=2))
+
+    return {name: write(cache[name], part) for name, part in new.items()}
 
 
-def _rolled(cache: KVCache, new: KVCache, offset: jax.Array | int, valid_BT: jax.Array | None) -> KVCache:
-    """The cache with the last of several tokens that goes to each place.
+def _rolled(cache: KVCache, new: dict[str, jax.Array], offset: jax.Array | int, valid_BT: jax.Array | None) -> KVCache:
+    """Returns the cache with the last of several tokens that goes to each place.
 
     Padding at the end is left out: real tokens may come to its slots, and see what it would have overwritten.
     """
-    P, T = cache["k"].shape[2], new["k"].shape[2]
+    P, T = cache["k"].array.shape[2], new["k"].shape[2]
     count = T if valid_BT is None else jnp.max(jnp.where(valid_BT, jnp.arange(1, T + 1), 0))
     first_P = (jnp.arange(P) - offset) % P  # the tokens that go to a place are this one, and those P, 2 P, ... later
     last_P = first_P + jnp.maximum(count - 1 - first_P, 0) // P * P
     stays_P1 = (first_P >= count)[:, None]
-    return {name: jnp.where(stays_P1, cache[name], jnp.take(new[name], last_P, 2, mode="clip")) for name in new}
+
+    def rolled(old: Cached, part: jax.Array) -> Cached:
+        return replace(old, array=jnp.where(stays_P1, old.array, jnp.take(part, last_P, 2, mode="clip")))
+
+    return {name: rolled(cache[name], part) for name, part in new.items()}
 
 
-def _valid_in_window(valid_BS: jax.Array, kept: int, window: int, slot: jax.Array | int) -> jax.Array:
+def _valid_in_window(valid_BS: jax.Array, kept: int, first_B1: jax.Array | int, slot: jax.Array | int) -> jax.Array:
     """[B, P]: which of the cache's `kept` places the token in `slot`, the last one written, may attend to."""
     slots_P = slot - (slot - jnp.arange(kept)) % kept
-    seen_P = (slots_P >= 0) & (slots_P > slot - window)
-    return jnp.take(valid_BS, jnp.maximum(slots_P, 0), axis=1) & seen_P
+    seen_BP = (slots_P >= 0) & (slots_P >= first_B1)
+    return jnp.take(valid_BS, jnp.maximum(slots_P, 0), axis=1) & seen_BP

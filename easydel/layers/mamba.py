@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ from easydel.layers.context import Context
 from easydel.layers.conv import CausalConv
 from easydel.layers.linear import Float32Linear, Linear, parameter
 from easydel.layers.norm import RMSNorm
+from easydel.layers.part import Cached, Part, empty
 from easydel.ops.recurrence import selective_scan
 from easydel.policy import Policy
 
 # B batch, T length, D model, I channels, S states of each channel, R time step rank
-State = dict[str, jax.Array]
+State = dict[str, Cached]
 
 
 @dataclass(frozen=True)
-class Mamba:
+class Mamba(Part):
     """`inner` channels with `states` each, after a convolution over `width` tokens.
 
     `dt_rank` is the rank of the projection to time steps, `norm` (without scale) acts on that latent, B and C
@@ -43,11 +44,12 @@ class Mamba:
     def build(self, features: int, policy: Policy) -> MambaLayer:
         return MambaLayer(self, features, policy)
 
-    def cache(self, batch: int, length: int, dtype: jnp.dtype) -> State:
-        """The last inputs of the convolution and the state, in float32 as it is computed; no room for tokens."""
+    def cache(self, batch: int, length: int, dtype: Any) -> State:
+        """Returns the last inputs of the convolution and the state, in float32 as it is computed."""
+        axes = ("batch", None, "mlp")
         return {
-            "conv": jnp.zeros((batch, self.width - 1, self.inner), dtype),
-            "ssm": jnp.zeros((batch, self.states, self.inner), jnp.float32),
+            "conv": empty((batch, self.width - 1, self.inner), dtype, *axes),
+            "ssm": empty((batch, self.states, self.inner), jnp.float32, *axes),
         }
 
 
@@ -67,12 +69,16 @@ class MambaLayer(nnx.Module):
             hint = "recurrent layers carry their state from one segment to the next; pass one document in each row"
             raise UnsupportedModelError("segment_ids are not implemented for Mamba", hint=hint)
         x_BTI, gate_BTI = (self._shard(part) for part in jnp.split(self.in_proj(x_BTD), 2, axis=-1))
-        x_BTI, past_BWI = self.conv1d(_attended(x_BTI, context), None if cache is None else cache["conv"])
+        x_BTI, past_BWI = self.conv1d(_attended(x_BTI, context), None if cache is None else cache["conv"].array)
         x_BTI = _attended(activation(self.record.act)(x_BTI), context).astype(jnp.float32)
-        y_BTI, state_BSI = self._scan(x_BTI, None if cache is None else cache["ssm"])
+        y_BTI, state_BSI = self._scan(x_BTI, None if cache is None else cache["ssm"].array)
         y_BTI = self._shard(y_BTI + x_BTI * self.D[...].astype(jnp.float32)) * jax.nn.silu(gate_BTI)
         if cache is not None:
-            cache = {"conv": past_BWI.astype(cache["conv"].dtype), "ssm": state_BSI}
+            conv, ssm = cache["conv"], cache["ssm"]
+            cache = {
+                "conv": replace(conv, array=past_BWI.astype(conv.array.dtype)),
+                "ssm": replace(ssm, array=state_BSI),
+            }
         return self.out_proj(y_BTI.astype(self.policy.dtype)), cache
 
     def _scan(self, x_BTI: jax.Array, state_BSI: jax.Array | None) -> tuple[jax.Array, jax.Array]:

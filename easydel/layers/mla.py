@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -13,22 +14,24 @@ from jax.ad_checkpoint import checkpoint_name
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear
 from easydel.layers.norm import RMSNorm
+from easydel.layers.part import Cached, Handed, HeadSizes, Part, empty
 from easydel.layers.rope import Rope
-from easydel.ops.attend import Scores, attend
+from easydel.ops.attend import Scores, Select, attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T query length, S key slots, D model, N heads, C unrotated head channels, P rotated ones, V value channels,
 # R latent channels, L latent and rotated key side by side (R + P)
-LatentCache = dict[str, jax.Array]
+LatentCache = dict[str, Cached]
 
 
 @dataclass(frozen=True)
-class MLA:
+class MLA(Part):
     """Attention whose cache is a latent of `kv_rank` channels and one rotated key for all heads.
 
-    Each head's query and key have `plain_dim` channels without position and `position.dim` rotated ones. With `q_rank`
-    queries come from a latent too. `norm` is that of the latents, `bias` that of the projections to them and of the
-    output; `scale` defaults to (plain_dim + position.dim) ** -0.5.
+    Each head's query and key have `plain_dim` channels without position and `rotated_dim` (default: position.dim) that
+    `position` rotates, if there is one. With `q_rank` queries come from a latent too. `norm` is that of the latents,
+    `bias` that of the projections to them and of the output; `scale` defaults to head_dim ** -0.5. `select` is a part
+    that chooses keys for each query, as in `Attention`.
     """
 
     name: ClassVar[str] = "self_attn"
@@ -36,31 +39,54 @@ class MLA:
     plain_dim: int
     value_dim: int
     kv_rank: int
-    position: Rope
+    position: Rope | None
     norm: RMSNorm
     q_rank: int | None = None
     bias: bool = False
     scale: float | None = None
+    select: Part | None = None
+    unrotated_dim: int = 0
 
     @property
-    def kv_heads(self) -> int:
-        return self.heads
+    def rotated_dim(self) -> int:
+        """Channels of the one key that all heads share."""
+        return self.unrotated_dim if self.position is None else self.position.dim
 
     @property
     def head_dim(self) -> int:
-        return self.plain_dim + self.position.dim
+        return self.plain_dim + self.rotated_dim
 
     def build(self, features: int, policy: Policy) -> MLALayer:
         return MLALayer(self, features, policy)
 
-    def cache(self, batch: int, length: int, dtype: jnp.dtype) -> LatentCache:
-        """Empty latents and rotated keys side by side, [batch, 1, length, kv_rank + position.dim]."""
-        return {"latent": jnp.zeros((batch, 1, length, self.kv_rank + self.position.dim), dtype)}
+    def cache(self, batch: int, length: int, dtype: Any) -> dict[str, Any]:
+        """Returns empty latents and rotated keys side by side, [batch, 1, length, kv_rank + rotated_dim]."""
+        shape, axes = (batch, 1, length, self.kv_rank + self.rotated_dim), ("batch", None, None, None)
+        own = {"latent": empty(shape, dtype, *axes)}
+        return own if self.select is None else own | {"select": self.select.cache(batch, length, dtype)}
+
+    def ropes(self) -> Iterable[Rope]:
+        if self.position is not None:
+            yield self.position
+        if self.select is not None:
+            yield from self.select.ropes()
+
+    def head_sizes(self) -> Iterable[HeadSizes]:
+        return (HeadSizes(self.heads, self.heads, self.head_dim),)
+
+    def hands_on(self) -> Iterable[str]:
+        return () if self.select is None else self.select.hands_on()
+
+    def reads(self) -> Iterable[str]:
+        return () if self.select is None else self.select.reads()
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        return None
 
     def absorbs(self, queries: int, slots: int) -> bool:
         """Whether attending to the latents themselves takes fewer products than making keys and values of them all."""
         made = self.kv_rank * (self.plain_dim + self.value_dim)
-        absorbed = queries * (slots * 2 * (self.kv_rank + self.position.dim) + made)
+        absorbed = queries * (slots * 2 * (self.kv_rank + self.rotated_dim) + made)
         return absorbed < slots * (queries * (self.head_dim + self.value_dim) + made)
 
 
@@ -73,36 +99,55 @@ class MLALayer(nnx.Module):
             self.q_a_proj = Linear(features, rank, policy, bias=record.bias)
             self.q_a_layernorm = record.norm.build(rank, policy)
             self.q_b_proj = Linear(rank, wide, policy)
-        self.kv_a_proj_with_mqa = Linear(features, record.kv_rank + record.position.dim, policy, bias=record.bias)
+        self.kv_a_proj_with_mqa = Linear(features, record.kv_rank + record.rotated_dim, policy, bias=record.bias)
         self.kv_a_layernorm = record.norm.build(record.kv_rank, policy)
         self.kv_b_proj = Linear(record.kv_rank, record.heads * (record.plain_dim + record.value_dim), policy)
         self.o_proj = Linear(record.heads * record.value_dim, features, policy, bias=record.bias)
+        if record.select is not None:
+            setattr(self, record.select.name, record.select.build(features, policy))
         self.record, self.policy = record, policy
 
-    def __call__(
-        self, x_BTD: jax.Array, context: Context, cache: LatentCache | None
-    ) -> tuple[jax.Array, LatentCache | None]:
-        record, angles = self.record, context.angles(self.record.position)
-        q_BTNC, q_BTNP = jnp.split(self._queries(x_BTD), [record.plain_dim], axis=-1)
-        q_BTNP = record.position.rotate(q_BTNP, angles)
-        latent_BTR, k_BTP = jnp.split(self.kv_a_proj_with_mqa(x_BTD), [record.kv_rank], axis=-1)
-        k_BTP = record.position.rotate(k_BTP[:, :, None], angles)[:, :, 0]
-        latent_B1SL = jnp.concatenate([self.kv_a_layernorm(latent_BTR), k_BTP], axis=-1)[:, None]
-        if cache is not None:
-            written = latent_B1SL.astype(cache["latent"].dtype)
-            latent_B1SL = jax.lax.dynamic_update_slice_in_dim(cache["latent"], written, context.offset, axis=2)
-            cache = {"latent": latent_B1SL}
-        absorbs = record.absorbs(x_BTD.shape[1], latent_B1SL.shape[2])
-        out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context)
-        out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
-        return self.o_proj(out_BTNV.reshape(*x_BTD.shape[:2], -1)), cache
-
-    def _queries(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array | Handed, Any]:
         record = self.record
-        q = self.q_proj(x_BTD) if record.q_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
-        return self.policy.shard_heads(q.reshape(*q.shape[:2], record.heads, record.head_dim))
+        q_latent_BTR, q_BTNC = self._queries(x_BTD)
+        q_BTNC, q_BTNP = jnp.split(q_BTNC, [record.plain_dim], axis=-1)
+        latent_BTR, k_BTP = jnp.split(self.kv_a_proj_with_mqa(x_BTD), [record.kv_rank], axis=-1)
+        if record.position is not None:
+            angles = context.angles(record.position)
+            q_BTNP = record.position.rotate(q_BTNP, angles)
+            k_BTP = record.position.rotate(k_BTP[:, :, None], angles)[:, :, 0]
+        latent_B1SL = jnp.concatenate([self.kv_a_layernorm(latent_BTR), k_BTP], axis=-1)[:, None]
+        select, values = None, {}
+        if record.select is not None:
+            kept = None if cache is None else cache["select"]
+            # an indexer reads the layer's input and the queries' latent
+            select, kept = getattr(self, record.select.name)((x_BTD, q_latent_BTR), context, kept)
+            cache = None if cache is None else cache | {"select": kept}
+            select, values = select if isinstance(select, Handed) else (select, {})
+        if cache is not None:
+            old = cache["latent"]
+            written = latent_B1SL.astype(old.array.dtype)
+            latent_B1SL = jax.lax.dynamic_update_slice_in_dim(old.array, written, context.offset, axis=2)
+            cache = cache | {"latent": replace(old, array=latent_B1SL)}
+        absorbs = record.absorbs(x_BTD.shape[1], latent_B1SL.shape[2])
+        out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context, select)
+        out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
+        y_BTD = self.o_proj(out_BTNV.reshape(*x_BTD.shape[:2], -1))
+        return Handed(y_BTD, values) if values else y_BTD, cache
 
-    def _expanded(self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context) -> jax.Array:
+    def _queries(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The queries' latent (without one, the input itself), and the queries of all heads."""
+        record = self.record
+        if record.q_rank is None:
+            latent_BTR, q = x_BTD, self.q_proj(x_BTD)
+        else:
+            latent_BTR = self.q_a_layernorm(self.q_a_proj(x_BTD))
+            q = self.q_b_proj(latent_BTR)
+        return latent_BTR, self.policy.shard_heads(q.reshape(*q.shape[:2], record.heads, record.head_dim))
+
+    def _expanded(
+        self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
+    ) -> jax.Array:
         """Keys and values of every head are made of the latents."""
         record = self.record
         latent_BSR, k_BSP = jnp.split(latent_B1SL[:, 0], [record.kv_rank], axis=-1)
@@ -111,9 +156,11 @@ class MLALayer(nnx.Module):
         k_BSNP = jnp.broadcast_to(k_BSP[:, :, None], (*k_BSNC.shape[:3], k_BSP.shape[-1]))
         k_BNSC = jnp.concatenate([k_BSNC, k_BSNP], axis=-1).swapaxes(1, 2)
         q_BTNC = jnp.concatenate([q_BTNC, q_BTNP], axis=-1)
-        return self._attend(q_BTNC, k_BNSC, v_BSNV.swapaxes(1, 2), context)
+        return self._attend(q_BTNC, k_BNSC, v_BSNV.swapaxes(1, 2), context, select)
 
-    def _absorbed(self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context) -> jax.Array:
+    def _absorbed(
+        self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
+    ) -> jax.Array:
         """The kernel that would make keys is applied to queries, the one for values to what attention returns."""
         record, precision, int8_scale = self.record, self.policy.precision, self.kv_b_proj.kernel_scale
         kernel = self.kv_b_proj.kernel[...].astype(q_BTNC.dtype).reshape(record.heads, -1, record.kv_rank)
@@ -125,11 +172,15 @@ class MLALayer(nnx.Module):
         q_BTNR = jnp.einsum("BTNC,NCR->BTNR", q_BTNC, key_NCR, precision=precision)
         q_BTNL = jnp.concatenate([q_BTNR, q_BTNP], axis=-1)
         # the rotated keys come along as values and are dropped: cheaper than a copy of the cache without them
-        out_BTNR = self._attend(q_BTNL, latent_B1SL, latent_B1SL, context)[..., : record.kv_rank]
+        out_BTNR = self._attend(q_BTNL, latent_B1SL, latent_B1SL, context, select)[..., : record.kv_rank]
         return jnp.einsum("BTNR,NVR->BTNV", out_BTNR, value_NVR, precision=precision)
 
-    def _attend(self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context) -> jax.Array:
+    def _attend(
+        self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context, select: Select | None
+    ) -> jax.Array:
         scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
-        scores = Scores(scale, causal=context.causal, precision=self.policy.precision)
+        scores = Scores(scale, precision=self.policy.precision)
         masks: Any = {"offset": context.offset, "valid_BS": context.valid_BS, "starts_BT": context.starts_BT}
-        return attend(q_BTNC, k_BKSC, v_BKSV, scores, mesh=self.policy.mesh, ring=self.policy.ring, **masks)
+        return attend(
+            q_BTNC, k_BKSC, v_BKSV, scores, select=select, mesh=self.policy.mesh, ring=self.policy.ring, **masks
+        )

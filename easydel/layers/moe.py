@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from easydel.errors import ConfigError
-from easydel.layers.linear import Float32Linear, contract, parameter
-from easydel.layers.mlp import GLU
+from easydel.layers.context import Context
+from easydel.layers.linear import Float32Linear, Linear, contract, parameter
+from easydel.layers.mlp import GLU, MLP
+from easydel.layers.part import Part
 from easydel.ops.ragged import ragged_dot
 from easydel.policy import Policy
 from easydel.sharding.axes import AxisName, axis_of, names_in
@@ -58,6 +60,18 @@ class TopK:
     groups: Groups | None = None
     bias: bool = False
 
+    def build(self, experts: int, features: int, policy: Policy) -> Gate:
+        return Gate(self, experts, features, policy)
+
+    def check(self, experts: int) -> None:
+        """ConfigError if so many experts cannot be chosen from."""
+        groups = self.groups or Groups(1, 1)
+        size = experts // groups.count if groups.count else 0
+        if not (size * groups.count == experts and 0 < groups.kept <= groups.count and groups.best <= size):
+            raise ConfigError(f"{experts} experts cannot stand in {groups}")
+        if not 0 < self.k <= size * groups.kept:
+            raise ConfigError(f"{self.k} of {size * groups.kept} experts cannot be chosen")
+
     def choose(self, logits_BTE: jax.Array, correction_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Weights and indices of the chosen experts, [B, T, K] each, from float32 logits."""
         scores = jax.nn.softmax(logits_BTE) if self.score == "softmax" else jax.nn.sigmoid(logits_BTE)
@@ -72,25 +86,29 @@ class TopK:
 
 
 @dataclass(frozen=True)
-class MoE:
+class MoE(Part):
     """`experts` times `expert`, of which `router` chooses; `shared` acts on every token.
 
-    With `shared_gate` the shared expert's output is multiplied by the sigmoid of a learned projection (Qwen2-MoE).
+    A router is a record that builds a module of (x [B, T, D], context), which returns weights and indices of the chosen
+    experts, [B, T, K] each. The weights multiply the experts' outputs, or (`weigh`) their inputs (Llama 4). With
+    `shared_gate` the shared expert's output is multiplied by the sigmoid of a learned projection (Qwen2-MoE). Beyond
+    the experts, `zero` more can be chosen that return their input (LongCat). With `latent` features the experts, but
+    not the router, work on a projection of that width (Nemotron-H).
     """
 
     experts: int
-    expert: GLU
+    expert: GLU | MLP
     router: TopK
-    shared: GLU | None = None
+    shared: Part | None = None
     shared_gate: bool = False
+    weigh: Literal["outputs", "inputs"] = "outputs"
+    zero: int = 0
+    latent: int | None = None
 
     def __post_init__(self):
-        groups = self.router.groups or Groups(1, 1)
-        size = self.experts // groups.count if groups.count else 0
-        if not (size * groups.count == self.experts and 0 < groups.kept <= groups.count and groups.best <= size):
-            raise ConfigError(f"{self.experts} experts cannot stand in {groups}")
-        if not 0 < self.router.k <= size * groups.kept:
-            raise ConfigError(f"{self.router.k} of {size * groups.kept} experts cannot be chosen")
+        assert self.expert.norm is None, "experts are computed together, without norms between"
+        assert self.weigh == "outputs" or self.zero == 0, "an expert that returns its input has no weighted input"
+        self.router.check(self.experts + self.zero)
 
     def build(self, features: int, policy: Policy) -> MoELayer:
         return MoELayer(self, features, policy)
@@ -98,19 +116,30 @@ class MoE:
 
 class MoELayer(nnx.Module):
     def __init__(self, record: MoE, features: int, policy: Policy):
-        self.gate = Gate(record, features, policy)
-        self.experts = Experts(record, features, policy)
+        self.gate = record.router.build(record.experts + record.zero, features, policy)
+        inner = record.latent or features
+        self.latent_in_proj = Linear(features, inner, policy) if record.latent else None
+        self.experts = Experts(record, inner, policy)
+        self.latent_out_proj = Linear(inner, features, policy) if record.latent else None
         self.shared_expert = None if record.shared is None else record.shared.build(features, policy)
         self.shared_expert_gate = Float32Linear(features, 1, policy) if record.shared_gate else None
+        self.record = record
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        y_BTD = self.experts(x_BTD, *self.gate(x_BTD))
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
+        weights_BTK, chosen_BTK = self.gate(x_BTD, context)
+        inputs_BTD = x_BTD if self.latent_in_proj is None else self.latent_in_proj(x_BTD)
+        y_BTD = self.experts(inputs_BTD, weights_BTK, chosen_BTK)
+        if self.record.zero:
+            kept_BT1 = jnp.sum(weights_BTK * (chosen_BTK >= self.record.experts), axis=-1, keepdims=True)
+            y_BTD = y_BTD + (inputs_BTD * kept_BT1).astype(y_BTD.dtype)
+        if self.latent_out_proj is not None:
+            y_BTD = self.latent_out_proj(y_BTD)
         if self.shared_expert is None:
-            return y_BTD
-        shared = self.shared_expert(x_BTD)
+            return y_BTD, cache
+        shared, _ = self.shared_expert(x_BTD, context, None)
         if self.shared_expert_gate is not None:
             shared = shared * jax.nn.sigmoid(self.shared_expert_gate(x_BTD)).astype(shared.dtype)
-        return y_BTD + shared
+        return y_BTD + shared, cache
 
 
 class Gate(nnx.Module):
@@ -119,14 +148,14 @@ class Gate(nnx.Module):
     They are never quantized. The correction is always float32: 16 bits would move experts past each other.
     """
 
-    def __init__(self, record: MoE, features: int, policy: Policy):
-        self.kernel = parameter((record.experts, features), policy)
-        self.bias = parameter((record.experts,), policy) if record.router.bias else None
-        correction = nnx.Param(jax.ShapeDtypeStruct((record.experts,), jnp.float32))
-        self.correction_bias = correction if record.router.corrected else None
-        self.router, self.policy = record.router, replace(policy, dtype=jnp.dtype(jnp.float32))
+    def __init__(self, router: TopK, experts: int, features: int, policy: Policy):
+        self.kernel = parameter((experts, features), policy)
+        self.bias = parameter((experts,), policy) if router.bias else None
+        correction = nnx.Param(jax.ShapeDtypeStruct((experts,), jnp.float32))
+        self.correction_bias = correction if router.corrected else None
+        self.router, self.policy = router, replace(policy, dtype=jnp.dtype(jnp.float32))
 
-    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         """Weights and indices of the chosen experts, [B, T, K] each."""
         logits_BTE = contract(x_BTD, self.kernel[...], self.policy)
         if self.bias is not None:
@@ -148,8 +177,8 @@ class Experts(nnx.Module):
 
     def __init__(self, record: MoE, features: int, policy: Policy):
         count, hidden, bias = record.experts, record.expert.hidden, record.expert.bias
-        self.gate_proj = ExpertLinear(count, features, hidden, policy, bias=bias)
-        self.up_proj = ExpertLinear(count, features, hidden, policy, bias=bias)
+        for name in record.expert.inner:
+            setattr(self, name, ExpertLinear(count, features, hidden, policy, bias=bias))
         self.down_proj = ExpertLinear(count, hidden, features, policy, bias=bias)
         self.record, self.policy = record, policy
 
@@ -179,7 +208,7 @@ class Experts(nnx.Module):
             if mlp is not None and "bias" in params["down_proj"]:  # every part of an expert would add it
                 first = jax.lax.axis_index(mlp) == 0
                 params = params | {"down_proj": params["down_proj"] | {"bias": params["down_proj"]["bias"] * first}}
-            start = 0 if expert is None else jax.lax.axis_index(expert) * params["gate_proj"]["kernel"].shape[0]
+            start = 0 if expert is None else jax.lax.axis_index(expert) * params["down_proj"]["kernel"].shape[0]
             y_BTD = self._mix(params, x_BTD, weights, chosen - start)
             return jax.lax.psum(y_BTD, summed) if summed else y_BTD
 
@@ -190,7 +219,7 @@ class Experts(nnx.Module):
 
     def _mix(self, params: Tree, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
         """The weighted sum of the chosen experts in `params`; those that are not in it (index out of range) give 0."""
-        experts, choices = params["gate_proj"]["kernel"].shape[0], chosen_BTK.shape[-1]
+        experts, choices = params["down_proj"]["kernel"].shape[0], chosen_BTK.shape[-1]
         flat_M = chosen_BTK.reshape(-1)
         flat_M = jnp.where((flat_M >= 0) & (flat_M < experts), flat_M, experts)
         order_M = jnp.argsort(flat_M)
@@ -204,9 +233,13 @@ class Experts(nnx.Module):
             return y_MO + _rows(leaves["bias"], expert_M).astype(y_MO.dtype) if "bias" in leaves else y_MO
 
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)[order_M // choices]
-        hidden_MF = self.record.expert.combine(linear("gate_proj", x_MD), linear("up_proj", x_MD))
+        if self.record.weigh == "inputs":
+            x_MD = (x_MD * weights_BTK.reshape(-1)[order_M, None]).astype(x_MD.dtype)
+        hidden_MF = self.record.expert.combine(*(linear(name, x_MD) for name in self.record.expert.inner))
         y_MD = linear("down_proj", hidden_MF)[jnp.argsort(order_M)]
         y_BTKD = y_MD.reshape(*chosen_BTK.shape, -1)
+        if self.record.weigh == "inputs":
+            return jnp.sum(y_BTKD, axis=-2, dtype=jnp.float32).astype(self.policy.dtype)
         # weights are float32, and so is the sum
         return jnp.sum(y_BTKD * weights_BTK[..., None], axis=-2).astype(self.policy.dtype)
 

@@ -13,28 +13,31 @@ from flax import nnx
 
 from easydel.errors import ConfigError
 from easydel.layers.linear import parameter
+from easydel.layers.part import Part
 from easydel.policy import Policy
 
 
 @dataclass(frozen=True)
-class RelativeBias:
-    """One bias per head and bucket of distances, for all layers of a stack.
+class RelativeBias(Part):
+    """One bias per head and bucket of distances: a table of each layer's own, or one of the model's for all of them.
 
-    Half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`. `bidirectional`
-    splits them between keys before and after the query; otherwise all later keys share the bucket of distance 0.
+    `shared` is the name of the one table. Half of the buckets hold one distance each, the rest grow logarithmically up
+    to `max_distance`. `bidirectional` splits them between keys before and after the query; otherwise all later keys
+    share the bucket of distance 0.
     """
 
     heads: int
     buckets: int
     max_distance: int
     bidirectional: bool
+    shared: str | None = None
 
     def __post_init__(self) -> None:
         exact = self.buckets // (4 if self.bidirectional else 2)
         if exact < 1 or self.max_distance <= exact:
             raise ConfigError(f"{self.buckets} buckets of distances up to {self.max_distance} cannot be laid out")
 
-    def build(self, policy: Policy) -> RelativeBiasTable:
+    def build(self, features: int, policy: Policy) -> RelativeBiasTable:
         return RelativeBiasTable(self, policy)
 
     def bucket(self, distance: jax.Array) -> jax.Array:

@@ -7,18 +7,17 @@ holds all layers has no name: its parameters are `layers/self_attn/...`. A layer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from easydel.layers.block import Block, BlockLayer
+from easydel.layers.block import Block, BlockLayer, Flow
 from easydel.layers.context import Context
-from easydel.layers.rope import Rope
+from easydel.layers.shared import template
 from easydel.policy import Policy
 from easydel.tree import bind, flatten, params_of, replica
 
@@ -75,21 +74,15 @@ def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
 def build_layers(blocks: Sequence[Block], features: int, policy: Policy) -> Any:
     """A list of layers, or with `policy.scan_layers` the stacked ones, with parameters that have no value yet."""
     if not policy.scan_layers:
-        return nnx.List([replica(_template(block, features, policy)) for block in blocks])
+        return nnx.List([replica(template(block, features, policy)) for block in blocks])
     built = {
         name: _stacked(blocks[layers[0]], len(layers), features, policy) for name, layers in stacks(blocks).items()
     }
     return built[""] if "" in built else nnx.Dict(built)
 
 
-@lru_cache
-def _template(block: Block, features: int, policy: Policy) -> BlockLayer:
-    """A layer to make replicas of, for equal blocks and for models alike: NNX builds slowly."""
-    return block.build(features, policy)
-
-
 def _stacked(block: Block, layers: int, features: int, policy: Policy) -> BlockLayer:
-    layer = replica(_template(block, features, policy))
+    layer = replica(template(block, features, policy))
     if layers == 1:
         return layer
     shapes = params_of(layer)
@@ -112,16 +105,11 @@ def _repeated(cache: Any, layers: int) -> Any:
 
 
 def run_layers(
-    layers: Any, blocks: Sequence[Block], policy: Policy, x_BTD: jax.Array, context: Context, caches: Any
-) -> tuple[jax.Array, Any]:
-    """The output of the last layer, and the caches after it (None in, None out)."""
-    for block in blocks:
-        position = getattr(block.mixer, "position", None)
-        if isinstance(position, Rope):
-            context.angles(position)
-    context = replace(context, frozen=True)
+    layers: Any, blocks: Sequence[Block], policy: Policy, flow: Flow, context: Context, caches: Any
+) -> tuple[Flow, Any]:
+    """Returns what flows out of the last layer, and the caches after it (None in, None out)."""
     if not policy.scan_layers:
-        return _loop(layers, policy, x_BTD, context, caches)
+        return _loop(layers, Segment(0, 1, len(blocks)), policy, flow, context, caches)
     whole = "" in stacks(blocks)
     new_caches = {}
     for segment in segments(blocks):
@@ -129,65 +117,87 @@ def run_layers(
         group = [layers] if whole else [layers[name] for name in names]
         group_caches = None if caches is None else [caches[name] for name in names]
         run = _loop if segment.repeats == 1 else _scan
-        x_BTD, group_caches = run(group, policy, x_BTD, context, group_caches)
+        flow, group_caches = run(group, segment, policy, flow, context, group_caches)
         new_caches |= dict(zip(names, group_caches or [None] * len(names), strict=True))
-    return x_BTD, None if caches is None else new_caches
+    return flow, None if caches is None else new_caches
 
 
-def _loop(layers: Any, policy: Policy, x_BTD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
-    """One layer after the other. Those of a kind are traced once: as calls of one function, which XLA inlines."""
+def _loop(layers: Any, segment: Segment, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
+    """Runs one layer after the other. Those of a kind are traced once: as calls of one function, which XLA inlines."""
     calls: dict[Any, Any] = {}
     new_caches = []
     for index, layer in enumerate(layers):
         params = params_of(layer)
         kind = (layer.record, *sorted(flatten(params)))
         if kind not in calls:
-            calls[kind] = jax.jit(_as_function(layer, policy, context, scanned=False))
-        x_BTD, cache = calls[kind](params, x_BTD, None if caches is None else caches[index])
+            calls[kind] = jax.jit(_as_function(layer, policy, scanned=False))
+        own = context.of_layer(segment.start + index)
+        flow, cache = calls[kind](params, flow, own, None if caches is None else caches[index])
         new_caches.append(cache)
-    return x_BTD, None if caches is None else new_caches
+    return flow, None if caches is None else new_caches
 
 
-def _scan(group: list[Any], policy: Policy, x_BTD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
-    """Caches are carried and updated where they are: collected as results of the scan, they would be copied."""
-    params = [params_of(layer) for layer in group]
-    repeats = jax.tree.leaves(params)[0].shape[0]
+def _scan(
+    group: list[Any], segment: Segment, policy: Policy, flow: Flow, context: Context, caches: Any
+) -> tuple[Flow, Any]:
+    """Runs periods of layers by `jax.lax.scan`.
 
-    def period(x: jax.Array, params: list[Any], caches: list[Any]) -> tuple[jax.Array, list[Any]]:
+    Caches are carried and updated where they are: collected as results of the scan, they would be copied.
+    """
+    inputs = ([params_of(layer) for layer in group], _by_period(context.each, segment))
+    functions = [_as_function(layer, policy, scanned=True) for layer in group]
+
+    def period(flow: Flow, inputs: Any, caches: list[Any]) -> tuple[Flow, list[Any]]:
+        params, each = inputs
         new = []
-        for layer, own, cache in zip(group, params, caches, strict=True):
-            x, cache = _as_function(layer, policy, context, scanned=True)(own, x, cache)
+        for position, (call, own, cache) in enumerate(zip(functions, params, caches, strict=True)):
+            mine = replace(context, each={name: part[position] for name, part in each.items()})
+            flow, cache = call(own, flow, mine, cache)
             new.append(cache)
-        return x, new
+        return flow, new
 
-    def carried(carry: tuple[jax.Array, Any], sliced: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, Any], None]:
-        (x, stacked), (index, params) = carry, sliced
+    def carried(carry: tuple[Flow, Any], sliced: tuple[jax.Array, Any]) -> tuple[tuple[Flow, Any], None]:
+        (flow, stacked), (index, inputs) = carry, sliced
         own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
-        x, own = period(x, params, own)
-        return (x, jax.tree.map(lambda all, one: _put(all, one, index), stacked, own)), None
+        flow, own = period(flow, inputs, own)
+        return (flow, jax.tree.map(lambda all, one: _put(all, one, index), stacked, own)), None
 
+    empty = [None] * len(group)
+    if any(name not in flow for layer in group for name in layer.record.hands_on()):
+        flow = _with_room(period, flow, inputs, empty if caches is None else caches)
     if caches is None:
-        return jax.lax.scan(lambda x, own: (period(x, own, [None] * len(group))[0], None), x_BTD, params)
-    if any(
-        layer.record.cross is not None and cache["cross"] is None for layer, cache in zip(group, caches, strict=True)
-    ):
+        return jax.lax.scan(lambda flow, own: (period(flow, own, empty)[0], None), flow, inputs)
+    if any(layer.record.is_fresh(cache) for layer, cache in zip(group, caches, strict=True)):
         # the first call adds to each cache what it makes of the encoder
-        return jax.lax.scan(lambda x, own: period(x, *own), x_BTD, (params, caches))
-    carry, _ = jax.lax.scan(carried, (x_BTD, caches), (jnp.arange(repeats), params))
+        return jax.lax.scan(lambda flow, own: period(flow, *own), flow, (inputs, caches))
+    carry, _ = jax.lax.scan(carried, (flow, caches), (jnp.arange(segment.repeats), inputs))
     return carry
+
+
+def _by_period(each: Mapping[str, jax.Array], segment: Segment) -> dict[str, jax.Array]:
+    """Inputs for every layer, [layers, ...], as those of a segment: [repeats, period, ...]."""
+    own = {name: part[segment.start : segment.stop] for name, part in each.items()}
+    return {name: part.reshape(segment.repeats, segment.period, *part.shape[1:]) for name, part in own.items()}
+
+
+def _with_room(period: Callable[..., Any], flow: Flow, inputs: Any, caches: Any) -> Flow:
+    """The flow with zeros for the values that the layers of a period hand on: a scan carries them from the start."""
+    first = jax.tree.map(lambda leaf: leaf[0], (inputs, caches))
+    after = jax.eval_shape(lambda flow, own: period(flow, *own)[0], flow, first)
+    return {**jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), after), **flow}
 
 
 def _put(stacked: jax.Array, one: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, one.astype(stacked.dtype), index, 0)
 
 
-def _as_function(layer: BlockLayer, policy: Policy, context: Context, *, scanned: bool) -> Any:
+def _as_function(layer: BlockLayer, policy: Policy, *, scanned: bool) -> Any:
     """The layer as a function of its parameters, recomputed in the backward pass as `policy.remat` says."""
 
-    def call(params: Any, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    def call(params: Any, flow: Flow, context: Context, cache: Any) -> tuple[Flow, Any]:
         own = replica(layer)
         bind(own, params)
-        return own(x, context, cache)
+        return own(flow, context, cache)
 
     if policy.remat is None:
         return call

@@ -6,6 +6,7 @@ of whole sequences, `splash` on TPUs and cuDNN's fused attention on NVIDIA GPUs,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,13 +14,29 @@ import jax.numpy as jnp
 
 from easydel.ops.chunked import Keys, attend_chunked
 from easydel.ops.ring import Ring, attend_ring
-from easydel.ops.scores import Bias, Scores
+from easydel.ops.scores import MASKED, Bias, Scores
+from easydel.ops.sight import Around, Causal, Chunks, Prefix, Sight, is_causal
 from easydel.ops.splash import attend_splash, split, takes
 
-__all__ = ["Bias", "Kernel", "Scores", "attend", "choose"]
+__all__ = [
+    "Around",
+    "Bias",
+    "Causal",
+    "Chunks",
+    "Kernel",
+    "Prefix",
+    "Scores",
+    "Select",
+    "Sight",
+    "attend",
+    "choose",
+    "is_causal",
+]
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
 Kernel = Literal["ring", "splash", "cudnn", "chunked"]
+# (first query, queries) -> [B, 1 or N, queries, S]: which keys a few queries see
+Select = Callable[[jax.Array | int, int], jax.Array]
 CUDNN_CHANNELS = 128  # the most that cuDNN's flash attention takes on every GPU since Ampere
 
 
@@ -32,23 +49,26 @@ def attend(
     offset: jax.Array | int = 0,
     valid_BS: jax.Array | None = None,
     bias: Bias | None = None,
+    select: Select | None = None,
     sinks_N: jax.Array | None = None,
     starts_BT: jax.Array | None = None,
     mesh: jax.sharding.Mesh | None = None,
     ring: Ring | None = None,
 ) -> jax.Array:
-    """Weighted values [B, T, N, V] in the queries' dtype.
+    """Returns weighted values [B, T, N, V] in the queries' dtype.
 
-    Query t sits in key slot `offset` + t and sees slots up to its own (`scores.causal`), within the window, where
-    `valid_BS`. `bias` [B or 1, N or 1, T or 1, S] is added to the scaled scores, or the part of it that a function
-    of (first query, queries) returns: that of prefixes that see each other is a mask, without `scores.causal`.
-    `sinks_N` is one more logit per head that takes weight and gives nothing. An `offset` that is no traced array is
-    worth knowing: see `chunked`. `starts_BT` is the slot where each token's segment begins, for whole sequences: tokens
-    see their own segment only. `mesh` is what arrays may be split over, `ring` how.
+    Query t sits in key slot `offset` + t and sees the slots that `scores.sight` leaves it, where `valid_BS`. `bias`
+    [B or 1, N or 1, T or 1, S] is added to the scaled scores; it may be a function of (first query, queries) that
+    returns that part of it. `select` chooses among the keys that are left, a few queries at a time. `sinks_N` is one
+    more logit per head that takes weight and gives nothing. An `offset` that is no traced array is worth knowing: see
+    `chunked`. `starts_BT` is the first slot that each query sees. Of a whole sequence it is where the token's segment
+    begins, and tokens see their own segment only; sights that are not causal take it for whole sequences alone. `mesh`
+    is what arrays may be split over, `ring` how.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     whole = not isinstance(offset, jax.Array) and int(offset) == 0 and q_BTNC.shape[1] == k_BKSC.shape[2]
-    assert starts_BT is None or whole
+    assert starts_BT is None or whole or is_causal(scores.sight)
+    bias = bias if select is None else _with_selection(bias, select)
     masks: Any = {"valid_BS": valid_BS, "sinks_N": sinks_N, "starts_BT": starts_BT}
     masked = any(part is not None for part in masks.values())
     several = mesh is not None and mesh.size > 1
@@ -60,7 +80,7 @@ def attend(
     looped = platform == "cpu" and not several
 
     def chunked(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
-        keys = Keys(k_BKSC, v_BKSV, valid_BS, bias, starts_BT)
+        keys = Keys(k_BKSC, v_BKSV, valid_BS, bias, starts_BT, segments=whole)
         return attend_chunked(q_BTNC, keys, scores, offset, sinks_N, looped=looped)
 
     if kernel == "chunked":
@@ -76,6 +96,21 @@ def attend(
     # a model may be on the CPU although there is an accelerator: what is compiled for decides
     accelerated = {"tpu" if kernel == "splash" else "cuda": fused}
     return jax.lax.platform_dependent(q_BTNC, k_BKSC, v_BKSV, default=chunked, **accelerated)
+
+
+def _with_selection(bias: Bias | None, select: Select) -> Bias:
+    """A bias that also masks the keys that `select` leaves out."""
+
+    def both(start: jax.Array | int, queries: int) -> jax.Array:
+        chosen = jnp.where(select(start, queries), 0.0, MASKED)
+        if bias is None:
+            return chosen
+        own = bias(start, queries) if callable(bias) else bias
+        if not callable(bias) and own.shape[2] > 1:
+            own = jax.lax.dynamic_slice_in_dim(own, start, queries, 2)
+        return chosen + own
+
+    return both
 
 
 def choose(
@@ -106,7 +141,8 @@ def choose(
         return "splash" if alone else "chunked"
     narrow = q_BTNC.dtype in (jnp.bfloat16, jnp.float16) and q_BTNC.dtype == k_BKSC.dtype == v_BKSV.dtype
     sized = C % 8 == 0 and CUDNN_CHANNELS >= C and v_BKSV.shape[-1] == C and T > 1
-    plain = scores.softcap is None and bias is None and not masked and (scores.causal or scores.window is None)
+    sight = scores.sight
+    plain = scores.softcap is None and bias is None and not masked and (is_causal(sight) or sight == Around())
     return "cudnn" if platform in ("gpu", "cuda") and whole and narrow and sized and plain else "chunked"
 
 
@@ -119,7 +155,7 @@ def attend_fused(
         k_BKSC.swapaxes(1, 2),
         v_BKSV.swapaxes(1, 2),
         scale=scores.scale,
-        is_causal=scores.causal,
-        local_window_size=None if scores.window is None else (scores.window - 1, 0),
+        is_causal=is_causal(scores.sight),
+        local_window_size=None if scores.sight.before is None else (scores.sight.before, 0),
         implementation=implementation,
     )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from easydel.ops.scores import MASKED, Bias, Scores, attend_head
+from easydel.ops.sight import is_causal
 
 # B batch, T queries, S keys, N heads, K kv heads, G query heads per kv head, C head channels, V value channels
 CHUNK = 256  # queries; larger ones compute more masked scores, smaller ones make worse matrix products
@@ -32,15 +33,17 @@ LOOPED_FROM = 32  # queries from which a loop over kv heads beats a batched prod
 class Keys:
     """Keys and values [B, K, S, ...], the first of them in slot `first`, with what is added to their scores.
 
-    `bias` and `starts_BS` are as `attend` takes them, over all slots; `earliest_S` is the least start of all rows.
+    `bias` and `starts_BT` are as `attend` takes them: the starts are those of its queries, and with `segments` also
+    those of the keys, which then are as many. `earliest_T` is the least start of all rows.
     """
 
     k_BKSC: jax.Array
     v_BKSV: jax.Array
     valid_BS: jax.Array | None
     bias: Bias | None
-    starts_BS: jax.Array | None = None
-    earliest_S: jax.Array | None = None
+    starts_BT: jax.Array | None = None
+    earliest_T: jax.Array | None = None
+    segments: bool = False
     first: jax.Array | int = 0
 
     @property
@@ -67,11 +70,14 @@ class Keys:
         return bias if apart is None else bias + apart
 
     def _apart(self, start: jax.Array | int, queries: int) -> jax.Array | None:
-        """[B, 1, queries, S]: MASKED for keys of other segments."""
-        if self.starts_BS is None:
+        """[B, 1, queries, S]: MASKED for keys of other segments, or before the first slot that a query sees."""
+        if self.starts_BT is None:
             return None
-        own_BT, starts_BS = _cut(self.starts_BS, start, queries, 1), _cut(self.starts_BS, self.first, self.slots, 1)
-        return jnp.where(own_BT[:, None, :, None] == starts_BS[:, None, None], 0.0, MASKED)
+        own_B1T1 = _cut(self.starts_BT, start, queries, 1)[:, None, :, None]
+        if not self.segments:
+            return jnp.where(own_B1T1 <= self.first + jnp.arange(self.slots), 0.0, MASKED)
+        starts_BS = _cut(self.starts_BT, self.first, self.slots, 1)
+        return jnp.where(own_B1T1 == starts_BS[:, None, None], 0.0, MASKED)
 
 
 def attend_chunked(
@@ -94,10 +100,11 @@ def attend_chunked(
     if T <= CHUNK:
         return chunk(q_BTNC, _seen(keys, scores, offset, T) if known else keys, 0)
     chunks = -(-T // CHUNK)
-    programs = min(chunks, PROGRAMS) if known and (scores.causal or scores.window is not None) else 1
-    if keys.starts_BS is not None and scores.causal:
+    sight = scores.sight
+    programs = min(chunks, PROGRAMS) if known and (sight.before is not None or sight.after is not None) else 1
+    if keys.starts_BT is not None and keys.segments and is_causal(sight):
         programs = 1  # each chunk chooses for itself how much it reads
-        keys = replace(keys, earliest_S=jnp.min(keys.starts_BS, axis=0))  # once: over devices that is a reduction
+        keys = replace(keys, earliest_T=jnp.min(keys.starts_BT, axis=0))  # once: over devices that is a reduction
     outputs = []
     for part in np.array_split(np.arange(chunks), programs):
         start, stop = int(part[0]) * CHUNK, min(int(part[-1] + 1) * CHUNK, T)
@@ -108,9 +115,9 @@ def attend_chunked(
 
 def _seen(keys: Keys, scores: Scores, slot: int, queries: int) -> Keys:
     """The keys that queries from slot `slot` on can see."""
-    slot = int(slot)
-    stop = min(slot + queries, keys.slots) if scores.causal else keys.slots
-    start = 0 if scores.window is None else max(slot - scores.window + 1, 0)
+    slot, sight = int(slot), scores.sight
+    stop = keys.slots if sight.after is None else min(slot + queries + sight.after, keys.slots)
+    start = 0 if sight.before is None else max(slot - sight.before, 0)
     return keys.cut(start, stop - start)
 
 
@@ -144,20 +151,20 @@ def _attend_chunk(
     looped: bool,
 ) -> jax.Array:
     """Queries number `start` and following, with those of `keys` that they can see."""
-    T, slot = q_BTNC.shape[1], offset + start
+    T, slot, sight = q_BTNC.shape[1], offset + start, scores.sight
 
     def with_keys(keys: Keys) -> jax.Array:
         return _attend_keys(q_BTNC, keys, scores, start, slot - keys.first, sinks_N, looped)
 
-    if keys.earliest_S is not None:
+    if keys.earliest_T is not None:
         return _within_segments(with_keys, keys, scores, start, T)
-    if not scores.causal or not isinstance(slot, jax.Array):
+    if sight.after is None or not isinstance(slot, jax.Array):
         return with_keys(keys)
-    if scores.window is not None:
-        size = min(scores.window + T - 1, keys.slots)
-        first = jnp.clip(slot - scores.window + 1 - keys.first, 0, keys.slots - size)
+    if sight.before is not None:
+        size = min(sight.before + T + sight.after, keys.slots)
+        first = jnp.clip(slot - sight.before - keys.first, 0, keys.slots - size)
         return with_keys(keys.cut(first, size))
-    if not isinstance(offset, jax.Array):
+    if not isinstance(offset, jax.Array) or sight.after:
         return with_keys(keys)
     return _switched(lambda size: with_keys(keys.cut(0, size)), slot + T, prefixes(keys.slots, SHORTEST_PREFIX))
 
@@ -165,11 +172,11 @@ def _attend_chunk(
 def _within_segments(
     with_keys: Callable[[Keys], jax.Array], keys: Keys, scores: Scores, start: jax.Array | int, queries: int
 ) -> jax.Array:
-    """The keys are those of a whole sequence, of which queries number `start` and following see the end of a part."""
-    assert keys.earliest_S is not None
-    first, stop, longest = keys.earliest_S[start], start + queries, keys.slots
-    if scores.window is not None:
-        first, longest = jnp.maximum(first, start - scores.window + 1), min(scores.window + queries - 1, longest)
+    """Attends with packed documents: queries from `start` on need only the keys since the earliest document among them."""
+    assert keys.earliest_T is not None
+    first, stop, longest, before = keys.earliest_T[start], start + queries, keys.slots, scores.sight.before
+    if before is not None:
+        first, longest = jnp.maximum(first, start - before), min(before + queries, longest)
 
     @partial(jax.checkpoint, static_argnums=0)  # else the backward pass of one branch keeps room for all others'
     def with_last(size: int) -> jax.Array:

@@ -198,7 +198,7 @@ def _rounds(
     scores: Scores, axis: str, devices: int, visit: Any, state: Any, visitors: Any, travelling: Any
 ) -> tuple[Any, Any]:
     """`visit` for each pair of pieces that see each other, while `visitors` go round, with what they are to collect."""
-    pieces, length = len(visitors[0]), visitors[0].shape[3]
+    pieces, length, sight = len(visitors[0]), visitors[0].shape[3], scores.sight
     earliest = [jnp.min(part[:, :, 0], axis=1) for part in visitors[3:]]  # the first key that each own piece sees
     here = jax.lax.axis_index(axis)
     onwards = [(device, (device + 1) % devices) for device in range(devices)]
@@ -209,8 +209,8 @@ def _rounds(
         for mine, own_start in enumerate(_starts(here, pieces, devices, length)):
             for theirs, start in enumerate(_starts(home, pieces, devices, length)):
                 distance = own_start - start
-                near = jnp.asarray(True) if scores.window is None else distance - (length - 1) < scores.window
-                seen = near & (distance >= 0) if scores.causal else near
+                seen = jnp.asarray(True) if sight.before is None else distance - (length - 1) <= sight.before
+                seen = seen if sight.after is None else seen & (distance + (length - 1) >= -sight.after)
                 seen = seen & (start + length > earliest[0][mine]) if earliest else seen
                 pair = partial(visit, mine=mine, theirs=theirs, distance=distance, visitors=visitors)
                 state, travelling = jax.lax.cond(seen, pair, lambda *both: both, state, travelling)

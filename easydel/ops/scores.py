@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import optimization_barrier
 
+from easydel.ops.sight import Causal, Sight, order_seen
+
 # T queries, S keys, G query heads per kv head, R = G T rows of queries, C head channels, V value channels
 Bias = jax.Array | Callable[[jax.Array | int, int], jax.Array]
 MASKED = -1e30  # added to scores; finite, so that rows without any key (padding) stay free of NaN
@@ -21,27 +23,21 @@ MASKED = -1e30  # added to scores; finite, so that rows without any key (padding
 
 @dataclass(frozen=True)
 class Scores:
-    """How scores become weights: scale, tanh cap (Gemma 2), a causal window in tokens, and matmul precision."""
+    """How scores become weights: scale, tanh cap (Gemma 2), what each query sees, and matmul precision."""
 
     scale: float
     softcap: float | None = None
-    window: int | None = None
-    causal: bool = True
+    sight: Sight = Causal()
     precision: jax.lax.Precision | None = None
 
 
 def order_mask(queries: int, keys: int, distance: jax.Array | int, scores: Scores) -> jax.Array | None:
-    """What order adds to scores, [T, S]: 0 or MASKED; None where every query sees every key.
+    """What the sight's limits add to scores, [T, S]: 0 or MASKED; None where every query sees every key.
 
     `distance` is the slot of the first query minus that of the first key.
     """
-    if not scores.causal and scores.window is None:
-        return None
-    away_TS = jnp.arange(queries)[:, None] - jnp.arange(keys) + distance
-    seen_TS = away_TS >= 0 if scores.causal else jnp.ones((queries, keys), bool)
-    if scores.window is not None:
-        seen_TS &= away_TS < scores.window
-    return jnp.where(seen_TS, 0.0, MASKED)
+    seen_TS = order_seen(queries, keys, distance, scores.sight)
+    return None if seen_TS is None else jnp.where(seen_TS, 0.0, MASKED)
 
 
 def raw_scores(q_GTC: jax.Array, k_SC: jax.Array, scores: Scores) -> jax.Array:

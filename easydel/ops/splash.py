@@ -110,10 +110,11 @@ def _kernel(length: int, heads: int, scores: Scores, interpret: bool) -> Any:
     )
 
     shape = (length, length)
-    if scores.window is not None:
-        mask = LocalMask(shape, (scores.window - 1, 0 if scores.causal else None), 0)
+    before, after = scores.sight.before, scores.sight.after
+    if before is None and after is None:
+        mask = FullMask(shape)
     else:
-        mask = CausalMask(shape) if scores.causal else FullMask(shape)
+        mask = CausalMask(shape) if before is None and after == 0 else LocalMask(shape, (before, after), 0)
     block = next(block for block in BLOCKS if length % block == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes: dict[str, Any] = {f"block_{name}": block for name in names}

@@ -1,0 +1,102 @@
+"""The one protocol for every part of a block: attention, recurrence, feed-forward, cross-attention.
+
+A part is a record. It builds a module that is called as `module(x, context, cache)` and returns its output and the new
+cache, and it answers for itself what others need to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from easydel.layers.rope import Rope
+from easydel.policy import Policy
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cached:
+    """An array that a layer carries from call to call, with the logical axis of each dimension.
+
+    Axes are names of `PartitionAxis` without "_axis" ("batch", "kv_head", "mlp"), or None for a dimension that is
+    never split. They stay with the array, so that whoever places a cache need not know its layer. Where layers are
+    scanned, a dimension of layers stands in front.
+    """
+
+    array: jax.Array
+    axes: tuple[str | None, ...] = field(metadata={"static": True})
+
+
+def empty(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Cached:
+    """Returns zeros to write a cache into."""
+    assert len(shape) == len(axes)
+    return Cached(jnp.zeros(shape, dtype), axes)
+
+
+class HeadSizes(NamedTuple):
+    """Sizes of an attention: query heads, key heads, channels of a head, and how far back a cache reaches."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+class Handed(NamedTuple):
+    """The output of a part that hands values on to later layers, with those values by name."""
+
+    y_BTD: jax.Array
+    values: dict[str, Any]
+
+
+class Part:
+    """A record of one part of a block, with the answers of a part that acts on each token alone.
+
+    `name` is the module's place in parameter paths ("self_attn", "mixer", "mlp").
+    """
+
+    name: ClassVar[str] = "mlp"
+
+    def build(self, features: int, policy: Policy) -> Any:
+        """Returns the module, with parameters that have no values yet."""
+        raise NotImplementedError(type(self).__name__)
+
+    def cache(self, batch: int, length: int, dtype: Any) -> Any:
+        """Returns an empty cache for `length` tokens: a tree of `Cached`, or None."""
+        return None
+
+    def ropes(self) -> Iterable[Rope]:
+        """Lists the ropes whose angles its module asks the context for."""
+        return ()
+
+    def head_sizes(self) -> Iterable[HeadSizes]:
+        """Lists the heads that a mesh has to divide."""
+        return ()
+
+    def shares(self) -> Iterable[tuple[str, Part]]:
+        """Lists parts whose parameters it has in common with other layers, by their names in the model."""
+        return ()
+
+    def hands_on(self) -> Iterable[str]:
+        """Lists the names of values that it hands on to later layers."""
+        return ()
+
+    def reads(self) -> Iterable[str]:
+        """Lists what it reads of the context that only some models have: ids_BT, entered_BTD, prefix_BS."""
+        return ()
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        """How many slots it can go back, in a cache for `length` tokens of which `end` were ever written.
+
+        None: all of them. A part that carries anything answers 0, unless it knows better.
+        """
+        return None if self.cache(1, 1, jnp.float32) is None else 0
+
+
+def least(reaches: Iterable[int | None]) -> int | None:
+    """The smallest number of slots, where None stands for all of them."""
+    return min((slots for slots in reaches if slots is not None), default=None)

@@ -1,0 +1,135 @@
+"""From token ids to hidden states: embeddings, layers, and a norm. What decoders and encoders are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.layers.block import Block, Flow, normed
+from easydel.layers.context import Context
+from easydel.layers.embed import Embed
+from easydel.layers.linear import Embedding, Linear
+from easydel.layers.norm import AnyNorm
+from easydel.layers.part import Part
+from easydel.layers.stack import build_layers, run_layers
+from easydel.policy import Policy
+from easydel.tree import params_of
+
+# B batch, T length of this call, D model
+
+
+class PerLayer(Protocol):
+    """A record of inputs for every layer, beside the hidden states that go from layer to layer (Gemma 3n).
+
+    Its module maps (ids [B, T], what embeddings gave [B, T, D], context) to named arrays [layers, B, T, ...].
+    """
+
+    def build(self, features: int, layers: int, policy: Policy) -> Any: ...
+
+
+class Stream(Protocol):
+    """A record of what flows between layers, where it is more than [B, T, D] (AltUp, hyper-connections).
+
+    Its module has `open`, from what embeddings gave to the flow, whose "x" may have any shape [B, T, ..., D], and
+    `close`, from the flow to [B, T, D]. The blocks of such a model know their flow.
+    """
+
+    def build(self, features: int, policy: Policy) -> Any: ...
+
+
+class TowerRecord(Protocol):
+    """What a tower is made of."""
+
+    @property
+    def blocks(self) -> tuple[Block, ...]: ...
+    @property
+    def embed(self) -> Embed: ...
+    @property
+    def final_norm(self) -> AnyNorm | None: ...
+    @property
+    def per_layer(self) -> PerLayer | None: ...
+    @property
+    def stream(self) -> Stream | None: ...
+
+
+class TowerModel(nnx.Module):
+    """The parameters of a tower: token vectors of `vocab` rows (None: they are another's), layers, and a norm."""
+
+    def __init__(self, record: TowerRecord, vocab: int | None, features: int, policy: Policy):
+        embed = record.embed
+        width = embed.width or features
+        inner = features if embed.projected == "before" else width
+        self.embed_tokens = None if vocab is None else Embedding(vocab, width, policy)
+        self.embed_positions = None if embed.positions is None else embed.positions.build(inner, policy)
+        self.embed_types = Embedding(embed.types, inner, policy) if embed.types else None
+        self.embed_layernorm = None if embed.norm is None else embed.norm.build(inner, policy)
+        self.project_in = None if width == features else Linear(width, features, policy, bias=embed.bias)
+        for name, part in shared_parts(record.blocks).items():
+            setattr(self, name, part.build(features, policy))
+        if record.per_layer is not None:
+            self.per_layer = record.per_layer.build(features, len(record.blocks), policy)
+        if record.stream is not None:
+            self.stream = record.stream.build(features, policy)
+        self.layers = build_layers(record.blocks, features, policy)
+        self.norm = None if record.final_norm is None else record.final_norm.build(features, policy)
+        self.tower, self.policy = record, policy
+
+    def enter(
+        self,
+        ids_BT: jax.Array,
+        context: Context,
+        tokens: Embedding | None = None,
+        types_BT: jax.Array | None = None,
+    ) -> tuple[Flow, Context]:
+        """Returns what the first layer gets, and the context of all layers. `tokens` are another's token vectors."""
+        tokens = self.embed_tokens if tokens is None else tokens
+        assert tokens is not None
+        x_BTD = self._embedded(tokens(ids_BT), context.positions_BT, types_BT)
+        blocks = self.tower.blocks
+        reads = {name for block in blocks for name in block.reads()}
+        context = replace(
+            context.with_angles(rope for block in blocks for rope in block.ropes()),
+            ids_BT=ids_BT if "ids_BT" in reads else None,
+            entered_BTD=x_BTD if "entered_BTD" in reads else None,
+            shared={name: params_of(getattr(self, name)) for name in shared_parts(blocks)},
+            each={} if self.tower.per_layer is None else self.per_layer(ids_BT, x_BTD, context),
+        )
+        return {"x": x_BTD} if self.tower.stream is None else self.stream.open(x_BTD), context
+
+    def run(self, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
+        """Returns what flows out of the last layer, and the layers' caches (None in, None out)."""
+        return run_layers(self.layers, self.tower.blocks, self.policy, flow, context, caches)
+
+    def leave(self, flow: Flow) -> jax.Array:
+        """Returns hidden states [B, T, D] of what flows out of the last layer."""
+        x_BTD = flow["x"] if self.tower.stream is None else self.stream.close(flow)
+        return normed(self.norm, x_BTD)
+
+    def _embedded(self, x_BTD: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
+        record = self.tower.embed
+        if record.scale != 1.0:
+            x_BTD = x_BTD * jnp.asarray(record.scale, x_BTD.dtype)
+        if self.project_in is not None and record.projected == "before":
+            x_BTD = self.project_in(x_BTD)
+        if self.embed_positions is not None and record.positions is not None:
+            x_BTD = x_BTD + self.embed_positions(positions_BT + record.positions.offset)
+        if self.embed_types is not None:
+            x_BTD = x_BTD + self.embed_types(jnp.zeros_like(positions_BT) if types_BT is None else types_BT)
+        x_BTD = normed(self.embed_layernorm, x_BTD)
+        if self.project_in is not None and record.projected == "after":
+            x_BTD = self.project_in(x_BTD)
+        return self.policy.shard_hidden(x_BTD.astype(jnp.float32) if record.float32 else x_BTD)
+
+
+def shared_parts(blocks: Sequence[Block]) -> dict[str, Part]:
+    """Returns the parts whose parameters several layers have in common, by their names in the model."""
+    found: dict[str, Part] = {}
+    for block in blocks:
+        for name, part in block.shares():
+            assert found.setdefault(name, part) == part, f"two parts are called {name}"
+    return found
