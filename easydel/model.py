@@ -22,7 +22,7 @@ from easydel.inputs import check_flags, check_params, check_stored, donations_ex
 from easydel.layers.stack import stacks
 from easydel.policy import Policy, float_dtype
 from easydel.tree import Tree, bind, flatten, params_of, replica
-from easydel.weights.load import LoadReport
+from easydel.weights.execute import LoadReport
 from easydel.weights.names import Names
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "easydel"
 LAYERS = [
     {"errors", "threads", "compilation"},
     {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize", "inputs"},
-    {"layers", "weights", "hub", "tokenizer", "cache"},
+    {"layers", "weights", "hub", "tokenizer"},
     {"decoder", "encdec", "wrapper"},
     {"families"},
     {"model", "generate", "lora", "saving", "progress", "report"},

@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from easydel.cache import prompt_bucket
 from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError
-from easydel.generate.ahead import compile_programs
+from easydel.generate.cache_lengths import prompt_bucket
 from easydel.generate.decode import decode
-from easydel.generate.kept import PromptCache
+from easydel.generate.precompile import compile_programs
 from easydel.generate.prompt import Prompt, read_prompt, start_tokens
-from easydel.generate.rules import ending, make_rules, new_tokens, random_key
-from easydel.generate.settings import Settings, read_defaults, resolve
+from easydel.generate.prompt_cache import PromptCache
+from easydel.generate.sampling_rules import ending, make_rules, new_tokens, random_key
+from easydel.generate.settings import GenerateSettings, read_defaults, resolve
 from easydel.generate.streamers import listener
 from easydel.inputs import check_params, donations_explained
 from easydel.model import BaseNNXModule
@@ -117,7 +117,7 @@ def _prepared(
 
 
 def read_inputs(
-    model: BaseNNXModule, settings: Settings, input_ids: Any, attention_mask: Any
+    model: BaseNNXModule, settings: GenerateSettings, input_ids: Any, attention_mask: Any
 ) -> tuple[Prompt, Prompt | None]:
     """The prompts, or the decoder's first tokens and the encoder's input; each row as often as it is wanted."""
     repeats = settings["num_return_sequences"]

@@ -26,7 +26,7 @@ MAX_PERIOD = 16
 
 
 @dataclass(frozen=True)
-class Segment:
+class Run:
     """`repeats` times the same `period` records, from layer `start` on."""
 
     start: int
@@ -42,32 +42,32 @@ class Segment:
         return range(self.start + position, self.stop, self.period)
 
 
-def segments(blocks: Sequence[Block]) -> list[Segment]:
+def layer_runs(blocks: Sequence[Block]) -> list[Run]:
     """Cover `blocks` from the front, each time with the repetition that covers most."""
-    found: list[Segment] = []
+    found: list[Run] = []
     start = 0
     while start < len(blocks):
         candidates = [_repetition(blocks, start, period) for period in range(1, MAX_PERIOD + 1)]
-        repeated = [segment for segment in candidates if segment.repeats > 1]
-        best = max(repeated, key=lambda segment: (segment.stop, -segment.period), default=Segment(start, 1, 1))
+        repeated = [run for run in candidates if run.repeats > 1]
+        best = max(repeated, key=lambda run: (run.stop, -run.period), default=Run(start, 1, 1))
         found.append(best)
         start = best.stop
     return found
 
 
-def _repetition(blocks: Sequence[Block], start: int, period: int) -> Segment:
+def _repetition(blocks: Sequence[Block], start: int, period: int) -> Run:
     stop = start + period
     while stop + period <= len(blocks) and blocks[stop : stop + period] == blocks[start : start + period]:
         stop += period
-    return Segment(start, period, (stop - start) // period)
+    return Run(start, period, (stop - start) // period)
 
 
 def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
     """Name of each stack ("" if there is just one) -> the layers in it. One layer alone is not stacked."""
     found = {
-        str(segment.start + position): list(segment.layers(position))
-        for segment in segments(blocks)
-        for position in range(segment.period)
+        str(run.start + position): list(run.layers(position))
+        for run in layer_runs(blocks)
+        for position in range(run.period)
     }
     return {"": found["0"]} if len(found) == 1 and len(blocks) > 1 else found
 
@@ -124,12 +124,12 @@ def run_layers(
         return _loop(layers, policy, x_BTD, context, caches)
     whole = "" in stacks(blocks)
     new_caches = {}
-    for segment in segments(blocks):
-        names = [""] if whole else [str(segment.start + position) for position in range(segment.period)]
+    for run in layer_runs(blocks):
+        names = [""] if whole else [str(run.start + position) for position in range(run.period)]
         group = [layers] if whole else [layers[name] for name in names]
         group_caches = None if caches is None else [caches[name] for name in names]
-        run = _loop if segment.repeats == 1 else _scan
-        x_BTD, group_caches = run(group, policy, x_BTD, context, group_caches)
+        passed = _loop if run.repeats == 1 else _scan
+        x_BTD, group_caches = passed(group, policy, x_BTD, context, group_caches)
         new_caches |= dict(zip(names, group_caches or [None] * len(names), strict=True))
     return x_BTD, None if caches is None else new_caches
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from easydel.layers.linear import Linear
-from easydel.lora.linear import LEAVES, AdaptedLinear, LoRA
+from easydel.lora.linear import AdaptedLinear, LoRA
 from easydel.lora.places import adapt, adapted_places, give, rebind, targeted
 from easydel.model import BaseNNXModule
-from easydel.tree import Tree, flatten
+from easydel.tree import ADAPTERS, Tree, flatten
 
 
 def add_adapters(model: BaseNNXModule, lora: LoRA, *, seed: int = 0) -> Tree:
@@ -42,7 +42,7 @@ def merge_adapters(model: BaseNNXModule, params: Mapping[str, Any] | None = None
         module, path = place.module, place.path
         assert isinstance(module, AdaptedLinear)
         kernel, scales = leaves[f"{path}/kernel"], leaves.pop(f"{path}/kernel_scale", None)
-        low, high = (leaves.pop(f"{path}/{leaf}") for leaf in LEAVES)
+        low, high = (leaves.pop(f"{path}/{leaf}") for leaf in ADAPTERS)
         leaves[f"{path}/kernel"] = jax.jit(module.merged, out_shardings=kernel.sharding)(kernel, scales, low, high)
         plain = Linear(place.inputs, place.outputs, module.policy, bias=module.bias is not None)
         plain.kernel, plain.bias = module.kernel, module.bias

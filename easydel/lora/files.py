@@ -21,10 +21,10 @@ from easydel.config import HFConfig
 from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
 from easydel.lora.fit import check_copies, check_fit, tensor_names
-from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
+from easydel.lora.linear import ALL_LINEAR, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
 from easydel.model import BaseNNXModule
-from easydel.tree import Tree, flatten
+from easydel.tree import ADAPTERS, Tree, flatten
 from easydel.weights.export import Entry, on_host, write_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -78,7 +78,7 @@ def save_adapters(
     lora = adapted[0].module.lora  # type: ignore[attr-defined]
     tensors: list[Entry] = []
     for place in adapted:
-        for number, leaf in enumerate(LEAVES):
+        for number, leaf in enumerate(ADAPTERS):
             array = leaves[f"{place.path}/{leaf}"]
             shape, rows = (array.shape[1:], range(len(array))) if place.stacked else (array.shape, [None])
             for name, row in zip(place.theirs, rows, strict=True):
@@ -134,7 +134,7 @@ def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:
             [_values(tensors[tensor_names(name)[number]], found) for name in place.theirs if name]
         )
         for place in chosen
-        for number, leaf in enumerate(LEAVES)
+        for number, leaf in enumerate(ADAPTERS)
     }
     adapt(model, lora, chosen)
     return give(model, chosen, arrays)

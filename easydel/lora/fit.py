@@ -10,11 +10,11 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import CheckpointError, UnsupportedModelError, listed
-from easydel.lora.linear import LEAVES, LoRA
+from easydel.lora.linear import LoRA
 from easydel.lora.places import Place, per_layer_shapes
 from easydel.model import BaseNNXModule
 from easydel.quantize import quantize_rows
-from easydel.tree import flatten
+from easydel.tree import ADAPTERS, flatten
 from easydel.weights.export import on_host
 from easydel.weights.expressions import source_names
 from easydel.weights.plan import is_number
@@ -23,8 +23,8 @@ PREFIX = "base_model.model."
 
 
 def tensor_names(module: str) -> list[str]:
-    """What PEFT calls the adapters of a module of the checkpoint, in the order of `LEAVES`."""
-    return [f"{PREFIX}{module}.{leaf}.weight" for leaf in LEAVES]
+    """What PEFT calls the adapters of a module of the checkpoint, in the order of `ADAPTERS`."""
+    return [f"{PREFIX}{module}.{leaf}.weight" for leaf in ADAPTERS]
 
 
 def copy_name(module: str) -> str:

@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.errors import ArgumentError, UnsupportedModelError, listed
 from easydel.layers.linear import Linear
-from easydel.lora.linear import LEAVES, AdaptedLinear, LoRA
+from easydel.lora.linear import AdaptedLinear, LoRA
 from easydel.model import BaseNNXModule
-from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.tree import ADAPTERS, Tree, bind, flatten, unflatten
 from easydel.weights.expressions import Source, Transpose
 
 # Multi-head latent attention multiplies with this kernel itself, an adapter would be passed over.
@@ -51,7 +51,7 @@ class Place:
         return self.module.kernel.get_raw_value().ndim == 3
 
     def shapes(self, r: int) -> list[tuple[int, int]]:
-        """Of one layer's adapters, in the order of `LEAVES`."""
+        """Of one layer's adapters, in the order of `ADAPTERS`."""
         return [(r, self.inputs), (self.outputs, r)]
 
     def arranged(self, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -157,7 +157,7 @@ def give(model: BaseNNXModule, chosen: Sequence[Place], arrays: Mapping[str, np.
     for place in chosen:
         sharding = leaves[f"{place.path}/kernel"].sharding
         whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
-        for leaf in LEAVES:
+        for leaf in ADAPTERS:
             path = f"{place.path}/{leaf}"
             leaves[path] = jax.jit(jnp.copy, out_shardings=whole)(arrays[path])  # JAX's own memory: it is donated
     return rebind(model, leaves)

@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import jax
 import numpy as np
 
-from easydel.cache import cache_stages
-from easydel.generate.layerwise import first_pass
+from easydel.generate.cache_lengths import cache_stages
+from easydel.generate.prefill_by_layer import first_pass
 from easydel.generate.programs import grow, loop, program, step
 from easydel.generate.prompt import Prompt
 from easydel.model import BaseNNXModule

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from easydel.decoder import Decoder
-from easydel.generate.programs import Made, State, enter, leave, pass_layers, prefill
+from easydel.generate.programs import DecodeState, Made, enter, leave, pass_layers, prefill
 from easydel.generate.prompt import Prompt
 from easydel.model import BaseNNXModule
 from easydel.ops.sampling import Rules
@@ -29,7 +29,7 @@ REPEATS = 4  # layers of a kind, on average, from which three programs are quick
 
 def first_pass(
     program: Program, model: BaseNNXModule, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
-) -> tuple[State, Made]:
+) -> tuple[DecodeState, Made]:
     """The state after the first new token, by the programs that are best for the model. `source` is for an encoder.
 
     `program` makes one of the functions of `programs` something that takes its arguments after the model.
