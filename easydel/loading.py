@@ -23,7 +23,8 @@ from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, UnsupportedModelError, listed
 from easydel.families import Family, find_family, find_wrapper
-from easydel.model import BaseNNXModule, CausalLMOutput, forward
+from easydel.model import BaseNNXModule
+from easydel.module import CausalLMOutput, LanguageModel, forward
 from easydel.policy import Policy
 from easydel.progress import progress_bar
 from easydel.quantize import make_int8
@@ -354,7 +355,7 @@ def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collect
 @lru_cache
 def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
     """Once for each kind of model in a process: its trace takes longer than all other planning."""
-    model = BaseNNXModule(record, HFConfig({}), policy)
+    model = LanguageModel(record, HFConfig({}), policy)
 
     def run(params: Tree, input_ids: jax.Array) -> CausalLMOutput:
         return forward(model, params, record.example({"input_ids": input_ids}))

@@ -15,14 +15,14 @@ from easydel.generate.programs import DecodeState, Made, grow, loop, program, st
 from easydel.generate.prompt import Prompt
 from easydel.generate.prompt_cache import PromptCache
 from easydel.generate.streamers import Listen
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 
 Params = Mapping[str, Any]
 
 
 def decode(
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Params,
     prompt: Prompt,
     source: Prompt | None,
@@ -46,7 +46,7 @@ def decode(
 
 
 def _looped(
-    model: BaseNNXModule, params: Params, state: DecodeState, made: Made, rules: Rules, new: int, slots: int
+    model: LanguageModel, params: Params, state: DecodeState, made: Made, rules: Rules, new: int, slots: int
 ) -> tuple[np.ndarray, DecodeState]:
     """Loops inside of programs, one for each length of the cache."""
     finish_compiling(model)
@@ -60,7 +60,7 @@ def _looped(
 
 def _streamed(
     listen: Listen,
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Params,
     state: DecodeState,
     made: Made,
@@ -85,7 +85,7 @@ def _streamed(
 
 
 def _steps(
-    model: BaseNNXModule, params: Params, state: DecodeState, rules: Rules, new: int, slots: int
+    model: LanguageModel, params: Params, state: DecodeState, rules: Rules, new: int, slots: int
 ) -> Iterator[tuple[DecodeState, Made]]:
     """The steps after the first token, each sent off when it is asked for."""
     count = 1

@@ -13,14 +13,14 @@ from easydel.generate.prefill_by_layer import first_pass
 from easydel.generate.programs import DecodeState, Made, emit, empty, extend, grow, program
 from easydel.generate.prompt import Prompt
 from easydel.generate.prompt_cache import PromptCache
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 
 Params = Mapping[str, Any]
 
 
 def begin(
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Params,
     prompt: Prompt,
     source: Prompt | None,
@@ -42,7 +42,7 @@ def begin(
 
 
 def _read(
-    model: BaseNNXModule, params: Params, state: DecodeState, prompt: Prompt, start: int, rules: Rules, chunk: int
+    model: LanguageModel, params: Params, state: DecodeState, prompt: Prompt, start: int, rules: Rules, chunk: int
 ) -> tuple[DecodeState, Made, int]:
     """`prompt` from slot `start` on, `chunk` tokens at a time; the last ones are padded on the right."""
     size, end = prompt_bucket(chunk) if chunk == prompt.length else chunk, start + prompt.length

@@ -19,7 +19,7 @@ from easydel.encdec import EncoderDecoder
 from easydel.generate.cache_lengths import extended, sharded
 from easydel.generate.prompt import Prompt
 from easydel.layers.context import Context
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules, choose_tokens
 from easydel.tree import bind, replica
 
@@ -54,7 +54,7 @@ class Made:
 
 
 def prefill(
-    model: BaseNNXModule, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
+    model: LanguageModel, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
 ) -> tuple[DecodeState, Made]:
     """The state after the first new token; its cache has room for the prompts alone. `source` is for an encoder."""
     B, T = prompt.ids_BT.shape
@@ -68,14 +68,14 @@ def prefill(
     return _first(model, cache, prompt, logits_BV, rules)
 
 
-def enter(model: BaseNNXModule, outer: Params, prompt: Prompt) -> jax.Array:
+def enter(model: LanguageModel, outer: Params, prompt: Prompt) -> jax.Array:
     """What the first layer gets of the prompts, [B, T, D]; `outer` are the parameters without layers."""
     context, _ = _start(prompt)
     return model.bound(outer).model.enter(jnp.asarray(prompt.ids_BT), context.positions_BT)
 
 
 def pass_layers(
-    model: BaseNNXModule, kinds: Sequence[int], layers: Sequence[Params], x_BTD: jax.Array, prompt: Prompt
+    model: LanguageModel, kinds: Sequence[int], layers: Sequence[Params], x_BTD: jax.Array, prompt: Prompt
 ) -> tuple[jax.Array, list[Any]]:
     """Output and caches of layers one behind the other, like those of numbers `kinds`, with parameters of their own."""
     context, _ = _start(prompt)
@@ -90,7 +90,7 @@ def pass_layers(
 
 
 def leave(
-    model: BaseNNXModule, outer: Params, x_BTD: jax.Array, prompt: Prompt, rules: Rules
+    model: LanguageModel, outer: Params, x_BTD: jax.Array, prompt: Prompt, rules: Rules
 ) -> tuple[DecodeState, Made]:
     """The state after the first new token, of the last layer's output; the layers' caches are not in it."""
     own, (_, cache) = model.bound(outer), _start(prompt)
@@ -108,7 +108,7 @@ def _start(prompt: Prompt) -> tuple[Context, Cache]:
 
 
 def _first(
-    model: BaseNNXModule, cache: Any, prompt: Prompt, logits_BV: jax.Array, rules: Rules
+    model: LanguageModel, cache: Any, prompt: Prompt, logits_BV: jax.Array, rules: Rules
 ) -> tuple[DecodeState, Made]:
     """The state after the token that `logits_BV` call for; nothing but the prompts was read into `cache`."""
     B, T = prompt.ids_BT.shape
@@ -118,7 +118,7 @@ def _first(
     return _emit(model, DecodeState(cache, tokens_BS, first_B, slot, count, jnp.zeros((B,), bool)), logits_BV, rules)
 
 
-def empty(model: BaseNNXModule, first_B: jax.Array, length: int) -> DecodeState:
+def empty(model: LanguageModel, first_B: jax.Array, length: int) -> DecodeState:
     """The state before any token is read, with room for `length` of them."""
     B, zero = len(first_B), jnp.zeros((), jnp.int32)
     cache, tokens_BS = model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)
@@ -126,7 +126,7 @@ def empty(model: BaseNNXModule, first_B: jax.Array, length: int) -> DecodeState:
 
 
 def extend(
-    model: BaseNNXModule, params: Params, state: DecodeState, part: Prompt, start: jax.Array, count: jax.Array
+    model: LanguageModel, params: Params, state: DecodeState, part: Prompt, start: jax.Array, count: jax.Array
 ) -> tuple[DecodeState, jax.Array]:
     """The state after reading the first `count` tokens of `part` into the slots from `start` on, and logits [B, V].
 
@@ -146,12 +146,12 @@ def extend(
     return _placed(model, state), logits_BV
 
 
-def emit(model: BaseNNXModule, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
+def emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
     """The state with the token that `logits_BV` call for."""
     return _emit(model, state, logits_BV, rules)
 
 
-def grow(model: BaseNNXModule, state: DecodeState, length: int) -> DecodeState:
+def grow(model: LanguageModel, state: DecodeState, length: int) -> DecodeState:
     """The same with room for `length` tokens, if there is less."""
     B, length = state.tokens_BS.shape[0], max(length, state.tokens_BS.shape[1])
     shapes = jax.eval_shape(lambda: (model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)))
@@ -159,7 +159,7 @@ def grow(model: BaseNNXModule, state: DecodeState, length: int) -> DecodeState:
     return _placed(model, replace(state, cache=cache, tokens_BS=tokens_BS))
 
 
-def step(model: BaseNNXModule, params: Params, state: DecodeState, rules: Rules) -> tuple[DecodeState, Made]:
+def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules) -> tuple[DecodeState, Made]:
     """One more token for each row."""
     own = model.bound(params)
     last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BS, state.slot - 1, 1, axis=1)
@@ -170,7 +170,7 @@ def step(model: BaseNNXModule, params: Params, state: DecodeState, rules: Rules)
 
 
 def loop(
-    model: BaseNNXModule, params: Params, state: DecodeState, rules: Rules, limit: jax.Array
+    model: LanguageModel, params: Params, state: DecodeState, rules: Rules, limit: jax.Array
 ) -> tuple[DecodeState, Made]:
     """Steps until all rows have finished, or have `limit` new tokens."""
 
@@ -183,7 +183,7 @@ def loop(
     return _placed(model, state), made  # what holds inside of a loop need not hold for its result
 
 
-def _emit(model: BaseNNXModule, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
+def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
     """The state with the token that `logits_BV` call for."""
     policy = model.policy
     logits_BV = policy.shard(logits_BV, policy.axes.batch_axis, None)
@@ -202,7 +202,7 @@ def _emit(model: BaseNNXModule, state: DecodeState, logits_BV: jax.Array, rules:
     return _placed(model, state), made
 
 
-def _placed(model: BaseNNXModule, state: DecodeState) -> DecodeState:
+def _placed(model: LanguageModel, state: DecodeState) -> DecodeState:
     """With the cache split over the mesh, and tokens whole on every device, so that any process can read them."""
     tokens_BS = model.policy.shard(state.tokens_BS, None, None)
     return replace(state, cache=sharded(state.cache, model.policy), tokens_BS=tokens_BS)
@@ -220,6 +220,6 @@ _OPTIONS: Mapping[Callable[..., Any], Mapping[str, int]] = {
 }
 
 
-def program(model: BaseNNXModule, function: Callable[..., Any]) -> jax.stages.Wrapped:
+def program(model: LanguageModel, function: Callable[..., Any]) -> jax.stages.Wrapped:
     """One of the functions here, jitted for a model: it is called without its first argument."""
     return model.compiled(function, **_OPTIONS.get(function, {}))

@@ -9,7 +9,7 @@ import numpy as np
 from easydel.errors import ArgumentError
 from easydel.generate.prompt import Prompt
 from easydel.generate.settings import GenerateSettings
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules, Sampling
 
 DEFAULT_NEW_TOKENS = 20  # max_length of transformers; since its version 5 it counts new tokens if nobody sets it
@@ -28,7 +28,7 @@ def ending(settings: GenerateSettings) -> tuple[list[int], int | None]:
     return ends, pad
 
 
-def new_tokens(model: BaseNNXModule, settings: GenerateSettings, prompt: Prompt, source: Prompt | None) -> int:
+def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt, source: Prompt | None) -> int:
     """How many tokens at most follow the prompts; ArgumentError if there is no room for one, or not for as many."""
     new, total, longest = settings["max_new_tokens"], settings["max_length"], model.record.longest
     read = prompt.attended if source is None else max(prompt.attended, source.attended)

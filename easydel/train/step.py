@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
 from easydel.inputs import check_params, check_tokens
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.sharding.placement import fit
 from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens, zero
 from easydel.tree import ADAPTERS, Tree, flatten, unflatten
@@ -69,7 +69,7 @@ class Metrics:
 
 
 def init_state(
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Mapping[str, Any],
     optimizer: Optimizer,
     *,
@@ -117,7 +117,7 @@ def moment_shardings(optimizer: Optimizer, trained: Tree) -> Any:
 
 
 def step(
-    model: BaseNNXModule,
+    model: LanguageModel,
     optimizer: Optimizer,
     *,
     accumulate: int = 1,
@@ -158,7 +158,7 @@ class Step:
     """What `step` returns. `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss),
     `attention_mask`, `position_ids` and `segment_ids`; in several processes each gives the whole batch."""
 
-    model: BaseNNXModule
+    model: LanguageModel
     optimizer: Optimizer
     accumulate: int
     clip: float | None
