@@ -42,7 +42,7 @@ def make_cases(directory: str) -> dict[str, Case]:
     from easydel import AutoEasyDeLModelForCausalLM
     from easydel.generate import _prepared
     from easydel.generate.programs import prefill
-    from easydel.model import forward
+    from easydel.module import forward
 
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
     ids = np.random.default_rng(0).integers(3, SHAPES[SHAPE]["vocab_size"], (1, PROMPT))

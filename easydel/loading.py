@@ -23,7 +23,8 @@ from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, UnsupportedModelError, listed
 from easydel.families import Family, find_family, find_wrapper
-from easydel.model import BaseNNXModule, CausalLMOutput, forward
+from easydel.model import BaseNNXModule
+from easydel.module import CausalLMOutput, LanguageModel, forward
 from easydel.policy import Policy
 from easydel.progress import progress_bar
 from easydel.quantize import make_int8
@@ -31,7 +32,7 @@ from easydel.report import print_sizes
 from easydel.sharding import PartitionAxis, Rules, default_rules, shardings
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights import mxfp4
-from easydel.weights.load import load
+from easydel.weights.execute import execute
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, TensorSource, head_differs, make_plan
 from easydel.weights.saved import MANIFEST, Manifest, read_manifest
@@ -49,7 +50,7 @@ SLACK = 64  # sizes may be products of others, and of parts that this family doe
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """A checkpoint whose headers were read: its config, its tensors, and the manifest if `save_pretrained` wrote it."""
 
     path: Path
@@ -82,7 +83,7 @@ class Placement:
     functions: Mapping[str, Callable[[jax.Array], jax.Array]]
 
 
-def open_source(where: Path | Streamed, *, saved: bool) -> Source:
+def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
     """Read config and headers: of a directory, of one file with a config.json beside it (GGUF holds its own), or of a
     repository whose weights stay on the Hub.
     """
@@ -103,12 +104,12 @@ def open_source(where: Path | Streamed, *, saved: bool) -> Source:
         from easydel.weights.gguf import hf_tensors
 
         config = gguf_config(checkpoint)
-        return Source(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
+        return CheckpointSource(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
     config, tensors = dequantized(HFConfig.from_file(directory / "config.json"), checkpoint)
-    return Source(path, config, checkpoint, tensors, manifest, identity)
+    return CheckpointSource(path, config, checkpoint, tensors, manifest, identity)
 
 
-def language_model(source: Source) -> Source:
+def language_model(source: CheckpointSource) -> CheckpointSource:
     """What `source` holds of a language model: all, or of a multimodal checkpoint that part, as one of its own."""
     outer = source.config
     wrapper = find_wrapper(outer.get("model_type"))
@@ -183,7 +184,7 @@ def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
         raise ConfigError(f"describes a model larger than its checkpoint:{listed(problems)}", file=config.file)
 
 
-def build_model(family: Family, config: HFConfig, policy: Policy, source: Source) -> BaseNNXModule:
+def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
     """The model without values. As in transformers, a head that the file holds and that differs is not tied."""
     record, names = family.record(config)
     tied = isinstance(record, Decoder) and record.head.tied and source.manifest is None
@@ -230,7 +231,7 @@ def flat_functions(functions: Mapping[Any, Any], prefix: str = "") -> dict[str, 
 
 def fill(
     model: BaseNNXModule,
-    source: Source,
+    source: CheckpointSource,
     where: Placement,
     *,
     input_shape: tuple[int, ...],
@@ -283,7 +284,7 @@ def fill(
                 show(share * total)
 
         dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
-        params, model.load_report = load(
+        params, model.load_report = execute(
             plan,
             sharding,
             dtypes,
@@ -323,7 +324,7 @@ def owned(array: jax.Array) -> jax.Array:
     return jax.jit(jnp.copy, out_shardings=array.sharding)(array)
 
 
-def plan_for(model: BaseNNXModule, source: Source) -> tuple[Plan, Collection[str]]:
+def plan_for(model: BaseNNXModule, source: CheckpointSource) -> tuple[Plan, Collection[str]]:
     """The plan for a model whose parameters are floats so far, and which of them the directory stores as int8."""
     table = OWN if source.manifest is not None else model.names
     stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
@@ -354,7 +355,7 @@ def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collect
 @lru_cache
 def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
     """Once for each kind of model in a process: its trace takes longer than all other planning."""
-    model = BaseNNXModule(record, HFConfig({}), policy)
+    model = LanguageModel(record, HFConfig({}), policy)
 
     def run(params: Tree, input_ids: jax.Array) -> CausalLMOutput:
         return forward(model, params, record.example({"input_ids": input_ids}))

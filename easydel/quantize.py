@@ -17,7 +17,7 @@ from flax import nnx
 from easydel.errors import ArgumentError
 from easydel.tree import flatten, params_of
 
-LEAVES = ("kernel", "embedding")
+QUANTIZED = ("kernel", "embedding")
 # In float32, a number below 2**22 plus this is an integer: its lowest bits are the number, rounded to nearest even.
 ROUNDING = np.float32(3 << 22)
 TINY = np.finfo(np.float32).tiny  # below it, 1 / scale would not be finite
@@ -74,7 +74,7 @@ def _selects(target: str, path: str) -> bool:
 def _quantizable(module: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Paths of the leaves that have a place for a scale, and the modules that own them."""
     found: list[tuple[str, Any]] = []
-    for leaf in LEAVES:
+    for leaf in QUANTIZED:
         if hasattr(module, f"{leaf}_scale"):
             found.append((f"{prefix}{leaf}", module))
     children = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()

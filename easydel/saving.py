@@ -21,8 +21,7 @@ from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
 from easydel.hub.select import CONFIGS, VOCABULARIES
-from easydel.lora import LEAVES
-from easydel.tree import flatten
+from easydel.tree import ADAPTERS, flatten
 from easydel.weights.export import Entry, Parameters, entries, write_whole
 from easydel.weights.fill import assign
 from easydel.weights.names import OWN, Names
@@ -62,7 +61,7 @@ def save(
 def _without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by path; ArgumentError if there are adapters, which these files have no place for."""
     leaves = flatten(params)
-    if any(path.endswith(LEAVES) for path in leaves):
+    if any(path.endswith(ADAPTERS) for path in leaves):
         hint = "easydel.lora.save_adapters writes them alone, merge_adapters adds them to the kernels"
         raise ArgumentError("the model has adapters", hint=hint)
     return leaves

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 Tree = dict[str, Any]
+ADAPTERS = ("lora_A", "lora_B")  # what adapters are called among parameters
 
 
 def _children(module: Any) -> Iterable[tuple[str, Any]]:

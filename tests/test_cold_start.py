@@ -17,7 +17,7 @@ from commands import make_model
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.compilation import use_compilation_cache
 from easydel.generate import compile_ahead
-from easydel.generate.ahead import finish_compiling
+from easydel.generate.precompile import finish_compiling
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 PROMPT = np.array([[5, 6, 7, 8]])

@@ -16,7 +16,7 @@ from cases.encdec import bart, t5
 from cases.llama import llama
 from parity import make_reference, padded_mask, random_ids
 
-import easydel.cache
+import easydel.generate.cache_lengths
 import easydel.ops.chunked
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.generate.programs import grow, loop, prefill, step
@@ -134,9 +134,9 @@ def test_other_lengths_and_values_compile_nothing(loaded: Loaded):
 def test_a_growing_cache_changes_nothing(loaded: Loaded, monkeypatch: pytest.MonkeyPatch):
     new, ends = 50, {"eos_token_id": [95, 96, 97], "pad_token_id": 0}
     expected = loaded.tokens(max_new_tokens=new, **ends)
-    monkeypatch.setattr(easydel.cache, "SHORTEST", 32)
-    monkeypatch.setattr(easydel.cache, "AHEAD", 8)
-    assert easydel.cache.cache_lengths(16, new) == [32, 128]
+    monkeypatch.setattr(easydel.generate.cache_lengths, "SHORTEST", 32)
+    monkeypatch.setattr(easydel.generate.cache_lengths, "AHEAD", 8)
+    assert easydel.generate.cache_lengths.cache_lengths(16, new) == [32, 128]
     np.testing.assert_array_equal(loaded.tokens(max_new_tokens=new, **ends), expected)
     np.testing.assert_array_equal(loaded.tokens(max_new_tokens=new, streamer=print, **ends), expected)
 

@@ -20,7 +20,7 @@ from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, ConfigError
 from easydel.generate.prompt import Prompt
-from easydel.generate.rules import new_tokens
+from easydel.generate.sampling_rules import new_tokens
 from easydel.generate.settings import CHECKS, DEFAULTS, KNOWN, read_defaults, resolve
 
 CASE = llama("arguments", num_hidden_layers=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -14,15 +15,21 @@ PACKAGE = ROOT / "easydel"
 LAYERS = [
     {"errors", "threads", "compilation"},
     {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize", "inputs"},
-    {"layers", "weights", "hub", "tokenizer", "cache"},
+    {"layers", "weights", "hub", "tokenizer"},
     {"decoder", "encdec", "wrapper"},
     {"families"},
-    {"model", "generate", "lora", "saving", "progress", "report"},
+    {"module"},
+    {"generate", "lora", "saving", "progress", "report"},
+    {"model"},
     {"loading"},
     {"auto"},
     {"train"},
     {"cli"},
 ]
+UPWARD = (
+    "model",
+    "auto",
+)  # `BaseNNXModule.from_pretrained` loads what it is a method of, by an import when it is called
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MAX_LINES = 400
 MAX_FAMILY_LINES = 40
@@ -33,8 +40,8 @@ def top(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(file: Path, source: str) -> Iterator[tuple[int, str]]:
-    """(line, top) for each import of a part of easydel, at any depth: an import in a function is a dependency too."""
+def imported(file: Path, source: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, dotted name in parts) for each import of easydel, at any depth: one in a function is a dependency too."""
     package = ["easydel", *file.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -45,16 +52,40 @@ def imported(file: Path, source: str) -> Iterator[tuple[int, str]]:
             names = [[*module, alias.name] for alias in node.names]
         else:
             continue
-        yield from ((node.lineno, name[1]) for name in names if name[0] == "easydel" and len(name) > 1)
+        yield from ((node.lineno, name) for name in names if name[0] == "easydel" and len(name) > 1)
 
 
 def upward_imports(file: Path, source: str) -> list[str]:
     own = top(file)
     return [
         f"{file.relative_to(ROOT)}:{line}: {own} imports {other}"
-        for line, other in imported(file, source)
-        if other != own and (other not in LEVEL or LEVEL[other] > LEVEL[own])
+        for line, (_, other, *_) in imported(file, source)
+        if other != own and (own, other) != UPWARD and (other not in LEVEL or LEVEL[other] > LEVEL[own])
     ]
+
+
+def file_of(name: list[str]) -> Path | None:
+    """The file of the module of that dotted name, or of the module that what is named is in."""
+    for parts in (name, name[:-1]):
+        place = ROOT.joinpath(*parts)
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file() and file != PACKAGE / "__init__.py":
+                return file
+    return None
+
+
+def way_back(start: str, imports: Mapping[str, Collection[str]]) -> list[str]:
+    """The shortest circle of imports that begins and ends at `start`; nothing if there is none."""
+    ways, seen = deque([[start]]), set[str]()
+    while ways:
+        way = ways.popleft()
+        for other in sorted(imports.get(way[-1], ())):
+            if other == start:
+                return [*way, start]
+            if other not in seen:
+                seen.add(other)
+                ways.append([*way, other])
+    return []
 
 
 def modules() -> list[Path]:
@@ -67,6 +98,24 @@ def test_every_module_has_a_layer():
 
 def test_dependencies_point_downwards():
     assert [problem for file in modules() for problem in upward_imports(file, file.read_text())] == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    imports = {
+        str(file.relative_to(PACKAGE)): {
+            str(other.relative_to(PACKAGE))
+            for _, name in imported(file, file.read_text())
+            if (top(file), name[1]) != UPWARD and (other := file_of(name)) not in (None, file)
+        }
+        for file in modules()
+    }
+    assert [" -> ".join(circle) for file in imports if (circle := way_back(file, imports))] == []
+
+
+def test_a_circle_of_any_length_is_seen():
+    assert way_back("a", {"a": "b", "b": "c", "c": "d"}) == []
+    assert way_back("a", {"a": "ab"}) == ["a", "a"]
+    assert way_back("a", {"a": "bc", "b": "d", "c": "d", "d": "a"}) == ["a", "b", "d", "a"]
 
 
 @pytest.mark.parametrize(

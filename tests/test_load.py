@@ -22,9 +22,9 @@ from safetensors.numpy import save_file
 from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
 from easydel.checkpoint import open_checkpoint
 from easydel.tree import flatten
+from easydel.weights.execute import execute
 from easydel.weights.expressions import Expression, Rows, Source, Stack, Transpose, assemble, runs
 from easydel.weights.fill import Filler, mappable
-from easydel.weights.load import load
 from easydel.weights.plan import Plan
 
 CASE = Case("llama-load", "llama", SIZES | {"num_hidden_layers": 2})
@@ -210,7 +210,7 @@ def test_a_file_that_shrinks_during_the_load_is_an_error(directory: Path, tmp_pa
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:5000])
     sharding = {"p": jax.sharding.SingleDeviceSharding(jax.devices()[0])}
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*'a'.*shrank"):
-        load(plan, sharding, {"p": np.dtype(np.float64)})
+        execute(plan, sharding, {"p": np.dtype(np.float64)})
 
 
 MEASURE = """
@@ -223,7 +223,7 @@ def anonymous():
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith("RssAnon"))
 
 AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[1])  # imports and small caches are not what is measured
-original, peak = loading.load, 0
+original, peak = loading.execute, 0
 def watched(*args, **kwargs):
     global before, peak
     before, running = anonymous(), True
@@ -238,7 +238,7 @@ def watched(*args, **kwargs):
     running = False
     thread.join()
     return result
-loading.load = watched
+loading.execute = watched
 model, params = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[2], **eval(sys.argv[3]))
 report = model.load_report
 print(peak - before, report.peak_bytes, sum(leaf.nbytes for leaf in jax.tree.leaves(params)), report.bytes_mapped)

@@ -14,8 +14,8 @@ import easydel.weights.read as reading
 from easydel.checkpoint import open_checkpoint
 from easydel.errors import CheckpointError
 from easydel.sharding import make_mesh
+from easydel.weights.execute import execute
 from easydel.weights.expressions import Expression, Rows, Source, Stack
-from easydel.weights.load import load
 from easydel.weights.plan import Plan
 
 COLUMNS = 2048  # bfloat16, over two devices: pieces of 2 KiB
@@ -53,7 +53,7 @@ def loaded(plan: Plan, dtype: np.dtype, *, vectors: bool = False) -> tuple[np.nd
     """The parameter, split over columns and (unless these are stacked `vectors`) rows, and the bytes that were read."""
     mesh = make_mesh((1, 2, 2, 2), ("dp", "fsdp", "tp", "sp"), None)
     spec = jax.sharding.PartitionSpec(*[None] * (len(plan.shapes["p"]) - 2), None if vectors else "tp", ("fsdp",))
-    params, report = load(plan, {"p": jax.sharding.NamedSharding(mesh, spec)}, {"p": dtype})
+    params, report = execute(plan, {"p": jax.sharding.NamedSharding(mesh, spec)}, {"p": dtype})
     return np.asarray(params["p"]), report.bytes_read
 
 

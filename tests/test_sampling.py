@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from easydel.ops.sampling import Rules, Sampling, choose, process, warp
+from easydel.ops.sampling import Rules, Sampling, choose_tokens, process, warp
 
 B, V, S = 4, 97, 24
 SLOT, FIRST = 17, np.array([0, 3, 9, 16])  # left padding before FIRST, nothing yet from SLOT on
@@ -58,7 +58,7 @@ def reference(scores: np.ndarray, tokens: np.ndarray, *processors: Any) -> np.nd
 def draw(logits: Any, rules: Rules, count: int = 0) -> np.ndarray:
     logits = jnp.asarray(logits)
     empty = jnp.full((logits.shape[0], 4), logits.shape[1])
-    return np.asarray(choose(logits, empty, jnp.int32(1), jnp.int32(count), rules))
+    return np.asarray(choose_tokens(logits, empty, jnp.int32(1), jnp.int32(count), rules))
 
 
 @pytest.mark.parametrize("penalty", [0.4, 1.7])

@@ -113,6 +113,22 @@ for place in sorted(Path(sys.argv[3]).iterdir(), key=lambda path: int(path.name)
 """
 
 
+def test_what_save_pretrained_wrote_is_loaded_by_the_class_of_the_model(model: BaseNNXModule, tmp_path: Path):
+    model.save_pretrained(tmp_path / "saved")
+    again, params = BaseNNXModule.from_pretrained(tmp_path / "saved", dtype="bfloat16")
+    assert type(again) is BaseNNXModule
+    assert again.policy.dtype == "bfloat16", "the arguments of a load are taken"
+    jax.tree.map(np.testing.assert_array_equal, params, model.params)
+
+
+def test_the_class_of_the_model_loads_nothing_that_transformers_wrote(model: BaseNNXModule, tmp_path: Path):
+    model.export(tmp_path / "exported")
+    with pytest.raises(CheckpointError, match="from_torch=False is for directories written by save_pretrained"):
+        BaseNNXModule.from_pretrained(tmp_path / "exported")
+    with pytest.raises(ArgumentError, match="from_torch is always False here; AutoEasyDeLModelForCausalLM"):
+        BaseNNXModule.from_pretrained(tmp_path / "exported", from_torch=True)
+
+
 @SAVED
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_save_killed_at_any_point_leaves_one_whole_model(model: BaseNNXModule, tmp_path: Path, kind: str):

@@ -24,8 +24,8 @@ from easydel.hub import stream
 from easydel.hub.stream import RemoteFile
 from easydel.tree import flatten
 from easydel.weights import fill as filling
+from easydel.weights.execute import execute
 from easydel.weights.expressions import Expression, Rows, Source, Stack, Transpose
-from easydel.weights.load import load
 from easydel.weights.plan import Plan
 
 LLAMA = Case("llama-stream", "llama", SIZES | {"num_hidden_layers": 2})
@@ -155,7 +155,7 @@ def test_a_mesh_of_some_columns_gets_its_part(
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     placement = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * (len(shape) - 2), "x", "y"))
     for dtype in (np.float32, np.float16):
-        params, _ = load(remote, {"p": placement}, {"p": np.dtype(dtype)})
+        params, _ = execute(remote, {"p": placement}, {"p": np.dtype(dtype)})
         whole = {"as it is": arrays["a"], "permuted": arrays["a"][np.r_[40:64, 0:40]]}.get(form, arrays["a"].T)
         expected = np.broadcast_to(whole, shape) if form != "stack of transposes" else np.stack([whole] * 2)
         np.testing.assert_array_equal(params["p"], expected.astype(dtype))

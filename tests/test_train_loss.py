@@ -15,7 +15,7 @@ from cases.llama import llama
 from trained import empty, random_model, same_tree
 
 from easydel.errors import UnsupportedModelError
-from easydel.model import forward
+from easydel.module import forward
 from easydel.train import IGNORED, causal_loss
 from easydel.train.loss import grouped, token_losses
 

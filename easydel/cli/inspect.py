@@ -16,7 +16,7 @@ from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from easydel.checkpoint import Checkpoint
-    from easydel.loading import Source
+    from easydel.loading import CheckpointSource
     from easydel.model import BaseNNXModule
 
 Facts = dict[str, Any]
@@ -40,7 +40,7 @@ def inspect(model: Model, hub: Hub, as_json: Json = False) -> None:
         _print(facts)
 
 
-def _files(source: Source) -> Facts:
+def _files(source: CheckpointSource) -> Facts:
     checkpoint = source.checkpoint
     return {
         "path": str(source.path),
@@ -76,7 +76,7 @@ def _tensors(checkpoint: Checkpoint) -> list[Facts]:
     ]
 
 
-def _architecture(source: Source) -> Facts:
+def _architecture(source: CheckpointSource) -> Facts:
     """What our model of it says; `problem` is why it cannot be loaded, if it cannot."""
     from easydel.auto import choose_family
     from easydel.loading import build_model, check_sizes, language_model, plan_for

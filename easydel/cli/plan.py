@@ -174,7 +174,7 @@ def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: in
     import jax
     import numpy as np
 
-    from easydel.cache import cache_lengths
+    from easydel.generate.cache_lengths import cache_lengths
     from easydel.sharding.placement import fit
 
     slots = cache_lengths(length, 0)[-1]
@@ -203,7 +203,7 @@ def _cache_leaves(model: BaseNNXModule, batch: int, length: int) -> list[tuple[A
 
 
 def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:
-    from easydel.weights.steps import ACTIONS
+    from easydel.weights.explain import ACTIONS
 
     print(f"{facts['parameters']:,} parameters on {facts['devices']} devices, mesh {mesh_text(facts['mesh'])}")
     print_rows(rows)

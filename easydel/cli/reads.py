@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
     from easydel.model import BaseNNXModule
+    from easydel.weights.explain import ReadStep
     from easydel.weights.plan import Plan
-    from easydel.weights.steps import Step
 
 
 def reads_of(
     model: BaseNNXModule, read_plan: Plan, int8: set[str], placed: Mapping[str, NamedSharding], mesh: AbstractMesh
-) -> list[Step]:
+) -> list[ReadStep]:
     """Every read of a load by all processes together; parts that several devices hold are read once."""
     import numpy as np
 
     from easydel.tree import flatten
-    from easydel.weights.steps import steps
+    from easydel.weights.explain import read_steps
 
     leaves = flatten(model.params)
     splits = {path: _splits(placed[path].spec, len(leaf.shape), mesh) for path, leaf in leaves.items()}
-    return list(steps(read_plan, splits, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}, int8))
+    return list(read_steps(read_plan, splits, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}, int8))
 
 
 def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:
@@ -38,7 +38,7 @@ def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:
     return [prod(mesh.shape[name] for name in names_in(axis)) for axis in axes]
 
 
-def bytes_by_action(reads: Iterable[Step]) -> dict[str, int]:
+def bytes_by_action(reads: Iterable[ReadStep]) -> dict[str, int]:
     """Bytes of files by what is done with them."""
     totals: dict[str, int] = {}
     for step in reads:
@@ -46,7 +46,7 @@ def bytes_by_action(reads: Iterable[Step]) -> dict[str, int]:
     return totals
 
 
-def facts_of(step: Step) -> dict[str, Any]:
+def facts_of(step: ReadStep) -> dict[str, Any]:
     return {
         "parameter": step.path,
         "index": [[part.start, part.stop] for part in step.index],
@@ -59,7 +59,7 @@ def facts_of(step: Step) -> dict[str, Any]:
     }
 
 
-def print_reads(reads: Iterable[Step]) -> None:
+def print_reads(reads: Iterable[ReadStep]) -> None:
     columns = ("parameter", "file", "first byte", "end", "bytes", "action")
     rows = [
         (

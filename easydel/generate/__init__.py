@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from easydel.cache import prompt_bucket
 from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError
-from easydel.generate.ahead import compile_programs
+from easydel.generate.cache_lengths import prompt_bucket
 from easydel.generate.decode import decode
-from easydel.generate.kept import PromptCache
+from easydel.generate.precompile import compile_programs
 from easydel.generate.prompt import Prompt, read_prompt, start_tokens
-from easydel.generate.rules import ending, make_rules, new_tokens, random_key
-from easydel.generate.settings import Settings, read_defaults, resolve
+from easydel.generate.prompt_cache import PromptCache
+from easydel.generate.sampling_rules import ending, make_rules, new_tokens, random_key
+from easydel.generate.settings import GenerateSettings, read_defaults, resolve
 from easydel.generate.streamers import listener
 from easydel.inputs import check_params, donations_explained
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 from easydel.tree import flatten
 
@@ -35,7 +35,7 @@ class GenerateOutput:
 
 
 def generate(
-    model: BaseNNXModule,
+    model: LanguageModel,
     input_ids: Any,
     attention_mask: Any = None,
     *,
@@ -70,14 +70,14 @@ def compile_ahead(
     seed: int = 0,
     rng: jax.Array | None = None,
     **arguments: Any,
-) -> Callable[[BaseNNXModule, Mapping[str, Any]], None]:
+) -> Callable[[LanguageModel, Mapping[str, Any]], None]:
     """For `from_pretrained(while_loading=...)`: compile what `generate` needs for such arguments while weights load.
 
     The arguments are those of `BaseNNXModule.generate`. A later call with as many rows, prompts of about the same
     length (what matters is the bucket: 128, 256, 512, ...) and the same kind of `streamer` then finds it all compiled.
     """
 
-    def compile_for(model: BaseNNXModule, shapes: Mapping[str, Any]) -> None:
+    def compile_for(model: LanguageModel, shapes: Mapping[str, Any]) -> None:
         run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
         compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamer is not None)
 
@@ -100,7 +100,7 @@ class _Run:
 
 
 def _prepared(
-    model: BaseNNXModule,
+    model: LanguageModel,
     input_ids: Any,
     attention_mask: Any,
     generation_config: Any,
@@ -117,7 +117,7 @@ def _prepared(
 
 
 def read_inputs(
-    model: BaseNNXModule, settings: Settings, input_ids: Any, attention_mask: Any
+    model: LanguageModel, settings: GenerateSettings, input_ids: Any, attention_mask: Any
 ) -> tuple[Prompt, Prompt | None]:
     """The prompts, or the decoder's first tokens and the encoder's input; each row as often as it is wanted."""
     repeats = settings["num_return_sequences"]

@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from easydel.cache import cache_stages
-from easydel.generate.ahead import finish_compiling
-from easydel.generate.begin import begin
-from easydel.generate.kept import PromptCache
-from easydel.generate.programs import Made, State, grow, loop, program, step
+from easydel.generate.cache_lengths import cache_stages
+from easydel.generate.precompile import finish_compiling
+from easydel.generate.prefill import begin
+from easydel.generate.programs import DecodeState, Made, grow, loop, program, step
 from easydel.generate.prompt import Prompt
+from easydel.generate.prompt_cache import PromptCache
 from easydel.generate.streamers import Listen
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 
 Params = Mapping[str, Any]
 
 
 def decode(
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Params,
     prompt: Prompt,
     source: Prompt | None,
@@ -46,8 +46,8 @@ def decode(
 
 
 def _looped(
-    model: BaseNNXModule, params: Params, state: State, made: Made, rules: Rules, new: int, slots: int
-) -> tuple[np.ndarray, State]:
+    model: LanguageModel, params: Params, state: DecodeState, made: Made, rules: Rules, new: int, slots: int
+) -> tuple[np.ndarray, DecodeState]:
     """Loops inside of programs, one for each length of the cache."""
     finish_compiling(model)
     for length, limit in cache_stages(slots, new):
@@ -60,14 +60,14 @@ def _looped(
 
 def _streamed(
     listen: Listen,
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Params,
-    state: State,
+    state: DecodeState,
     made: Made,
     rules: Rules,
     new: int,
     slots: int,
-) -> tuple[np.ndarray, State]:
+) -> tuple[np.ndarray, DecodeState]:
     """Each step is sent off before the tokens of the one before are waited for; not the first, which may compile."""
     tokens = [np.asarray(made.tokens_B)]
     listen(tokens[0])
@@ -85,8 +85,8 @@ def _streamed(
 
 
 def _steps(
-    model: BaseNNXModule, params: Params, state: State, rules: Rules, new: int, slots: int
-) -> Iterator[tuple[State, Made]]:
+    model: LanguageModel, params: Params, state: DecodeState, rules: Rules, new: int, slots: int
+) -> Iterator[tuple[DecodeState, Made]]:
     """The steps after the first token, each sent off when it is asked for."""
     count = 1
     for length, limit in cache_stages(slots, new):

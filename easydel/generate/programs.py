@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.cache import extended, sharded
 from easydel.decoder import Cache, make_context
 from easydel.encdec import EncoderDecoder
+from easydel.generate.cache_lengths import extended, sharded
 from easydel.generate.prompt import Prompt
 from easydel.layers.context import Context
-from easydel.model import BaseNNXModule
-from easydel.ops.sampling import Rules, choose
+from easydel.module import LanguageModel
+from easydel.ops.sampling import Rules, choose_tokens
 from easydel.tree import bind, replica
 
 # B batch, T prompt slots, S cache slots, V vocabulary
@@ -29,7 +29,7 @@ Params = Mapping[str, Any]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class State:
+class DecodeState:
     """A decode between two steps. `tokens_BS` holds prompts and new tokens, in the slots that they have in the cache.
 
     `first_B` is the first slot of each row that is not padding, `slot` the one that the next token goes to, `count`
@@ -54,8 +54,8 @@ class Made:
 
 
 def prefill(
-    model: BaseNNXModule, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
-) -> tuple[State, Made]:
+    model: LanguageModel, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
+) -> tuple[DecodeState, Made]:
     """The state after the first new token; its cache has room for the prompts alone. `source` is for an encoder."""
     B, T = prompt.ids_BT.shape
     own, cache = model.bound(params), model.init_cache(B, T)
@@ -68,14 +68,14 @@ def prefill(
     return _first(model, cache, prompt, logits_BV, rules)
 
 
-def enter(model: BaseNNXModule, outer: Params, prompt: Prompt) -> jax.Array:
+def enter(model: LanguageModel, outer: Params, prompt: Prompt) -> jax.Array:
     """What the first layer gets of the prompts, [B, T, D]; `outer` are the parameters without layers."""
     context, _ = _start(prompt)
     return model.bound(outer).model.enter(jnp.asarray(prompt.ids_BT), context.positions_BT)
 
 
 def pass_layers(
-    model: BaseNNXModule, kinds: Sequence[int], layers: Sequence[Params], x_BTD: jax.Array, prompt: Prompt
+    model: LanguageModel, kinds: Sequence[int], layers: Sequence[Params], x_BTD: jax.Array, prompt: Prompt
 ) -> tuple[jax.Array, list[Any]]:
     """Output and caches of layers one behind the other, like those of numbers `kinds`, with parameters of their own."""
     context, _ = _start(prompt)
@@ -89,7 +89,9 @@ def pass_layers(
     return x_BTD, caches
 
 
-def leave(model: BaseNNXModule, outer: Params, x_BTD: jax.Array, prompt: Prompt, rules: Rules) -> tuple[State, Made]:
+def leave(
+    model: LanguageModel, outer: Params, x_BTD: jax.Array, prompt: Prompt, rules: Rules
+) -> tuple[DecodeState, Made]:
     """The state after the first new token, of the last layer's output; the layers' caches are not in it."""
     own, (_, cache) = model.bound(outer), _start(prompt)
     logits_BV = own.record.logits(own.model, own.lm_head, own.model.leave(x_BTD[:, -1:]))[:, 0]
@@ -105,25 +107,27 @@ def _start(prompt: Prompt) -> tuple[Context, Cache]:
     return context, cache
 
 
-def _first(model: BaseNNXModule, cache: Any, prompt: Prompt, logits_BV: jax.Array, rules: Rules) -> tuple[State, Made]:
+def _first(
+    model: LanguageModel, cache: Any, prompt: Prompt, logits_BV: jax.Array, rules: Rules
+) -> tuple[DecodeState, Made]:
     """The state after the token that `logits_BV` call for; nothing but the prompts was read into `cache`."""
     B, T = prompt.ids_BT.shape
     tokens_BS = jnp.pad(prompt.ids_BT, ((0, 0), (0, 1)))  # the first new token follows the prompt
     first_B = jnp.argmax(prompt.attended_BT, axis=1).astype(jnp.int32)
     slot, count = jnp.asarray(T, jnp.int32), jnp.asarray(0, jnp.int32)
-    return _emit(model, State(cache, tokens_BS, first_B, slot, count, jnp.zeros((B,), bool)), logits_BV, rules)
+    return _emit(model, DecodeState(cache, tokens_BS, first_B, slot, count, jnp.zeros((B,), bool)), logits_BV, rules)
 
 
-def empty(model: BaseNNXModule, first_B: jax.Array, length: int) -> State:
+def empty(model: LanguageModel, first_B: jax.Array, length: int) -> DecodeState:
     """The state before any token is read, with room for `length` of them."""
     B, zero = len(first_B), jnp.zeros((), jnp.int32)
     cache, tokens_BS = model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)
-    return _placed(model, State(cache, tokens_BS, first_B, zero, zero, jnp.zeros((B,), bool)))
+    return _placed(model, DecodeState(cache, tokens_BS, first_B, zero, zero, jnp.zeros((B,), bool)))
 
 
 def extend(
-    model: BaseNNXModule, params: Params, state: State, part: Prompt, start: jax.Array, count: jax.Array
-) -> tuple[State, jax.Array]:
+    model: LanguageModel, params: Params, state: DecodeState, part: Prompt, start: jax.Array, count: jax.Array
+) -> tuple[DecodeState, jax.Array]:
     """The state after reading the first `count` tokens of `part` into the slots from `start` on, and logits [B, V].
 
     Nothing is known any more of what was in these slots and behind them.
@@ -138,16 +142,16 @@ def extend(
     made, finished_B = jnp.zeros_like(state.count), jnp.zeros_like(state.finished_B)
     end = start + count
     assert cache is not None
-    state = State({**cache, "offset": end}, tokens_BS, state.first_B, end, made, finished_B)
+    state = DecodeState({**cache, "offset": end}, tokens_BS, state.first_B, end, made, finished_B)
     return _placed(model, state), logits_BV
 
 
-def emit(model: BaseNNXModule, state: State, logits_BV: jax.Array, rules: Rules) -> tuple[State, Made]:
+def emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
     """The state with the token that `logits_BV` call for."""
     return _emit(model, state, logits_BV, rules)
 
 
-def grow(model: BaseNNXModule, state: State, length: int) -> State:
+def grow(model: LanguageModel, state: DecodeState, length: int) -> DecodeState:
     """The same with room for `length` tokens, if there is less."""
     B, length = state.tokens_BS.shape[0], max(length, state.tokens_BS.shape[1])
     shapes = jax.eval_shape(lambda: (model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)))
@@ -155,7 +159,7 @@ def grow(model: BaseNNXModule, state: State, length: int) -> State:
     return _placed(model, replace(state, cache=cache, tokens_BS=tokens_BS))
 
 
-def step(model: BaseNNXModule, params: Params, state: State, rules: Rules) -> tuple[State, Made]:
+def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules) -> tuple[DecodeState, Made]:
     """One more token for each row."""
     own = model.bound(params)
     last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BS, state.slot - 1, 1, axis=1)
@@ -165,10 +169,12 @@ def step(model: BaseNNXModule, params: Params, state: State, rules: Rules) -> tu
     return _emit(model, replace(state, cache=cache), logits_BV, rules)
 
 
-def loop(model: BaseNNXModule, params: Params, state: State, rules: Rules, limit: jax.Array) -> tuple[State, Made]:
+def loop(
+    model: LanguageModel, params: Params, state: DecodeState, rules: Rules, limit: jax.Array
+) -> tuple[DecodeState, Made]:
     """Steps until all rows have finished, or have `limit` new tokens."""
 
-    def goes_on(carry: tuple[State, Made]) -> jax.Array:
+    def goes_on(carry: tuple[DecodeState, Made]) -> jax.Array:
         return (carry[0].count < limit) & ~carry[1].done
 
     last_B = jnp.zeros_like(state.first_B)
@@ -177,14 +183,14 @@ def loop(model: BaseNNXModule, params: Params, state: State, rules: Rules, limit
     return _placed(model, state), made  # what holds inside of a loop need not hold for its result
 
 
-def _emit(model: BaseNNXModule, state: State, logits_BV: jax.Array, rules: Rules) -> tuple[State, Made]:
+def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
     """The state with the token that `logits_BV` call for."""
     policy = model.policy
     logits_BV = policy.shard(logits_BV, policy.axes.batch_axis, None)
     slots_S = jnp.arange(state.tokens_BS.shape[1])
     counts_BS = (slots_S >= state.first_B[:, None]) & (slots_S < state.slot)
     known_BS = jnp.where(counts_BS, state.tokens_BS, logits_BV.shape[-1])
-    next_B = choose(logits_BV, known_BS, state.slot, state.count, rules)
+    next_B = choose_tokens(logits_BV, known_BS, state.slot, state.count, rules)
     finished_B = state.finished_B
     if rules.eos_E is not None:
         next_B = jnp.where(finished_B, rules.pad, next_B).astype(jnp.int32)
@@ -196,7 +202,7 @@ def _emit(model: BaseNNXModule, state: State, logits_BV: jax.Array, rules: Rules
     return _placed(model, state), made
 
 
-def _placed(model: BaseNNXModule, state: State) -> State:
+def _placed(model: LanguageModel, state: DecodeState) -> DecodeState:
     """With the cache split over the mesh, and tokens whole on every device, so that any process can read them."""
     tokens_BS = model.policy.shard(state.tokens_BS, None, None)
     return replace(state, cache=sharded(state.cache, model.policy), tokens_BS=tokens_BS)
@@ -214,6 +220,6 @@ _OPTIONS: Mapping[Callable[..., Any], Mapping[str, int]] = {
 }
 
 
-def program(model: BaseNNXModule, function: Callable[..., Any]) -> jax.stages.Wrapped:
+def program(model: LanguageModel, function: Callable[..., Any]) -> jax.stages.Wrapped:
     """One of the functions here, jitted for a model: it is called without its first argument."""
     return model.compiled(function, **_OPTIONS.get(function, {}))

@@ -13,7 +13,7 @@ from easydel.config import HFConfig
 from easydel.errors import ArgumentError, listed
 
 FILE = "generation_config.json"
-Settings = dict[str, Any]
+GenerateSettings = dict[str, Any]
 
 
 def _names(text: str) -> list[str]:
@@ -21,7 +21,7 @@ def _names(text: str) -> list[str]:
 
 
 # As in GenerationConfig._get_default_generation_params of transformers 5.23.
-DEFAULTS: Settings = {
+DEFAULTS: GenerateSettings = {
     "max_new_tokens": None,
     "max_length": None,
     "min_new_tokens": None,
@@ -43,7 +43,7 @@ DEFAULTS: Settings = {
     "prefill_chunk_size": None,
 }
 # Names that change what is generated, and their values that don't; None and what is false never do.
-UNSUPPORTED: Mapping[str, Any] = {
+REFUSED: Mapping[str, Any] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
     **dict.fromkeys(
         _names(
@@ -57,9 +57,9 @@ UNSUPPORTED: Mapping[str, Any] = {
     ),
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # greedy decoding uses none of them, whatever they are
-UNSUPPORTED_SAMPLING: Mapping[str, Any] = {"typical_p": 1, "top_h": None, "epsilon_cutoff": None, "eta_cutoff": None}
+REFUSED_WHEN_SAMPLING: Mapping[str, Any] = {"typical_p": 1, "top_h": None, "epsilon_cutoff": None, "eta_cutoff": None}
 # Names without an effect on the tokens, given that beams and assistants are refused.
-INERT = frozenset(
+WITHOUT_EFFECT = frozenset(
     _names(
         """early_stopping length_penalty diversity_penalty low_memory use_cache cache_implementation cache_config
         max_cache_len renormalize_logits return_dict_in_generate is_assistant num_assistant_tokens
@@ -69,7 +69,7 @@ INERT = frozenset(
     )
 )
 JSON = bool | int | float | str | list | dict
-KNOWN = {*DEFAULTS, *UNSUPPORTED, *UNSUPPORTED_SAMPLING, *INERT}
+KNOWN = {*DEFAULTS, *REFUSED, *REFUSED_WHEN_SAMPLING, *WITHOUT_EFFECT}
 
 
 def _is_whole(value: Any) -> bool:
@@ -117,7 +117,7 @@ def read_defaults(directory: Path | None, config: HFConfig, *, own: bool) -> HFC
     return HFConfig({name: config[name] for name in config if name in KNOWN}, file=config.file)
 
 
-def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, Any]) -> Settings:
+def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, Any]) -> GenerateSettings:
     """A value for each name in DEFAULTS; ArgumentError with all that are unknown, not implemented or make no sense.
 
     In `defaults` and `generation_config` None means not given; in `arguments` it switches something off.
@@ -136,8 +136,8 @@ def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, 
     return {name: values[name] for name in DEFAULTS}
 
 
-def _unsupported(values: Settings, given: Settings) -> list[str]:
-    refused = {**UNSUPPORTED, **(UNSUPPORTED_SAMPLING if values["do_sample"] is True else {})}
+def _unsupported(values: GenerateSettings, given: GenerateSettings) -> list[str]:
+    refused = {**REFUSED, **(REFUSED_WHEN_SAMPLING if values["do_sample"] is True else {})}
     problems = []
     for name, neutral in refused.items():
         value = values.get(name)
@@ -148,7 +148,7 @@ def _unsupported(values: Settings, given: Settings) -> list[str]:
     return problems
 
 
-def _spelled(name: str, values: Settings, given: Settings) -> str:
+def _spelled(name: str, values: GenerateSettings, given: GenerateSettings) -> str:
     return f"{name}={values[name]!r}"[:200] + ("" if name in given else " (the checkpoint's default)")
 
 
@@ -157,7 +157,7 @@ def _similar(name: str) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _as_mapping(generation_config: Any) -> Settings:
+def _as_mapping(generation_config: Any) -> GenerateSettings:
     if generation_config is None:
         return {}
     if hasattr(generation_config, "to_dict"):

@@ -26,7 +26,7 @@ def frequencies(dim: int, theta: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearScaling:
     """Positions divided by `factor`."""
 
     factor: float
@@ -115,7 +115,7 @@ class Proportional:
         return np.where(np.arange(dim // 2) < self.rotated // 2, kept, 0).astype(np.float32)
 
 
-Scaling = Linear | DynamicNTK | Yarn | LongRope | Llama3 | Proportional
+Scaling = LinearScaling | DynamicNTK | Yarn | LongRope | Llama3 | Proportional
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _scaling(
     if kind in ("default", "mrope"):
         return None, 1.0
     if kind == "linear":
-        return Linear(float(left.pop("factor"))), 1.0
+        return LinearScaling(float(left.pop("factor"))), 1.0
     if kind == "dynamic":
         left.pop("original_max_position_embeddings", None)
         return DynamicNTK(float(left.pop("factor")), _length(length)), 1.0

@@ -25,7 +25,7 @@ MAX_PERIOD = 16
 
 
 @dataclass(frozen=True)
-class Segment:
+class Run:
     """`repeats` times the same `period` records, from layer `start` on."""
 
     start: int
@@ -41,32 +41,32 @@ class Segment:
         return range(self.start + position, self.stop, self.period)
 
 
-def segments(blocks: Sequence[Block]) -> list[Segment]:
+def layer_runs(blocks: Sequence[Block]) -> list[Run]:
     """Cover `blocks` from the front, each time with the repetition that covers most."""
-    found: list[Segment] = []
+    found: list[Run] = []
     start = 0
     while start < len(blocks):
         candidates = [_repetition(blocks, start, period) for period in range(1, MAX_PERIOD + 1)]
-        repeated = [segment for segment in candidates if segment.repeats > 1]
-        best = max(repeated, key=lambda segment: (segment.stop, -segment.period), default=Segment(start, 1, 1))
+        repeated = [run for run in candidates if run.repeats > 1]
+        best = max(repeated, key=lambda run: (run.stop, -run.period), default=Run(start, 1, 1))
         found.append(best)
         start = best.stop
     return found
 
 
-def _repetition(blocks: Sequence[Block], start: int, period: int) -> Segment:
+def _repetition(blocks: Sequence[Block], start: int, period: int) -> Run:
     stop = start + period
     while stop + period <= len(blocks) and blocks[stop : stop + period] == blocks[start : start + period]:
         stop += period
-    return Segment(start, period, (stop - start) // period)
+    return Run(start, period, (stop - start) // period)
 
 
 def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
     """Name of each stack ("" if there is just one) -> the layers in it. One layer alone is not stacked."""
     found = {
-        str(segment.start + position): list(segment.layers(position))
-        for segment in segments(blocks)
-        for position in range(segment.period)
+        str(run.start + position): list(run.layers(position))
+        for run in layer_runs(blocks)
+        for position in range(run.period)
     }
     return {"": found["0"]} if len(found) == 1 and len(blocks) > 1 else found
 
@@ -109,20 +109,20 @@ def run_layers(
 ) -> tuple[Flow, Any]:
     """Returns what flows out of the last layer, and the caches after it (None in, None out)."""
     if not policy.scan_layers:
-        return _loop(layers, Segment(0, 1, len(blocks)), policy, flow, context, caches)
+        return _loop(layers, Run(0, 1, len(blocks)), policy, flow, context, caches)
     whole = "" in stacks(blocks)
     new_caches = {}
-    for segment in segments(blocks):
-        names = [""] if whole else [str(segment.start + position) for position in range(segment.period)]
+    for run in layer_runs(blocks):
+        names = [""] if whole else [str(run.start + position) for position in range(run.period)]
         group = [layers] if whole else [layers[name] for name in names]
         group_caches = None if caches is None else [caches[name] for name in names]
-        run = _loop if segment.repeats == 1 else _scan
-        flow, group_caches = run(group, segment, policy, flow, context, group_caches)
+    XX
+        flow, group_caches = passing(group, run, policy, flow, context, group_caches)
         new_caches |= dict(zip(names, group_caches or [None] * len(names), strict=True))
     return flow, None if caches is None else new_caches
 
 
-def _loop(layers: Any, segment: Segment, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
+def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
     """Runs one layer after the other. Those of a kind are traced once: as calls of one function, which XLA inlines."""
     calls: dict[Any, Any] = {}
     new_caches = []
@@ -131,20 +131,20 @@ def _loop(layers: Any, segment: Segment, policy: Policy, flow: Flow, context: Co
         kind = (layer.record, *sorted(flatten(params)))
         if kind not in calls:
             calls[kind] = jax.jit(_as_function(layer, policy, scanned=False))
-        own = context.of_layer(segment.start + index)
+        own = context.of_layer(run.start + index)
         flow, cache = calls[kind](params, flow, own, None if caches is None else caches[index])
         new_caches.append(cache)
     return flow, None if caches is None else new_caches
 
 
 def _scan(
-    group: list[Any], segment: Segment, policy: Policy, flow: Flow, context: Context, caches: Any
+    group: list[Any], run: Run, policy: Policy, flow: Flow, context: Context, caches: Any
 ) -> tuple[Flow, Any]:
     """Runs periods of layers by `jax.lax.scan`.
 
     Caches are carried and updated where they are: collected as results of the scan, they would be copied.
     """
-    inputs = ([params_of(layer) for layer in group], _by_period(context.each, segment))
+    inputs = ([params_of(layer) for layer in group], _by_period(context.each, run))
     functions = [_as_function(layer, policy, scanned=True) for layer in group]
 
     def period(flow: Flow, inputs: Any, caches: list[Any]) -> tuple[Flow, list[Any]]:
@@ -170,14 +170,14 @@ def _scan(
     if any(layer.record.is_fresh(cache) for layer, cache in zip(group, caches, strict=True)):
         # the first call adds to each cache what it makes of the encoder
         return jax.lax.scan(lambda flow, own: period(flow, *own), flow, (inputs, caches))
-    carry, _ = jax.lax.scan(carried, (flow, caches), (jnp.arange(segment.repeats), inputs))
+    carry, _ = jax.lax.scan(carried, (flow, caches), (jnp.arange(run.repeats), inputs))
     return carry
 
 
-def _by_period(each: Mapping[str, jax.Array], segment: Segment) -> dict[str, jax.Array]:
-    """Inputs for every layer, [layers, ...], as those of a segment: [repeats, period, ...]."""
-    own = {name: part[segment.start : segment.stop] for name, part in each.items()}
-    return {name: part.reshape(segment.repeats, segment.period, *part.shape[1:]) for name, part in own.items()}
+def _by_period(each: Mapping[str, jax.Array], run: Run) -> dict[str, jax.Array]:
+    """Inputs for every layer, [layers, ...], as those of a run: [repeats, period, ...]."""
+    own = {name: part[run.start : run.stop] for name, part in each.items()}
+    return {name: part.reshape(run.repeats, run.period, *part.shape[1:]) for name, part in own.items()}
 
 
 def _with_room(period: Callable[..., Any], flow: Flow, inputs: Any, caches: Any) -> Flow:

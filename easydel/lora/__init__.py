@@ -7,11 +7,10 @@ that takes parameters goes on working: `apply`, `generate`, sharding, scanned la
 
 from easydel.lora.adapters import add_adapters, merge_adapters
 from easydel.lora.files import load_adapters, read_lora, save_adapters
-from easydel.lora.linear import ALL_LINEAR, LEAVES, AdaptedLinear, LoRA
+from easydel.lora.linear import ALL_LINEAR, AdaptedLinear, LoRA
 
 __all__ = [
     "ALL_LINEAR",
-    "LEAVES",
     "AdaptedLinear",
     "LoRA",
     "add_adapters",

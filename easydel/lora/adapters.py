@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from easydel.layers.linear import Linear
-from easydel.lora.linear import LEAVES, AdaptedLinear, LoRA
+from easydel.lora.linear import AdaptedLinear, LoRA
 from easydel.lora.places import adapt, adapted_places, give, rebind, targeted
-from easydel.model import BaseNNXModule
-from easydel.tree import Tree, flatten
+from easydel.module import LanguageModel
+from easydel.tree import ADAPTERS, Tree, flatten
 
 
-def add_adapters(model: BaseNNXModule, lora: LoRA, *, seed: int = 0) -> Tree:
+def add_adapters(model: LanguageModel, lora: LoRA, *, seed: int = 0) -> Tree:
     """Give `model` fresh adapters that change nothing yet (B is 0); its parameters with them.
 
     Raises ArgumentError if it has some, or if targets name nothing, or what cannot be adapted.
@@ -32,7 +32,7 @@ def add_adapters(model: BaseNNXModule, lora: LoRA, *, seed: int = 0) -> Tree:
     return give(model, chosen, arrays)
 
 
-def merge_adapters(model: BaseNNXModule, params: Mapping[str, Any] | None = None) -> Tree:
+def merge_adapters(model: LanguageModel, params: Mapping[str, Any] | None = None) -> Tree:
     """Add the adapters of `params` (default: the model's own) to its kernels and remove them; its parameters then.
 
     int8 kernels that are adapted become floats: rounded to 8 bits again, most of what was learned would be lost.
@@ -42,7 +42,7 @@ def merge_adapters(model: BaseNNXModule, params: Mapping[str, Any] | None = None
         module, path = place.module, place.path
         assert isinstance(module, AdaptedLinear)
         kernel, scales = leaves[f"{path}/kernel"], leaves.pop(f"{path}/kernel_scale", None)
-        low, high = (leaves.pop(f"{path}/{leaf}") for leaf in LEAVES)
+        low, high = (leaves.pop(f"{path}/{leaf}") for leaf in ADAPTERS)
         leaves[f"{path}/kernel"] = jax.jit(module.merged, out_shardings=kernel.sharding)(kernel, scales, low, high)
         plain = Linear(place.inputs, place.outputs, module.policy, bias=module.bias is not None)
         plain.kernel, plain.bias = module.kernel, module.bias

@@ -21,10 +21,10 @@ from easydel.config import HFConfig
 from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
 from easydel.lora.fit import check_copies, check_fit, tensor_names
-from easydel.lora.linear import ALL_LINEAR, LEAVES, LoRA
+from easydel.lora.linear import ALL_LINEAR, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
-from easydel.model import BaseNNXModule
-from easydel.tree import Tree, flatten
+from easydel.module import LanguageModel
+from easydel.tree import ADAPTERS, Tree, flatten
 from easydel.weights.export import Entry, on_host, write_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_adapters(
-    model: BaseNNXModule, directory: str | PathLike[str], params: Mapping[str, Any] | None = None
+    model: LanguageModel, directory: str | PathLike[str], params: Mapping[str, Any] | None = None
 ) -> None:
     """Write the adapters of `params` (default: the model's own) as PEFT does; they load there and here.
 
@@ -78,7 +78,7 @@ def save_adapters(
     lora = adapted[0].module.lora  # type: ignore[attr-defined]
     tensors: list[Entry] = []
     for place in adapted:
-        for number, leaf in enumerate(LEAVES):
+        for number, leaf in enumerate(ADAPTERS):
             array = leaves[f"{place.path}/{leaf}"]
             shape, rows = (array.shape[1:], range(len(array))) if place.stacked else (array.shape, [None])
             for name, row in zip(place.theirs, rows, strict=True):
@@ -101,7 +101,7 @@ def save_adapters(
     write_whole(leaves, tensors, write)
 
 
-def _warn_of_peft(model: BaseNNXModule, adapted: Sequence[Place]) -> None:
+def _warn_of_peft(model: LanguageModel, adapted: Sequence[Place]) -> None:
     """Tell of adapters that PEFT would lose or refuse."""
     names = [name for place in adapted for name in place.theirs if name]
     lost = NOT_IN_PEFT.get(str(model.config.get("model_type")), ())
@@ -111,7 +111,7 @@ def _warn_of_peft(model: BaseNNXModule, adapted: Sequence[Place]) -> None:
         )
 
 
-def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:
+def load_adapters(model: LanguageModel, directory: str | PathLike[str]) -> Tree:
     """Give `model` the adapters that PEFT, or `save_adapters`, wrote to `directory`; its parameters with them.
 
     Raises CheckpointError or UnsupportedModelError, before the model changes, for files that are broken, do not fit the
@@ -134,7 +134,7 @@ def load_adapters(model: BaseNNXModule, directory: str | PathLike[str]) -> Tree:
             [_values(tensors[tensor_names(name)[number]], found) for name in place.theirs if name]
         )
         for place in chosen
-        for number, leaf in enumerate(LEAVES)
+        for number, leaf in enumerate(ADAPTERS)
     }
     adapt(model, lora, chosen)
     return give(model, chosen, arrays)
@@ -169,7 +169,7 @@ def read_lora(file: Path) -> LoRA:
         raise CheckpointError(str(error), file=file) from None
 
 
-def _shortest(model: BaseNNXModule, adapted: Sequence[Place]) -> list[str]:
+def _shortest(model: LanguageModel, adapted: Sequence[Place]) -> list[str]:
     """Their last names if those select no other Linear, else their whole names."""
     whole = sorted(name for place in adapted for name in place.theirs if name)
     last = sorted({name.rpartition(".")[2] for name in whole})

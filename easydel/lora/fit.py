@@ -10,11 +10,11 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import CheckpointError, UnsupportedModelError, listed
-from easydel.lora.linear import LEAVES, LoRA
+from easydel.lora.linear import LoRA
 from easydel.lora.places import Place, per_layer_shapes
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.quantize import quantize_rows
-from easydel.tree import flatten
+from easydel.tree import ADAPTERS, flatten
 from easydel.weights.export import on_host
 from easydel.weights.expressions import source_names
 from easydel.weights.plan import is_number
@@ -23,8 +23,8 @@ PREFIX = "base_model.model."
 
 
 def tensor_names(module: str) -> list[str]:
-    """What PEFT calls the adapters of a module of the checkpoint, in the order of `LEAVES`."""
-    return [f"{PREFIX}{module}.{leaf}.weight" for leaf in LEAVES]
+    """What PEFT calls the adapters of a module of the checkpoint, in the order of `ADAPTERS`."""
+    return [f"{PREFIX}{module}.{leaf}.weight" for leaf in ADAPTERS]
 
 
 def copy_name(module: str) -> str:
@@ -33,7 +33,7 @@ def copy_name(module: str) -> str:
 
 
 def check_fit(
-    model: BaseNNXModule, lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tensor], file: Path
+    model: LanguageModel, lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tensor], file: Path
 ) -> None:
     """UnsupportedModelError for what is the model's but has no adapters here, CheckpointError for what is not, or is
     broken. `places` are those that have some in the file, by their names in the checkpoint."""
@@ -56,7 +56,7 @@ def check_fit(
         raise CheckpointError(f"the adapters do not fit the model:{told}", file=file, hint=hint)
 
 
-def _fixed(model: BaseNNXModule, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> list[str]:
+def _fixed(model: LanguageModel, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> list[str]:
     """Modules with adapters in the file that the model has, but not as a Linear: embeddings, tied heads, experts, and
     what is fused or not only multiplied with."""
     pattern = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(embedding_)?[AB](\.weight)?")
@@ -89,7 +89,7 @@ def _misfits(lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tens
     ]
 
 
-def check_copies(model: BaseNNXModule, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> None:
+def check_copies(model: LanguageModel, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> None:
     """CheckpointError where a kernel that the file holds beside its adapters is not the model's."""
     leaves = flatten(model.params)
     for name, place in places.items():

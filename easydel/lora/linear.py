@@ -14,7 +14,6 @@ from flax import nnx
 from easydel.errors import ArgumentError
 from easydel.layers.linear import Linear, contract
 
-LEAVES = ("lora_A", "lora_B")
 ALL_LINEAR = "all-linear"  # PEFT's word for all but the head
 
 

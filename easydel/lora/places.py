@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.errors import ArgumentError, UnsupportedModelError, listed
 from easydel.layers.linear import Linear
-from easydel.lora.linear import LEAVES, AdaptedLinear, LoRA
-from easydel.model import BaseNNXModule
-from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.lora.linear import AdaptedLinear, LoRA
+from easydel.module import LanguageModel
+from easydel.tree import ADAPTERS, Tree, bind, flatten, unflatten
 from easydel.weights.expressions import Source, Transpose
 
 # Multi-head latent attention multiplies with this kernel itself, an adapter would be passed over.
@@ -51,7 +51,7 @@ class Place:
         return self.module.kernel.get_raw_value().ndim == 3
 
     def shapes(self, r: int) -> list[tuple[int, int]]:
-        """Of one layer's adapters, in the order of `LEAVES`."""
+        """Of one layer's adapters, in the order of `ADAPTERS`."""
         return [(r, self.inputs), (self.outputs, r)]
 
     def arranged(self, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -64,7 +64,7 @@ class Place:
         return [lora.selects([name for name in (theirs, path.replace("/", ".")) if name]) for path, theirs in pairs]
 
 
-def places_of(model: BaseNNXModule) -> list[Place]:
+def places_of(model: LanguageModel) -> list[Place]:
     """Every Linear of the model."""
     layer_paths, per_layer = model.canonical_paths(), per_layer_shapes(model)
 
@@ -80,7 +80,7 @@ def places_of(model: BaseNNXModule) -> list[Place]:
     return places
 
 
-def per_layer_shapes(model: BaseNNXModule) -> dict[str, tuple[int, ...]]:
+def per_layer_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
     """Of its parameters by path, as they would be without scanned layers."""
     leaves = flatten(model.params)
     return {
@@ -99,12 +99,12 @@ def _linears(module: Any, prefix: str) -> Iterator[tuple[Any, str, str]]:
             yield from _linears(child, f"{prefix}{name}/")
 
 
-def adapted_places(model: BaseNNXModule) -> list[Place]:
+def adapted_places(model: LanguageModel) -> list[Place]:
     """Those that have adapters."""
     return [place for place in places_of(model) if isinstance(place.module, AdaptedLinear)]
 
 
-def targeted(model: BaseNNXModule, lora: LoRA) -> list[Place]:
+def targeted(model: LanguageModel, lora: LoRA) -> list[Place]:
     """The places that `lora` names; ArgumentError or UnsupportedModelError if there can be no adapters."""
     places = places_of(model)
     chosen = [place for place in places if any(place.selected(lora))]
@@ -130,7 +130,7 @@ def _one(lora: LoRA, target: str) -> str | tuple[str, ...]:
     return target if isinstance(lora.target_modules, str) else (target,)
 
 
-def check_free(model: BaseNNXModule, chosen: Sequence[Place]) -> None:
+def check_free(model: LanguageModel, chosen: Sequence[Place]) -> None:
     """ArgumentError if the model is adapted already, UnsupportedModelError for what no adapter can stand beside."""
     if adapted_places(model):
         raise ArgumentError("the model has adapters already", hint="merge_adapters(model) makes room for others")
@@ -144,26 +144,26 @@ def check_free(model: BaseNNXModule, chosen: Sequence[Place]) -> None:
         )
 
 
-def adapt(model: BaseNNXModule, lora: LoRA, chosen: Sequence[Place]) -> None:
+def adapt(model: LanguageModel, lora: LoRA, chosen: Sequence[Place]) -> None:
     """Put modules with adapters, which have no values yet, in the chosen places."""
     for place in chosen:
         setattr(place.owner, place.name, AdaptedLinear(place.module, lora))
     model.forget_compiled()
 
 
-def give(model: BaseNNXModule, chosen: Sequence[Place], arrays: Mapping[str, np.ndarray]) -> Tree:
+def give(model: LanguageModel, chosen: Sequence[Place], arrays: Mapping[str, np.ndarray]) -> Tree:
     """The model's parameters with `arrays` for adapters, whole on every device that has a part of the kernel."""
     leaves = flatten(model.params)
     for place in chosen:
         sharding = leaves[f"{place.path}/kernel"].sharding
         whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
-        for leaf in LEAVES:
+        for leaf in ADAPTERS:
             path = f"{place.path}/{leaf}"
             leaves[path] = jax.jit(jnp.copy, out_shardings=whole)(arrays[path])  # JAX's own memory: it is donated
     return rebind(model, leaves)
 
 
-def rebind(model: BaseNNXModule, leaves: Mapping[str, Any]) -> Tree:
+def rebind(model: LanguageModel, leaves: Mapping[str, Any]) -> Tree:
     """Give the model parameters by path, after its modules have changed; the same as a nested dict."""
     params = unflatten(leaves)
     bind(model, params)

@@ -172,7 +172,7 @@ def _attend_chunk(
 def _within_segments(
     with_keys: Callable[[Keys], jax.Array], keys: Keys, scores: Scores, start: jax.Array | int, queries: int
 ) -> jax.Array:
-    """Attends with packed documents: queries from `start` on need only the keys since the earliest document among them."""
+    """Attends with packed documents: queries from `start` on need only keys since the earliest document among them."""
     assert keys.earliest_T is not None
     first, stop, longest, before = keys.earliest_T[start], start + queries, keys.slots, scores.sight.before
     if before is not None:

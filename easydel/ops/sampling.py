@@ -47,7 +47,9 @@ class Rules:
     no_repeat_ngram_size: int = field(default=0, metadata={"static": True})
 
 
-def choose(logits_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: jax.Array, rules: Rules) -> jax.Array:
+def choose_tokens(
+    logits_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: jax.Array, rules: Rules
+) -> jax.Array:
     """The next token of each row, [B]: number `count` of the new ones, which goes to `slot`.
 
     `tokens_BS` are those so far, with a number past the vocabulary in slots that do not count. A row's random numbers

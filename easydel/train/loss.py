@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.errors import UnsupportedModelError
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.policy import Policy
 from easydel.sharding.axes import names_in
 from easydel.sharding.placement import fit
@@ -42,7 +42,7 @@ class Loss:
 
 
 def causal_loss(
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
     *,
@@ -75,7 +75,7 @@ def causal_loss(
     return Loss(objective, jax.lax.stop_gradient(nll), count)
 
 
-def check_causal(model: BaseNNXModule) -> None:
+def check_causal(model: LanguageModel) -> None:
     """UnsupportedModelError for encoder-decoders: what they predict is not the next token of their input."""
     if "model/layers" not in model.record.layer_stacks:
         raise UnsupportedModelError(
@@ -101,7 +101,7 @@ def zero() -> jax.Array:
     return jnp.zeros((), jnp.float32)
 
 
-def head_params(model: BaseNNXModule, params: Mapping[str, Any]) -> Tree:
+def head_params(model: LanguageModel, params: Mapping[str, Any]) -> Tree:
     """The part of `params` that turns hidden states into logits."""
     parts: Tree = {"lm_head": params["lm_head"]} if "lm_head" in params else {}
     if model.record.head.tied:

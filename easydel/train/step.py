@@ -18,11 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
 from easydel.inputs import check_params, check_tokens
-from easydel.lora import LEAVES
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.sharding.placement import fit
 from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens, zero
-from easydel.tree import Tree, flatten, unflatten
+from easydel.tree import ADAPTERS, Tree, flatten, unflatten
 
 # What has no gradient, and weight decay must not move: experts are chosen with the one, and the others are Apertus'
 # constants of its activation.
@@ -70,7 +69,7 @@ class Metrics:
 
 
 def init_state(
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Mapping[str, Any],
     optimizer: Optimizer,
     *,
@@ -118,7 +117,7 @@ def moment_shardings(optimizer: Optimizer, trained: Tree) -> Any:
 
 
 def step(
-    model: BaseNNXModule,
+    model: LanguageModel,
     optimizer: Optimizer,
     *,
     accumulate: int = 1,
@@ -159,7 +158,7 @@ class Step:
     """What `step` returns. `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss),
     `attention_mask`, `position_ids` and `segment_ids`; in several processes each gives the whole batch."""
 
-    model: BaseNNXModule
+    model: LanguageModel
     optimizer: Optimizer
     accumulate: int
     clip: float | None
@@ -289,8 +288,8 @@ def without_arrays(state: State) -> State:
 
 
 def _default(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
-    adapted = any(path.endswith(LEAVES) for path in leaves)
-    return lambda path: path.endswith(LEAVES) if adapted else not path.endswith(BUFFERS)
+    adapted = any(path.endswith(ADAPTERS) for path in leaves)
+    return lambda path: path.endswith(ADAPTERS) if adapted else not path.endswith(BUFFERS)
 
 
 def _whole(sharding: Sharding) -> Sharding:

@@ -24,7 +24,7 @@ import numpy as np
 from easydel.errors import ArgumentError, CheckpointError, EasyDeLError, listed
 from easydel.lora import AdaptedLinear
 from easydel.lora.places import adapted_places
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.train.data import batches, needed
 from easydel.train.loss import check_causal
 from easydel.train.step import Metrics, Optimizer, State, check_count, init_state, step, without_arrays
@@ -78,7 +78,7 @@ class Trainer:
     which an optimizer does not tell).
     """
 
-    model: BaseNNXModule
+    model: LanguageModel
     params: Mapping[str, Any]
     optimizer: Optimizer
     tokens: np.ndarray

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from easydel.weights.expressions import Index
-from easydel.weights.parts import Key, Part, full_key, key_of
+from easydel.weights.parts import DevicePart, Key, full_key, key_of
 
 Arrived = Callable[[str, jax.Array], jax.Array]
 
@@ -36,14 +36,14 @@ class Arrays:
         devices = {device for placement in self.placements.values() for device in placement.device_set}
         return self.arrived is None and all(device.platform == "cpu" for device in devices)
 
-    def add(self, parts: Iterable[Part]) -> None:
+    def add(self, parts: Iterable[DevicePart]) -> None:
         """Take filled parts, whose memory is theirs no more."""
         for path, found in groupby(sorted(parts, key=lambda part: part.path), lambda part: part.path):
             array = self._joined(path, list(found))
             if array is not None:
                 self.made[path] = array if self.arrived is None else self.arrived(path, array)
 
-    def _joined(self, path: str, parts: list[Part]) -> jax.Array | None:
+    def _joined(self, path: str, parts: list[DevicePart]) -> jax.Array | None:
         """The array, if these are the last parts of it; else they go to their devices, whoever comes later.
 
         Making all of an array at once takes a fraction of the time that one for each device takes, but what is large

@@ -18,15 +18,15 @@ Piece = tuple[str, tuple[Any, ...], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Part:
+class Copy:
     """Slice `index` of tensor `name` belongs into `out`, a view of the memory that is being filled, of equal shape."""
 
     name: str
     index: Index
     out: np.ndarray
 
-    def in_runs(self, dims: int) -> Iterator[Part]:
-        """The same as parts that leave nothing out in the first `dims` dimensions."""
+    def in_runs(self, dims: int) -> Iterator[Copy]:
+        """The same as copies that leave nothing out in the first `dims` dimensions."""
         stepped = next((dim for dim in range(dims) if (self.index[dim].step or 1) > 1), None)
         if stepped is None:
             yield self
@@ -35,7 +35,7 @@ class Part:
         for place, row in enumerate(range(found.start, found.stop, found.step)):
             index = (*self.index[:stepped], slice(row, row + 1), *self.index[stepped + 1 :])
             rows = (*[slice(None)] * stepped, slice(place, place + 1))
-            yield from Part(self.name, index, self.out[rows]).in_runs(dims)
+            yield from Copy(self.name, index, self.out[rows]).in_runs(dims)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Source:
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {self.name: shape}
 
-    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
-        yield Part(self.name, index, out)
+    def copies(self, index: Index, out: np.ndarray) -> Iterator[Copy]:
+        yield Copy(self.name, index, out)
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
         yield self.name, (), array
@@ -63,8 +63,8 @@ class Transpose:
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return self.of.shapes((*shape[:-2], shape[-1], shape[-2]))
 
-    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
-        yield from self.of.parts((*index[:-2], index[-1], index[-2]), out.swapaxes(-1, -2))
+    def copies(self, index: Index, out: np.ndarray) -> Iterator[Copy]:
+        yield from self.of.copies((*index[:-2], index[-1], index[-2]), out.swapaxes(-1, -2))
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
         yield from self.of.pieces(array.swapaxes(-1, -2))
@@ -79,8 +79,8 @@ class Squeeze:
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return self.of.shapes((1, *shape))
 
-    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
-        yield from self.of.parts((slice(0, 1), *index), out[None])
+    def copies(self, index: Index, out: np.ndarray) -> Iterator[Copy]:
+        yield from self.of.copies((slice(0, 1), *index), out[None])
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
         yield from self.of.pieces(array[None])
@@ -101,11 +101,11 @@ class Rows:
         whole[self.dim] = self.total + shape[self.dim] - len(self.index)
         return self.of.shapes(tuple(whole))
 
-    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
+    def copies(self, index: Index, out: np.ndarray) -> Iterator[Copy]:
         dim, filled = len(index) + self.dim, 0
         for run in runs(self.index[index[dim]]):
             rows = (*[slice(None)] * dim, slice(filled, filled + count_of(run)))
-            yield from self.of.parts((*index[:dim], run, *index[dim + 1 :]), out[rows])
+            yield from self.of.copies((*index[:dim], run, *index[dim + 1 :]), out[rows])
             filled += count_of(run)
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
@@ -126,9 +126,9 @@ class Stack:
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {name: found for part in self.of for name, found in part.shapes(shape[1:]).items()}
 
-    def parts(self, index: Index, out: np.ndarray) -> Iterator[Part]:
+    def copies(self, index: Index, out: np.ndarray) -> Iterator[Copy]:
         for row, part in enumerate(self.of[index[0]]):
-            yield from part.parts(index[1:], out[row, ...])  # a view of a single number, too
+            yield from part.copies(index[1:], out[row, ...])  # a view of a single number, too
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
         for row, part in enumerate(self.of):

@@ -24,7 +24,7 @@ from easydel.checkpoint.tensor import has_nonfinite, row_major
 from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
-from easydel.weights.expressions import Index, Part, Rows, Transpose, chain, count_of, source_names
+from easydel.weights.expressions import Copy, Index, Rows, Transpose, chain, count_of, source_names
 from easydel.weights.plan import FLOAT32, Plan, TensorSource
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 
@@ -52,8 +52,8 @@ class Filler:
 
         Not `checked`, NaN and Inf may go unnoticed: somebody else looks for them.
         """
-        for part in self._parts(path, index, out):
-            self._copy(path, part, checked)
+        for copy in self._copies(path, index, out):
+            self._copy(path, copy, checked)
 
     def fill_int8(self, path: str, rows: Index, outs: Sequence[tuple[slice, np.ndarray]], scales: np.ndarray) -> None:
         """Rows of a parameter as int8, each of `outs` getting some columns of them, with a scale per row."""
@@ -74,7 +74,7 @@ class Filler:
     def fill_shared(self, path: str, parts: Sequence[tuple[Index, np.ndarray]]) -> None:
         """Parts of a parameter that lie in the same rows of the file: what they span is read once."""
         if not self.transposed(path) and self._plain(path):
-            sources = (self._parts(path, index, out) for index, out in parts)
+            sources = (self._copies(path, index, out) for index, out in parts)
             for columns in zip(*sources, strict=True):
                 self._deal(path, columns)
             return
@@ -106,19 +106,19 @@ class Filler:
 
     def map(self, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
         """The slice as it lies in the mapped file, if it can be used there; the system is asked to have it at hand."""
-        part = mappable(self.plan, path, index, dtype)
-        if part is None:
+        copy = mappable(self.plan, path, index, dtype)
+        if copy is None:
             return None
-        tensor = self.plan.tensors[part.name]
+        tensor = self.plan.tensors[copy.name]
         assert isinstance(tensor, Tensor)
-        values = self.reader.mapped(tensor, part.index)
+        values = self.reader.mapped(tensor, copy.index)
         self.bytes_mapped += values.nbytes
         return values
 
     def check_mapped(self, path: str, index: Index, values: np.ndarray) -> None:
         """Remember the tensor of a mapped slice if there is NaN or Inf in it."""
-        part = next(self.plan.expressions[path].parts(index, memoryless(values.shape)))
-        self._check(self.plan.tensors[part.name], part.name, values)
+        copy = next(self.plan.expressions[path].copies(index, memoryless(values.shape)))
+        self._check(self.plan.tensors[copy.name], copy.name, values)
 
     def check_finite(self) -> None:
         """CheckpointError with every tensor in which NaN or Inf was met."""
@@ -142,10 +142,10 @@ class Filler:
             raise too_large(out.dtype, path, tensor.file)
         self._check(tensor, tensor.name, out if narrower else stored)
 
-    def _parts(self, path: str, index: Index, out: np.ndarray) -> Iterator[Part]:
-        """Parts as they can be read: of a tensor whose bytes are the array, rows are skipped by another read."""
-        parts = self.plan.expressions[path].parts(index, out)
-        return self._in_runs(parts) if path in self._picked else parts
+    def _copies(self, path: str, index: Index, out: np.ndarray) -> Iterator[Copy]:
+        """Copies as they can be read: of a tensor whose bytes are the array, rows are skipped by another read."""
+        copies = self.plan.expressions[path].copies(index, out)
+        return self._in_runs(copies) if path in self._picked else copies
 
     @cached_property
     def _picked(self) -> set[str]:
@@ -154,48 +154,48 @@ class Filler:
             path for path, whole in self.plan.expressions.items() if any(isinstance(one, Rows) for one in chain(whole))
         }
 
-    def _in_runs(self, parts: Iterator[Part]) -> Iterator[Part]:
-        for part in parts:
-            tensor = self.plan.tensors[part.name]
+    def _in_runs(self, copies: Iterator[Copy]) -> Iterator[Copy]:
+        for copy in copies:
+            tensor = self.plan.tensors[copy.name]
             plain = isinstance(tensor, Tensor) and tensor.encoding is None
-            yield from part.in_runs(len(part.index) - 1 if plain else 0)
+            yield from copy.in_runs(len(copy.index) - 1 if plain else 0)
 
-    def _copy(self, path: str, part: Part, checked: bool) -> None:
-        tensor, out = self.plan.tensors[part.name], part.out
-        if isinstance(tensor, Tensor) and tensor.source is not None and not is_contiguous(tensor, part.index):
-            self._copy_rows(path, tensor, part)
+    def _copy(self, path: str, copy: Copy, checked: bool) -> None:
+        tensor, out = self.plan.tensors[copy.name], copy.out
+        if isinstance(tensor, Tensor) and tensor.source is not None and not is_contiguous(tensor, copy.index):
+            self._copy_rows(path, tensor, copy)
             return
         with self._lock:
             self.bytes_read += bytes_of(tensor, out.size)
         if not isinstance(tensor, Tensor) or tensor.encoding is not None:
-            self._decode(path, tensor, part)
-        elif not is_contiguous(tensor, part.index):
-            assign(out, tensor.read(part.index), path)
-            self._check(tensor, part.name, out)
+            self._decode(path, tensor, copy)
+        elif not is_contiguous(tensor, copy.index):
+            assign(out, tensor.read(copy.index), path)
+            self._check(tensor, copy.name, out)
         elif tensor.dtype == out.dtype and out.flags.c_contiguous:
-            self._read_checked(tensor, first_byte(tensor, part.index), out)
+            self._read_checked(tensor, first_byte(tensor, copy.index), out)
         else:
-            self._cast(path, tensor, part, checked)
+            self._cast(path, tensor, copy, checked)
 
-    def _decode(self, path: str, tensor: TensorSource, part: Part) -> None:
+    def _decode(self, path: str, tensor: TensorSource, copy: Copy) -> None:
         """What is computed from the bytes, in steps that stay in the processor's cache; of another machine, at once."""
         room = sys.maxsize if self.remote else ROWS_BYTES
-        depth, below = _depth(part.out.shape, FLOAT32.itemsize, room)
-        for block, picked in _blocks(part.index[:depth], below, room):
-            out = part.out[*picked, ...]
-            assign(out, tensor.read((*block, *part.index[depth:])), path)
-            self._check(tensor, part.name, out)
+        depth, below = _depth(copy.out.shape, FLOAT32.itemsize, room)
+        for block, picked in _blocks(copy.index[:depth], below, room):
+            out = copy.out[*picked, ...]
+            assign(out, tensor.read((*block, *copy.index[depth:])), path)
+            self._check(tensor, copy.name, out)
 
-    def _deal(self, path: str, parts: Sequence[Part]) -> None:
-        """Whole rows of a local tensor, to the parts that each have some columns of them."""
-        tensor = self.plan.tensors[parts[0].name]
+    def _deal(self, path: str, copies: Sequence[Copy]) -> None:
+        """Reads whole rows of a local tensor into copies that each take some of its columns."""
+        tensor = self.plan.tensors[copies[0].name]
         assert isinstance(tensor, Tensor)
-        *leading, _ = parts[0].index
+        *leading, _ = copies[0].index
         row = (slice(0, tensor.shape[-1]),)
-        ordered = sorted(parts, key=lambda part: part.index[-1].start)
-        straight, row_bytes = tensor.dtype == parts[0].out.dtype, tensor.shape[-1] * tensor.dtype.itemsize
+        ordered = sorted(copies, key=lambda copy: copy.index[-1].start)
+        straight, row_bytes = tensor.dtype == copies[0].out.dtype, tensor.shape[-1] * tensor.dtype.itemsize
         for block, picked in _blocks(tuple(leading), row_bytes, ROWS_BYTES if straight else SCRATCH_BYTES):
-            start, outs = first_byte(tensor, (*block, *row)), [part.out[picked] for part in ordered]
+            start, outs = first_byte(tensor, (*block, *row)), [copy.out[picked] for copy in ordered]
             with self._lock:
                 self.bytes_read += sum(out.size for out in outs) * tensor.dtype.itemsize
             if straight and self.reader.deal(tensor, start, outs):
@@ -205,8 +205,8 @@ class Filler:
             shape = (*(rows.stop - rows.start for rows in block), tensor.shape[-1])
             scratch = self.reader.scratch(shape, tensor.dtype, "bytes")
             self.reader.read(tensor, start, scratch)
-            for part, out in zip(ordered, outs, strict=True):
-                columns = scratch[..., part.index[-1]]
+            for copy, out in zip(ordered, outs, strict=True):
+                columns = scratch[..., copy.index[-1]]
                 assign(out, columns, path)
                 self._check_cast(path, tensor, columns, out)
 
@@ -226,9 +226,9 @@ class Filler:
             for tensor in tensors
         )
 
-    def _copy_rows(self, path: str, tensor: Tensor, part: Part) -> None:
+    def _copy_rows(self, path: str, tensor: Tensor, copy: Copy) -> None:
         """Columns of a remote tensor: their run of each row if that is long, else picked from whole rows."""
-        *leading, columns = part.index
+        *leading, columns = copy.index
         run = (columns.stop - columns.start) * tensor.dtype.itemsize
         short = run < RUN_BYTES or (columns.step or 1) > 1
         taken = slice(0, tensor.shape[-1]) if short else columns
@@ -240,17 +240,17 @@ class Filler:
             with self._lock:
                 self.bytes_read += scratch.nbytes
             self.reader.read(tensor, first_byte(tensor, (*block, taken)), scratch)
-            out = part.out[picked]
+            out = copy.out[picked]
             assign(out, scratch[..., columns] if short else scratch, path)
-            self._check(tensor, part.name, out)
+            self._check(tensor, copy.name, out)
 
-    def _cast(self, path: str, tensor: Tensor, part: Part, checked: bool) -> None:
+    def _cast(self, path: str, tensor: Tensor, copy: Copy, checked: bool) -> None:
         room = SCRATCH_BYTES if tensor.source is None else ROWS_BYTES
-        depth, below = _depth(part.out.shape, tensor.dtype.itemsize, room)
-        for block, picked in _blocks(part.index[:depth], below, room):
-            out = part.out[*picked, ...]  # a view of a single number, too
+        depth, below = _depth(copy.out.shape, tensor.dtype.itemsize, room)
+        for block, picked in _blocks(copy.index[:depth], below, room):
+            out = copy.out[*picked, ...]  # a view of a single number, too
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
-            self.reader.read(tensor, first_byte(tensor, (*block, *part.index[depth:])), scratch)
+            self.reader.read(tensor, first_byte(tensor, (*block, *copy.index[depth:])), scratch)
             assign(out, scratch, path)
             if checked:
                 self._check_cast(path, tensor, scratch, out)
@@ -323,19 +323,19 @@ def too_large(dtype: np.dtype, name: str, file: Path) -> CheckpointError:
     return CheckpointError(f"has finite values that do not fit into {dtype}", file=file, tensor=name, hint=hint)
 
 
-def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Part | None:
-    """The one part that a slice consists of, if JAX can use it where it lies in the file: same dtype, aligned,
+def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Copy | None:
+    """The one copy that a slice consists of, if JAX can use it where it lies in the file: same dtype, aligned,
     contiguous, unaltered.
     """
     shape = tuple(part.stop - part.start for part in index)
-    parts = list(plan.expressions[path].parts(index, memoryless(shape)))
-    if len(parts) != 1 or parts[0].out.shape != shape or parts[0].out.strides != memoryless(shape).strides:
+    copies = list(plan.expressions[path].copies(index, memoryless(shape)))
+    if len(copies) != 1 or copies[0].out.shape != shape or copies[0].out.strides != memoryless(shape).strides:
         return None
-    tensor: TensorSource = plan.tensors[parts[0].name]
+    tensor: TensorSource = plan.tensors[copies[0].name]
     if not isinstance(tensor, Tensor) or tensor.encoding or tensor.source is not None or tensor.dtype != dtype:
         return None
-    aligned = first_byte(tensor, parts[0].index) % ALIGNMENT == 0
-    return parts[0] if aligned and is_contiguous(tensor, parts[0].index) else None
+    aligned = first_byte(tensor, copies[0].index) % ALIGNMENT == 0
+    return copies[0] if aligned and is_contiguous(tensor, copies[0].index) else None
 
 
 @cache

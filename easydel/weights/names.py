@@ -16,7 +16,7 @@ from easydel.weights.expressions import Expression, Rows, Source, Squeeze, Stack
 
 # Row counts of the parts of a fused tensor -> for each part, which rows of the tensor are its own.
 Layout = Callable[[Sequence[int]], list[np.ndarray]]
-LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+CHECKPOINT_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 
 def concatenated(sizes: Sequence[int]) -> list[np.ndarray]:
@@ -75,7 +75,7 @@ class Names:
     transposed: tuple[str, ...] = ()
     stacked_experts: bool = False
     ignored: tuple[str, ...] = ()
-    leaves: Mapping[str, str] = field(default_factory=lambda: LEAVES)
+    leaves: Mapping[str, str] = field(default_factory=lambda: CHECKPOINT_LEAVES)
     squeezed: tuple[str, ...] = ()
     substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()

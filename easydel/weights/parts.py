@@ -17,7 +17,7 @@ Key = tuple[tuple[int, int], ...]
 
 
 @dataclass
-class Part:
+class DevicePart:
     """What some devices hold of an array. `values` is None until memory is assigned; a mapped part has it at once."""
 
     path: str
@@ -49,9 +49,9 @@ class Part:
         return self.values[start - self.index[0].start : stop - self.index[0].start] if self.index else self.values
 
 
-def parts_of(path: str, shape: tuple[int, ...], placement: jax.sharding.Sharding, dtype: np.dtype) -> list[Part]:
+def parts_of(path: str, shape: tuple[int, ...], placement: jax.sharding.Sharding, dtype: np.dtype) -> list[DevicePart]:
     """The distinct parts of an array on this process's devices, in the order of their first element."""
-    return [Part(path, index, devices, dtype) for index, devices in _split(shape, placement)]
+    return [DevicePart(path, index, devices, dtype) for index, devices in _split(shape, placement)]
 
 
 @lru_cache

@@ -14,9 +14,9 @@ from cases.dense import case as dense
 from cases.llama import llama
 from parity import make_reference, padded_mask, random_ids
 
-import easydel.generate.layerwise
+import easydel.generate.prefill_by_layer
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
-from easydel.generate.layerwise import TOGETHER, kinds_of_layers
+from easydel.generate.prefill_by_layer import TOGETHER, kinds_of_layers
 from easydel.generate.programs import enter, leave, pass_layers, prefill
 from easydel.lora import LoRA, add_adapters
 
@@ -64,7 +64,7 @@ def test_of_long_prompts_several_layers_share_a_call(
     saved: tuple[Path, Case, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ):
     directory, case, expected = saved
-    monkeypatch.setattr(easydel.generate.layerwise, "LONG", 31)  # two rows in a bucket of 16
+    monkeypatch.setattr(easydel.generate.prefill_by_layer, "LONG", 31)  # two rows in a bucket of 16
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
     groups = {tuple(kinds_of_layers(model, params)[start : start + TOGETHER]) for start in range(0, 8, TOGETHER)}
     np.testing.assert_array_equal(tokens(model, case), expected)

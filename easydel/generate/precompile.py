@@ -10,19 +10,19 @@ from weakref import WeakKeyDictionary
 import jax
 import numpy as np
 
-from easydel.cache import cache_stages
-from easydel.generate.layerwise import first_pass
+from easydel.generate.cache_lengths import cache_stages
+from easydel.generate.prefill_by_layer import first_pass
 from easydel.generate.programs import grow, loop, program, step
 from easydel.generate.prompt import Prompt
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 
 # What is still being compiled for a model. Weak, so that nothing keeps the model.
-_PENDING: WeakKeyDictionary[BaseNNXModule, Future[None]] = WeakKeyDictionary()
+_PENDING: WeakKeyDictionary[LanguageModel, Future[None]] = WeakKeyDictionary()
 
 
 def compile_programs(
-    model: BaseNNXModule,
+    model: LanguageModel,
     shapes: Mapping[str, Any],
     prompt: Prompt,
     source: Prompt | None,
@@ -56,14 +56,14 @@ def compile_programs(
     pool.shutdown(wait=False)
 
 
-def finish_compiling(model: BaseNNXModule) -> None:
+def finish_compiling(model: LanguageModel) -> None:
     """Wait for what is being compiled for a model, rather than compile it a second time."""
     if pending := _PENDING.pop(model, None):
         pending.result()
 
 
 def _compiled(
-    model: BaseNNXModule, function: Callable[..., Any], arguments: tuple[Any, ...], known: dict[Any, Any]
+    model: LanguageModel, function: Callable[..., Any], arguments: tuple[Any, ...], known: dict[Any, Any]
 ) -> Any:
     """The results of a program as shapes; `known` are those of programs that were compiled already."""
     leaves, structure = jax.tree.flatten(arguments)

@@ -8,8 +8,8 @@ import numpy as np
 
 from easydel.errors import ArgumentError
 from easydel.generate.prompt import Prompt
-from easydel.generate.settings import Settings
-from easydel.model import BaseNNXModule
+from easydel.generate.settings import GenerateSettings
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules, Sampling
 
 DEFAULT_NEW_TOKENS = 20  # max_length of transformers; since its version 5 it counts new tokens if nobody sets it
@@ -18,7 +18,7 @@ LEAST_CANDIDATES = 64
 LEAST_TEMPERATURE = 1e-20
 
 
-def ending(settings: Settings) -> tuple[list[int], int | None]:
+def ending(settings: GenerateSettings) -> tuple[list[int], int | None]:
     """The tokens that end a row, and the one that fills it up: if none is named, the first of those."""
     named = settings["eos_token_id"]
     ends = [token for token in (named if isinstance(named, list) else [named]) if token is not None and token >= 0]
@@ -28,7 +28,7 @@ def ending(settings: Settings) -> tuple[list[int], int | None]:
     return ends, pad
 
 
-def new_tokens(model: BaseNNXModule, settings: Settings, prompt: Prompt, source: Prompt | None) -> int:
+def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt, source: Prompt | None) -> int:
     """How many tokens at most follow the prompts; ArgumentError if there is no room for one, or not for as many."""
     new, total, longest = settings["max_new_tokens"], settings["max_length"], model.record.longest
     read = prompt.attended if source is None else max(prompt.attended, source.attended)
@@ -52,7 +52,7 @@ def new_tokens(model: BaseNNXModule, settings: Settings, prompt: Prompt, source:
     return new
 
 
-def make_rules(settings: Settings, key: np.ndarray | None, vocabulary: int, *, length: int, new: int) -> Rules:
+def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: int, *, length: int, new: int) -> Rules:
     """`settings` as arrays, None where they change nothing. `length` is the prompts', `vocabulary` counts tokens."""
     ends, pad = ending(settings)
     least = settings["min_new_tokens"]
@@ -73,7 +73,7 @@ def make_rules(settings: Settings, key: np.ndarray | None, vocabulary: int, *, l
     )
 
 
-def make_sampling(settings: Settings, key: np.ndarray, vocabulary: int) -> Sampling:
+def make_sampling(settings: GenerateSettings, key: np.ndarray, vocabulary: int) -> Sampling:
     """How to draw. Among how many candidates is a power of two, so that few values of top_k compile anew."""
     top_k, top_p, min_p = settings["top_k"], settings["top_p"], settings["min_p"]
     narrowed = bool(top_k) and top_k < vocabulary

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from easydel.decoder import Decoder
-from easydel.generate.programs import Made, State, enter, leave, pass_layers, prefill
+from easydel.generate.programs import DecodeState, Made, enter, leave, pass_layers, prefill
 from easydel.generate.prompt import Prompt
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 from easydel.tree import flatten
 
@@ -28,8 +28,8 @@ REPEATS = 4  # layers of a kind, on average, from which three programs are quick
 
 
 def first_pass(
-    program: Program, model: BaseNNXModule, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
-) -> tuple[State, Made]:
+    program: Program, model: LanguageModel, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
+) -> tuple[DecodeState, Made]:
     """The state after the first new token, by the programs that are best for the model. `source` is for an encoder.
 
     `program` makes one of the functions of `programs` something that takes its arguments after the model.
@@ -49,7 +49,7 @@ def first_pass(
     return replace(state, cache={**state.cache, "layers": caches}), made
 
 
-def kinds_of_layers(model: BaseNNXModule, params: Params) -> Sequence[int]:
+def kinds_of_layers(model: LanguageModel, params: Params) -> Sequence[int]:
     """For each layer the first one of its kind: with an equal record, and parameters of the same names.
 
     Nothing where layers cannot be called one by one: behind an encoder, and where they are stacked.

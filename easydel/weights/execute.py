@@ -23,7 +23,7 @@ from easydel.weights.arena import carve, groups
 from easydel.weights.arrays import Arrays, Arrived
 from easydel.weights.expressions import Index
 from easydel.weights.fill import Filler, Finite
-from easydel.weights.parts import Key, Part, key_of, parts_of
+from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
 
 MAX_THREADS = 16
@@ -40,12 +40,12 @@ class Job:
     None where there is nothing to do.
     """
 
-    parts: list[Part]
+    parts: list[DevicePart]
     fill: Callable[[int, int], None] | None
     at_once: bool = False  # all rows by one thread
 
     @property
-    def unplaced(self) -> list[Part]:
+    def unplaced(self) -> list[DevicePart]:
         return [part for part in self.parts if part.values is None]
 
     @property
@@ -79,7 +79,7 @@ class LoadReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def load(
+def execute(
     plan: Plan,
     placements: Placements,
     dtypes: Mapping[str, np.dtype],
@@ -103,7 +103,7 @@ def load(
         report = LoadReport(seconds={"plan": time.perf_counter() - started})
         started = time.perf_counter()
         arrays = Arrays(_shapes(plan, int8), placements, _held(jobs), arrived)
-        waiting: list[Part] = []
+        waiting: list[DevicePart] = []
         for parts, share in _filled(jobs, REMOTE_THREADS if filler.remote else 1):
             if arrays.on_host:  # made later: it would only keep the reading threads from the interpreter
                 waiting += parts
@@ -157,19 +157,19 @@ def _jobs(
     yield from (_job(filler, part) for part in parts)
 
 
-def _job(filler: Filler, part: Part) -> Job:
+def _job(filler: Filler, part: DevicePart) -> Job:
     """A part of its own: mapped, if the file has it just as it is wanted."""
     part.values = filler.map(part.path, part.index, part.dtype)
     return _float_job(filler, part) if part.values is None else _mapped_job(filler, part)
 
 
-def _mapped_job(filler: Filler, part: Part) -> Job:
+def _mapped_job(filler: Filler, part: DevicePart) -> Job:
     if filler.finite != "all":
         return Job([part], None)
     return Job([part], lambda start, stop: filler.check_mapped(part.path, part.index, part.rows(start, stop)))
 
 
-def _float_job(filler: Filler, part: Part) -> Job:
+def _float_job(filler: Filler, part: DevicePart) -> Job:
     def fill(start: int, stop: int) -> None:
         index = (slice(start, stop), *part.index[1:]) if part.index else ()
         filler.fill(part.path, index, part.rows(start, stop))
@@ -177,31 +177,33 @@ def _float_job(filler: Filler, part: Part) -> Job:
     return Job([part], fill)
 
 
-def _int8_jobs(filler: Filler, path: str, parts: list[Part], scales: list[Part]) -> Iterator[Job]:
+def _int8_jobs(filler: Filler, path: str, parts: list[DevicePart], scales: list[DevicePart]) -> Iterator[Job]:
     """Quantized over whole rows, whichever columns a device holds: scales must not depend on the sharding."""
-    by_rows: dict[Key, tuple[list[Part], list[Part]]] = {}
+    by_rows: dict[Key, tuple[list[DevicePart], list[DevicePart]]] = {}
     for part in parts:
         by_rows.setdefault(key_of(part.index[:-1]), ([], []))[0].append(part)
     for part in scales:
         by_rows.setdefault(key_of(part.index), ([], []))[1].append(part)
     for key, (columns, sharing) in by_rows.items():
         rows = tuple(slice(*range_) for range_ in key)
-        scale = sharing[0] if sharing else Part(f"{path}_scale", rows, (), np.dtype(np.float32))
+        scale = sharing[0] if sharing else DevicePart(f"{path}_scale", rows, (), np.dtype(np.float32))
 
-        def fill(start: int, stop: int, rows: Index = rows, columns: list[Part] = columns, scale: Part = scale) -> None:
+        def fill(
+            start: int, stop: int, rows: Index = rows, columns: list[DevicePart] = columns, scale: DevicePart = scale
+        ) -> None:
             outs = [(part.index[-1], part.rows(start, stop)) for part in columns]
             filler.fill_int8(path, (slice(start, stop), *rows[1:]), outs, scale.rows(start, stop))
 
         yield Job([*columns, scale], fill, at_once=filler.remote and filler.transposed(path))
 
 
-def _sharing_jobs(filler: Filler, path: str, parts: list[Part]) -> Iterator[Job]:
+def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterator[Job]:
     """Parts with the same rows of the file share what is read; one alone is read where it belongs.
 
     Of a local file only whole rows are worth sharing: what lies between a process's own columns is not to be read.
     """
     transposed, remote = filler.transposed(path), filler.remote
-    by_rows: dict[Key, list[Part]] = {}
+    by_rows: dict[Key, list[DevicePart]] = {}
     for part in parts:
         by_rows.setdefault(key_of(part.index[: -2 if transposed else -1]), []).append(part)
     for sharing in by_rows.values():
@@ -210,7 +212,7 @@ def _sharing_jobs(filler: Filler, path: str, parts: list[Part]) -> Iterator[Job]
             yield from (_job(filler, part) for part in sharing)
             continue
 
-        def fill(start: int, stop: int, sharing: list[Part] = sharing) -> None:
+        def fill(start: int, stop: int, sharing: list[DevicePart] = sharing) -> None:
             if transposed:  # each part has rows of its own
                 filler.fill_shared(path, [(part.index, part.rows(*part.span)) for part in sharing])
             else:
@@ -220,10 +222,10 @@ def _sharing_jobs(filler: Filler, path: str, parts: list[Part]) -> Iterator[Job]
         yield Job(sharing, fill, at_once=transposed)
 
 
-def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[Part], float]]:
+def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart], float]]:
     """Parts with their values, arena by arena, and which share of the work that was, by at `least` so many threads."""
     pool = ThreadPoolExecutor(max(thread_count(MAX_THREADS), least))
-    pending: deque[tuple[list[Part], list[Future[None]]]] = deque()
+    pending: deque[tuple[list[DevicePart], list[Future[None]]]] = deque()
     total = max(sum(part.nbytes for job in jobs for part in job.parts), 1)
     try:
         for group in groups([job.nbytes for job in jobs]):
@@ -236,7 +238,7 @@ def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[Part], float
         pool.shutdown(cancel_futures=True)
 
 
-def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> tuple[list[Part], list[Future[None]]]:
+def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> tuple[list[DevicePart], list[Future[None]]]:
     unplaced = [part for job in jobs for part in job.unplaced]
     for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced]), strict=True):
         part.values = memory
@@ -244,7 +246,7 @@ def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> tuple[list[Part], l
     return [part for job in jobs for part in job.parts if part.devices], futures
 
 
-def _finished(parts: list[Part], futures: Sequence[Future[None]], total: int) -> tuple[list[Part], float]:
+def _finished(parts: list[DevicePart], futures: Sequence[Future[None]], total: int) -> tuple[list[DevicePart], float]:
     wait(futures, return_when=FIRST_EXCEPTION)  # one by one, each would wake this thread while others need its core
     for future in futures:
         if future.done():

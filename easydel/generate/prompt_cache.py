@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from easydel.errors import ArgumentError
-from easydel.generate.programs import State
+from easydel.generate.programs import DecodeState
 from easydel.generate.prompt import Prompt
 from easydel.layers.attention import Attention
 from easydel.layers.block import Block
 from easydel.layers.kv_cache import places, within_reach
 from easydel.layers.mla import MLA
-from easydel.model import BaseNNXModule
+from easydel.module import LanguageModel
 
 Params = Mapping[str, Any]
 
@@ -33,15 +33,15 @@ class PromptCache:
     def __init__(self) -> None:
         self.reused = 0
         """Tokens that the last call did not have to compute."""
-        self._state: State | None = None
-        self._owner: tuple[BaseNNXModule, list[Any]] | None = None
+        self._state: DecodeState | None = None
+        self._owner: tuple[LanguageModel, list[Any]] | None = None
         self._end = 0  # of all slots that were ever written, also those of what the conversation went back from
 
     def clear(self) -> None:
         """Forget everything."""
         self._state, self._owner, self.reused, self._end = None, None, 0, 0
 
-    def take(self, model: BaseNNXModule, params: Params, prompt: Prompt) -> tuple[State, int, Prompt] | None:
+    def take(self, model: LanguageModel, params: Params, prompt: Prompt) -> tuple[DecodeState, int, Prompt] | None:
         """The state, the slot to go on from, and what is left to read; None if nothing can be used.
 
         The state is given away (programs donate it): if a call fails, the next one begins anew. ArgumentError if
@@ -71,25 +71,25 @@ class PromptCache:
         rest = tokens[None, common:]
         return state, first + common, Prompt(rest, np.ones(rest.shape, bool))
 
-    def keep(self, model: BaseNNXModule, params: Params, state: State) -> None:
+    def keep(self, model: LanguageModel, params: Params, state: DecodeState) -> None:
         """Take what a call leaves behind."""
         if all(block.mixer is None or isinstance(block.mixer, Attention | MLA) for block in _blocks(model)):
             self._state, self._owner = state, (model, jax.tree.leaves(params))
             self._end = max(self._end, int(state.cache["offset"]))
 
 
-def _within_reach(model: BaseNNXModule, state: State, end: int, slot: int) -> bool:
+def _within_reach(model: LanguageModel, state: DecodeState, end: int, slot: int) -> bool:
     """Whether all layers, which slots below `end` were written to, still have what a token in `slot` sees."""
     length = state.cache["valid"].shape[1]
     windows = {block.mixer.kept_window for block in _blocks(model) if isinstance(block.mixer, Attention)}
     return all(within_reach(places(length, wide), wide, end, slot) for wide in windows if wide is not None)
 
 
-def _blocks(model: BaseNNXModule) -> list[Block]:
+def _blocks(model: LanguageModel) -> list[Block]:
     return [block for stack in model.record.layer_stacks.values() for block in stack]
 
 
-def _same(owner: tuple[BaseNNXModule, list[Any]], model: BaseNNXModule, params: Params) -> bool:
+def _same(owner: tuple[LanguageModel, list[Any]], model: LanguageModel, params: Params) -> bool:
     """Whether the very same arrays computed what is kept."""
     leaves = jax.tree.leaves(params)
     return owner[0] is model and len(leaves) == len(owner[1]) and all(map(lambda a, b: a is b, leaves, owner[1]))

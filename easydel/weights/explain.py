@@ -1,6 +1,6 @@
 """The plan of a load as data: which bytes of which file each part of a parameter comes from, and what becomes of them.
 
-Says what `weights/load.py` does, without doing it: nothing is read.
+Says what `weights/execute.py` does, without doing it: nothing is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import extent
-from easydel.weights.expressions import Index, Part
+from easydel.weights.expressions import Copy, Index
 from easydel.weights.fill import mappable, memoryless
 from easydel.weights.mxfp4 import Mxfp4Tensor
 from easydel.weights.plan import Plan, Zeros
@@ -34,7 +34,7 @@ ACTIONS: dict[Action, str] = {
 
 
 @dataclass(frozen=True)
-class Step:
+class ReadStep:
     """Bytes `start` to `stop` of `file` span the slice of `tensor` that slice `index` of parameter `path` needs.
 
     `nbytes` of them are its own; `start` and `stop` are None for what has no one place in a file.
@@ -50,12 +50,12 @@ class Step:
     action: Action
 
 
-def steps(
+def read_steps(
     plan: Plan,
     splits: Mapping[str, Sequence[int]],
     dtypes: Mapping[str, np.dtype],
     int8: Collection[str] = (),
-) -> Iterator[Step]:
+) -> Iterator[ReadStep]:
     """A step for every tensor slice of every distinct part of every parameter.
 
     `splits` says into how many equal parts each dimension of a parameter is divided, `dtypes` how it is stored. Those
@@ -68,9 +68,9 @@ def steps(
         for index in _parts(shape, counts):
             sizes = tuple(part.stop - part.start for part in index)
             mapped = path not in int8 and mappable(plan, path, index, dtypes[path]) is not None
-            for part in expression.parts(index, memoryless(sizes)):
-                action: Action = "quantize" if path in int8 else "map" if mapped else _action(plan, part, dtypes[path])
-                yield _step(plan, path, index, part, action)
+            for copy in expression.copies(index, memoryless(sizes)):
+                action: Action = "quantize" if path in int8 else "map" if mapped else _action(plan, copy, dtypes[path])
+                yield _step(plan, path, index, copy, action)
 
 
 def _parts(shape: Sequence[int], counts: Sequence[int]) -> Iterator[Index]:
@@ -81,29 +81,29 @@ def _parts(shape: Sequence[int], counts: Sequence[int]) -> Iterator[Index]:
         )
 
 
-def _action(plan: Plan, part: Part, dtype: np.dtype) -> Action:
-    tensor = plan.tensors[part.name]
+def _action(plan: Plan, copy: Copy, dtype: np.dtype) -> Action:
+    tensor = plan.tensors[copy.name]
     if isinstance(tensor, Zeros):
         return "fill"
     if isinstance(tensor, Mxfp4Tensor) or _stored(tensor).encoding is not None:
         return "dequantize"
     if tensor.dtype != dtype:
         return "cast"
-    in_order = part.out.strides == memoryless(part.out.shape).strides
-    return "read" if isinstance(tensor, Tensor) and is_contiguous(tensor, part.index) and in_order else "gather"
+    in_order = copy.out.strides == memoryless(copy.out.shape).strides
+    return "read" if isinstance(tensor, Tensor) and is_contiguous(tensor, copy.index) and in_order else "gather"
 
 
-def _step(plan: Plan, path: str, index: Index, part: Part, action: Action) -> Step:
-    tensor = plan.tensors[part.name]
-    nbytes = bytes_of(tensor, part.out.size)
+def _step(plan: Plan, path: str, index: Index, copy: Copy, action: Action) -> ReadStep:
+    tensor = plan.tensors[copy.name]
+    nbytes = bytes_of(tensor, copy.out.size)
     if isinstance(tensor, Zeros | Mxfp4Tensor):
-        return Step(path, index, tensor.name, tensor.file, None, None, nbytes, action)
-    stored, sizes = _stored(tensor), [part.stop - part.start for part in part.index]
+        return ReadStep(path, index, tensor.name, tensor.file, None, None, nbytes, action)
+    stored, sizes = _stored(tensor), [part.stop - part.start for part in copy.index]
     if stored is not tensor or stored.encoding is not None:  # whole blocks, rows in another order: of the whole tensor
         start, span = stored.offset, stored.nbytes
     else:
-        start, span = first_byte(stored, part.index), extent(sizes, stored.strides, stored.dtype.itemsize)
-    return Step(path, index, tensor.name, stored.file, start, start + span, nbytes, action)
+        start, span = first_byte(stored, copy.index), extent(sizes, stored.strides, stored.dtype.itemsize)
+    return ReadStep(path, index, tensor.name, stored.file, start, start + span, nbytes, action)
 
 
 def _stored(tensor: object) -> Tensor:

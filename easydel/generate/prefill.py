@@ -8,26 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from easydel.cache import cache_lengths, prompt_bucket
-from easydel.generate.kept import PromptCache
-from easydel.generate.layerwise import first_pass
-from easydel.generate.programs import Made, State, emit, empty, extend, grow, program
+from easydel.generate.cache_lengths import cache_lengths, prompt_bucket
+from easydel.generate.prefill_by_layer import first_pass
+from easydel.generate.programs import DecodeState, Made, emit, empty, extend, grow, program
 from easydel.generate.prompt import Prompt
-from easydel.model import BaseNNXModule
+from easydel.generate.prompt_cache import PromptCache
+from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 
 Params = Mapping[str, Any]
 
 
 def begin(
-    model: BaseNNXModule,
+    model: LanguageModel,
     params: Params,
     prompt: Prompt,
     source: Prompt | None,
     rules: Rules,
     kept: PromptCache | None = None,
     chunk: int | None = None,
-) -> tuple[State, Made, int]:
+) -> tuple[DecodeState, Made, int]:
     """The state, its first token, and the slot of that token. At most `chunk` tokens of a prompt are read at once."""
     found = None if kept is None else kept.take(model, params, prompt)
     if found is not None:
@@ -42,8 +42,8 @@ def begin(
 
 
 def _read(
-    model: BaseNNXModule, params: Params, state: State, prompt: Prompt, start: int, rules: Rules, chunk: int
-) -> tuple[State, Made, int]:
+    model: LanguageModel, params: Params, state: DecodeState, prompt: Prompt, start: int, rules: Rules, chunk: int
+) -> tuple[DecodeState, Made, int]:
     """`prompt` from slot `start` on, `chunk` tokens at a time; the last ones are padded on the right."""
     size, end = prompt_bucket(chunk) if chunk == prompt.length else chunk, start + prompt.length
     room = cache_lengths(start + -(-prompt.length // size) * size, 1)[-1]

@@ -1,0 +1,152 @@
+"""A language model without verbs: records built into modules, with pure, jitted forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakKeyDictionary, ref
+
+import jax
+from flax import nnx
+
+from easydel.config import HFConfig
+from easydel.decoder import Decoder
+from easydel.errors import ArgumentError
+from easydel.inputs import check_params, donations_explained, token_array
+from easydel.layers.stack import stacks
+from easydel.policy import Policy
+from easydel.tree import Tree, bind, flatten, params_of, replica
+from easydel.weights.execute import LoadReport
+from easydel.weights.names import Names
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class CausalLMOutput:
+    """`logits` [batch, length, vocab]; `cache` as it is after the call, or None."""
+
+    logits: jax.Array
+    cache: Any = None
+
+
+# Compiled forward passes by model; weak, so that a model's arrays go when the model goes.
+_COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], jax.stages.Wrapped]] = WeakKeyDictionary()
+
+
+class LanguageModel(nnx.Module):
+    """What generation, training, adapters and saving need of a model: its records, its parameters, its forward pass.
+
+    `model(input_ids)` computes with the model's own parameters, `model.apply(params, input_ids)` with any. `params` (a
+    nested dict) shares the arrays of the module. Both calls are jitted inside; under an outer `jax.jit` or `jax.grad`
+    they are inlined. Users hold a `BaseNNXModule`, which can also generate and save itself.
+    """
+
+    def __init__(
+        self, record: Decoder, config: HFConfig, policy: Policy, names: Names | None = None, origin: Path | None = None
+    ):
+        """`names` is the checkpoint's table (for `export`), `origin` the directory that the model came from."""
+        self.model = record.build(policy)
+        self.lm_head = record.head.build(record.features, record.vocab, policy)
+        self.record, self.config, self.policy = record, config, policy
+        self.names, self.origin = names or Names(), origin
+        # loading puts the checkpoint's, and what it cost, here
+        self.generation_config = HFConfig({})
+        self.load_report: LoadReport | None = None
+
+    @property
+    def params(self) -> Tree:
+        """The parameters as a nested dict: params["model"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"]."""
+        return params_of(self)
+
+    def __call__(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **inputs: Any
+    ) -> CausalLMOutput:
+        """Logits for `input_ids` [batch, length]. `attention_mask` (same shape) is 0 on padding; without
+        `position_ids`, positions count attended tokens. `cache` (from `init_cache`) carries earlier tokens; ids and
+        masks are then those of the new ones.
+
+        `segment_ids` (same shape, integers) are for rows that several documents are packed into: tokens see their own
+        segment only, positions start anew in each. A segment begins wherever the id is not that of the token before.
+        """
+        return self.apply(self.params, input_ids, attention_mask, position_ids, **inputs)
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        **inputs: Any,
+    ) -> CausalLMOutput:
+        """As `model(...)`, with `params` for parameters: a pure function for jax.jit, jax.grad and optax."""
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        vocabulary = self.record.vocab
+        given = {name: token_array(name, value, vocabulary) for name, value in inputs.items() if value is not None}
+        with donations_explained():
+            return self.compiled(forward)(params, given)
+
+    def init_cache(self, batch: int, length: int) -> Any:
+        """An empty cache for `length` tokens of `batch` sequences; the logits of those beyond are NaN."""
+        return self.record.cache(batch, length, self.policy)
+
+    def bound(self, params: Mapping[str, Any]) -> Self:
+        """A copy of this module's structure around other parameters, for use under a trace."""
+        copy = replica(self)
+        bind(copy, params)
+        return copy
+
+    def compiled(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
+        """`jax.jit` of `function(model, ...)` without its first argument, made once per model.
+
+        `function` may use the structure of the model, but takes parameters as arguments.
+        """
+        known = _COMPILED.setdefault(self, {})
+        if function not in known:
+            model = ref(self)  # a strong reference would keep the model alive in the cache
+
+            @wraps(function)
+            def call(*args: Any) -> Any:
+                return function(model(), *args)
+
+            known[function] = jax.jit(call, **options)
+        return known[function]
+
+    def forget_compiled(self) -> None:
+        """For when the modules themselves have changed: what was compiled for parameters of the same shapes is old."""
+        _COMPILED.pop(self, None)
+
+    def canonical_paths(self) -> dict[str, list[str]]:
+        """Each parameter's path -> the per-layer paths it stands for: itself, or one for each stacked layer."""
+        paths = list(flatten(self.params))
+        if not self.policy.scan_layers:
+            return {path: [path] for path in paths}
+        starts = {
+            f"{prefix}/{name}/" if name else f"{prefix}/": [f"{prefix}/{layer}/" for layer in layers]
+            for prefix, blocks in self.record.layer_stacks.items()
+            for name, layers in stacks(blocks).items()
+        }
+        return {path: _expanded(path, starts) for path in paths}
+
+
+def _expanded(path: str, starts: Mapping[str, Sequence[str]]) -> list[str]:
+    """The path with its beginning replaced by each of those that it stands for."""
+    start = next(filter(path.startswith, starts), "")
+    return [layer + path.removeprefix(start) for layer in starts.get(start, ("",))]
+
+
+def forward(model: LanguageModel, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
+    """Logits of every token, as a pure function of parameters and inputs."""
+    check_params(flatten(model.params), flatten(params))
+    takes = signature(type(model.model).__call__).parameters
+    known = [name for name in takes if name != "self"]
+    if missing := [name for name in known if takes[name].default is Parameter.empty and name not in inputs]:
+        raise ArgumentError(f"{', '.join(missing)} is missing", hint="pass token ids [batch, length]")
+    if unknown := sorted(set(inputs) - set(known)):
+        raise ArgumentError(f"the model takes no {', '.join(unknown)}", hint=f"it takes {', '.join(known)}")
+    own = model.bound(params)
+    hidden, cache = own.model(**inputs)
+    return CausalLMOutput(model.record.logits(own.model, own.lm_head, hidden), cache)
