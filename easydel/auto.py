@@ -257,8 +257,8 @@ def _around(config: HFConfig) -> str:
 def check_heads_of(model: BaseNNXModule, policy: Policy) -> None:
     """ShardingError if the heads of some layer cannot be split over the mesh."""
     assert policy.mesh is not None
-    mixers: list[Any] = [block.mixer for blocks in model.record.layer_stacks.values() for block in blocks]
-    for heads, kv_heads in {(mixer.heads, mixer.kv_heads) for mixer in mixers if hasattr(mixer, "kv_heads")}:
+    blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
+    for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
         check_heads(heads, kv_heads, policy.mesh, policy.axes)
 
 

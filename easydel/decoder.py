@@ -18,6 +18,7 @@ from easydel.layers.context import Context, counted, segment_starts
 from easydel.layers.embed import Embed, Head
 from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm
+from easydel.layers.part import least
 from easydel.layers.stack import layer_caches
 from easydel.layers.tower import PerLayer, Stream, TowerModel
 from easydel.policy import Policy
@@ -39,7 +40,9 @@ class Decoder:
     max_length: int | None
     per_layer: PerLayer | None = None
     stream: Stream | None = None
-    fed: ClassVar[str] = "input_ids"
+    fed: ClassVar[str] = "input_ids"  # what takes a new token
+    has_encoder: ClassVar[bool] = False
+    first_token: ClassVar[int | None] = None  # prompts come from the user
 
     @classmethod
     def from_hf(
@@ -66,6 +69,10 @@ class Decoder:
     def layer_stacks(self) -> dict[str, tuple[Block, ...]]:
         """Where the layers' parameters are."""
         return {"model/layers": self.blocks}
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        """How many slots it can go back, in a cache for `length` tokens of which `end` were ever written; None: all."""
+        return least(block.rewinds(length, end) for block in dict.fromkeys(self.blocks))
 
     @cached_property
     def alike(self) -> tuple[int, ...]:
@@ -101,11 +108,12 @@ class Decoder:
 
     def cache(self, batch: int, length: int, policy: Policy) -> Cache:
         """Room for `length` tokens: layers' caches, how many slots are used, and which may be attended to."""
-        return {
-            "layers": layer_caches(self.blocks, batch, length, policy),
-            **empty_slots(batch, length),
-            **({"prefix": jnp.zeros((batch, length), bool)} if self.prefixed else {}),
-        }
+        return {"layers": layer_caches(self.blocks, batch, length, policy), **self.slots(batch, length)}
+
+    def slots(self, batch: int, length: int) -> Cache:
+        """A cache's book-keeping before any token."""
+        prefix = {"prefix": jnp.zeros((batch, length), bool)} if self.prefixed else {}
+        return empty_slots(batch, length) | prefix
 
 
 class DecoderModel(TowerModel):
@@ -128,7 +136,7 @@ class DecoderModel(TowerModel):
         token_type_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         self._check(prefix_mask, token_type_ids)
-        masks = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
+        masks: Any = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
         context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, **masks)
         check_positions(input_ids.shape[1], self.record.longest, context)
         flow, context = self.enter(input_ids, context, types_BT=token_type_ids)
@@ -136,9 +144,9 @@ class DecoderModel(TowerModel):
         x_BTD = self.leave(flow)
         return (x_BTD, None) if cache is None else (unless_full(x_BTD, cache), {**cache, "layers": layers})
 
-    def leave(self, flow: Flow) -> jax.Array:
+    def leave(self, flow: Flow, *, last: bool = False) -> jax.Array:
         """Returns what the head gets of what flows out of the last layer."""
-        x_BTD = super().leave(flow)
+        x_BTD = super().leave(flow, last=last)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
     def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
@@ -185,7 +193,7 @@ def make_context(
     if position_ids is None:
         position_ids = jnp.maximum(counted(valid_BT, starts_BT) + seen, 0)
     known = None if attention_mask is None else valid_BT
-    placed = {"slot": offset} if isinstance(offset, jax.Array) else {"known_slot": int(offset)}
+    placed: Any = {"slot": offset} if isinstance(offset, jax.Array) else {"known_slot": int(offset)}
     context = Context(position_ids.astype(jnp.int32), valid_BS, known, starts_BT, prefix_BS=prefix_BS, **placed)
     return context, cache
 

@@ -29,6 +29,7 @@ from easydel.layers.context import Context, Cross
 from easydel.layers.embed import Embed, Head
 from easydel.layers.linear import Embedding
 from easydel.layers.norm import AnyNorm
+from easydel.layers.part import least
 from easydel.layers.stack import layer_caches
 from easydel.layers.tower import PerLayer, Stream, TowerModel
 from easydel.policy import Policy
@@ -87,15 +88,25 @@ class EncoderDecoder:
     shared: bool = True
     max_length: int | None = None
     fed: ClassVar[str] = "decoder_input_ids"
+    has_encoder: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         assert self.shared or not self.head.tied, "the head is tied to the shared token vectors"
         assert not self.shared or not (self.encoder.vocab or self.decoder.vocab), "a shared table has one size"
 
     @property
+    def first_token(self) -> int | None:
+        """What decoding starts with."""
+        return self.shift.first
+
+    @property
     def layer_stacks(self) -> dict[str, tuple[Block, ...]]:
         """Where the layers' parameters are."""
         return {"model/encoder/layers": self.encoder.blocks, "model/decoder/layers": self.decoder.blocks}
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        """As of a `Decoder`."""
+        return least(block.rewinds(length, end) for block in dict.fromkeys(self.decoder.blocks))
 
     def distinct(self) -> EncoderDecoder:
         """The same model with each kind of layer once: enough to see whether it can run at all."""

@@ -187,7 +187,7 @@ def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
 def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
     """The model without values. As in transformers, a head that the file holds and that differs is not tied."""
     record, names = family.record(config)
-    tied = isinstance(record, Decoder) and record.head.tied and source.manifest is None
+    tied = not record.has_encoder and record.head.tied and source.manifest is None
     if tied and head_differs(names, source.tensors):
         logger.warning("%s: head and token vectors differ: not tied, whatever the config says", source.path)
         config = family.configured(config, {"tie_word_embeddings": False})

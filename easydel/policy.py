@@ -75,8 +75,15 @@ class Policy:
         """Constrain activation `x` to mesh axes, one per dimension; a mesh axis that does not divide is dropped."""
         return constrain(x, self.mesh, axes)
 
-    def shard_hidden(self, x_BTD: jax.Array) -> jax.Array:
-        return self.shard(x_BTD, self.axes.batch_axis, self.axes.sequence_axis, self.axes.activation_hidden_axis)
+    def logical_axes(self, names: tuple[str | None, ...]) -> tuple[AxisName, ...]:
+        """The mesh axes of logical ones, "batch" for `PartitionAxis.batch_axis`; heads only if `shard_attention`."""
+        whole = () if self.shard_attention else ("head", "kv_head", "head_dim")
+        return tuple(None if name is None or name in whole else getattr(self.axes, f"{name}_axis") for name in names)
+
+    def shard_hidden(self, x: jax.Array) -> jax.Array:
+        """Constrain what flows between layers, [batch, length, ..., features]."""
+        axes, between = self.axes, (None,) * (x.ndim - 3)
+        return self.shard(x, axes.batch_axis, axes.sequence_axis, *between, axes.activation_hidden_axis)
 
     def shard_heads(self, x_BTNC: jax.Array, *, kv: bool = False) -> jax.Array:
         """Constrain per-head activations [batch, length, heads, channels], if `shard_attention`."""

@@ -45,11 +45,10 @@ def chat(
 
 def converse(model: BaseNNXModule, tokenizer: Tokenizer, beginning: Messages, arguments: dict[str, Any]) -> None:
     """Answer each line of stdin until /quit or the end; what was said before is not computed again."""
-    from easydel.encdec import EncoderDecoder
     from easydel.generate import PromptCache
 
     said = list(beginning)
-    if not isinstance(model.record, EncoderDecoder):
+    if not model.record.has_encoder:
         arguments = {**arguments, "prompt_cache": PromptCache()}
     for line in _lines():
         if line in QUIT:

@@ -101,7 +101,7 @@ def _sizes(model: BaseNNXModule) -> Facts:
     from easydel.tree import flatten
 
     blocks = [block for stack in model.record.layer_stacks.values() for block in stack]
-    mixers: list[Any] = [block.mixer for block in blocks]
+    sizes = [sizes for block in dict.fromkeys(blocks) for sizes in block.head_sizes()]
     return {
         "parameters": count_of(flatten(model.params)),
         "vocabulary": model.record.vocab,
@@ -111,14 +111,15 @@ def _sizes(model: BaseNNXModule) -> Facts:
         "layers": len(blocks),
         "blocks": dict(Counter(_kind(block) for block in blocks)),
         **{
-            name: sorted({getattr(mixer, name) for mixer in mixers if getattr(mixer, name, None) is not None})
+            name: sorted({getattr(own, name) for own in sizes} - {None})
             for name in ("heads", "kv_heads", "head_dim", "window")
         },
     }
 
 
 def _kind(block: Any) -> str:
-    return " + ".join(type(part).__name__ for part in (block.mixer, block.ffn) if part is not None)
+    parts = [part for slot, part in block.parts() if slot != "cross"]
+    return " + ".join(type(part).__name__ for part in parts)
 
 
 def _print(facts: Facts) -> None:

@@ -170,36 +170,23 @@ def _placed(model: BaseNNXModule, mesh: AbstractMesh) -> tuple[dict[str, NamedSh
 
 
 def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: int) -> int:
-    """Bytes on each device of the cache that `generate` makes: sequences over the batch axes, keys, values by head."""
+    """Bytes on each device of the cache that `generate` makes, split as it says itself."""
     import jax
     import numpy as np
 
-    from easydel.generate.cache_lengths import cache_lengths
+    from easydel.generate.cache_lengths import cache_lengths, mesh_axes
+    from easydel.layers.part import Cached
     from easydel.sharding.placement import fit
 
     slots = cache_lengths(length, 0)[-1]
-    axes = model.policy.axes
-    leaves, more = (_cache_leaves(model, count, slots) for count in (batch, batch + 1))
+    layers = jax.eval_shape(lambda: model.init_cache(batch, slots))["layers"]
     total = 0
-    for (path, leaf), (_, other) in zip(leaves, more, strict=True):
-        grown = [number for number, dim in enumerate(leaf.shape) if dim != other.shape[number]]
-        wanted: list[Any] = [None] * leaf.ndim
-        for number in grown:
-            wanted[number] = axes.batch_axis
-            if getattr(path[-1], "key", None) in ("k", "v"):
-                wanted[number + 1] = axes.kv_head_axis
-        spec = fit(leaf.shape, wanted, cast(jax.sharding.Mesh, mesh))
+    for cached in jax.tree.leaves(layers, is_leaf=lambda leaf: isinstance(leaf, Cached)):
+        leaf = cached.array
+        spec = fit(leaf.shape, mesh_axes(cached, model.policy), cast(jax.sharding.Mesh, mesh))
         part = jax.sharding.NamedSharding(mesh, spec).shard_shape(leaf.shape)
         total += prod(part) * np.dtype(leaf.dtype).itemsize
     return total
-
-
-def _cache_leaves(model: BaseNNXModule, batch: int, length: int) -> list[tuple[Any, Any]]:
-    """Path and shape of each layer's caches; the dimension that grows with `batch` is the batch."""
-    import jax
-
-    shapes = jax.eval_shape(lambda: model.init_cache(batch, length))
-    return jax.tree_util.tree_leaves_with_path(shapes["layers"])
 
 
 def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:

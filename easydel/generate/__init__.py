@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError
 from easydel.generate.cache_lengths import prompt_bucket
 from easydel.generate.decode import decode
@@ -124,12 +123,12 @@ def read_inputs(
     if repeats > 1 and not settings["do_sample"]:
         raise ArgumentError(f"num_return_sequences={repeats} without sampling", hint="pass do_sample=True")
     record = model.record
-    if not isinstance(record, EncoderDecoder):
+    if not record.has_encoder:
         ends, pad = ending(settings)
         padding = None if pad in ends else pad  # as in transformers: an end may stand inside of a prompt
         return read_prompt(input_ids, attention_mask, record.vocab, padding).repeated(repeats), None
     source = read_prompt(input_ids, attention_mask, record.vocab, None).repeated(repeats)
-    known = (settings["decoder_start_token_id"], settings["bos_token_id"], record.shift.first)
+    known = (settings["decoder_start_token_id"], settings["bos_token_id"], record.first_token)
     first = next((token for token in known if token is not None), None)
     if first is None:
         raise ArgumentError("the checkpoint does not say what decoding starts with", hint="pass decoder_start_token_id")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from easydel.layers.part import Cached
 from easydel.policy import Policy
+from easydel.sharding.axes import AxisName
 
 SHORTEST = 128
 # How much further a cache reaches at first, and by which factor it grows: attention pays for every slot, used or not,
@@ -57,14 +60,17 @@ def extended(tree: Any, shapes: Any) -> Any:
 
 
 def sharded(cache: Any, policy: Policy) -> Any:
-    """A cache whose keys and values, "k" and "v" as in attention, are constrained to the mesh by sequence and head."""
+    """Returns the cache with its arrays constrained to the mesh, as their logical axes say."""
 
-    def constrain(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        if getattr(path[-1], "key", None) not in ("k", "v") or leaf.ndim < 4:
+    def constrain(leaf: Any) -> Any:
+        if not isinstance(leaf, Cached):
             return leaf
-        axes = policy.axes
-        heads, channels = (axes.kv_head_axis, axes.head_dim_axis) if policy.shard_attention else (None, None)
-        stacked = (None,) * (leaf.ndim - 4)  # [layers,] batch, heads, places, channels
-        return policy.shard(leaf, *stacked, axes.batch_axis, heads, None, channels)
+        return replace(leaf, array=policy.shard(leaf.array, *mesh_axes(leaf, policy)))
 
-    return jax.tree_util.tree_map_with_path(constrain, cache)
+    return jax.tree.map(constrain, cache, is_leaf=lambda leaf: isinstance(leaf, Cached))
+
+
+def mesh_axes(cached: Cached, policy: Policy) -> tuple[AxisName, ...]:
+    """Returns the mesh axis of each dimension of a cached array, that of layers in front included."""
+    split = policy.logical_axes(cached.axes)
+    return (None,) * (cached.array.ndim - len(split)) + split

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from easydel.decoder import Decoder
+import numpy as np
+
 from easydel.generate.programs import DecodeState, Made, enter, leave, pass_layers, prefill
 from easydel.generate.prompt import Prompt
 from easydel.module import LanguageModel
@@ -38,14 +39,14 @@ def first_pass(
     if len(kinds) < REPEATS * max(len(set(kinds)), 1):
         return program(prefill)(params, prompt, source, rules)
     outer = {**params, "model": {name: part for name, part in params["model"].items() if name != "layers"}}
-    x_BTD, caches = program(enter)(outer, prompt), []
+    (flow, context), caches = program(enter)(outer, prompt), []
     together = TOGETHER if prompt.ids_BT.size > LONG else 1
     for start in range(0, len(kinds), together):
         group = kinds[start : start + together]
         layers = [_layer(params, start + offset) for offset in range(len(group))]
-        x_BTD, passed = program(pass_layers)(tuple(group), layers, x_BTD, prompt)
+        flow, passed = program(pass_layers)(tuple(group), np.int32(start), layers, flow, context)
         caches += passed
-    state, made = program(leave)(outer, x_BTD, prompt, rules)
+    state, made = program(leave)(outer, flow, prompt, rules)
     return replace(state, cache={**state.cache, "layers": caches}), made
 
 
@@ -54,7 +55,7 @@ def kinds_of_layers(model: LanguageModel, params: Params) -> Sequence[int]:
 
     Nothing where layers cannot be called one by one: behind an encoder, and where they are stacked.
     """
-    if not isinstance(model.record, Decoder) or model.policy.scan_layers:
+    if model.record.has_encoder or model.policy.scan_layers:
         return []
     first: dict[tuple[Any, ...], int] = {}
     return [

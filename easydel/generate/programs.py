@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from easydel.decoder import Cache, make_context
-from easydel.encdec import EncoderDecoder
 from easydel.generate.cache_lengths import extended, sharded
 from easydel.generate.prompt import Prompt
+from easydel.layers.block import Flow
 from easydel.layers.context import Context
 from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules, choose_tokens
@@ -68,40 +67,49 @@ def prefill(
     return _first(model, cache, prompt, logits_BV, rules)
 
 
-def enter(model: LanguageModel, outer: Params, prompt: Prompt) -> jax.Array:
-    """What the first layer gets of the prompts, [B, T, D]; `outer` are the parameters without layers."""
-    context, _ = _start(prompt)
-    return model.bound(outer).model.enter(jnp.asarray(prompt.ids_BT), context.positions_BT)
+def enter(model: LanguageModel, outer: Params, prompt: Prompt) -> tuple[Flow, Context]:
+    """Returns what the first layer gets of the prompts, and the context of all layers.
+
+    `outer` are the parameters without those of layers.
+    """
+    context, _ = _start(model, prompt)
+    return model.bound(outer).model.enter(jnp.asarray(prompt.ids_BT), context)
 
 
 def pass_layers(
-    model: LanguageModel, kinds: Sequence[int], layers: Sequence[Params], x_BTD: jax.Array, prompt: Prompt
-) -> tuple[jax.Array, list[Any]]:
-    """Output and caches of layers one behind the other, like those of numbers `kinds`, with parameters of their own."""
-    context, _ = _start(prompt)
-    B, T = prompt.ids_BT.shape
+    model: LanguageModel,
+    kinds: Sequence[int],
+    first: jax.Array,
+    layers: Sequence[Params],
+    flow: Flow,
+    context: Context,
+) -> tuple[Flow, list[Any]]:
+    """Returns what flows out of layers one behind the other, from number `first` on, and their caches.
+
+    They are like the layers of numbers `kinds`, with parameters of their own.
+    """
+    B, T = context.positions_BT.shape
     caches = []
-    for index, params in zip(kinds, layers, strict=True):
+    for number, (index, params) in enumerate(zip(kinds, layers, strict=True)):
         layer = replica(model.model.layers[index])
         bind(layer, params)
-        x_BTD, cache = layer(x_BTD, context, model.record.blocks[index].cache(B, T, model.policy.dtype))
+        empty = model.record.blocks[index].cache(B, T, model.policy.dtype)
+        flow, cache = layer(flow, context.of_layer(first + number), empty)
         caches.append(sharded(cache, model.policy))
-    return x_BTD, caches
+    return flow, caches
 
 
-def leave(
-    model: LanguageModel, outer: Params, x_BTD: jax.Array, prompt: Prompt, rules: Rules
-) -> tuple[DecodeState, Made]:
-    """The state after the first new token, of the last layer's output; the layers' caches are not in it."""
-    own, (_, cache) = model.bound(outer), _start(prompt)
-    logits_BV = own.record.logits(own.model, own.lm_head, own.model.leave(x_BTD[:, -1:]))[:, 0]
+def leave(model: LanguageModel, outer: Params, flow: Flow, prompt: Prompt, rules: Rules) -> tuple[DecodeState, Made]:
+    """Returns the state after the first new token, of what flows out of the last layer; without the layers' caches."""
+    own, (_, cache) = model.bound(outer), _start(model, prompt)
+    logits_BV = own.record.logits(own.model, own.lm_head, own.model.leave(flow, last=True))[:, 0]
     return _first(model, cache, prompt, logits_BV, rules)
 
 
-def _start(prompt: Prompt) -> tuple[Context, Cache]:
+def _start(model: LanguageModel, prompt: Prompt) -> tuple[Context, Cache]:
     """What layers share, and the cache's book-keeping after the prompts."""
     shape = prompt.ids_BT.shape
-    empty: Cache = {"layers": None, "offset": np.zeros((), np.int32), "valid": jnp.zeros(shape, bool)}
+    empty = {**model.record.slots(*shape), "layers": None}
     context, cache = make_context(shape, jnp.asarray(prompt.attended_BT), None, empty)
     assert cache is not None
     return context, cache
@@ -163,8 +171,7 @@ def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules)
     """One more token for each row."""
     own = model.bound(params)
     last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BS, state.slot - 1, 1, axis=1)
-    fed = "decoder_input_ids" if isinstance(model.record, EncoderDecoder) else "input_ids"
-    hidden_B1D, cache = own.model(**{fed: last_B1}, cache=state.cache)
+    hidden_B1D, cache = own.model(**{model.record.fed: last_B1}, cache=state.cache)
     logits_BV = own.record.logits(own.model, own.lm_head, hidden_B1D)[:, 0]
     return _emit(model, replace(state, cache=cache), logits_BV, rules)
 

@@ -11,10 +11,6 @@ import numpy as np
 from easydel.errors import ArgumentError
 from easydel.generate.programs import DecodeState
 from easydel.generate.prompt import Prompt
-from easydel.layers.attention import Attention
-from easydel.layers.block import Block
-from easydel.layers.kv_cache import places, within_reach
-from easydel.layers.mla import MLA
 from easydel.module import LanguageModel
 
 Params = Mapping[str, Any]
@@ -73,20 +69,15 @@ class PromptCache:
 
     def keep(self, model: LanguageModel, params: Params, state: DecodeState) -> None:
         """Take what a call leaves behind."""
-        if all(block.mixer is None or isinstance(block.mixer, Attention | MLA) for block in _blocks(model)):
-            self._state, self._owner = state, (model, jax.tree.leaves(params))
-            self._end = max(self._end, int(state.cache["offset"]))
+        end = max(self._end, int(state.cache["offset"]))
+        if model.record.rewinds(state.cache["valid"].shape[1], end) != 0:
+            self._state, self._owner, self._end = state, (model, jax.tree.leaves(params)), end
 
 
 def _within_reach(model: LanguageModel, state: DecodeState, end: int, slot: int) -> bool:
-    """Whether all layers, which slots below `end` were written to, still have what a token in `slot` sees."""
-    length = state.cache["valid"].shape[1]
-    windows = {block.mixer.kept_window for block in _blocks(model) if isinstance(block.mixer, Attention)}
-    return all(within_reach(places(length, wide), wide, end, slot) for wide in windows if wide is not None)
-
-
-def _blocks(model: LanguageModel) -> list[Block]:
-    return [block for stack in model.record.layer_stacks.values() for block in stack]
+    """True if every layer's cache still holds what a token at `slot` may attend to, after `end` slots were written."""
+    reach = model.record.rewinds(state.cache["valid"].shape[1], end)
+    return reach is None or end - slot <= reach
 
 
 def _same(owner: tuple[LanguageModel, list[Any]], model: LanguageModel, params: Params) -> bool:

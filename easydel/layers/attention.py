@@ -287,7 +287,7 @@ class AttentionLayer(nnx.Module):
             prefixed = isinstance(record.sight, Prefix) and context.prefix_BS is not None
             return prefix_select(context) if prefixed else None, None, {}
         select, cache = getattr(self, record.select.name)(x_BTD, context, cache)
-        return (select.y_BTD, cache, select.values) if isinstance(select, Handed) else (select, cache, {})
+        return (select.y, cache, select.values) if isinstance(select, Handed) else (select, cache, {})
 
     def _bias(self, context: Context, slots: int) -> Bias | None:
         position = self.record.position

@@ -112,6 +112,7 @@ class Head:
         """None if there is nothing but the tied embedding."""
         change = self.transform
         inputs = (change and change.width) or self.width or features
+        head: Any
         if self.tied:
             head = TiedHead(rows if self.bias else None, policy) if self.bias or change else None
         else:

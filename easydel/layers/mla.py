@@ -117,13 +117,14 @@ class MLALayer(nnx.Module):
             q_BTNP = record.position.rotate(q_BTNP, angles)
             k_BTP = record.position.rotate(k_BTP[:, :, None], angles)[:, :, 0]
         latent_B1SL = jnp.concatenate([self.kv_a_layernorm(latent_BTR), k_BTP], axis=-1)[:, None]
-        select, values = None, {}
+        select: Select | None = None
+        values: dict[str, Any] = {}
         if record.select is not None:
             kept = None if cache is None else cache["select"]
             # an indexer reads the layer's input and the queries' latent
-            select, kept = getattr(self, record.select.name)((x_BTD, q_latent_BTR), context, kept)
+            found, kept = getattr(self, record.select.name)((x_BTD, q_latent_BTR), context, kept)
             cache = None if cache is None else cache | {"select": kept}
-            select, values = select if isinstance(select, Handed) else (select, {})
+            select, values = found if isinstance(found, Handed) else (found, {})
         if cache is not None:
             old = cache["latent"]
             written = latent_B1SL.astype(old.array.dtype)

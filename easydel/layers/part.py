@@ -49,7 +49,7 @@ class HeadSizes(NamedTuple):
 class Handed(NamedTuple):
     """The output of a part that hands values on to later layers, with those values by name."""
 
-    y_BTD: jax.Array
+    y: Any
     values: dict[str, Any]
 
 

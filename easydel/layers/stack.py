@@ -116,7 +116,7 @@ def run_layers(
         names = [""] if whole else [str(run.start + position) for position in range(run.period)]
         group = [layers] if whole else [layers[name] for name in names]
         group_caches = None if caches is None else [caches[name] for name in names]
-    XX
+        passing = _loop if run.repeats == 1 else _scan
         flow, group_caches = passing(group, run, policy, flow, context, group_caches)
         new_caches |= dict(zip(names, group_caches or [None] * len(names), strict=True))
     return flow, None if caches is None else new_caches
@@ -137,9 +137,7 @@ def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, c
     return flow, None if caches is None else new_caches
 
 
-def _scan(
-    group: list[Any], run: Run, policy: Policy, flow: Flow, context: Context, caches: Any
-) -> tuple[Flow, Any]:
+def _scan(group: list[Any], run: Run, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
     """Runs periods of layers by `jax.lax.scan`.
 
     Caches are carried and updated where they are: collected as results of the scan, they would be copied.

@@ -105,10 +105,10 @@ class TowerModel(nnx.Module):
         """Returns what flows out of the last layer, and the layers' caches (None in, None out)."""
         return run_layers(self.layers, self.tower.blocks, self.policy, flow, context, caches)
 
-    def leave(self, flow: Flow) -> jax.Array:
-        """Returns hidden states [B, T, D] of what flows out of the last layer."""
+    def leave(self, flow: Flow, *, last: bool = False) -> jax.Array:
+        """Returns hidden states [B, T, D] of what flows out of the last layer; with `last`, of the last token alone."""
         x_BTD = flow["x"] if self.tower.stream is None else self.stream.close(flow)
-        return normed(self.norm, x_BTD)
+        return normed(self.norm, x_BTD[:, -1:] if last else x_BTD)
 
     def _embedded(self, x_BTD: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
         record = self.tower.embed

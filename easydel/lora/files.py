@@ -18,7 +18,6 @@ from easydel.checkpoint import Tensor
 from easydel.checkpoint.open import open_checkpoint
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
-from easydel.encdec import EncoderDecoder
 from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
 from easydel.lora.fit import check_copies, check_fit, tensor_names
 from easydel.lora.linear import ALL_LINEAR, LoRA
@@ -86,7 +85,7 @@ def save_adapters(
                 values = partial(on_host, array, row)
                 tensors.append((tensor_names(name)[number], shape, np.dtype(array.dtype), values))
     settings = asdict(lora) | {"target_modules": _shortest(model, adapted), "peft_type": "LORA"}
-    task = "SEQ_2_SEQ_LM" if isinstance(model.record, EncoderDecoder) else "CAUSAL_LM"
+    task = "SEQ_2_SEQ_LM" if model.record.has_encoder else "CAUSAL_LM"
     settings |= {"task_type": task, "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
     settings["base_model_name_or_path"] = str(model.origin) if model.origin else None
 

@@ -77,7 +77,7 @@ def causal_loss(
 
 def check_causal(model: LanguageModel) -> None:
     """UnsupportedModelError for encoder-decoders: what they predict is not the next token of their input."""
-    if "model/layers" not in model.record.layer_stacks:
+    if model.record.has_encoder:
         raise UnsupportedModelError(
             f"{model.config.get('model_type')} is an encoder-decoder: only causal language models can be trained",
             hint="differentiate model.apply with a loss of your own",
