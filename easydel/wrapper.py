@@ -11,23 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from easydel.config import HFConfig, shown
+from easydel.config import HFConfig
 from easydel.errors import CheckpointError, ConfigError
+from easydel.expected import shown
+from easydel.keys import Keys
 from easydel.weights.plan import TensorSource
 
 INNER = ((r"language_model\.lm_head\.", "lm_head."), (r"(model\.)?language_model\.(model\.)?", "model."))
 TIED = "tie_word_embeddings"
 OUTER_FIRST = ("bos_token_id", "eos_token_id", "pad_token_id")  # as in transformers' GenerationConfig.from_model_config
-CLASSES = {
-    "gemma3_text": "Gemma3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "ministral3": "Ministral3ForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ def completed(c: HFConfig, text: Mapping[str, Any], *, tied: bool | None = None)
         outer[TIED] = True
     elif stated is False and tied is not None:
         outer[TIED] = False
-    name = CLASSES.get(text["model_type"])
+    name = Keys.of(text["model_type"]).causal_lm
     return {**text, **outer, "architectures": [] if name is None else [name]}
 
 
