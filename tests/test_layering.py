@@ -14,7 +14,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "easydel"
 LAYERS = [
     {"errors", "threads", "compilation"},
-    {"checkpoint", "sharding", "config", "ops", "policy", "tree", "processes", "quantize", "inputs"},
+    {
+        "checkpoint",
+        "sharding",
+        "config",
+        "expected",
+        "keys",
+        "rope_settings",
+        "ops",
+        "policy",
+        "tree",
+        "processes",
+        "quantize",
+        "inputs",
+    },
     {"layers", "weights", "hub", "tokenizer"},
     {"decoder", "encdec", "wrapper"},
     {"families"},

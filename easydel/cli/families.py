@@ -17,8 +17,7 @@ def families(as_json: Json = False) -> None:
     from easydel.families import all_families, all_wrappers
 
     found = [
-        _facts(family.model_type, family.build, encoder_decoder=family.encoder_decoder)
-        for family in all_families()
+        _facts(family.model_type, family.build, encoder_decoder=family.encoder_decoder) for family in all_families()
     ]
     found += [_facts(wrapper.model_type, wrapper.text, multimodal=True) for wrapper in all_wrappers().values()]
     found.sort(key=itemgetter("model_type"))

@@ -2,6 +2,9 @@
 
 from easydel.families._parts import GLU, Groups, HFConfig, MoE, Part, TopK
 
+# PEFT 0.21 takes these, of any MLP beside routed experts, for parts of fused experts (its
+# utils/transformers_weight_conversion.py): it puts adapters on the experts instead, and warns of missing keys at most.
+FUSED_BY_PEFT = ("gate_proj", "up_proj", "down_proj")
 CORRECTED = {"gate.correction_bias": "gate.e_score_correction_bias"}
 
 

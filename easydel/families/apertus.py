@@ -14,7 +14,6 @@ from easydel.families._parts import MLP, Decoder, HFConfig, Part, QKNorm, RMSNor
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear, parameter
 from easydel.layers.mlp import saved
-from easydel.layers.part import Part
 from easydel.policy import Policy
 
 NAMES = base.NAMES.extended(

@@ -56,9 +56,7 @@ CAUSAL = Names(
 )
 
 
-def block(
-    c: HFConfig, heads: int, ffn_dim: int, cross: CrossAttention | None = None, *, sight: Sight = Causal()
-) -> Block:
+def block(c: HFConfig, heads: int, ffn_dim: int, sight: Sight, cross: CrossAttention | None = None) -> Block:
     mixer = Attention(Heads(heads, heads, c.d_model // heads, biased="qkvo"), sight=sight)
     ffn = MLP(ffn_dim, c.activation_function)
     return Block(mixer, ffn, attn_out=NORM, ffn_out=NORM, residual=Post(), cross=cross, cross_out=cross and NORM)
@@ -73,8 +71,8 @@ def embed(c: HFConfig) -> Embed:
 def bart(c: HFConfig) -> EncoderDecoder:
     heads = c.decoder_attention_heads
     cross = CrossAttention(heads, heads, c.d_model // heads, "qkvo")
-    encoder = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, sight=Around())
-    decoder = block(c, heads, c.decoder_ffn_dim, cross)
+    encoder = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, Around())
+    decoder = block(c, heads, c.decoder_ffn_dim, Causal(), cross)
     return EncoderDecoder(
         vocab=c.vocab_size,
         features=c.d_model,
@@ -91,10 +89,10 @@ def bart(c: HFConfig) -> EncoderDecoder:
     "bart",
     CAUSAL,
     inert=dict.fromkeys(("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads"), "the encoder's")
-    | {"is_decoder": "there is a decoder in any case", "decoder_start_token_id": "for targets of an encoder-decoder"},
+    | {"is_decoder": "there is a decoder in any case"},
 )
 def bart_decoder(c: HFConfig) -> Decoder:
-    decoder = block(c, c.decoder_attention_heads, c.decoder_ffn_dim)
+    decoder = block(c, c.decoder_attention_heads, c.decoder_ffn_dim, Causal())
     return Decoder(
         vocab=c.vocab_size,
         features=c.d_model,

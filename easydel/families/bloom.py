@@ -19,8 +19,7 @@ from easydel.families._parts import (
     family,
     grouped,
 )
-from easydel.layers.block import Block
-from easydel.weights.names import QKV, Fused, Layout, Names, grouped
+from easydel.weights.names import Layout
 
 LINEAR = {"o_proj": "dense", "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h"}
 RENAMES = LINEAR | {

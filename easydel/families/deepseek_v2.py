@@ -1,7 +1,7 @@
 """DeepSeek-V2 (DeepSeek-AI 2024, arXiv:2405.04434): latent attention, shared and routed experts, dense first layers."""
 
 from easydel.families import llama as base
-from easydel.families._experts import after_first
+from easydel.families._experts import FUSED_BY_PEFT, after_first
 from easydel.families._parts import (
     MLA,
     Decoder,
@@ -16,7 +16,6 @@ from easydel.families._parts import (
 )
 
 NAMES = base.NAMES.extended({"shared_expert": "shared_experts"})
-INERT = {"head_dim": "it follows from the other sizes"}
 
 
 def latent_attention(c: HFConfig, *, interleaved: bool = True) -> MLA:
@@ -30,7 +29,7 @@ def latent_attention(c: HFConfig, *, interleaved: bool = True) -> MLA:
     return MLA(heads, plain, c.v_head_dim, c.kv_lora_rank, position, scale=scale, **latent)
 
 
-@family("deepseek_v2", NAMES, inert=INERT)
+@family("deepseek_v2", NAMES, inert={"head_dim": "it follows from the others"}, peft_lacks=FUSED_BY_PEFT)
 def deepseek_v2(c: HFConfig) -> Decoder:
     c.only("scoring_func", "softmax")
     method = c.only("topk_method", "greedy", "group_limited_greedy")

@@ -2,7 +2,7 @@
 
 from easydel.families import deepseek_v2 as v2
 from easydel.families import llama as base
-from easydel.families._experts import CORRECTED, after_first, corrected_router
+from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, after_first, corrected_router
 from easydel.families._parts import Decoder, HFConfig, Names, family
 
 
@@ -13,7 +13,7 @@ def names(c: HFConfig) -> Names:
     return v2.NAMES.extended(CORRECTED, ignored=(rf"model\.layers\.({extra})\..*",) if ahead else ())
 
 
-@family("deepseek_v3", names, inert=v2.INERT)
+@family("deepseek_v3", names, peft_lacks=FUSED_BY_PEFT)
 def deepseek_v3(c: HFConfig) -> Decoder:
     mixers = [v2.latent_attention(c, interleaved=c.rope_interleave)] * c.num_hidden_layers
     return base.pre_norm(c, mixers, after_first(c, corrected_router(c)))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from easydel.families import deepseek_v2 as v2
 from easydel.families import llama as base
-from easydel.families._experts import CORRECTED, after_first, corrected_router
+from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, after_first, corrected_router
 from easydel.families._layers import FULL, SLIDING, layer_types
 from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 
@@ -13,6 +13,7 @@ from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
     "dots1",
     v2.NAMES.extended(CORRECTED),
     inert={"use_sliding_window": "a window is used wherever there is one"},
+    peft_lacks=FUSED_BY_PEFT,
 )
 def dots1(c: HFConfig) -> Decoder:
     size, first, bias = c.sliding_window, c.max_window_layers, c.attention_bias

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from easydel.families import deepseek_v2 as v2
 from easydel.families import llama as base
+from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._parts import GLU, Decoder, Head, HFConfig, MoE, TopK, family
 
 NAMES = replace(
@@ -12,7 +13,7 @@ NAMES = replace(
 )
 
 
-@family("ernie4_5_moe", NAMES)
+@family("ernie4_5_moe", NAMES, peft_lacks=FUSED_BY_PEFT)
 def ernie4_5_moe(c: HFConfig) -> Decoder:
     c.only("moe_norm_min", 1e-12)  # the least that weights are divided by: never reached
     bias, act, layers, last = c.use_bias, c.hidden_act, c.num_hidden_layers, c.moe_layer_end_index

@@ -2,11 +2,11 @@
 
 from easydel.families import deepseek_v3 as v3
 from easydel.families import llama as base
-from easydel.families._experts import after_first, corrected_router
+from easydel.families._experts import FUSED_BY_PEFT, after_first, corrected_router
 from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 
 
-@family("glm4_moe", v3.names)
+@family("glm4_moe", v3.names, peft_lacks=FUSED_BY_PEFT)
 def glm4_moe(c: HFConfig) -> Decoder:
     norm = QKNorm(RMSNorm(c.rms_norm_eps)) if c.use_qk_norm else None
     mixer = base.attention(c, bias=c.attention_bias, qk_norm=norm)

@@ -3,12 +3,12 @@
 from easydel.families import deepseek_v2 as v2
 from easydel.families import deepseek_v3 as v3
 from easydel.families import llama as base
-from easydel.families._experts import corrected_router, experts
+from easydel.families._experts import FUSED_BY_PEFT, corrected_router, experts
 from easydel.families._layers import checked_types
 from easydel.families._parts import GLU, Decoder, HFConfig, family
 
 
-@family("glm4_moe_lite", v3.names)
+@family("glm4_moe_lite", v3.names, peft_lacks=FUSED_BY_PEFT)
 def glm4_moe_lite(c: HFConfig) -> Decoder:
     kinds = c.mlp_layer_types or ["dense"] + ["sparse"] * (c.num_hidden_layers - 1)
     ffns = {"dense": GLU(c.intermediate_size, c.hidden_act), "sparse": experts(c, corrected_router(c))}

@@ -2,12 +2,18 @@
 
 from easydel.families import hunyuan_v1_dense as dense
 from easydel.families import llama as base
+from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._parts import GLU, Decoder, HFConfig, MoE, TopK, family
 
 NAMES = dense.NAMES.extended({"mlp.gate": "mlp.gate.wg", "shared_expert": "shared_mlp"})
 
 
-@family("hunyuan_v1_moe", NAMES, inert={"num_shared_expert": "it is one expert of the size of another"})
+@family(
+    "hunyuan_v1_moe",
+    NAMES,
+    inert={"num_shared_expert": "it is one of the size of the others"},
+    peft_lacks=FUSED_BY_PEFT,
+)
 def hunyuan_v1_moe(c: HFConfig) -> Decoder:
     c.only("norm_topk_prob", True)
     expert, chosen, layers = GLU(c.intermediate_size, c.hidden_act), c.moe_topk, c.num_hidden_layers

@@ -6,6 +6,7 @@ from easydel.families._parts import Block, Decoder, Embed, HFConfig, Mamba, Name
 
 EMBEDDINGS = {"model.embed_tokens": "backbone.embeddings", "model.norm": "backbone.norm_f"}
 NAMES = Names(EMBEDDINGS | {"model": "backbone", "input_layernorm": "norm"})
+PEFT_LACKS = ("out_proj",)  # the fast path for CUDA reads its kernel itself, so PEFT 0.21 refuses (tuners_utils.py)
 
 
 def recurrent(c: HFConfig, norm: RMSNorm | None = None) -> Decoder:
@@ -19,6 +20,6 @@ def recurrent(c: HFConfig, norm: RMSNorm | None = None) -> Decoder:
     return Decoder.from_hf(c, blocks=blocks, final_norm=before, embed=Embed(float32=c.residual_in_fp32))
 
 
-@family("mamba", NAMES)
+@family("mamba", NAMES, peft_lacks=PEFT_LACKS)
 def mamba(c: HFConfig) -> Decoder:
     return recurrent(c)

@@ -1,10 +1,11 @@
 """OLMoE (Muennighoff et al. 2024, arXiv:2409.02060): OLMo 2's norm on queries and keys, and experts in each layer."""
 
 from easydel.families import llama as base
+from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._parts import GLU, Decoder, HFConfig, MoE, QKNorm, RMSNorm, TopK, family
 
 
-@family("olmoe", base.NAMES)
+@family("olmoe", base.NAMES, peft_lacks=FUSED_BY_PEFT)
 def olmoe(c: HFConfig) -> Decoder:
     norm, bias, layers = QKNorm(RMSNorm(c.rms_norm_eps), whole=True), c.attention_bias, c.num_hidden_layers
     mixer = base.attention(c, bias=bias, out_bias=bias, qk_norm=norm, clip=c.clip_qkv)
