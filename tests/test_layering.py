@@ -29,7 +29,7 @@ LAYERS = [
         "inputs",
     },
     {"layers", "weights", "hub", "tokenizer"},
-    {"decoder", "encdec", "wrapper"},
+    {"decoder", "encdec", "multimodal"},
     {"families"},
     {"module"},
     {"generate", "lora", "saving", "progress", "report"},

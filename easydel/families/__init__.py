@@ -15,15 +15,14 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ConfigError, EasyDeLError, UnsupportedModelError, listed
 from easydel.expected import shown
+from easydel.families.multimodal import WRAPPERS
 from easydel.keys import Keys, effect
+from easydel.multimodal import Wrapper
 from easydel.rope_settings import FALLBACKS, FORMS
 from easydel.weights.names import Names
-from easydel.wrapper import Wrapper
 
 FamilyFunction = Callable[[HFConfig], Any]
-TextFunction = Callable[[HFConfig], dict[str, Any]]
 _FAMILIES: dict[tuple[str, bool], Family] = {}
-_WRAPPERS: dict[str, Wrapper] = {}
 logger = logging.getLogger(__name__)
 
 
@@ -123,21 +122,9 @@ def family(
     return register
 
 
-def wrapper(model_type: str, *, ignored: tuple[str, ...]) -> Callable[[TextFunction], TextFunction]:
-    """Register the decorated function, which finds the language model's config in that of a multimodal `model_type`."""
-
-    def register(function: TextFunction) -> TextFunction:
-        assert model_type not in _WRAPPERS, model_type
-        _WRAPPERS[model_type] = Wrapper(model_type, function, ignored)
-        return function
-
-    return register
-
-
 def find_wrapper(model_type: object) -> Wrapper | None:
     """How to read the language model of that multimodal model_type, if it is one that we know."""
-    _import_module_of(model_type)
-    return _WRAPPERS.get(str(model_type))
+    return WRAPPERS.get(str(model_type))
 
 
 def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
@@ -157,7 +144,7 @@ def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
             f"model_type {model_type!r} is no encoder-decoder", hint="load it with AutoEasyDeLModelForCausalLM"
         )
     if key not in _FAMILIES:
-        known = sorted({*(family.name for family in _FAMILIES.values()), *_WRAPPERS})
+        known = sorted({*(family.name for family in _FAMILIES.values()), *WRAPPERS})
         raise UnsupportedModelError(
             f"model_type {shown(model_type)} is not implemented", hint=f"known: {', '.join(known)}"
         )
@@ -171,10 +158,9 @@ def all_families() -> list[Family]:
     return sorted(_FAMILIES.values(), key=lambda family: family.name)
 
 
-def all_wrappers() -> dict[str, Wrapper]:
+def all_wrappers() -> Mapping[str, Wrapper]:
     """Every multimodal model_type whose language model can be loaded, if there is a family for that."""
-    all_families()
-    return dict(sorted(_WRAPPERS.items()))
+    return WRAPPERS
 
 
 def _import_module_of(model_type: object) -> None:

@@ -1,11 +1,9 @@
 """dots.llm1 (Huo et al. 2025, arXiv:2506.05767): Qwen3's attention, DeepSeek-V3's shared and routed experts."""
 
-from dataclasses import replace
-
 from easydel.families import deepseek_v2 as v2
 from easydel.families import llama as base
 from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, after_first, corrected_router
-from easydel.families._layers import FULL, SLIDING, layer_types
+from easydel.families._layers import FULL, SLIDING, layer_types, windows
 from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 
 
@@ -18,6 +16,6 @@ from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 def dots1(c: HFConfig) -> Decoder:
     size, first, bias = c.sliding_window, c.max_window_layers, c.attention_bias
     kinds = layer_types(c, [SLIDING if size and i >= first else FULL for i in range(c.num_hidden_layers)])
-    full = base.attention(c, bias=bias, out_bias=bias, qk_norm=QKNorm(RMSNorm(c.rms_norm_eps)))
-    mixers = {FULL: full, SLIDING: replace(full, window=size)}
-    return base.pre_norm(c, [mixers[kind] for kind in kinds], after_first(c, corrected_router(c)))
+    choices = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps))}
+    mixers = [base.attention(c, window=window, **choices) for window in windows(c, kinds)]
+    return base.pre_norm(c, mixers, after_first(c, corrected_router(c)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from easydel.families import llama as base
 from easydel.families._layers import FULL, SLIDING, layer_types, windows
 from easydel.families._parts import GLU, Decoder, Fused, HFConfig, MoE, TopK, family, interleaved
+from easydel.layers.mlp import saved
 
 TABLE = base.NAMES.extended(
     {
@@ -31,7 +32,7 @@ class ClampedGLU(GLU):
     limit: float = 7.0
 
     def combine(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        gate, up = self.saved(gate, up)
+        gate, up = saved(gate), saved(up)
         gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
         return gate * jax.nn.sigmoid(self.alpha * gate) * (up + 1)
 
