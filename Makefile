@@ -2,7 +2,7 @@
 # them stale, so the next run installs again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test fuzz demo lint format clean
+.PHONY: help test fuzz keys demo lint format clean
 
 SHELL := /bin/bash
 VENV := .venv
@@ -32,6 +32,9 @@ test: $(VENV)/.ready-test  ## set up .venv, then ruff, pyright and every test (P
 
 fuzz: $(VENV)/.ready-test  ## load randomly damaged files of every format for ten minutes each (FUZZ_SECONDS=60)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
+
+keys: $(VENV)/.ready-test  ## write what transformers' config classes declare into easydel/families/keys.json
+	$(BIN)/python scripts/make_keys.py
 
 demo: $(VENV)/.ready-demo  ## set up .venv without torch, then answer a question on 8 simulated devices
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/easydel generate "$(DEMO_PROMPT)" \

@@ -14,7 +14,7 @@ import numpy as np
 from easydel.compilation import use_compilation_cache
 from easydel.config import HFConfig, shown
 from easydel.errors import ArgumentError, ConfigError, UnsupportedModelError
-from easydel.families import Family, find_family, key_readers
+from easydel.families import Family, find_family
 from easydel.generate.settings import read_defaults
 from easydel.hub import fetch
 from easydel.hub import stream as open_stream
@@ -263,10 +263,8 @@ def check_heads_of(model: BaseNNXModule, policy: Policy) -> None:
 
 
 def _config_kwargs(kwargs: Mapping[str, Any], config: HFConfig, family: Family) -> Mapping[str, Any]:
-    if not kwargs:  # the common case: what is known takes reading every family
-        return kwargs
     remote = "trust_remote_code" in kwargs  # some configs have a key of that name
-    known = {*config, *family.defaults, *family.aliases.values(), *key_readers()} - {"trust_remote_code"}
+    known = {key for key in kwargs if key in config or family.knows(key)} - {"trust_remote_code"}
     if unknown := sorted(set(kwargs) - known):
         raise ArgumentError(
             f"unknown arguments {unknown}",

@@ -31,7 +31,7 @@ def read_keys(family: Family) -> list[str]:
     return sorted(config._read)
 
 
-@pytest.mark.parametrize("family", all_families().values(), ids=all_families())
+@pytest.mark.parametrize("family", all_families(), ids=lambda family: family.name)
 def test_wrong_values_are_refused_with_the_key(family: Family, tmp_path: Any):
     unnamed = []
     for key in read_keys(family):
@@ -44,8 +44,7 @@ def test_wrong_values_are_refused_with_the_key(family: Family, tmp_path: Any):
                     warnings.simplefilter("ignore")
                     family.record(config)
             except EasyDeLError as error:
-                spellings = {key, family.aliases.get(key, key), *SPELLINGS.get(key, ())}
-                spellings |= {ours for ours, theirs in family.aliases.items() if theirs == key}
+                spellings = [*family.declared.spellings(key), *SPELLINGS.get(key, ())]
                 if not any(name in str(error) for name in spellings) or error.file is None:
                     unnamed.append(f"{key}={value!r}: {error}")
     assert unnamed == []

@@ -164,23 +164,26 @@ def test_config_is_the_same_read_by_us_or_written_by_transformers(case: Case):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "asked", "honoured_by"),
+    ("model_type", "asked", "why"),
     [
-        ("mistral", {"layer_types": [FULL, SLIDING]}, "qwen2"),
-        ("llama", {"sliding_window": 5}, "cohere2"),
-        ("mistral", {"attention_bias": True, "mlp_bias": True}, "llama"),
-        ("qwen2", {"clip_qkv": 3.0}, "olmo"),
-        ("phi3", {"attention_multiplier": 0.5}, "granite"),
-        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "gemma2"),
-        ("gemma3_text", {"use_bidirectional_attention": True}, "no model here"),
-        ("olmo2", {"no_rope_layers": [1, 0], "logit_scale": 0.5}, "smollm3"),
+        ("mistral", {"layer_types": [FULL, SLIDING]}, "layers of several kinds"),
+        ("llama", {"sliding_window": 5}, "what a layer sees"),
+        ("mistral", {"attention_bias": True, "mlp_bias": True}, "biases"),
+        ("qwen2", {"clip_qkv": 3.0}, "limits"),
+        ("phi3", {"attention_multiplier": 0.5}, "factors"),
+        ("qwen3", {"n_shared_experts": 1}, "experts"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "only None is implemented"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "only False is implemented"),
+        ("olmo2", {"no_rope_layers": [1, 0], "logit_scale": 0.5}, "factors"),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
-def test_keys_that_only_others_honour_are_refused_by_name(model_type: str, asked: dict[str, Any], honoured_by: str):
+def test_keys_that_change_the_computation_and_are_not_read_are_refused_by_name(
+    model_type: str, asked: dict[str, Any], why: str
+):
     with pytest.raises(UnsupportedModelError) as refusal:
         record(model_type, **asked)
-    assert honoured_by in refusal.value.problem
+    assert why in refusal.value.problem
     for key, value in asked.items():
         assert f"{key}={value!r}" in refusal.value.problem
 
@@ -196,18 +199,19 @@ def test_a_limit_of_one_is_not_off(asked: dict[str, Any]):
         record("llama", **asked)
 
 
-def test_keys_that_nobody_knows_are_one_warning():
-    with pytest.warns(UserWarning, match="no model here knows") as warned:
-        record("llama", flux_capacitance=1.21, warp_factor=9)
-    assert len(warned) == 1
-    assert "flux_capacitance, warp_factor" in str(warned[0].message)
+def test_keys_without_a_known_effect_are_one_log_line(caplog: pytest.LogCaptureFixture):
+    rope = {"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.9, "finetuned": True}
+    made = record("llama", flux_capacitance=1.21, warp_factor=9, is_decoder=True, rope_scaling=rope)
+    assert made == record("llama", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    told = "flux_capacitance, is_decoder, rope_scaling.attn_factor, rope_scaling.finetuned, warp_factor"
+    assert [told in line for line in caplog.messages] == [True]
 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
         ({"rope_type": "spiral"}, "'spiral' is not known"),
-        ({"rope_type": "linear", "factor": 2.0, "twist": 3.0}, "does not take twist"),
+        ({"rope_type": "linear", "factor": 2.0, "alpha": 3.0}, "does not take alpha"),
         ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "needs 4 factors"),
         ({"rope_type": "default", "partial_rotary_factor": 0.4}, "not 3 of a head's 8"),
     ],

@@ -1,15 +1,21 @@
-"""What a family assumes of a config that lacks a key is what transformers assumes."""
+"""What a config says is read or refused, and what it lacks is what transformers assumes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from cases import Case, all_cases
 
-from easydel.config import NEUTRAL, HFConfig
-from easydel.families import Family, all_families
+from easydel.config import HFConfig
+from easydel.errors import ConfigError, UnsupportedModelError
+from easydel.families import Family, all_families, find_family
+from easydel.keys import FILE, Keys, is_inert
 
 # Keys without which transformers' own defaults are no model that runs.
 NEEDED = {
@@ -17,33 +23,95 @@ NEEDED = {
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6},
     "glm4_moe": {"head_dim": 128},
 }
-FAMILIES = pytest.mark.parametrize("family", all_families().values(), ids=all_families())
+FAMILIES = pytest.mark.parametrize("family", all_families(), ids=lambda family: family.name)
 
 
-def transformers_default(model_type: str) -> Any:
-    return transformers.CONFIG_MAPPING[model_type](**NEEDED.get(model_type, {}))
-
-
-def values_of(config: Any, key: str) -> list[Any]:
-    """What transformers has for `key`: as its class declares it, as it computes it, or among rotary settings."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    places = (vars(type(config)).get(key), getattr(config, key, None), rope.get(key))
-    return [value for value in places if value is not None]
-
-
-@FAMILIES
-def test_defaults_equal_those_of_transformers(family: Family):
-    theirs = transformers_default(family.model_type)
-    config = family.configured(HFConfig({**family.defaults, **NEEDED.get(family.model_type, {})}))
-    family.build(config)
-    unused = config.unread()  # tables are shared, so some have keys of a relative
-    used = {key: value for key, value in family.defaults.items() if key not in unused and value not in NEUTRAL}
-    assert not {key: value for key, value in used.items() if value not in values_of(theirs, key)}
+def test_keys_are_those_of_the_pinned_transformers(tmp_path: Path):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "make_keys.py"))
+    assert script["text"]() == FILE.read_text(), "run `make keys`"
 
 
 @FAMILIES
 def test_config_without_any_key_is_that_of_transformers(family: Family):
-    empty, _ = family.record(family.configured(HFConfig(NEEDED.get(family.model_type, {}))))
-    written = json.loads(transformers_default(family.model_type).to_json_string(use_diff=False))
-    full, _ = family.record(family.configured(HFConfig(written)))
+    needed = NEEDED.get(family.model_type, {})
+    theirs = transformers.CONFIG_MAPPING[family.model_type](**needed)
+    empty, _ = family.record(family.configured(HFConfig(needed)))
+    full, _ = family.record(family.configured(HFConfig(json.loads(theirs.to_json_string(use_diff=False)))))
     assert empty == full
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+def test_config_of_a_case_is_the_same_as_transformers_writes_it(case: Case):
+    family = find_family(case.model_type, encoder_decoder=case.seq2seq)
+    theirs = transformers.CONFIG_MAPPING[case.model_type](**case.config)
+    ours, _ = family.record(family.configured(HFConfig(json.loads(json.dumps(case.config)))))
+    full, _ = family.record(family.configured(HFConfig(json.loads(theirs.to_json_string(use_diff=False)))))
+    assert ours == full
+
+
+def declared(family: Family) -> dict[str, Any]:
+    """Each key of transformers' class, also of configs inside ("attn_config.alibi"), and its default."""
+    config_class = transformers.CONFIG_MAPPING[family.model_type]
+    fields = {found.name: found.default for found in dataclasses.fields(config_class)}
+    inner = {
+        f"{key}.{name}": value
+        for key, model_type in family.declared.nested.items()
+        for name, value in Keys.of(model_type).defaults.items()
+    }
+    return {key: value for key, value in (fields | inner).items() if key not in family.declared.nested}
+
+
+def other_than(value: Any) -> Any:
+    """Something that `value` is not, of its type where that has others."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return {str: "other", list: [1], dict: {"other": 1}}.get(type(value), 3)
+
+
+def with_value(family: Family, key: str, value: Any) -> HFConfig:
+    outer, _, inner = key.rpartition(".")
+    changed = {outer: {inner: value}} if outer else {key: value}
+    return family.configured(HFConfig(NEEDED.get(family.model_type, {}) | changed))
+
+
+def was_read(config: HFConfig, key: str) -> bool:
+    outer, _, inner = key.rpartition(".")
+    config = config._nested[outer] if outer else config
+    return bool(config._read & set(config.declared.spellings(inner)))
+
+
+@FAMILIES
+def test_each_key_of_transformers_class_is_read_or_refused_or_listed_with_a_reason(family: Family):
+    silent = []
+    for key, default in declared(family).items():
+        config = with_value(family, key, other_than(default))
+        try:
+            family.record(config)
+        except (ConfigError, UnsupportedModelError):
+            continue
+        if not (was_read(config, key) or is_inert(key) or key in family.inert):
+            silent.append(key)
+    assert silent == []
+
+
+@FAMILIES
+def test_nothing_is_listed_as_inert_that_would_not_be_refused(family: Family):
+    strict = dataclasses.replace(family, inert={})
+    for key in family.inert:
+        default = declared(family).get(key)
+        with pytest.raises(UnsupportedModelError, match=key):
+            strict.record(with_value(strict, key, other_than(default)))
+
+
+def test_only_takes_the_values_that_there_is_code_for(tmp_path: Path):
+    config = HFConfig({"scoring_func": "softmax", "alibi": 1}, file=tmp_path / "config.json")
+    assert config.only("scoring_func", "sigmoid", "softmax") == "softmax"
+    assert config.only("topk_method", "greedy", "noaux_tc") == "greedy"
+    assert config.only("topk_method", "greedy", "noaux_tc", default="noaux_tc") == "noaux_tc"
+    with pytest.raises(UnsupportedModelError, match=r"scoring_func is 'softmax', known: 'sigmoid'") as refusal:
+        config.only("scoring_func", "sigmoid")
+    assert refusal.value.file == str(tmp_path / "config.json")
+    with pytest.raises(UnsupportedModelError, match="alibi is 1, known: True"):
+        config.only("alibi", True)

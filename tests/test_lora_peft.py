@@ -15,8 +15,8 @@ from trained import random_model
 
 from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import all_families
+from easydel.families._experts import FUSED_BY_PEFT
 from easydel.lora import LoRA, add_adapters, load_adapters, save_adapters
-from easydel.lora.files import FUSED_EXPERTS
 
 CASES = {case.name: case for case in all_cases()}
 
@@ -68,7 +68,8 @@ def test_every_model_type_whose_experts_peft_looks_for_is_known():
     """PEFT goes by this table of transformers; and by Mixtral's, in whose names (w1, w2, w3) no Linear here ends."""
     from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as FORMS
 
-    assert {name for name in all_families() if FORMS.get(name) == "qwen2_moe"} == FUSED_EXPERTS
+    for family in all_families():
+        assert (family.peft_lacks == FUSED_BY_PEFT) == (FORMS.get(family.model_type) == "qwen2_moe"), family.name
 
 
 @pytest.mark.parametrize("case", ["mamba-plain", "falcon_mamba-plain"])

@@ -12,7 +12,6 @@ import transformers
 from easydel.config import HFConfig
 from easydel.errors import EasyDeLError
 from easydel.families import all_wrappers, find_family
-from easydel.wrapper import CLASSES
 
 Config = dict[str, Any]
 TIED = "tie_word_embeddings"
@@ -136,8 +135,3 @@ def test_values_that_cannot_be_meant_raise_nothing_but_our_errors(model_type: st
             config = language_config({"model_type": model_type, "text_config": {}, **change})
             json.dumps(config.to_dict())
             record_of({"model_type": model_type, "text_config": {}, **change})
-
-
-def test_classes_are_those_of_transformers():
-    theirs = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    assert {model_type: theirs[model_type] for model_type in CLASSES} == CLASSES

@@ -17,10 +17,13 @@ def families(as_json: Json = False) -> None:
     from easydel.families import all_families, all_wrappers
 
     found = [
-        _facts(family.model_type, family.build, encoder_decoder=family.encoder_decoder)
-        for family in all_families().values()
+        _facts(family.model_type, _description(family.build), encoder_decoder=family.encoder_decoder)
+        for family in all_families()
     ]
-    found += [_facts(wrapper.model_type, wrapper.text, multimodal=True) for wrapper in all_wrappers().values()]
+    found += [
+        _facts(row.model_type, f"{row.description}: its language model", multimodal=True)
+        for row in all_wrappers().values()
+    ]
     found.sort(key=itemgetter("model_type"))
     if as_json:
         print(json.dumps(found, indent=2))
@@ -38,13 +41,18 @@ def families(as_json: Json = False) -> None:
     )
 
 
+def _description(function: Callable[..., Any]) -> str:
+    """Returns the first line of the file that `function` is in."""
+    return (sys.modules[function.__module__].__doc__ or "").strip().split("\n")[0]
+
+
 def _facts(
-    model_type: str, function: Callable[..., Any], *, encoder_decoder: bool = False, multimodal: bool = False
+    model_type: str, description: str, *, encoder_decoder: bool = False, multimodal: bool = False
 ) -> dict[str, Any]:
     """`multimodal`: of such a model the language model is loaded, and nothing else."""
     return {
         "model_type": model_type,
         "encoder_decoder": encoder_decoder,
         "multimodal": multimodal,
-        "description": (sys.modules[function.__module__].__doc__ or "").strip().split("\n")[0],
+        "description": description,
     }

@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import Any
 
-from easydel.config import ROPE_KEYS, HFConfig, shown
+from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ConfigError, EasyDeLError, UnsupportedModelError, listed
+from easydel.expected import shown
+from easydel.families.multimodal import WRAPPERS
+from easydel.keys import Keys, effect
+from easydel.multimodal import Wrapper
+from easydel.rope_settings import FALLBACKS, FORMS
 from easydel.weights.names import Names
-from easydel.wrapper import Wrapper
 
 FamilyFunction = Callable[[HFConfig], Any]
-TextFunction = Callable[[HFConfig], dict[str, Any]]
-_FAMILIES: dict[str, Family] = {}
-_WRAPPERS: dict[str, Wrapper] = {}
-# Keys that change the computation and that no family honours; the key_readers are refused the same way.
-UNSUPPORTED = ("use_bidirectional_attention",)
+_FAMILIES: dict[tuple[str, bool], Family] = {}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Family:
     """How one model_type is read: `build` makes the record, `names` its checkpoint's table.
 
-    `defaults` are the values of keys that a config may lack (transformers' own), `aliases` other spellings of a key.
-    `inert` keys are in its files without a meaning, or mean what the family always does, though others read them.
+    What a config lacks, and other spellings of keys, are those of transformers' class (`keys.Keys`), but for `defaults`
+    and `aliases`. `inert` keys have no effect in this family: each with the reason. `peft_lacks` are modules whose
+    adapters PEFT does not load.
     """
 
     model_type: str
     build: FamilyFunction
     names: Names | Callable[[HFConfig], Names]
+    encoder_decoder: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
-    inert: tuple[str, ...] = ()
-    encoder_decoder: bool = False
+    inert: Mapping[str, str] = field(default_factory=dict)
+    peft_lacks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_type}{' (encoder-decoder)' if self.encoder_decoder else ''}"
+
+    @cached_property
+    def declared(self) -> Keys:
+        theirs = Keys.of(self.model_type)
+        defaults, aliases = {**theirs.defaults, **self.defaults}, {**theirs.aliases, **self.aliases}
+        return replace(theirs, defaults=defaults, aliases=aliases)
+
+    def knows(self, key: str) -> bool:
+        """Whether `key` may be set where a config does not have it: it is declared, or it means the same everywhere."""
+        declared = self.declared
+        known = {*declared.defaults, *declared.aliases, *declared.nested, *self.aliases.values(), *self.inert}
+        return key in known or key in (*FORMS, *FALLBACKS) or effect(key) is not None
 
     def record(self, config: HFConfig) -> tuple[Decoder, Names]:
         """The model and table for `config` (made by `configured`); refuses what the config asks and we do not do."""
@@ -55,8 +74,23 @@ class Family:
             problem = f"no {self.model_type} has such values ({type(error).__name__}: {error})"
             hint = f"the values to look at: {', '.join(found)}" if (found := self._culprits(config)) else None
             raise ConfigError(problem, file=config.file, hint=hint) from error
-        check_consumed(self.model_type, config, self.inert)
+        self._check_consumed(config)
         return record, names
+
+    def _check_consumed(self, config: HFConfig) -> None:
+        """Refuse keys that were not read and have an effect; tell of those that nothing is known of."""
+        unread = [found for found in config.unread() if found[0] not in self.inert]
+        if refused := [f"{key}={shown(value)} ({problem})" for key, value, problem in unread if problem is not None]:
+            raise UnsupportedModelError(
+                f"the config asks {self.model_type} for what it does not do:{listed(refused)}",
+                file=config.file,
+                hint="remove the keys if they have no effect (config_kwargs={key: None})",
+            )
+        if unread:
+            names = ", ".join(sorted(key for key, _, _ in unread))
+            logger.warning(
+                "%s: keys that no %s is known to have: %s; ignored", config.file or "config", self.model_type, names
+            )
 
     def _culprits(self, config: HFConfig) -> list[str]:
         """The keys each of which, were it not in `config`, would leave one that can be built."""
@@ -71,35 +105,18 @@ class Family:
         return True
 
     def configured(self, config: HFConfig, overrides: Mapping[str, Any] | None = None) -> HFConfig:
-        return config.for_family(self.defaults, self.aliases, overrides or {})
+        return config.for_family(self.declared, overrides or {})
 
 
 def family(
-    model_type: str,
-    names: Names | Callable[[HFConfig], Names],
-    *,
-    defaults: Mapping[str, Any] | None = None,
-    aliases: Mapping[str, str] | None = None,
-    inert: tuple[str, ...] = (),
-    encoder_decoder: bool = False,
+    model_type: str, names: Names | Callable[[HFConfig], Names], *, encoder_decoder: bool = False, **fields: Any
 ) -> Callable[[FamilyFunction], FamilyFunction]:
-    """Register the decorated function for `model_type`."""
+    """Register the decorated function for `model_type`; `fields` are further ones of `Family`."""
 
     def register(function: FamilyFunction) -> FamilyFunction:
-        key = f"{model_type}{' (encoder-decoder)' if encoder_decoder else ''}"
+        key = (model_type, encoder_decoder)
         assert key not in _FAMILIES, key
-        _FAMILIES[key] = Family(model_type, function, names, defaults or {}, aliases or {}, inert, encoder_decoder)
-        return function
-
-    return register
-
-
-def wrapper(model_type: str, *, ignored: tuple[str, ...]) -> Callable[[TextFunction], TextFunction]:
-    """Register the decorated function, which finds the language model's config in that of a multimodal `model_type`."""
-
-    def register(function: TextFunction) -> TextFunction:
-        assert model_type not in _WRAPPERS, model_type
-        _WRAPPERS[model_type] = Wrapper(model_type, function, ignored)
+        _FAMILIES[key] = Family(model_type, function, names, encoder_decoder, **fields)
         return function
 
     return register
@@ -107,8 +124,7 @@ def wrapper(model_type: str, *, ignored: tuple[str, ...]) -> Callable[[TextFunct
 
 def find_wrapper(model_type: object) -> Wrapper | None:
     """How to read the language model of that multimodal model_type, if it is one that we know."""
-    _import_module_of(model_type)
-    return _WRAPPERS.get(str(model_type))
+    return WRAPPERS.get(str(model_type))
 
 
 def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
@@ -116,37 +132,35 @@ def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
 
     A type that only has an encoder-decoder form is found in either case.
     """
-    whole = f"{model_type} (encoder-decoder)"
-    key = whole if encoder_decoder else str(model_type)
+    key, decoder, whole = ((str(model_type), kind) for kind in (encoder_decoder, False, True))
     if key not in _FAMILIES:
         _import_module_of(model_type)
     if key not in _FAMILIES:
         all_families()
     if key not in _FAMILIES and whole in _FAMILIES:
         return _FAMILIES[whole]
-    if key not in _FAMILIES and model_type in _FAMILIES:
+    if key not in _FAMILIES and decoder in _FAMILIES:
         raise UnsupportedModelError(
             f"model_type {model_type!r} is no encoder-decoder", hint="load it with AutoEasyDeLModelForCausalLM"
         )
     if key not in _FAMILIES:
+        known = sorted({*(family.name for family in _FAMILIES.values()), *WRAPPERS})
         raise UnsupportedModelError(
-            f"model_type {shown(model_type)} is not implemented",
-            hint=f"known: {', '.join(sorted({*_FAMILIES, *_WRAPPERS}))}",
+            f"model_type {shown(model_type)} is not implemented", hint=f"known: {', '.join(known)}"
         )
     return _FAMILIES[key]
 
 
-def all_families() -> dict[str, Family]:
-    """Every family by model_type."""
+def all_families() -> list[Family]:
+    """Every family, sorted by name."""
     for module in _modules():
         importlib.import_module(f"{__name__}.{module}")
-    return dict(sorted(_FAMILIES.items()))
+    return sorted(_FAMILIES.values(), key=lambda family: family.name)
 
 
-def all_wrappers() -> dict[str, Wrapper]:
+def all_wrappers() -> Mapping[str, Wrapper]:
     """Every multimodal model_type whose language model can be loaded, if there is a family for that."""
-    all_families()
-    return dict(sorted(_WRAPPERS.items()))
+    return WRAPPERS
 
 
 def _import_module_of(model_type: object) -> None:
@@ -158,41 +172,5 @@ def _import_module_of(model_type: object) -> None:
 
 @cache
 def _modules() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__)]
-
-
-def check_consumed(model_type: str, config: HFConfig, inert: tuple[str, ...] = ()) -> None:
-    """Refuse keys with an effect that other families read and this one did not; warn of keys that nobody reads."""
-    unread = {key: value for key, value in config.unread().items() if key not in inert}
-    if not unread:
-        return
-    readers = {key: {"no model here"} for key in UNSUPPORTED} | key_readers()
-    refused = [
-        f"{key}={value!r} (honoured by {', '.join(sorted(readers[name])[:4])})"
-        for key, value in unread.items()
-        if (name := key.rsplit(".", 1)[-1]) in readers
-    ]
-    if refused:
-        raise UnsupportedModelError(
-            f"the config asks {model_type} for what it does not do:{listed(refused)}",
-            file=config.file,
-            hint="remove the keys if they have no effect (config_kwargs={key: None})",
-        )
-    import warnings
-
-    warnings.warn(f"{config.file or 'config'}: no model here knows {', '.join(sorted(unread))}; ignored", stacklevel=2)
-
-
-def key_readers() -> dict[str, set[str]]:
-    """Config key -> the family files that read it, found in their source: `c.key` and `c.get("key")`."""
-    readers = {key: {"rotary models"} for key in ROPE_KEYS}
-    for key in _keys_read(Path(__file__).parents[1] / "decoder.py"):
-        readers.setdefault(key, set()).add("every model")
-    for module in _modules():
-        for key in _keys_read(Path(__file__).parent / f"{module}.py"):
-            readers.setdefault(key, set()).add(module)
-    return readers
-
-
-def _keys_read(file: Path) -> set[str]:
-    return {one or other for one, other in re.findall(r"\bc\.(?:get\(\s*\"(\w+)\"|([a-z]\w*))", file.read_text())}
+    """The files of families; those that several of them share begin with an underscore."""
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]

@@ -9,26 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
 from easydel.families import llama as base
-from easydel.layers.attention import QKNorm
+from easydel.families._parts import MLP, Decoder, HFConfig, Part, QKNorm, RMSNorm, family
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear, parameter
-from easydel.layers.mlp import MLP, saved
-from easydel.layers.norm import RMSNorm
-from easydel.layers.part import Part
+from easydel.layers.mlp import saved
 from easydel.policy import Policy
 
 NAMES = base.NAMES.extended(
     {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"}
 )
-SIZES = {"vocab_size": 131072, "intermediate_size": 14336, "max_position_embeddings": 65536}
-DEFAULTS = base.DEFAULTS | SIZES | {"rms_norm_eps": 1e-5, "hidden_act": "xielu"}
-THETA = 12000000.0
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-ROPE = LLAMA3 | {"original_max_position_embeddings": 8192}
 
 
 @dataclass(frozen=True)
@@ -66,9 +56,10 @@ class Curve(nnx.Module):
         return (bent + beta * x).astype(y.dtype)
 
 
-@family("apertus", NAMES, defaults=DEFAULTS, inert=("qk_norm",))
+@family("apertus", NAMES)
 def apertus(c: HFConfig) -> Decoder:
+    c.only("qk_norm", True)
     bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps))
-    mixer = base.attention(c, rope=c.rope(theta=THETA, default=ROPE), bias=bias, out_bias=bias, qk_norm=norm)
+    mixer = base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)
     ffn = XIELU(c.intermediate_size) if c.hidden_act == "xielu" else MLP(c.intermediate_size, c.hidden_act, bias=False)
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, [ffn] * c.num_hidden_layers)

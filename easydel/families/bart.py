@@ -1,20 +1,27 @@
 """BART (Lewis et al. 2020, arXiv:1910.13461): an encoder-decoder with norms after each part; or its decoder alone."""
 
-from __future__ import annotations
-
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.encdec import EncoderDecoder, ShiftRight, Tower
-from easydel.families import family
-from easydel.layers.attention import Attention, Heads
-from easydel.layers.block import Block
-from easydel.layers.cross import CrossAttention
-from easydel.layers.embed import Embed, Head, Learned
-from easydel.layers.mlp import MLP
-from easydel.layers.norm import LayerNorm
-from easydel.layers.residual import Post
-from easydel.ops.attend import Around, Causal, Sight
-from easydel.weights.names import Names
+from easydel.families._parts import (
+    MLP,
+    Around,
+    Attention,
+    Block,
+    Causal,
+    CrossAttention,
+    Decoder,
+    Embed,
+    EncoderDecoder,
+    Head,
+    Heads,
+    HFConfig,
+    LayerNorm,
+    Learned,
+    Names,
+    Post,
+    ShiftRight,
+    Sight,
+    Tower,
+    family,
+)
 
 NORM = LayerNorm(1e-5)  # torch's default; there is no key for it
 RENAMES = {
@@ -47,24 +54,9 @@ CAUSAL = Names(
     ignored=(r".*encoder_attn.*", r"(model\.)?(encoder\..*|shared\.weight|decoder\.version)", "final_logits_bias"),
     substitutes={DECODER: (SHARED,)},
 )
-ENCODER_SIZES = {"encoder_layers": 12, "encoder_ffn_dim": 4096, "encoder_attention_heads": 16}
-DECODER_SIZES = {"decoder_layers": 12, "decoder_ffn_dim": 4096, "decoder_attention_heads": 16}
-SIZES = {"vocab_size": 50265, "max_position_embeddings": 1024, "d_model": 1024, **ENCODER_SIZES, **DECODER_SIZES}
-CHOICES = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True}
-DEFAULTS = SIZES | CHOICES | {"pad_token_id": 1, "decoder_start_token_id": 2}
-# That embeddings are normed is BART's nature; the rest repeats encoder_layers or is from the time of its training.
-INERT = (
-    "num_hidden_layers",
-    "normalize_embedding",
-    "extra_pos_embeddings",
-    "force_bos_token_to_be_generated",
-    "save_step",
-)
 
 
-def block(
-    c: HFConfig, heads: int, ffn_dim: int, cross: CrossAttention | None = None, *, sight: Sight = Causal()
-) -> Block:
+def block(c: HFConfig, heads: int, ffn_dim: int, sight: Sight, cross: CrossAttention | None = None) -> Block:
     mixer = Attention(Heads(heads, heads, c.d_model // heads, biased="qkvo"), sight=sight)
     ffn = MLP(ffn_dim, c.activation_function)
     return Block(mixer, ffn, attn_out=NORM, ffn_out=NORM, residual=Post(), cross=cross, cross_out=cross and NORM)
@@ -75,12 +67,12 @@ def embed(c: HFConfig) -> Embed:
     return Embed(Learned(c.max_position_embeddings, offset=2), NORM, scale)
 
 
-@family("bart", NAMES, defaults=DEFAULTS, inert=INERT, encoder_decoder=True)
+@family("bart", NAMES, inert={"is_decoder": "there is a decoder in any case"}, encoder_decoder=True)
 def bart(c: HFConfig) -> EncoderDecoder:
     heads = c.decoder_attention_heads
     cross = CrossAttention(heads, heads, c.d_model // heads, "qkvo")
-    encoder = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, sight=Around())
-    decoder = block(c, heads, c.decoder_ffn_dim, cross)
+    encoder = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, Around())
+    decoder = block(c, heads, c.decoder_ffn_dim, Causal(), cross)
     return EncoderDecoder(
         vocab=c.vocab_size,
         features=c.d_model,
@@ -93,9 +85,14 @@ def bart(c: HFConfig) -> EncoderDecoder:
     )
 
 
-@family("bart", CAUSAL, defaults=DEFAULTS, inert=(*INERT, *ENCODER_SIZES))
+@family(
+    "bart",
+    CAUSAL,
+    inert=dict.fromkeys(("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads"), "the encoder's")
+    | {"is_decoder": "there is a decoder in any case"},
+)
 def bart_decoder(c: HFConfig) -> Decoder:
-    decoder = block(c, c.decoder_attention_heads, c.decoder_ffn_dim)
+    decoder = block(c, c.decoder_attention_heads, c.decoder_ffn_dim, Causal())
     return Decoder(
         vocab=c.vocab_size,
         features=c.d_model,

@@ -1,19 +1,12 @@
 """EXAONE 4.0 (LG AI Research 2025, arXiv:2507.11407): OLMo 2's norms, those of q and k per head, and sliding layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family, olmo2
-from easydel.families.gemma2 import alternating
+from easydel.families import olmo2
+from easydel.families._layers import FULL, SLIDING, alternating, layer_types
+from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 from easydel.families.llama import attention
-from easydel.families.qwen2 import FULL, SLIDING, layer_types
-from easydel.layers.attention import QKNorm
-from easydel.layers.norm import RMSNorm
 
-SIZES = {"vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32, "sliding_window": 4096}
 KINDS = {"L": SLIDING, "G": FULL}
 
 
@@ -26,7 +19,8 @@ def kinds(c: HFConfig) -> Sequence[str]:
     return layer_types(c, [*spelled, FULL])
 
 
-@family("exaone4", olmo2.NAMES, defaults=olmo2.DEFAULTS | SIZES)
+# sliding_window_pattern: 4, but a number is not all that it can be
+@family("exaone4", olmo2.NAMES, defaults={"sliding_window_pattern": None})
 def exaone4(c: HFConfig) -> Decoder:
     norm, window = QKNorm(RMSNorm(c.rms_norm_eps)), c.sliding_window
     sliding = attention(c, qk_norm=norm, window=window)

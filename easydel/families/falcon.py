@@ -10,30 +10,23 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import bloom, family
+from easydel.families import bloom
+from easydel.families._parts import (
+    MLP,
+    ALiBi,
+    Block,
+    Decoder,
+    HFConfig,
+    LayerNorm,
+    Names,
+    Parallel,
+    Sequential,
+    concatenated,
+    family,
+    grouped,
+)
 from easydel.families.llama import attention
-from easydel.layers.block import Block
 from easydel.layers.context import Context
-from easydel.layers.mlp import MLP
-from easydel.layers.norm import LayerNorm
-from easydel.layers.position import ALiBi
-from easydel.layers.residual import Parallel, Sequential
-from easydel.weights.names import Names, concatenated, grouped
-
-ALIASES = {"hidden_size": "n_embed", "num_key_value_heads": "num_kv_heads"}
-DEFAULTS = {"vocab_size": 65024, "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71} | {
-    "activation": "gelu",
-    "max_position_embeddings": 2048,
-    "layer_norm_epsilon": 1e-5,
-    "alibi": False,
-    "bias": False,
-    "multi_query": True,
-    "parallel_attn": True,
-    "new_decoder_architecture": False,
-    "tie_word_embeddings": True,
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ def names(c: HFConfig) -> Names:
     return Names(bloom.RENAMES | norms, bloom.fused(layout), ignored=(r".*rotary(_emb)?\.inv_freq",))
 
 
-@family("falcon", names, defaults=DEFAULTS, aliases=ALIASES, inert=("ff_factor",))
+@family("falcon", names, aliases={"n_embed": "hidden_size", "num_key_value_heads": "num_kv_heads"})
 def falcon(c: HFConfig) -> Decoder:
     heads, norm = c.num_attention_heads, LayerNorm(c.layer_norm_epsilon)
     choices = {"bias": c.bias, "out_bias": c.bias}

@@ -1,21 +1,24 @@
 """GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, plain MLPs, biases everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
+from easydel.families._parts import (
+    MLP,
+    QKV,
+    Attention,
+    Block,
+    Decoder,
+    Embed,
+    Fused,
+    HFConfig,
+    LayerNorm,
+    Learned,
+    Names,
+    Part,
+    family,
+)
 from easydel.families.llama import assembled
-from easydel.layers.attention import Attention
-from easydel.layers.block import Block
-from easydel.layers.embed import Embed, Learned
-from easydel.layers.mlp import MLP
-from easydel.layers.norm import LayerNorm
-from easydel.layers.part import Part
-from easydel.weights.names import QKV, Fused, Names
 
 BODY = {
     r"model\.embed_tokens": "transformer.wte",
@@ -28,19 +31,6 @@ BODY = {
 RENAMES = BODY | {"self_attn": "attn", "o_proj": "c_proj", "up_proj": "c_fc", "down_proj": "c_proj"}
 MASKS = r".*\.attn\.(masked_)?bias"  # causal masks that old files hold
 NAMES = Names(RENAMES, (Fused("self_attn.c_attn", QKV),), transposed=("c_attn", "c_proj", "c_fc"), ignored=(MASKS,))
-ALIASES = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-DEFAULTS = {"vocab_size": 50257, "n_embd": 768, "n_positions": 1024, "n_head": 12, "n_layer": 12} | {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": True,
-}
 
 
 def attention(c: HFConfig, **choices: Any) -> Attention:
@@ -57,7 +47,7 @@ def pre_norm(c: HFConfig, mixers: Sequence[Part], hidden: int | None) -> Decoder
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm, embed=Embed(Learned(c.max_position_embeddings)))
 
 
-@family("gpt2", NAMES, defaults=DEFAULTS, aliases=ALIASES, inert=("n_ctx", "reorder_and_upcast_attn"))
+@family("gpt2", NAMES, inert={"reorder_and_upcast_attn": "scores are always float32 here"})
 def gpt2(c: HFConfig) -> Decoder:
     scale = (c.hidden_size // c.num_attention_heads) ** -0.5 if c.scale_attn_weights else 1.0
     scales = [scale / (i + 1) if c.scale_attn_by_inverse_layer_idx else scale for i in range(c.num_hidden_layers)]

@@ -1,30 +1,21 @@
 """GPT-NeoX and Pythia (Black et al. 2022, arXiv:2204.06745): partly rotary, attention beside the feed-forward."""
 
-from __future__ import annotations
-
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import bloom, family, llama
-from easydel.layers.block import Block
-from easydel.layers.mlp import MLP
-from easydel.layers.norm import LayerNorm
-from easydel.layers.residual import Parallel, Sequential
-from easydel.weights.names import Names, grouped
+from easydel.families import bloom, llama
+from easydel.families._parts import (
+    MLP,
+    Block,
+    Decoder,
+    HFConfig,
+    LayerNorm,
+    Names,
+    Parallel,
+    Sequential,
+    family,
+    grouped,
+)
 
 BODY = {"self_attn": "attention", r"model\.norm": "model.final_layer_norm", "model": "gpt_neox"}
 RENAMES = {"embed_tokens": "embed_in", "lm_head": "embed_out"} | bloom.LINEAR | BODY
-ALIASES = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-SIZES = {"vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44}
-DEFAULTS = SIZES | {
-    "num_attention_heads": 64,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 2048,
-    "layer_norm_eps": 1e-5,
-    "partial_rotary_factor": 0.25,
-    "use_parallel_residual": True,
-    "attention_bias": True,
-    "tie_word_embeddings": False,
-}
 
 
 def names(c: HFConfig) -> Names:
@@ -32,7 +23,12 @@ def names(c: HFConfig) -> Names:
     return Names(RENAMES, bloom.fused(grouped(c.num_attention_heads)), ignored=(buffers,), substitutes=head)
 
 
-@family("gpt_neox", names, defaults=DEFAULTS, aliases=ALIASES)
+@family(
+    "gpt_neox",
+    names,
+    aliases={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    inert={"is_decoder": "it is one in any case"},
+)
 def gpt_neox(c: HFConfig) -> Decoder:
     norm, ffn = LayerNorm(c.layer_norm_eps), MLP(c.intermediate_size, c.hidden_act)
     mixer = llama.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)

@@ -7,14 +7,10 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
 from easydel.families import llama as base
-from easydel.families.qwen2 import FULL, SLIDING, layer_types
-from easydel.layers.mlp import GLU, saved
-from easydel.layers.moe import MoE, TopK
-from easydel.weights.names import Fused, interleaved
+from easydel.families._layers import FULL, SLIDING, layer_types, windows
+from easydel.families._parts import GLU, Decoder, Fused, HFConfig, MoE, TopK, family, interleaved
+from easydel.layers.mlp import saved
 
 TABLE = base.NAMES.extended(
     {
@@ -26,15 +22,6 @@ TABLE = base.NAMES.extended(
     transposed=("experts.gate_up_proj", "experts.down_proj"),
 )
 NAMES = replace(TABLE, stacked_experts=True)
-SIZES = {"vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36}
-HEADS = {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "attention_bias": True}
-EXPERTS = {"num_local_experts": 128, "num_experts_per_tok": 4, "swiglu_alpha": 1.702, "swiglu_limit": 7.0}
-LENGTHS = {"max_position_embeddings": 131072, "sliding_window": 128, "rms_norm_eps": 1e-5, "rope_theta": 150000.0}
-YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
-YARN |= {"original_max_position_embeddings": 4096}
-DEFAULTS = base.DEFAULTS | SIZES | HEADS | EXPERTS | LENGTHS
-# what OpenAI's own code calls num_experts_per_tok and original_max_position_embeddings; the activation is always SwiGLU
-INERT = ("experts_per_token", "initial_context_length", "hidden_act")
 
 
 @dataclass(frozen=True)
@@ -50,13 +37,11 @@ class ClampedGLU(GLU):
         return gate * jax.nn.sigmoid(self.alpha * gate) * (up + 1)
 
 
-@family("gpt_oss", NAMES, defaults=DEFAULTS, aliases={"num_local_experts": "num_experts"}, inert=INERT)
+@family("gpt_oss", NAMES, inert={"hidden_act": "the activation is always SwiGLU"})
 def gpt_oss(c: HFConfig) -> Decoder:
-    layers = range(c.num_hidden_layers)
-    window = {SLIDING: c.sliding_window, FULL: None}
-    kinds = layer_types(c, [FULL if layer % 2 else SLIDING for layer in layers])
-    bias = {"bias": c.attention_bias, "out_bias": c.attention_bias}
-    mixers = [base.attention(c, rope=c.rope(default=YARN), window=window[kind], sinks=True, **bias) for kind in kinds]
+    kinds = layer_types(c, [FULL if layer % 2 else SLIDING for layer in range(c.num_hidden_layers)])
+    choices = {"sinks": True, "bias": c.attention_bias, "out_bias": c.attention_bias}
+    mixers = [base.attention(c, window=window, **choices) for window in windows(c, kinds)]
     expert = ClampedGLU(c.intermediate_size, "silu", bias=True, alpha=c.swiglu_alpha, limit=c.swiglu_limit)
     router = TopK(c.num_experts_per_tok, renormalize=True, bias=True)  # a softmax over the chosen ones alone
-    return base.pre_norm(c, mixers, [MoE(c.num_local_experts, expert, router)] * len(layers))
+    return base.pre_norm(c, mixers, [MoE(c.num_local_experts, expert, router)] * len(mixers))

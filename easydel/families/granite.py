@@ -1,22 +1,9 @@
 """Granite 3 (Granite Team 2024, the Granite 3.0 technical report): Llama with a multiplier at each junction."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
 from easydel.families import llama as base
-from easydel.layers.embed import Embed, Head
-from easydel.layers.mlp import GLU
-from easydel.layers.part import Part
-from easydel.layers.residual import Sequential
-
-MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
-
-
-DEFAULTS = base.DEFAULTS | dict.fromkeys(MULTIPLIERS, 1.0)
+from easydel.families._parts import GLU, Decoder, Embed, Head, HFConfig, Part, Sequential, family
 
 
 def multiplied(c: HFConfig, ffn: Part) -> Decoder:
@@ -32,6 +19,6 @@ def multiplied(c: HFConfig, ffn: Part) -> Decoder:
     )
 
 
-@family("granite", base.NAMES, defaults=DEFAULTS)
+@family("granite", base.NAMES)
 def granite(c: HFConfig) -> Decoder:
     return multiplied(c, GLU(c.intermediate_size, c.hidden_act, c.mlp_bias))

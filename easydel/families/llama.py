@@ -1,37 +1,26 @@
 """Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971; Llama 3: arXiv:2407.21783) and the many that share its form."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
-from easydel.layers.attention import Attention, Heads, Weights
-from easydel.layers.block import Block
-from easydel.layers.mlp import GLU
-from easydel.layers.norm import RMSNorm
-from easydel.layers.part import Part
-from easydel.layers.rope import rope_from_settings
-from easydel.ops.attend import Causal
-from easydel.weights.names import Names
+from easydel.families._parts import (
+    GLU,
+    Attention,
+    Block,
+    Causal,
+    Decoder,
+    Heads,
+    HFConfig,
+    Names,
+    Part,
+    RMSNorm,
+    Weights,
+    family,
+    rope_from_settings,
+)
 
 NAMES = Names(ignored=(r".*rotary_emb\.inv_freq",))
-DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-}
 
 
 def attention(
@@ -78,7 +67,7 @@ def pre_norm(c: HFConfig, mixers: Sequence[Part], ffns: Sequence[Part] | None = 
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm)
 
 
-@family("llama", NAMES, defaults=DEFAULTS)
+@family("llama", NAMES)
 def llama(c: HFConfig) -> Decoder:
     mixer = attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
     return pre_norm(c, [mixer] * c.num_hidden_layers, bias=c.mlp_bias)

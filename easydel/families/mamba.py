@@ -1,26 +1,12 @@
 """Mamba (Gu & Dao 2023, arXiv:2312.00752): recurrences in place of both attention and feed-forwards."""
 
-from __future__ import annotations
-
 import math
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
-from easydel.layers.block import Block
-from easydel.layers.embed import Embed
-from easydel.layers.mamba import Mamba
-from easydel.layers.norm import RMSNorm
-from easydel.weights.names import Names
+from easydel.families._parts import Block, Decoder, Embed, HFConfig, Mamba, Names, RMSNorm, family
 
 EMBEDDINGS = {"model.embed_tokens": "backbone.embeddings", "model.norm": "backbone.norm_f"}
 NAMES = Names(EMBEDDINGS | {"model": "backbone", "input_layernorm": "norm"})
-SIZES = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 32, "state_size": 16, "expand": 2}
-SWITCHES = {"hidden_act": "silu", "use_bias": False, "use_conv_bias": True, "residual_in_fp32": True}
-OTHERS = {"conv_kernel": 4, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
-DEFAULTS = SIZES | SWITCHES | OTHERS
-# what the first files say besides, of the sizes above and of the code that trained them
-INERT = ("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm", "pad_vocab_size_multiple")
+PEFT_LACKS = ("out_proj",)  # the fast path for CUDA reads its kernel itself, so PEFT 0.21 refuses (tuners_utils.py)
 
 
 def recurrent(c: HFConfig, norm: RMSNorm | None = None) -> Decoder:
@@ -34,6 +20,6 @@ def recurrent(c: HFConfig, norm: RMSNorm | None = None) -> Decoder:
     return Decoder.from_hf(c, blocks=blocks, final_norm=before, embed=Embed(float32=c.residual_in_fp32))
 
 
-@family("mamba", NAMES, defaults=DEFAULTS, inert=INERT)
+@family("mamba", NAMES, peft_lacks=PEFT_LACKS)
 def mamba(c: HFConfig) -> Decoder:
     return recurrent(c)

@@ -1,19 +1,10 @@
 """OLMo (Groeneveld et al. 2024, arXiv:2402.00838): Llama with norms that have no parameters."""
 
-from __future__ import annotations
-
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
 from easydel.families import llama as base
-from easydel.layers.block import Block
-from easydel.layers.mlp import GLU
-from easydel.layers.norm import LayerNorm
-
-DEFAULTS = base.DEFAULTS | {"vocab_size": 50304, "clip_qkv": None}
+from easydel.families._parts import GLU, Block, Decoder, HFConfig, LayerNorm, family
 
 
-@family("olmo", base.NAMES, defaults=DEFAULTS)
+@family("olmo", base.NAMES)
 def olmo(c: HFConfig) -> Decoder:
     norm = LayerNorm(1e-5, scaled=False, biased=False)
     mixer = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias, clip=c.clip_qkv)

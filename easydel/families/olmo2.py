@@ -1,18 +1,9 @@
 """OLMo 2 (OLMo Team 2024, arXiv:2501.00656): norms after each half of a block, and over all queries and keys."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family
 from easydel.families import llama as base
-from easydel.layers.attention import QKNorm
-from easydel.layers.block import Block
-from easydel.layers.mlp import GLU
-from easydel.layers.norm import RMSNorm
-from easydel.layers.part import Part
+from easydel.families._parts import GLU, Block, Decoder, HFConfig, Part, QKNorm, RMSNorm, family
 
 NAMES = base.NAMES.extended(
     {
@@ -20,7 +11,6 @@ NAMES = base.NAMES.extended(
         "mlp_output_layernorm": "post_feedforward_layernorm",
     }
 )
-DEFAULTS = base.DEFAULTS | {"vocab_size": 50304, "rms_norm_eps": 1e-5}
 
 
 def post_norm(c: HFConfig, mixers: Sequence[Part], ffn: Part | None = None) -> Decoder:
@@ -35,6 +25,6 @@ def normed_attention(c: HFConfig) -> list[Part]:
     return [base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)] * c.num_hidden_layers
 
 
-@family("olmo2", NAMES, defaults=DEFAULTS)
+@family("olmo2", NAMES)
 def olmo2(c: HFConfig) -> Decoder:
     return post_norm(c, normed_attention(c))

@@ -1,16 +1,7 @@
 """OPT and Galactica (Zhang et al. 2022, arXiv:2205.01068): GPT-2 with norms before, or (350m) after each part."""
 
-from __future__ import annotations
-
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import family, gpt2
-from easydel.layers.block import Block
-from easydel.layers.embed import Embed, Head, Learned
-from easydel.layers.mlp import MLP
-from easydel.layers.norm import LayerNorm
-from easydel.layers.residual import Post
-from easydel.weights.names import Names
+from easydel.families import gpt2
+from easydel.families._parts import MLP, Block, Decoder, Embed, Head, HFConfig, LayerNorm, Learned, Names, Post, family
 
 NAMES = Names(
     {
@@ -23,19 +14,9 @@ NAMES = Names(
         r"mlp\.down_proj": "fc2",
     }
 )
-SIZES = {"vocab_size": 50272, "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-DEFAULTS = SIZES | {
-    "activation_function": "relu",
-    "max_position_embeddings": 2048,
-    "do_layer_norm_before": True,
-    "_remove_final_layer_norm": False,
-    "enable_bias": True,
-    "layer_norm_elementwise_affine": True,
-    "tie_word_embeddings": True,
-}
 
 
-@family("opt", NAMES, defaults=DEFAULTS, inert=("learned_embeddings",))
+@family("opt", NAMES)
 def opt(c: HFConfig) -> Decoder:
     affine, bias, width = c.layer_norm_elementwise_affine, c.enable_bias, c.get("word_embed_proj_dim", c.hidden_size)
     norm = LayerNorm(1e-5, scaled=affine, biased=affine)  # torch's default eps; there is no key for it

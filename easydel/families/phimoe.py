@@ -7,21 +7,23 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.families import deepseek_v2 as v2
-from easydel.families import family, mixtral
 from easydel.families import llama as base
-from easydel.layers.attention import Attention
-from easydel.layers.block import Block
-from easydel.layers.embed import Head
-from easydel.layers.mlp import GLU
-from easydel.layers.moe import MoE, TopK
-from easydel.layers.norm import LayerNorm
-from easydel.layers.rope import LongRope, Rope
-
-SIZES = {"vocab_size": 32064, "intermediate_size": 6400, "num_local_experts": 16, "lm_head_bias": False}
-DEFAULTS = mixtral.DEFAULTS | SIZES | {"router_jitter_noise": 0.01}
+from easydel.families import mixtral
+from easydel.families._parts import (
+    GLU,
+    Attention,
+    Block,
+    Decoder,
+    Head,
+    HFConfig,
+    LayerNorm,
+    LongRope,
+    MoE,
+    Rope,
+    TopK,
+    UnsupportedModelError,
+    family,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def attention(c: HFConfig) -> Attention:
     transformers 5.23 takes the short ones there, though with the long ones' gain.
     """
     settings, choices = c.rope(), {"bias": c.attention_bias, "out_bias": c.attention_bias, "window": c.sliding_window}
-    v2.require(c, "the rope type", settings["rope_type"], "default", "longrope")
+    if (kind := settings["rope_type"]) not in ("default", "longrope"):
+        raise UnsupportedModelError(f"the rope type is {kind!r}, known: 'default', 'longrope'", file=c.file)
     short, long = (settings.pop(key, None) for key in ("short_mscale", "long_mscale"))
     mixer = base.attention(c, rope=settings, **choices)
     rope = mixer.position
@@ -76,9 +79,9 @@ def attention(c: HFConfig) -> Attention:
     return replace(mixer, position=TwoGains(rope.dim, rope.theta, rope.scaling, float(short), long_gain=float(long)))
 
 
-@family("phimoe", mixtral.NAMES, defaults=DEFAULTS)
+@family("phimoe", mixtral.NAMES)
 def phimoe(c: HFConfig) -> Decoder:
-    v2.require(c, "num_experts_per_tok", c.num_experts_per_tok, 2)
+    c.only("num_experts_per_tok", 2)
     norm, router = LayerNorm(c.rms_norm_eps), SparseMixer(2, slack=2 * c.router_jitter_noise)
     ffn = MoE(c.num_local_experts, GLU(c.intermediate_size, c.hidden_act), router)
     block = Block(attention(c), ffn, attn_in=norm, ffn_in=norm)

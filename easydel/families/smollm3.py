@@ -1,21 +1,10 @@
 """SmolLM3 (Bakouch et al. 2025, huggingface.co/blog/smollm3): Llama whose every fourth layer has no rope."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from easydel.config import HFConfig
-from easydel.decoder import Decoder
-from easydel.errors import ConfigError
-from easydel.families import family
 from easydel.families import llama as base
-from easydel.families.qwen2 import FULL, SLIDING, layer_types
-from easydel.layers.attention import Attention
-
-SIZES = {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "max_position_embeddings": 32768}
-HEADS = {"num_attention_heads": 16, "num_key_value_heads": 4, "rope_theta": 2000000.0, "no_rope_layer_interval": 4}
-SWITCHES = {"tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": None}
-DEFAULTS = base.DEFAULTS | SIZES | HEADS | SWITCHES
+from easydel.families._layers import FULL, SLIDING, layer_types
+from easydel.families._parts import Attention, ConfigError, Decoder, HFConfig, family
 
 
 def mixers(c: HFConfig) -> list[Attention]:
@@ -32,6 +21,6 @@ def mixers(c: HFConfig) -> list[Attention]:
     return [base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias, **choices) for choices in own]
 
 
-@family("smollm3", base.NAMES, defaults=DEFAULTS, inert=("max_window_layers",))
+@family("smollm3", base.NAMES)
 def smollm3(c: HFConfig) -> Decoder:
     return base.pre_norm(c, mixers(c), bias=c.mlp_bias)

@@ -1,21 +1,27 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683), T5 v1.1, Flan-T5: biases by relative position, scores are not scaled."""
 
-from __future__ import annotations
-
 from functools import partial
 
-from easydel.config import HFConfig
-from easydel.encdec import EncoderDecoder, ShiftRight, Tower
-from easydel.families import family
-from easydel.layers.attention import Attention, Heads, Weights
-from easydel.layers.block import Block
-from easydel.layers.cross import CrossAttention
-from easydel.layers.embed import Embed, Head
-from easydel.layers.mlp import GLU, MLP
-from easydel.layers.norm import RMSNorm
-from easydel.layers.relative import RelativeBias
-from easydel.ops.attend import Around
-from easydel.weights.names import Names
+from easydel.families._parts import (
+    GLU,
+    MLP,
+    Around,
+    Attention,
+    Block,
+    CrossAttention,
+    Embed,
+    EncoderDecoder,
+    Head,
+    Heads,
+    HFConfig,
+    Names,
+    RelativeBias,
+    RMSNorm,
+    ShiftRight,
+    Tower,
+    Weights,
+    family,
+)
 
 BIAS = "relative_attention_bias"  # one table for all layers of a tower
 TOKENS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -41,10 +47,6 @@ NAMES = Names(
     # as in transformers, a head or an embedding that the file lacks is tied, whatever the config says
     substitutes={"lm_head.weight": ("shared.weight", *TOKENS), "shared.weight": (*TOKENS, "lm_head.weight")},
 )
-SIZES = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
-BUCKETS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
-CHOICES = {"layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "tie_word_embeddings": True, "pad_token_id": 0}
-DEFAULTS = SIZES | BUCKETS | CHOICES
 
 
 def feed_forward(c: HFConfig) -> GLU | MLP:
@@ -58,7 +60,7 @@ def names(c: HFConfig) -> Names:
     return NAMES.extended({r"mlp\.up_proj": f"mlp.{'wi_1' if isinstance(feed_forward(c), GLU) else 'wi'}"})
 
 
-@family("t5", names, defaults=DEFAULTS, inert=("n_positions",), encoder_decoder=True)
+@family("t5", names, encoder_decoder=True)
 def t5(c: HFConfig) -> EncoderDecoder:
     norm, ffn = RMSNorm(c.layer_norm_epsilon), feed_forward(c)
     heads, buckets = Heads(c.num_heads, c.num_heads, c.d_kv), c.relative_attention_num_buckets
@@ -70,7 +72,7 @@ def t5(c: HFConfig) -> EncoderDecoder:
     decoder = Block(behind, ffn, attn_in=norm, ffn_in=norm, cross=cross, cross_in=norm)
 
     # Only tied heads read states times d_model ** -0.5. transformers saves that choice, and calls every head tied.
-    tied = c.get("scale_decoder_outputs", c.tie_word_embeddings)
+    tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
     return EncoderDecoder(
         vocab=c.vocab_size,
         features=c.d_model,

@@ -17,6 +17,9 @@ import numpy as np
 
 from easydel.errors import UnsupportedModelError
 
+# Settings that models with code for them compute with, whatever the rope type. Any other that a type does not take has
+# no effect in transformers, either.
+EFFECTIVE = {"alpha", "llama_4_scaling_beta", "long_mscale", "short_mscale"}
 # B batch, T length, N heads, C head channels, H pairs of rotated channels
 
 
@@ -166,8 +169,7 @@ def rope_from_settings(settings: Mapping[str, Any], head_dim: int, *, interleave
     left.pop("mrope_section", None)  # text tokens have equal positions in all sections
     scaling, gain = _scaling(kind, left, head_dim, partial, length)
     ignorable = {key for key, value in left.items() if value is None}
-    ignorable |= {"factor", "original_max_position_embeddings"} if kind == "default" else set()
-    if unknown := sorted(set(left) - ignorable):
+    if unknown := sorted(set(left) & EFFECTIVE - ignorable):
         raise UnsupportedModelError(f"rope type {kind!r} does not take {', '.join(unknown)}")
     if dim % 2:
         raise UnsupportedModelError(f"rope turns pairs of channels, not {dim} of a head's {head_dim}")

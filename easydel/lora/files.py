@@ -19,6 +19,7 @@ from easydel.checkpoint.open import open_checkpoint
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
+from easydel.families import find_family
 from easydel.lora.fit import check_copies, check_fit, tensor_names
 from easydel.lora.linear import ALL_LINEAR, LoRA
 from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
@@ -48,18 +49,6 @@ REFUSED = (
     "arrow_config",
 )
 STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")  # values of A and B; others change the base model, too
-# Model types whose MLPs PEFT 0.21 takes for parts of fused experts (its utils/transformers_weight_conversion.py): it
-# puts adapters on the experts instead, and warns of missing keys at most.
-FUSED_EXPERTS = {
-    *("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "flex_olmo"),
-    *("glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "olmoe", "qwen3_moe"),
-}
-# What PEFT has no place for, by model type: of Mamba's it refuses out_proj, whose kernel the fast path for CUDA reads
-# itself (its tuners/tuners_utils.py).
-NOT_IN_PEFT = {
-    **dict.fromkeys(FUSED_EXPERTS, ("gate_proj", "up_proj", "down_proj")),
-    **dict.fromkeys(("mamba", "falcon_mamba"), ("out_proj",)),
-}
 logger = logging.getLogger(__name__)
 
 
@@ -103,7 +92,8 @@ def save_adapters(
 def _warn_of_peft(model: LanguageModel, adapted: Sequence[Place]) -> None:
     """Tell of adapters that PEFT would lose or refuse."""
     names = [name for place in adapted for name in place.theirs if name]
-    lost = NOT_IN_PEFT.get(str(model.config.get("model_type")), ())
+    model_type = model.config.get("model_type")
+    lost = () if model_type is None else find_family(model_type).peft_lacks
     if told := [name for name in names if name.rpartition(".")[2] in lost]:
         warnings.warn(
             f"PEFT does not load the adapters of these modules (load_adapters does):{listed(told)}", stacklevel=3

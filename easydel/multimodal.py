@@ -11,35 +11,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from easydel.config import HFConfig, shown
+from easydel.config import HFConfig
 from easydel.errors import CheckpointError, ConfigError
+from easydel.expected import shown
+from easydel.keys import Keys
 from easydel.weights.plan import TensorSource
 
 INNER = ((r"language_model\.lm_head\.", "lm_head."), (r"(model\.)?language_model\.(model\.)?", "model."))
+TextFunction = Callable[[HFConfig], dict[str, Any]]
 TIED = "tie_word_embeddings"
 OUTER_FIRST = ("bos_token_id", "eos_token_id", "pad_token_id")  # as in transformers' GenerationConfig.from_model_config
-CLASSES = {
-    "gemma3_text": "Gemma3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "ministral3": "Ministral3ForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
 
 
 @dataclass(frozen=True)
 class Wrapper:
     """How one multimodal model_type is read.
 
-    `text` makes the language model's keys of the whole config, `ignored` are regular expressions (matched from the
-    start) of the tensors that are not the language model's. Any other that it has no place for is an error.
+    `text` makes the language model's keys of the whole config, `ignored` are regular expressions of the names of
+    tensors that are not the language model's. Any other that it has no place for is an error.
     """
 
     model_type: str
-    text: Callable[[HFConfig], dict[str, Any]]
+    description: str
+    text: TextFunction
     ignored: tuple[str, ...]
 
     def language_config(self, config: HFConfig) -> HFConfig:
@@ -59,10 +53,15 @@ class Wrapper:
         return found
 
 
-def text_config(c: HFConfig, model_type: str, *, tied: bool | None = None) -> dict[str, Any]:
-    """The keys of the language model: `text_config`, `completed`. `model_type` is its type where it has none."""
-    text = nested(c)
-    return completed(c, text | {"model_type": text.get("model_type") or model_type}, tied=tied)
+def text_config(*, tied: bool | None) -> TextFunction:
+    """What makes the keys of a language model of the `text_config` in a config. `tied` is as in `completed`."""
+
+    def keys(c: HFConfig) -> dict[str, Any]:
+        text = nested(c)
+        model_type = text.get("model_type") or Keys.of(c.model_type).nested["text_config"]
+        return completed(c, text | {"model_type": model_type}, tied=tied)
+
+    return keys
 
 
 def nested(c: HFConfig) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def completed(c: HFConfig, text: Mapping[str, Any], *, tied: bool | None = None)
         outer[TIED] = True
     elif stated is False and tied is not None:
         outer[TIED] = False
-    name = CLASSES.get(text["model_type"])
+    name = Keys.of(text["model_type"]).causal_lm
     return {**text, **outer, "architectures": [] if name is None else [name]}
 
 

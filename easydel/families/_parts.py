@@ -1,0 +1,23 @@
+"""What families are made of, in one place to import it from: records, tables of names, and `family` itself."""
+
+from easydel.config import HFConfig
+from easydel.decoder import Decoder
+from easydel.encdec import EncoderDecoder, ShiftRight, Tower
+from easydel.errors import ConfigError, UnsupportedModelError
+from easydel.families import family
+from easydel.layers.attention import Attention, Heads, QKNorm, Weights
+from easydel.layers.block import Block
+from easydel.layers.cross import CrossAttention
+from easydel.layers.embed import Embed, Head, Learned
+from easydel.layers.mamba import Mamba
+from easydel.layers.mla import MLA
+from easydel.layers.mlp import GLU, MLP
+from easydel.layers.moe import Groups, MoE, TopK
+from easydel.layers.norm import LayerNorm, RMSNorm
+from easydel.layers.part import Part
+from easydel.layers.position import ALiBi, GrowingScale
+from easydel.layers.relative import RelativeBias
+from easydel.layers.residual import FromRead, Parallel, Post, Sequential
+from easydel.layers.rope import LongRope, Rope, Yarn, rope_from_settings, yarn_gain
+from easydel.ops.attend import Around, Causal, Sight
+from easydel.weights.names import GATE_UP, QKV, Fused, Names, concatenated, grouped, interleaved
