@@ -14,7 +14,7 @@ from easydel.layers.mlp import MLP
 from easydel.layers.norm import LayerNorm
 from easydel.layers.residual import Post
 from easydel.ops.attend import Around, Causal, Sight
-from easydel.weights.names import Names
+from easydel.weights.names import Names, one_row
 
 NORM = LayerNorm(1e-5)  # torch's default; there is no key for it
 RENAMES = {
@@ -37,7 +37,7 @@ NAMES = Names(
         r"(model\.)?(en|de)coder\.version",
         r"classification_head\..*",
     ),
-    squeezed=("final_logits_bias",),
+    reshaped={"final_logits_bias": one_row},
     substitutes={SHARED: (DECODER, ENCODER), ENCODER: (SHARED,), DECODER: (SHARED,)},
     optional=("final_logits_bias",),
 )

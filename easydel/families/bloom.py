@@ -37,7 +37,7 @@ def fused(layout: Layout) -> tuple[Fused, ...]:
 
 @family(
     "bloom",
-    lambda c: Names(RENAMES, fused(grouped(c.num_attention_heads))),
+    lambda c: Names(RENAMES, fused(grouped(c.num_attention_heads)), prefix="transformer"),
     defaults=DEFAULTS,
     aliases=ALIASES,
     inert=INERT,

@@ -12,10 +12,12 @@ from easydel.families import llama as base
 from easydel.layers.embed import Head
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import MoE, TopK
+from easydel.weights.names import one_row
 
-NAMES = replace(
-    v2.NAMES.extended({"gate.correction_bias": "moe_statics.e_score_correction_bias"}, ignored=(r"(model\.)?mtp_.*",)),
-    squeezed=("moe_statics.e_score_correction_bias",),
+NAMES = v2.NAMES.extended(
+    {"gate.correction_bias": "moe_statics.e_score_correction_bias"},
+    ignored=(r"(model\.)?mtp_.*",),
+    reshaped={"moe_statics.e_score_correction_bias": one_row},
 )
 SIZES = {"vocab_size": 103424, "hidden_size": 2560, "intermediate_size": 12288, "num_hidden_layers": 28}
 HEADS = {"num_attention_heads": 20, "num_key_value_heads": 4, "max_position_embeddings": 131072, "rope_theta": 5e5}

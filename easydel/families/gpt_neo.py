@@ -11,6 +11,7 @@ from easydel.weights.names import Names
 NAMES = Names(
     gpt2.BODY | {"self_attn": "attn.attention", "o_proj": "out_proj", "up_proj": "c_fc", "down_proj": "c_proj"},
     ignored=(r".*\.attn\.attention\.(masked_)?bias",),
+    prefix="transformer",
 )
 ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 SIZES = {"vocab_size": 50257, "hidden_size": 2048, "max_position_embeddings": 2048, "num_heads": 16, "num_layers": 24}

@@ -11,7 +11,7 @@ from easydel.layers.norm import LayerNorm
 from easydel.layers.residual import Parallel, Sequential
 from easydel.weights.names import Names, grouped
 
-BODY = {"self_attn": "attention", r"model\.norm": "model.final_layer_norm", "model": "gpt_neox"}
+BODY = {"self_attn": "attention", r"model\.norm": "gpt_neox.final_layer_norm"}
 RENAMES = {"embed_tokens": "embed_in", "lm_head": "embed_out"} | bloom.LINEAR | BODY
 ALIASES = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 SIZES = {"vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44}
@@ -29,7 +29,8 @@ DEFAULTS = SIZES | {
 
 def names(c: HFConfig) -> Names:
     buffers, head = r".*\.attention\.((masked_)?bias|rotary_emb\.inv_freq)", {"embed_out.weight": ("lm_head.weight",)}
-    return Names(RENAMES, bloom.fused(grouped(c.num_attention_heads)), ignored=(buffers,), substitutes=head)
+    fused = bloom.fused(grouped(c.num_attention_heads))
+    return Names(RENAMES, fused, ignored=(buffers,), substitutes=head, prefix="gpt_neox")
 
 
 @family("gpt_neox", names, defaults=DEFAULTS, aliases=ALIASES)

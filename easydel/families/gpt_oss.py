@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from easydel.layers.mlp import GLU, saved
 from easydel.layers.moe import MoE, TopK
 from easydel.weights.names import Fused, interleaved
 
-TABLE = base.NAMES.extended(
+NAMES = base.NAMES.extended(
     {
         "mlp.gate": "mlp.router",
         r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1",
@@ -24,8 +24,8 @@ TABLE = base.NAMES.extended(
     },
     fused=(Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"), interleaved),),
     transposed=("experts.gate_up_proj", "experts.down_proj"),
+    stacked_experts=True,
 )
-NAMES = replace(TABLE, stacked_experts=True)
 SIZES = {"vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36}
 HEADS = {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "attention_bias": True}
 EXPERTS = {"num_local_experts": 128, "num_experts_per_tok": 4, "swiglu_alpha": 1.702, "swiglu_limit": 7.0}

@@ -16,6 +16,7 @@ from easydel.weights.names import Names
 NAMES = Names(
     gpt2.BODY | {"self_attn": "attn", "o_proj": "out_proj", "up_proj": "fc_in", "down_proj": "fc_out"},
     ignored=(gpt2.MASKS,),
+    prefix="transformer",
 )
 DEFAULTS = {"vocab_size": 50400, "n_embd": 4096, "n_positions": 2048, "n_head": 16, "n_layer": 28} | {
     "rotary_dim": 64,

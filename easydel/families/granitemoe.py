@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.families import family, granite
@@ -14,7 +12,7 @@ from easydel.weights.names import Fused
 
 GATE_UP = Fused("block_sparse_moe.input_linear", ("mlp.experts.gate_proj", "mlp.experts.up_proj"))
 MODULES = {"mlp.experts.down_proj": "block_sparse_moe.output_linear", "mlp.gate": "block_sparse_moe.router.layer"}
-NAMES = replace(base.NAMES.extended(MODULES, fused=(GATE_UP,)), stacked_experts=True)
+NAMES = base.NAMES.extended(MODULES, fused=(GATE_UP,), stacked_experts=True)
 
 
 @family("granitemoe", NAMES, defaults=granite.DEFAULTS | {"num_local_experts": 8, "num_experts_per_tok": 2})

@@ -14,7 +14,7 @@ from easydel.layers.norm import RMSNorm
 from easydel.weights.names import Names
 
 EMBEDDINGS = {"model.embed_tokens": "backbone.embeddings", "model.norm": "backbone.norm_f"}
-NAMES = Names(EMBEDDINGS | {"model": "backbone", "input_layernorm": "norm"})
+NAMES = Names(EMBEDDINGS | {"input_layernorm": "norm"}, prefix="backbone")
 SIZES = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 32, "state_size": 16, "expand": 2}
 SWITCHES = {"hidden_act": "silu", "use_bias": False, "use_conv_bias": True, "residual_in_fp32": True}
 OTHERS = {"conv_kernel": 4, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}

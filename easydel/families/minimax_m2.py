@@ -12,7 +12,7 @@ from easydel.layers.mlp import GLU
 from easydel.layers.moe import MoE, TopK
 from easydel.layers.norm import RMSNorm
 
-NAMES = mixtral.NAMES.extended({"mlp.gate.correction_bias": "mlp.e_score_correction_bias"})
+NAMES = mixtral.NAMES.extended({"mlp.gate.correction_bias": "block_sparse_moe.e_score_correction_bias"})
 SIZES = {"vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62}
 HEADS = {"num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 196608}
 EXPERTS = {"num_local_experts": 256, "num_experts_per_tok": 8, "rope_theta": 5e6}

@@ -22,7 +22,7 @@ RENAMES = {
     "o_proj": "out_proj",
     "mlp": "ffn",
 }
-NAMES = Names(RENAMES, (Fused("self_attn.Wqkv", QKV),))
+NAMES = Names(RENAMES, (Fused("self_attn.Wqkv", QKV),), prefix="transformer")
 ALIASES = {
     "hidden_size": "d_model",
     "num_attention_heads": "n_heads",

@@ -16,7 +16,7 @@ from easydel.layers.norm import LayerNorm
 from easydel.layers.residual import Parallel
 
 NORMS = {"q_norm": "q_layernorm.norms", "k_norm": "k_layernorm.norms"}
-NAMES = replace(LLAMA.extended(NORMS), listed=tuple(NORMS.values()))
+NAMES = LLAMA.extended(NORMS, listed=tuple(NORMS.values()))
 SIZES = {"vocab_size": 50304, "hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 32}
 HEADS = {"num_attention_heads": 32, "num_key_value_heads": 32, "partial_rotary_factor": 0.25}
 OTHERS = {"hidden_act": "silu", "max_position_embeddings": 4096, "layer_norm_eps": 1e-5}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -89,7 +90,8 @@ def make_plan(
         for path, parts in layer_paths.items()
     }
     readers = source_names(expressions)
-    found = _resolve(list(readers), _tied_substitutes(names) if tied else names.substitutes, tensors)
+    substitutes = _tied_substitutes(names) if tied else names.substitutes
+    found = _resolve(readers.keys(), names.prefix, substitutes, tensors)
     found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
     used = {id(tensor) for tensor in found.values()}
     ignored = [*names.ignored, *([r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight"] if tied else [])]
@@ -116,7 +118,7 @@ def make_plan(
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
     """Whether a checkpoint holds both a head and token vectors, and they are not the same: then they are not tied."""
     wanted = _head_and_embedding(names)
-    found = _resolve(list(wanted), names.substitutes, tensors)
+    found = _resolve(wanted, names.prefix, names.substitutes, tensors)
     if len(found) < 2 or found[wanted[0]] is found[wanted[1]]:
         return False
     head, embedding = (found[name] for name in wanted)
@@ -140,29 +142,45 @@ def _tied_substitutes(names: Names) -> dict[str, tuple[str, ...]]:
 
 
 def _resolve(
-    wanted: list[str], substitutes: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorSource]
+    wanted: Collection[str],
+    prefix: str,
+    substitutes: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, TensorSource],
 ) -> dict[str, TensorSource]:
-    """Tensors by wanted name. Files of a base model lack its prefix, those of multimodal models have one more."""
-    spellings: list[Callable[[str], str]] = [
+    """Tensors by wanted name. Files of a base model lack the family's prefix, and those of a multimodal model, whose
+    language model has its config here, say language_model before or within it."""
+    found: list[dict[str, TensorSource]] = []
+    for spelling in _spellings(prefix):
+        found.append(_spelled(wanted, substitutes, tensors, spelling))
+        if len(found[-1]) == len(wanted):
+            return found[-1]
+    return max(found, key=len)
+
+
+def _spellings(prefix: str) -> tuple[Callable[[str], str], ...]:
+    body = f"{prefix}."
+    return (
         lambda name: name,
-        lambda name: name.split(".", 1)[1] if name.startswith(("model.", "transformer.", "decoder.")) else name,
-        lambda name: f"model.{name}",
-        lambda name: f"transformer.{name}",
+        lambda name: name.removeprefix(body),
         lambda name: f"language_model.{name}",
-        lambda name: f"model.language_model.{name.removeprefix('model.')}",
-    ]
+        lambda name: f"{body}language_model.{name.removeprefix(body)}" if name.startswith(body) else name,
+    )
 
-    def spelled(spelling: Callable[[str], str]) -> dict[str, TensorSource]:
-        choices = {name: [spelling(other) for other in (name, *substitutes.get(name, ()))] for name in wanted}
-        there = {name: next(filter(tensors.__contains__, others), None) for name, others in choices.items()}
-        return {name: tensors[other] for name, other in there.items() if other is not None}
 
-    best: dict[str, TensorSource] = {}
-    for spelling in spellings:
-        best = max(best, spelled(spelling), key=len)
-        if len(best) == len(wanted):
-            break
-    return best
+def _spelled(
+    wanted: Collection[str],
+    substitutes: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, TensorSource],
+    spelling: Callable[[str], str],
+) -> dict[str, TensorSource]:
+    """The tensors that there are under their own name, or a substitute's, in this spelling."""
+    found = {name: tensors[own] for name in wanted if (own := spelling(name)) in tensors}
+    for name, others in substitutes.items():
+        if name in wanted and name not in found:
+            known = next((own for other in others if (own := spelling(other)) in tensors), None)
+            if known is not None:
+                found[name] = tensors[known]
+    return found
 
 
 def _zeros(
@@ -234,6 +252,7 @@ def _mismatched(
     return list(problems.values())
 
 
+@cache
 def is_number(dtype: np.dtype) -> bool:
     """Whether a weight may have this dtype: a float, or the int8 of our own saved models."""
     return dtype == np.int8 or np.issubdtype(dtype, np.floating) or dtype in _EXTRA_FLOATS
