@@ -313,6 +313,8 @@ def assign(
     """
     with np.errstate(over="ignore"):
         np.copyto(out, values, casting="unsafe")
+    if out.dtype.kind in "iu" and not np.array_equal(out, values):
+        raise CheckpointError(f"values do not fit into {out.dtype}", file=file, tensor=name)
     if out.dtype == np.float16 and values.dtype != np.float16:
         lost = np.isinf(out) & np.isfinite(values.astype(np.float32))
         if lost.any():

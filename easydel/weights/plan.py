@@ -71,13 +71,14 @@ def make_plan(
     *,
     tied: bool,
     file: Path | None = None,
+    integers: Collection[str] = (),
 ) -> Plan:
     """A plan that fills every parameter and uses or knowingly ignores every tensor; CheckpointError lists all problems.
 
     `shapes` of parameters by path; `layer_paths` gives the per-layer paths that a (stacked) parameter consists of.
     `file` is what says which tensors there are, such as an index: the error names it where no tensor's own file is to
     blame. Where `tied`, the head stands for token vectors that the checkpoint lacks. A parameter with a scale per row
-    beside it is stored as int8, any other as floats.
+    beside it is stored as int8, those in `integers` as integers of any size, and any other as floats.
     """
     per_layer = {
         part: shapes[path] if parts == [path] else shapes[path][1:]
@@ -100,7 +101,7 @@ def make_plan(
         for name, tensor in tensors.items()
         if id(tensor) not in used and not any(re.fullmatch(pattern, name) for pattern in ignored)
     ]
-    problems = _missing(readers, found) + _mismatched(expressions, shapes, found)
+    problems = _missing(readers, found) + _mismatched(expressions, shapes, found, integers)
     problems += [
         Problem(tensors[name].name, f"{list(tensors[name].shape)} has no place in the model", tensors[name].file)
         for name in unused
@@ -232,19 +233,22 @@ def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]
 
 
 def _mismatched(
-    expressions: Mapping[str, Expression], shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSource]
+    expressions: Mapping[str, Expression],
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, TensorSource],
+    integers: Collection[str],
 ) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for path, expression in expressions.items():
-        int8 = f"{path}_scale" in shapes
+        wanted = "int8" if f"{path}_scale" in shapes else "integers" if path in integers else "floating-point numbers"
         for name, expected in expression.shapes(shapes[path]).items():
             tensor = found.get(name)
             if tensor is None:
                 continue
             if tuple(tensor.shape) != expected:
                 text = f"is {list(tensor.shape)}, expected {list(expected)} from the config"
-            elif int8 != (tensor.dtype == np.int8) or not is_number(tensor.dtype):
-                text = f"is {tensor.dtype}, expected {'int8' if int8 else 'floating-point numbers'}"
+            elif not _is_of(wanted, tensor.dtype):
+                text = f"is {tensor.dtype}, expected {wanted}"
             else:
                 continue
             alias = "" if tensor.name == name else f", as {name}"
@@ -253,6 +257,12 @@ def _mismatched(
 
 
 @cache
+def _is_of(wanted: str, dtype: np.dtype) -> bool:
+    if wanted == "integers":
+        return np.issubdtype(dtype, np.integer)
+    return is_number(dtype) and (wanted == "int8") == (dtype == np.int8)
+
+
 def is_number(dtype: np.dtype) -> bool:
     """Whether a weight may have this dtype: a float, or the int8 of our own saved models."""
     return dtype == np.int8 or np.issubdtype(dtype, np.floating) or dtype in _EXTRA_FLOATS
