@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +33,7 @@ from easydel.sharding import PartitionAxis, Rules, default_rules, shardings
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights import mxfp4
 from easydel.weights.execute import execute
+from easydel.weights.expressions import source_names
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, TensorSource, head_differs, make_plan
 from easydel.weights.saved import MANIFEST, Manifest, read_manifest
@@ -328,10 +329,23 @@ def plan_for(model: BaseNNXModule, source: CheckpointSource) -> tuple[Plan, Coll
     """The plan for a model whose parameters are floats so far, and which of them the directory stores as int8."""
     table = OWN if source.manifest is not None else model.names
     stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
-    shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
+    leaves = flatten(model.params)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     file = source.checkpoint.catalog
-    plan = make_plan(shapes, model.canonical_paths(), table, source.tensors, tied=model.record.head.tied, file=file)
+    integers = {path for path in model.buffers if not np.issubdtype(leaves[path].dtype, np.floating)}
+    choices = {"tied": model.record.head.tied, "file": file, "integers": integers}
+    plan = make_plan(shapes, model.canonical_paths(), table, source.tensors, **choices)
+    take_dtypes(model, plan)
     return plan, stored
+
+
+def take_dtypes(model: BaseNNXModule, plan: Plan) -> None:
+    """Give the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
+    leaves = flatten(model.params)
+    for path in model.buffers:
+        stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
+        dtype = jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
+        bind(model, unflatten({path: jax.ShapeDtypeStruct(leaves[path].shape, dtype)}))
 
 
 def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collection[str]:

@@ -87,8 +87,11 @@ class BaseNNXModule(LanguageModel):
         )
 
     def num_params(self) -> int:
-        """How many numbers the parameters hold; a tied embedding counts once, the scales of int8 parameters do not."""
-        return sum(leaf.size for path, leaf in flatten(self.params).items() if not path.endswith("_scale"))
+        """How many numbers the parameters hold; a tied embedding counts once, the scales of int8 parameters and what
+        is not learned do not.
+        """
+        leaves, buffers = flatten(self.params), self.buffers
+        return sum(leaf.size for path, leaf in leaves.items() if path not in buffers and not path.endswith("_scale"))
 
     def save_pretrained(
         self,
@@ -123,9 +126,10 @@ class BaseNNXModule(LanguageModel):
     ) -> None:
         """Write a Hugging Face checkpoint that transformers loads: bit for bit the original where nothing was cast.
 
-        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own. Parameters
-        that are NaN or Inf are refused, unless `allow_nonfinite`, and so are numbers that float16 cannot hold. Of
-        parameters that are spread over processes, each process has to call this, and the first one writes.
+        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own, as what is
+        not learned always does. Parameters that are NaN or Inf are refused, unless `allow_nonfinite`, and so are
+        numbers that float16 cannot hold. Of parameters that are spread over processes, each process has to call this,
+        and the first one writes.
         """
         check_flags(allow_nonfinite=allow_nonfinite)
         export(
@@ -134,6 +138,7 @@ class BaseNNXModule(LanguageModel):
             self.canonical_paths(),
             self.config,
             self.names,
+            fixed=self.buffers,
             origin=self.origin,
             dtype=None if dtype is None else float_dtype("dtype", dtype),
             allow_nonfinite=allow_nonfinite,

@@ -17,9 +17,10 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError
 from easydel.inputs import check_params, donations_explained, token_array
+from easydel.layers.linear import Buffer
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
-from easydel.tree import Tree, bind, flatten, params_of, replica
+from easydel.tree import Tree, bind, flatten, params_of, paths_of, replica
 from easydel.weights.execute import LoadReport
 from easydel.weights.names import Names
 
@@ -61,6 +62,11 @@ class LanguageModel(nnx.Module):
     def params(self) -> Tree:
         """The parameters as a nested dict: params["model"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"]."""
         return params_of(self)
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """The paths of parameters that are not learned."""
+        return frozenset(paths_of(self, Buffer))
 
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **inputs: Any

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from easydel.errors import ArgumentError, CheckpointError
 from easydel.hub.select import CONFIGS, VOCABULARIES
 from easydel.tree import ADAPTERS, flatten
 from easydel.weights.export import Entry, Parameters, entries, write_whole
+from easydel.weights.expressions import source_names
 from easydel.weights.fill import assign
 from easydel.weights.names import OWN, Names
 from easydel.weights.saved import Manifest
@@ -49,7 +50,7 @@ def save(
     Raises CheckpointError, and leaves what was there, if one is NaN or Inf: loading relies on it.
     """
     place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths)
-    int8 = tuple(part for part in parameters.shapes() if parameters.dtype_of(part) == np.int8)
+    int8 = tuple(part for part in parameters.shapes() if parameters.is_quantized(part))
 
     def write(tensors: Sequence[Entry]) -> None:
         checked = tensors if allow_nonfinite else [_finite(place, *tensor) for tensor in tensors]
@@ -103,6 +104,7 @@ def export(
     config: HFConfig,
     names: Names,
     *,
+    fixed: Collection[str] = (),
     origin: Path | None,
     dtype: np.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -110,20 +112,30 @@ def export(
 ) -> None:
     """A directory that transformers loads: its names, its layouts, int8 dequantized; `dtype` None keeps each dtype.
 
+    What the parameters `fixed` hold has its own dtype in either case.
     Raises CheckpointError, and leaves what was there, if a tensor is NaN or Inf, or too large for float16.
     """
     place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths, dequantized=True)
     tensors = entries(parameters, names)
-    largest = max(tensors, key=lambda entry: np.prod(entry[1], dtype=np.int64))
+    kept = _tensors_of(fixed, parameters, names)
+    floats = [entry for entry in tensors if entry[0] not in kept]
+    largest = max(floats, key=lambda entry: np.prod(entry[1], dtype=np.int64))
     values = config.to_dict() | {"dtype": str(largest[2] if dtype is None else dtype)}
     values.pop("torch_dtype", None)
 
     def write(tensors: Sequence[Entry]) -> None:
-        cast = [_cast(place, dtype, tensor) for tensor in tensors]
+        cast = [_cast(place, None if tensor[0] in kept else dtype, tensor) for tensor in tensors]
         checked = cast if allow_nonfinite else [_finite(place, *tensor) for tensor in cast]
         _write(place, checked, values, None, origin, max_shard_bytes)
 
     write_whole(parameters.leaves, tensors, write)
+
+
+def _tensors_of(paths: Collection[str], parameters: Parameters, names: Names) -> Collection[str]:
+    """The checkpoint's names of what parameters with these paths hold."""
+    shapes = parameters.shapes()
+    parts = [part for path in paths for part in parameters.layer_paths[path]]
+    return source_names({part: names.expression(part, shapes) for part in parts}).keys()
 
 
 def _write(

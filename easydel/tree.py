@@ -36,6 +36,15 @@ def params_of(module: Any) -> Tree:
     return tree
 
 
+def paths_of(module: Any, kind: type[nnx.Param]) -> Iterator[str]:
+    """The paths of the parameters below `module` that are of this `kind`."""
+    for name, child in _children(module):
+        if isinstance(child, kind):
+            yield name
+        elif _kind(type(child)) in (nnx.List, nnx.Module) and name[0] != "_":
+            yield from (f"{name}/{path}" for path in paths_of(child, kind))
+
+
 @cache
 def _kind(found: type) -> type | None:
     """Asked once per type: NNX answers isinstance slowly, and each call of a model asks for thousands of parts."""

@@ -23,7 +23,7 @@ from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
 from easydel.checkpoint import open_checkpoint
 from easydel.tree import flatten
 from easydel.weights.execute import execute
-from easydel.weights.expressions import Expression, Rows, Source, Stack, Transpose, assemble, runs
+from easydel.weights.expressions import Expression, Reshape, Rows, Source, Stack, Transpose, assemble, runs
 from easydel.weights.fill import Filler, mappable
 from easydel.weights.plan import Plan
 
@@ -62,6 +62,21 @@ FORMS = {
     ),
     "every other row of the transpose": (Rows(Transpose(Source("a")), np.arange(0, 10, 2), 10), lambda a, b: a.T[::2]),
     "every third column": (Rows(Source("a"), np.arange(0, 10, 3), 10, -1), lambda a, b: a[:, ::3]),
+    "experts in one matrix": (Reshape(Source("a"), (12, 10), (3, 4, 10)), lambda a, b: a.reshape(3, 4, 10)),
+    "transposed experts in one matrix": (
+        Transpose(Reshape(Source("a"), (12, 10), (3, 4, 10))),
+        lambda a, b: a.reshape(3, 4, 10).swapaxes(1, 2),
+    ),
+    "a vector in more dimensions": (Reshape(Source("a"), (12, 10), (1, 120, 1)), lambda a, b: a.reshape(1, 120, 1)),
+    "rows cut otherwise": (Reshape(Source("a"), (12, 10), (8, 5, 3)), lambda a, b: a.reshape(8, 5, 3)),
+    "rows of a transpose in another shape": (
+        Reshape(Rows(Transpose(Source("a")), np.r_[1, 8:10, 0], 10), (4, 12), (2, 24)),
+        lambda a, b: a.T[np.r_[1, 8:10, 0]].reshape(2, 24),
+    ),
+    "stack of other shapes": (
+        Stack(tuple(Reshape(Source(name), (12, 10), (1, 1, 120)) for name in "ab")),
+        lambda a, b: np.stack([a, b]).reshape(2, 1, 1, 120),
+    ),
     "stack": (Stack((Source("b"), Source("a"))), lambda a, b: np.stack([b, a])),
     "stack of rows": (
         Stack(tuple(Rows(Source(name), np.arange(1, 12, 2), 12) for name in "ab")),
@@ -101,6 +116,34 @@ def test_assembling_the_pieces_of_a_parameter_inverts_reading_it(form: str):
         for _, where, _ in (piece for piece in pieces if piece[0] == name):
             known[where] = True
         np.testing.assert_array_equal(back[known], arrays[name][known])
+
+
+SHAPES = [(2, 3, 4, 5), (24, 5), (120,), (1, 120, 1), (6, 20), (4, 30), (8, 15), (3, 1, 40), (2, 2, 2, 15), (1, 1, 120)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), theirs=st.sampled_from(SHAPES), ours=st.sampled_from(SHAPES))
+def test_a_slice_of_another_shape_is_made_of_slices(data: Any, theirs: tuple[int, ...], ours: tuple[int, ...]):
+    values = np.arange(120).reshape(theirs)
+    expected, index = values.reshape(ours), []
+    for dim in ours:
+        start = data.draw(st.integers(0, dim))
+        index.append(slice(start, data.draw(st.integers(start, dim)), data.draw(st.sampled_from([None, 2]))))
+    wanted = expected[tuple(index)]
+    out = np.full((*wanted.shape, 2), -1)[..., 0]  # with gaps, as a device's columns may be
+    for part in Reshape(Source("a"), theirs, ours).copies(tuple(index), out):
+        assert np.shares_memory(part.out, out)
+        part.out[...] = values[part.index]
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_a_slice_of_another_shape_has_one_part_for_each_run():
+    experts = Reshape(Source("a"), (12, 10), (3, 4, 10))
+    whole, columns = slice(0, 4), slice(3, 10)
+    parts = list(experts.copies((slice(1, 3), whole, columns), np.empty((2, 4, 7))))
+    assert [part.index for part in parts] == [(slice(4, 8), columns), (slice(8, 12), columns)]
+    parts = list(Reshape(Source("a"), (12, 10), (120,)).copies((slice(8, 55),), np.empty(47)))
+    assert [part.index[0] for part in parts] == [slice(0, 1), slice(1, 5), slice(5, 6)]
 
 
 @pytest.mark.parametrize("wanted", FLOATS, ids=str)

@@ -15,7 +15,7 @@ from easydel.checkpoint import open_checkpoint
 from easydel.errors import CheckpointError
 from easydel.sharding import make_mesh
 from easydel.weights.execute import execute
-from easydel.weights.expressions import Expression, Rows, Source, Stack
+from easydel.weights.expressions import Expression, Reshape, Rows, Source, Stack
 from easydel.weights.plan import Plan
 
 COLUMNS = 2048  # bfloat16, over two devices: pieces of 2 KiB
@@ -61,6 +61,10 @@ ORDER = np.r_[8:12, 0:4]
 FORMS = {
     "as it is": (Source("a"), lambda x: x["a"]),
     "some rows in another order": (Rows(Source("a"), ORDER, 12), lambda x: x["a"][ORDER]),
+    "experts in one matrix": (
+        Reshape(Source("a"), (12, COLUMNS), (3, 4, COLUMNS)),
+        lambda x: x["a"].reshape(3, 4, COLUMNS),
+    ),
     "stacked": (Stack((Source("c"), Source("a"), Source("b"))), lambda x: np.stack([x["c"], x["a"], x["b"]])),
 }
 
@@ -102,6 +106,15 @@ def test_stacked_vectors_can_be_split(tmp_path: Path, form: str, dtype: type, de
     got, read = loaded(plan_of(tmp_path, expression, wanted.shape, arrays), np.dtype(dtype), vectors=True)
     np.testing.assert_array_equal(got, wanted.astype(dtype))
     assert read == wanted.nbytes
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=["same dtype", "cast"])
+def test_columns_of_rows_that_the_file_cuts_otherwise_are_right(tmp_path: Path, dtype: type):
+    arrays = {"a": tensors()["a"]}
+    wanted = arrays["a"].reshape(6, 2 * COLUMNS)
+    plan = plan_of(tmp_path, Reshape(Source("a"), (12, COLUMNS), wanted.shape), wanted.shape, arrays)
+    got, _ = loaded(plan, np.dtype(dtype))
+    np.testing.assert_array_equal(got, wanted.astype(dtype))
 
 
 def test_a_file_that_shrank_is_an_error(tmp_path: Path, dealt: list[int]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def items(self) -> ItemsView[str, Tensor]:  # Mapping's own looks each up again
+        return self._tensors.items()
+
+    def values(self) -> ValuesView[Tensor]:
+        return self._tensors.values()
 
     @property
     def total_bytes(self) -> int:
@@ -149,7 +155,7 @@ def _check_index(index: Path, folder: Path, names: Mapping[str, str], tensors: M
     files = {shard: folder / shard for shard in set(names.values())}
     for name, shard in names.items():
         tensor = tensors.get(name)
-        if tensor is None or tensor.file != files[shard]:
+        if tensor is None or (tensor.file is not files[shard] and tensor.file != files[shard]):
             where = "no shard has it" if tensor is None else f"it is in {_told(tensor.file, folder)}"
             problems.add(f"should be in {shard}, but {where}", name)
     problems.check(hint="index and shards do not belong together, or a shard is incomplete; get them again")

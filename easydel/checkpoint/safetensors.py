@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from easydel.errors import CheckpointError
 MAX_HEADER_BYTES = 32 << 20  # the reference implementation takes 100 MB; real ones have 13 MB for 100,000 tensors
 _MAX_ITEMS = 1_200_000  # the entry of a tensor of two dimensions has 8
 LENGTH_BYTES = 8
+KEYS = {"dtype", "shape", "data_offsets"}
+Placed = tuple[int, int, Tensor]  # with the bytes after the header where it begins and ends
 _REMOTE_HEAD = 64  # the length, and enough to know an impostor by
 
 DTYPES: dict[str, np.dtype] = {
@@ -56,11 +60,12 @@ def read_safetensors(file: Path, source: ByteSource | None = None) -> tuple[list
     header, start, size = _header(file) if source is None else _remote_header(file, source)
     problems = Problems(file)
     metadata = _metadata(header.pop("__metadata__", {}), problems)
-    tensors = [tensor for name, entry in header.items() if (tensor := _tensor(file, name, entry, start, problems))]
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    found = [placed for name, entry in header.items() if (placed := _tensor(file, name, entry, start, problems))]
+    found.sort(key=itemgetter(0, 1))
     if not problems.found:  # a broken entry would show up as a hole again
-        _check_tiling(tensors, start, size, problems)
+        _check_tiling(found, size - start, problems)
     problems.check(hint="the file is damaged or was not written by safetensors; get it again")
+    tensors = [tensor for _, _, tensor in found]
     return [replace(tensor, source=source) for tensor in tensors] if source else tensors, metadata
 
 
@@ -131,11 +136,11 @@ def _metadata(entry: object, problems: Problems) -> dict[str, str]:
     return entry
 
 
-def _tensor(file: Path, name: str, entry: object, start: int, problems: Problems) -> Tensor | None:
+def _tensor(file: Path, name: str, entry: object, start: int, problems: Problems) -> Placed | None:
     if problem := name_problem(name):
         problems.add(problem, name[:MAX_NAME])
         return None
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != KEYS:
         problems.add("its entry does not have exactly dtype, shape and data_offsets", name)
         return None
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
@@ -143,32 +148,40 @@ def _tensor(file: Path, name: str, entry: object, start: int, problems: Problems
         problems.add(f"the dtype {str(entry['dtype'])[:100]} is not supported", name)
         return None
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if problem := shape_problem(shape, dtype.itemsize) or _offsets_problem(shape, dtype, offsets):
+    integers = isinstance(shape, list) and set(map(type, shape)) <= {int}  # True and 1.0 would be found as 1
+    problem, size, strides = _layout(tuple(shape), dtype) if integers else (shape_problem(shape, dtype.itemsize), 0, ())
+    if problem := problem or _offsets_problem(shape, dtype, offsets, size):
         problems.add(problem, name)
         return None
-    return Tensor(name, tuple(shape), dtype, file, start + offsets[0], row_major(shape, dtype.itemsize))
+    return offsets[0], offsets[1], Tensor(name, tuple(shape), dtype, file, start + offsets[0], strides)
 
 
-def _offsets_problem(shape: list[int], dtype: np.dtype, offsets: object) -> str | None:
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)):
+@lru_cache(1024)  # a checkpoint has thousands of tensors, and few shapes
+def _layout(shape: tuple[int, ...], dtype: np.dtype) -> tuple[str | None, int, tuple[int, ...]]:
+    """What is wrong with the shape, or None; how many bytes that takes, and its strides."""
+    problem = shape_problem(shape, dtype.itemsize)
+    return problem, math.prod(shape) * dtype.itemsize, () if problem else row_major(shape, dtype.itemsize)
+
+
+def _offsets_problem(shape: list[int], dtype: np.dtype, offsets: object, expected: int) -> str | None:
+    if not (isinstance(offsets, list) and len(offsets) == 2 and set(map(type, offsets)) == {int}):
         return f"data_offsets {str(offsets)[:100]} is not a pair of integers"
     begin, end = offsets
     if not 0 <= begin <= end:
         return f"data_offsets {offsets} do not make a range"
-    expected = math.prod(shape) * dtype.itemsize
     if end - begin != expected:
         return f"shape {shape} of {dtype} takes {expected} bytes, data_offsets give it {end - begin}"
     return None
 
 
-def _check_tiling(tensors: list[Tensor], start: int, size: int, problems: Problems) -> None:
-    """Every byte after the header belongs to exactly one tensor."""
-    position = start
-    for tensor in tensors:
-        if tensor.offset != position:
-            kind = "a hole before it" if tensor.offset > position else "an overlap with the tensor before it"
-            problems.add(f"{kind}: begins at byte {tensor.offset - start}, not {position - start}", tensor.name)
-        position = max(position, tensor.offset + tensor.nbytes)
+def _check_tiling(tensors: list[Placed], size: int, problems: Problems) -> None:
+    """Each of the `size` bytes after the header belongs to exactly one tensor."""
+    position = 0
+    for begin, end, tensor in tensors:
+        if begin != position:
+            kind = "a hole before it" if begin > position else "an overlap with the tensor before it"
+            problems.add(f"{kind}: begins at byte {begin}, not {position}", tensor.name)
+        position = max(position, end)
         if position > size:
             problems.add(f"the file is truncated: {position - size} bytes are missing", tensor.name)
             return

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from easydel.cli.models import is_saved, local_files
 from easydel.cli.options import Hub, Json, Model
 from easydel.cli.tables import print_facts, print_table, size
-from easydel.cli.where import count_of
 from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -98,12 +97,11 @@ def _architecture(source: CheckpointSource) -> Facts:
 
 
 def _sizes(model: BaseNNXModule) -> Facts:
-    from easydel.tree import flatten
 
     blocks = [block for stack in model.record.layer_stacks.values() for block in stack]
     sizes = [sizes for block in dict.fromkeys(blocks) for sizes in block.head_sizes()]
     return {
-        "parameters": count_of(flatten(model.params)),
+        "parameters": model.num_params(),
         "vocabulary": model.record.vocab,
         "features": model.record.features,
         "context": model.record.max_length,

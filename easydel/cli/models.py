@@ -66,7 +66,7 @@ def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
 
 def print_placement(model: BaseNNXModule) -> None:
     """What lies where, as the arrays themselves say, on stderr."""
-    from easydel.cli.where import count_of, mesh_text, print_rows, rows_of
+    from easydel.cli.where import mesh_text, print_rows, rows_of
     from easydel.sharding import bytes_per_device
     from easydel.tree import flatten
 
@@ -75,5 +75,5 @@ def print_placement(model: BaseNNXModule) -> None:
     arrays = flatten(model.params)
     footprints = bytes_per_device(arrays, {path: array.sharding for path, array in arrays.items()})
     kind = mesh.devices.flat[0].device_kind
-    print(f"{count_of(arrays):,} parameters on {mesh.size} x {kind}, mesh {mesh_text(mesh.shape)}", file=sys.stderr)
+    print(f"{model.num_params():,} parameters on {mesh.size} x {kind}, mesh {mesh_text(mesh.shape)}", file=sys.stderr)
     print_rows(rows_of(footprints, mesh.shape), sys.stderr)

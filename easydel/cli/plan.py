@@ -16,7 +16,7 @@ from easydel.cli.models import is_saved, local_files
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
 from easydel.cli.reads import bytes_by_action, facts_of, print_reads, reads_of
 from easydel.cli.tables import parse_size, print_facts, size
-from easydel.cli.where import Row, count_of, mesh_text, print_rows, rows_of
+from easydel.cli.where import Row, mesh_text, print_rows, rows_of
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def plan(
         "path": str(path),
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
-        "parameters": count_of(flatten(built.params)),
+        "parameters": built.num_params(),
         "rows": [asdict(row) for row in rows],
         "file_bytes": bytes_by_action(every_read),
         "batch": batch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
@@ -51,11 +50,6 @@ def rows_of(footprints: Iterable[Footprint], mesh: Mapping[str, int]) -> list[Ro
         for (group, split, why), prints in kinds.items()
     ]
     return sorted(rows, key=lambda row: (GROUPS.index(row.group), -row.device_bytes))
-
-
-def count_of(leaves: Mapping[str, Any]) -> int:
-    """How many parameters there are; the scales of int8 ones are none."""
-    return sum(math.prod(leaf.shape) for path, leaf in leaves.items() if not path.endswith(SCALE))
 
 
 def group_of(path: str) -> str:

@@ -12,7 +12,7 @@ from flax import nnx
 from easydel.families import llama as base
 from easydel.families._parts import MLP, Decoder, HFConfig, Part, QKNorm, RMSNorm, family
 from easydel.layers.context import Context
-from easydel.layers.linear import Linear, parameter
+from easydel.layers.linear import Linear, buffer, parameter
 from easydel.layers.mlp import saved
 from easydel.policy import Policy
 
@@ -46,11 +46,11 @@ class Curve(nnx.Module):
 
     def __init__(self, policy: Policy):
         self.alpha_p, self.alpha_n = parameter((1,), policy), parameter((1,), policy)
-        self.beta, self.eps = parameter((), policy), parameter((), policy)  # in files; not trained
+        self.beta, self.eps = buffer((), jnp.float32), buffer((), jnp.float32)
 
     def __call__(self, y: jax.Array) -> jax.Array:
         x = y.astype(jnp.float32)  # expm1(x) - x cancels
-        beta, eps = (jax.lax.stop_gradient(part[...]).astype(jnp.float32) for part in (self.beta, self.eps))
+        beta, eps = (part[...].astype(jnp.float32) for part in (self.beta, self.eps))
         above, below = (jax.nn.softplus(part[...].astype(jnp.float32)) for part in (self.alpha_p, self.alpha_n))
         bent = jnp.where(x > 0, above * x * x, (beta + below) * (jnp.expm1(jnp.minimum(x, eps)) - x))
         return (bent + beta * x).astype(y.dtype)

@@ -21,6 +21,7 @@ from easydel.families._parts import (
     Sight,
     Tower,
     family,
+    one_row,
 )
 
 NORM = LayerNorm(1e-5)  # torch's default; there is no key for it
@@ -44,7 +45,7 @@ NAMES = Names(
         r"(model\.)?(en|de)coder\.version",
         r"classification_head\..*",
     ),
-    squeezed=("final_logits_bias",),
+    reshaped={"final_logits_bias": one_row},
     substitutes={SHARED: (DECODER, ENCODER), ENCODER: (SHARED,), DECODER: (SHARED,)},
     optional=("final_logits_bias",),
 )

@@ -35,7 +35,11 @@ def fused(layout: Layout) -> tuple[Fused, ...]:
     return (Fused("self_attn.query_key_value", QKV, layout),)
 
 
-@family("bloom", lambda c: Names(RENAMES, fused(grouped(c.num_attention_heads))), aliases={"n_embed": "hidden_size"})
+@family(
+    "bloom",
+    lambda c: Names(RENAMES, fused(grouped(c.num_attention_heads)), prefix="transformer"),
+    aliases={"n_embed": "hidden_size"},
+)
 def bloom(c: HFConfig) -> Decoder:
     norm = LayerNorm(c.layer_norm_epsilon)
     mixer = gpt2.attention(c, position=ALiBi(c.num_attention_heads))

@@ -5,11 +5,12 @@ from dataclasses import replace
 from easydel.families import deepseek_v2 as v2
 from easydel.families import llama as base
 from easydel.families._experts import FUSED_BY_PEFT
-from easydel.families._parts import GLU, Decoder, Head, HFConfig, MoE, TopK, family
+from easydel.families._parts import GLU, Decoder, Head, HFConfig, MoE, TopK, family, one_row
 
-NAMES = replace(
-    v2.NAMES.extended({"gate.correction_bias": "moe_statics.e_score_correction_bias"}, ignored=(r"(model\.)?mtp_.*",)),
-    squeezed=("moe_statics.e_score_correction_bias",),
+NAMES = v2.NAMES.extended(
+    {"gate.correction_bias": "moe_statics.e_score_correction_bias"},
+    ignored=(r"(model\.)?mtp_.*",),
+    reshaped={"moe_statics.e_score_correction_bias": one_row},
 )
 
 

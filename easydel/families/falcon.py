@@ -58,7 +58,8 @@ def names(c: HFConfig) -> Names:
     if c.new_decoder_architecture:
         layout = grouped(c.get("num_key_value_heads") or c.num_attention_heads)
     norms = {"input_layernorm": "ln_attn", "post_attention_layernorm": "ln_mlp"} if separate_norms(c) else {}
-    return Names(bloom.RENAMES | norms, bloom.fused(layout), ignored=(r".*rotary(_emb)?\.inv_freq",))
+    ignored = (r".*rotary(_emb)?\.inv_freq",)
+    return Names(bloom.RENAMES | norms, bloom.fused(layout), ignored=ignored, prefix="transformer")
 
 
 @family("falcon", names, aliases={"n_embed": "hidden_size", "num_key_value_heads": "num_kv_heads"})

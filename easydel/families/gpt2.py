@@ -30,7 +30,9 @@ BODY = {
 }
 RENAMES = BODY | {"self_attn": "attn", "o_proj": "c_proj", "up_proj": "c_fc", "down_proj": "c_proj"}
 MASKS = r".*\.attn\.(masked_)?bias"  # causal masks that old files hold
-NAMES = Names(RENAMES, (Fused("self_attn.c_attn", QKV),), transposed=("c_attn", "c_proj", "c_fc"), ignored=(MASKS,))
+CONV1D = ("c_attn", "c_proj", "c_fc")
+FUSED = (Fused("self_attn.c_attn", QKV),)
+NAMES = Names(RENAMES, FUSED, transposed=CONV1D, ignored=(MASKS,), prefix="transformer")
 
 
 def attention(c: HFConfig, **choices: Any) -> Attention:

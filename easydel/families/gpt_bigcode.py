@@ -10,7 +10,8 @@ INERT = dict.fromkeys(
 
 def names(c: HFConfig) -> Names:
     layout = concatenated if c.multi_query else grouped(c.num_attention_heads)
-    return Names(base.RENAMES, (Fused("self_attn.c_attn", QKV, layout),), ignored=(base.MASKS,))
+    fused = (Fused("self_attn.c_attn", QKV, layout),)
+    return Names(base.RENAMES, fused, ignored=(base.MASKS,), prefix="transformer")
 
 
 @family("gpt_bigcode", names, inert=INERT)

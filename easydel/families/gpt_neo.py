@@ -6,6 +6,7 @@ from easydel.families._parts import ConfigError, Decoder, HFConfig, Names, Unsup
 NAMES = Names(
     gpt2.BODY | {"self_attn": "attn.attention", "o_proj": "out_proj", "up_proj": "c_fc", "down_proj": "c_proj"},
     ignored=(r".*\.attn\.attention\.(masked_)?bias",),
+    prefix="transformer",
 )
 
 

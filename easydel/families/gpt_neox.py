@@ -14,13 +14,14 @@ from easydel.families._parts import (
     grouped,
 )
 
-BODY = {"self_attn": "attention", r"model\.norm": "model.final_layer_norm", "model": "gpt_neox"}
+BODY = {"self_attn": "attention", r"model\.norm": "gpt_neox.final_layer_norm"}
 RENAMES = {"embed_tokens": "embed_in", "lm_head": "embed_out"} | bloom.LINEAR | BODY
 
 
 def names(c: HFConfig) -> Names:
     buffers, head = r".*\.attention\.((masked_)?bias|rotary_emb\.inv_freq)", {"embed_out.weight": ("lm_head.weight",)}
-    return Names(RENAMES, bloom.fused(grouped(c.num_attention_heads)), ignored=(buffers,), substitutes=head)
+    fused = bloom.fused(grouped(c.num_attention_heads))
+    return Names(RENAMES, fused, ignored=(buffers,), substitutes=head, prefix="gpt_neox")
 
 
 @family(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from easydel.families._layers import FULL, SLIDING, layer_types, windows
 from easydel.families._parts import GLU, Decoder, Fused, HFConfig, MoE, TopK, family, interleaved
 from easydel.layers.mlp import saved
 
-TABLE = base.NAMES.extended(
+NAMES = base.NAMES.extended(
     {
         "mlp.gate": "mlp.router",
         r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1",
@@ -20,8 +20,8 @@ TABLE = base.NAMES.extended(
     },
     fused=(Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"), interleaved),),
     transposed=("experts.gate_up_proj", "experts.down_proj"),
+    stacked_experts=True,
 )
-NAMES = replace(TABLE, stacked_experts=True)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from easydel.families._parts import MLP, Block, Decoder, Head, HFConfig, LayerNo
 NAMES = Names(
     gpt2.BODY | {"self_attn": "attn", "o_proj": "out_proj", "up_proj": "fc_in", "down_proj": "fc_out"},
     ignored=(gpt2.MASKS,),
+    prefix="transformer",
 )
 
 

@@ -1,14 +1,12 @@
 """Granite 3 MoE (Granite Team 2024, the Granite 3.0 technical report): Granite with routed experts in each layer."""
 
-from dataclasses import replace
-
 from easydel.families import granite
 from easydel.families import llama as base
 from easydel.families._parts import GLU, Decoder, Fused, HFConfig, MoE, TopK, family
 
 GATE_UP = Fused("block_sparse_moe.input_linear", ("mlp.experts.gate_proj", "mlp.experts.up_proj"))
 MODULES = {"mlp.experts.down_proj": "block_sparse_moe.output_linear", "mlp.gate": "block_sparse_moe.router.layer"}
-NAMES = replace(base.NAMES.extended(MODULES, fused=(GATE_UP,)), stacked_experts=True)
+NAMES = base.NAMES.extended(MODULES, fused=(GATE_UP,), stacked_experts=True)
 
 
 @family("granitemoe", NAMES)

@@ -5,7 +5,7 @@ import math
 from easydel.families._parts import Block, Decoder, Embed, HFConfig, Mamba, Names, RMSNorm, family
 
 EMBEDDINGS = {"model.embed_tokens": "backbone.embeddings", "model.norm": "backbone.norm_f"}
-NAMES = Names(EMBEDDINGS | {"model": "backbone", "input_layernorm": "norm"})
+NAMES = Names(EMBEDDINGS | {"input_layernorm": "norm"}, prefix="backbone")
 PEFT_LACKS = ("out_proj",)  # the fast path for CUDA reads its kernel itself, so PEFT 0.21 refuses (tuners_utils.py)
 
 

@@ -4,7 +4,7 @@ from easydel.families import llama as base
 from easydel.families import mixtral
 from easydel.families._parts import GLU, Decoder, HFConfig, MoE, QKNorm, RMSNorm, TopK, family
 
-NAMES = mixtral.NAMES.extended({"mlp.gate.correction_bias": "mlp.e_score_correction_bias"})
+NAMES = mixtral.NAMES.extended({"mlp.gate.correction_bias": "block_sparse_moe.e_score_correction_bias"})
 
 
 @family("minimax_m2", NAMES)

@@ -13,7 +13,7 @@ RENAMES = {
     "o_proj": "out_proj",
     "mlp": "ffn",
 }
-NAMES = Names(RENAMES, (Fused("self_attn.Wqkv", QKV),))
+NAMES = Names(RENAMES, (Fused("self_attn.Wqkv", QKV),), prefix="transformer")
 
 
 @family(

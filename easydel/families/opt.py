@@ -5,7 +5,7 @@ from easydel.families._parts import MLP, Block, Decoder, Embed, Head, HFConfig, 
 
 NAMES = Names(
     {
-        r"model\.norm": "model.final_layer_norm",
+        r"model\.norm": "model.decoder.final_layer_norm",
         "model": "model.decoder",
         "(input|attn_output)_layernorm": "self_attn_layer_norm",
         "(post_attention|mlp_output)_layernorm": "final_layer_norm",

@@ -7,7 +7,7 @@ from easydel.families.llama import NAMES as LLAMA
 from easydel.families.llama import attention
 
 NORMS = {"q_norm": "q_layernorm.norms", "k_norm": "k_layernorm.norms"}
-NAMES = replace(LLAMA.extended(NORMS), listed=tuple(NORMS.values()))
+NAMES = LLAMA.extended(NORMS, listed=tuple(NORMS.values()))
 
 
 @family("stablelm", NAMES)

@@ -24,23 +24,29 @@ from easydel.families._parts import (
 )
 
 BIAS = "relative_attention_bias"  # one table for all layers of a tower
+SELF = "layer.0.SelfAttention"
+
+
+def in_feed_forwards(ours: str, theirs: str) -> dict[str, str]:
+    """Renames of what belongs to a feed-forward: the last of two layers in the encoder, of three in the decoder."""
+    towers = {"encoder": "layer.1", "decoder": "layer.2"}
+    return {rf"model\.{name}\.layers\.\*\.{ours}": f"{name}.block.*.{last}.{theirs}" for name, last in towers.items()}
+
+
 TOKENS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 NAMES = Names(
     {
         r"model\.embed_tokens": "shared",
         r"model\.(en|de)coder\.norm": r"\1coder.final_layer_norm",
-        "relative_attention_bias": "layers.0.layer.0.SelfAttention.relative_attention_bias",
-        r"self_attn\.([qkvo])_proj": r"layer.0.SelfAttention.\1",
+        r"model\.(en|de)coder\.layers": r"\1coder.block",
+        r"model\.(en|de)coder\.relative_attention_bias": rf"\1coder.block.0.{SELF}.relative_attention_bias",
+        r"self_attn\.([qkvo])_proj": rf"{SELF}.\1",
         r"cross_attn\.([qkvo])_proj": r"layer.1.EncDecAttention.\1",
         "input_layernorm": "layer.0.layer_norm",
         "cross_input_layernorm": "layer.1.layer_norm",
-        "post_attention_layernorm": "ffn.layer_norm",
-        r"mlp\.gate_proj": "ffn.DenseReluDense.wi_0",
-        r"mlp\.down_proj": "ffn.DenseReluDense.wo",
-        "mlp": "ffn.DenseReluDense",
-        r"encoder\.layers\.(\d+)\.ffn": r"encoder.layers.\1.layer.1",
-        r"decoder\.layers\.(\d+)\.ffn": r"decoder.layers.\1.layer.2",
-        r"model\.(en|de)coder\.layers": r"\1coder.block",
+        **in_feed_forwards("post_attention_layernorm", "layer_norm"),
+        **in_feed_forwards(r"mlp\.gate_proj", "DenseReluDense.wi_0"),
+        **in_feed_forwards(r"mlp\.down_proj", "DenseReluDense.wo"),
     },
     # the decoder's first layer once had a bias table for cross-attention too, which nothing reads
     ignored=(r"(en|de)coder\.embed_tokens\.weight", r".*EncDecAttention\.relative_attention_bias\.weight"),
@@ -57,7 +63,8 @@ def feed_forward(c: HFConfig) -> GLU | MLP:
 
 
 def names(c: HFConfig) -> Names:
-    return NAMES.extended({r"mlp\.up_proj": f"mlp.{'wi_1' if isinstance(feed_forward(c), GLU) else 'wi'}"})
+    up = "wi_1" if isinstance(feed_forward(c), GLU) else "wi"
+    return NAMES.extended(in_feed_forwards(r"mlp\.up_proj", f"DenseReluDense.{up}"))
 
 
 @family("t5", names, encoder_decoder=True)

@@ -6,12 +6,29 @@ Kernels keep the checkpoint's own layout, [out, in], and are contracted on their
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from easydel.policy import Policy
+
+
+class Buffer(nnx.Param):
+    """A parameter that nothing is learned for: a constant, a table of integers, a bias that balances experts.
+
+    It is never trained, cast to `param_dtype`, or quantized: loading leaves it the dtype of its file, and the module
+    casts it where it computes. No gradient reaches it.
+    """
+
+    def __getitem__(self, key: Any) -> jax.Array:
+        return jax.lax.stop_gradient(super().__getitem__(key))
+
+
+def buffer(shape: tuple[int, ...], dtype: Any) -> Buffer:
+    """A buffer without a value yet. Of an integer `dtype`, files must hold integers; otherwise, floats."""
+    return Buffer(jax.ShapeDtypeStruct(shape, dtype))
 
 
 def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:

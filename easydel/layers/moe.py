@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from easydel.errors import ConfigError
 from easydel.layers.context import Context
-from easydel.layers.linear import Float32Linear, Linear, contract, parameter
+from easydel.layers.linear import Float32Linear, Linear, buffer, contract, parameter
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.part import Part
 from easydel.ops.ragged import ragged_dot
@@ -145,14 +145,14 @@ class MoELayer(nnx.Module):
 class Gate(nnx.Module):
     """The router's parameters: `kernel` [experts, features], perhaps `bias` and `correction_bias` [experts].
 
-    They are never quantized. The correction is always float32: 16 bits would move experts past each other.
+    They are never quantized. The correction, which balances the experts' load, is never cast to 16 bits either: that
+    would move experts past each other.
     """
 
     def __init__(self, router: TopK, experts: int, features: int, policy: Policy):
         self.kernel = parameter((experts, features), policy)
         self.bias = parameter((experts,), policy) if router.bias else None
-        correction = nnx.Param(jax.ShapeDtypeStruct((experts,), jnp.float32))
-        self.correction_bias = correction if router.corrected else None
+        self.correction_bias = buffer((experts,), jnp.float32) if router.corrected else None
         self.router, self.policy = router, replace(policy, dtype=jnp.dtype(jnp.float32))
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:

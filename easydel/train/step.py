@@ -23,9 +23,6 @@ from easydel.sharding.placement import fit
 from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens, zero
 from easydel.tree import ADAPTERS, Tree, flatten, unflatten
 
-# What has no gradient, and weight decay must not move: experts are chosen with the one, and the others are Apertus'
-# constants of its activation.
-BUFFERS = ("correction_bias", "act_fn/beta", "act_fn/eps")
 NAMES = (*INPUTS, "labels")
 Batch = Mapping[str, Any]
 
@@ -79,14 +76,16 @@ def init_state(
 
     The state takes over the arrays of `params`: after the first step those that are trained are gone, and with them
     the model's own; `state.params` has the new ones. `trainable` says by path what is trained; default: the adapters
-    if there are any, else all parameters. Raises ArgumentError if that is nothing, or has integers (int8) in it.
+    if there are any, else all parameters. The model's buffers never are. Raises ArgumentError if that is nothing, or
+    has integers (int8) in it.
     """
     check_causal(model)
     leaves = {
         path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
     }
     chosen = trainable or _default(leaves)
-    trained = {path: leaf for path, leaf in leaves.items() if chosen(path)}
+    buffers = model.buffers  # weight decay would move them, too
+    trained = {path: leaf for path, leaf in leaves.items() if chosen(path) and path not in buffers}
     integers = [path for path, leaf in trained.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
     if integers or not trained:
         raise ArgumentError(
@@ -289,7 +288,7 @@ def without_arrays(state: State) -> State:
 
 def _default(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
     adapted = any(path.endswith(ADAPTERS) for path in leaves)
-    return lambda path: path.endswith(ADAPTERS) if adapted else not path.endswith(BUFFERS)
+    return lambda path: not adapted or path.endswith(ADAPTERS)
 
 
 def _whole(sharding: Sharding) -> Sharding:

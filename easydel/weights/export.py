@@ -54,8 +54,11 @@ class Parameters:
 
     def dtype_of(self, part: str) -> np.dtype:
         path, _ = self._homes[part]
-        stored = np.dtype(self.leaves[path].dtype)
-        return np.dtype(np.float32) if self.dequantized and stored == np.int8 else stored
+        return np.dtype(np.float32 if self.dequantized and self.is_quantized(part) else self.leaves[path].dtype)
+
+    def is_quantized(self, part: str) -> bool:
+        """Whether it is int8 with scales beside it; a table of integers is not."""
+        return f"{self._homes[part][0]}_scale" in self.leaves
 
     def __getitem__(self, part: str) -> np.ndarray:
         with self._lock:  # several threads may want experts of one array: it is fetched once
@@ -66,7 +69,7 @@ class Parameters:
     def _fetch(self, part: str) -> np.ndarray:
         path, row = self._homes[part]
         values = on_host(self.leaves[path], row)
-        if self.dequantized and values.dtype == np.int8:
+        if self.dequantized and self.is_quantized(part):
             return values * on_host(self.leaves[f"{path}_scale"], row)[..., None]
         return values
 

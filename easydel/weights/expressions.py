@@ -1,16 +1,19 @@
 """A parameter as an expression over checkpoint tensors, readable for any sub-slice and invertible.
 
-Every known layout is covered by five forms: a tensor, its transpose, a tensor without its leading dimension of size 1,
-a selection of its rows (fused q|k|v in any order, rotary permutations), and a stack of expressions (experts, layers).
+Every known layout is covered by five forms: a tensor, its transpose, the same numbers in another shape, a selection of
+its rows (fused q|k|v in any order, rotary permutations), and a stack of expressions (experts, layers).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
+
+from easydel.weights.reshape import regrouped
 
 Index = tuple[slice, ...]
 # name, which part of the tensor of that name, its values
@@ -38,7 +41,7 @@ class Copy:
             yield from Copy(self.name, index, self.out[rows]).in_runs(dims)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """The tensor of that name, as it is."""
 
@@ -71,19 +74,25 @@ class Transpose:
 
 
 @dataclass(frozen=True)
-class Squeeze:
-    """The only entry of something that has one more dimension in front (BART's final_logits_bias)."""
+class Reshape:
+    """The numbers of something of shape `theirs`, in the same order in shape `ours` (experts in one matrix)."""
 
     of: Expression
+    theirs: tuple[int, ...]
+    ours: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert prod(self.theirs) == prod(self.ours), self
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        return self.of.shapes((1, *shape))
+        return self.of.shapes(self.theirs)
 
     def copies(self, index: Index, out: np.ndarray) -> Iterator[Copy]:
-        yield from self.of.copies((slice(0, 1), *index), out[None])
+        for picked, wanted in regrouped(index, self.ours, self.theirs):
+            yield from self.of.copies(wanted, out[picked].reshape(tuple(map(count_of, wanted)), copy=False))
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
-        yield from self.of.pieces(array[None])
+        yield from self.of.pieces(array.reshape(self.theirs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +144,7 @@ class Stack:
             yield from part.pieces(array[row, ...])
 
 
-Expression = Source | Transpose | Squeeze | Rows | Stack
+Expression = Source | Transpose | Reshape | Rows | Stack
 
 
 def straightened(
@@ -205,11 +214,11 @@ def source_names(expressions: Mapping[str, Expression]) -> dict[str, list[str]]:
 
 
 def _names(expression: Expression, *, plain: bool = False) -> Iterator[str]:
-    """The tensors that are read; `plain`: not those that are read as a transpose."""
+    """The tensors that are read; `plain`: not those whose very transpose is read."""
     if isinstance(expression, Source):
         yield expression.name
     elif isinstance(expression, Stack):
         for part in expression.of:
             yield from _names(part, plain=plain)
-    elif not (plain and isinstance(expression, Transpose)):
+    elif not (plain and isinstance(expression, Transpose) and isinstance(expression.of, Source)):
         yield from _names(expression.of, plain=plain)

@@ -24,7 +24,7 @@ from easydel.checkpoint.tensor import has_nonfinite, row_major
 from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
-from easydel.weights.expressions import Copy, Index, Rows, Transpose, chain, count_of, source_names
+from easydel.weights.expressions import Copy, Index, Reshape, Rows, Transpose, chain, count_of, source_names
 from easydel.weights.plan import FLOAT32, Plan, TensorSource
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 
@@ -213,11 +213,14 @@ class Filler:
     def _plain(self, path: str) -> bool:
         """Whether a parameter's tensors are in local files, row after row, and rows of them are rows of it.
 
-        Vectors (biases) have no rows, and of a table of fused ones the parameter has some columns.
+        Vectors (biases) have no rows, of a table of fused ones the parameter has some columns, and in another shape
+        rows may be cut otherwise.
         """
         tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
-        picked = any(isinstance(one, Rows) and one.dim == -1 for one in chain(self.plan.expressions[path]))
-        return not picked and all(
+        forms = list(chain(self.plan.expressions[path]))
+        picked = any(isinstance(one, Rows) and one.dim == -1 for one in forms)
+        cut = any(isinstance(one, Reshape) and one.theirs[-1:] != one.ours[-1:] for one in forms)
+        return not (picked or cut) and all(
             isinstance(tensor, Tensor)
             and len(tensor.shape) > 1
             and tensor.encoding is None
@@ -310,6 +313,8 @@ def assign(
     """
     with np.errstate(over="ignore"):
         np.copyto(out, values, casting="unsafe")
+    if out.dtype.kind in "iu" and not np.array_equal(out, values):
+        raise CheckpointError(f"values do not fit into {out.dtype}", file=file, tensor=name)
     if out.dtype == np.float16 and values.dtype != np.float16:
         lost = np.isinf(out) & np.isfinite(values.astype(np.float32))
         if lost.any():

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from easydel.weights.expressions import Expression, Rows, Source, Squeeze, Stack, Transpose
+from easydel.weights.expressions import Expression, Reshape, Rows, Source, Stack, Transpose
 
 # Row counts of the parts of a fused tensor -> for each part, which rows of the tensor are its own.
 Layout = Callable[[Sequence[int]], list[np.ndarray]]
+Shape = tuple[int, ...]
 CHECKPOINT_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 
@@ -52,22 +55,30 @@ class Fused:
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")  # of a layer, of an expert
+
+
+def one_row(shape: Shape) -> Shape:
+    """One more dimension in front, of size 1 (BART's final_logits_bias)."""
+    return (1, *shape)
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: it is a static attribute of models, which must be hashable
 class Names:
     """The table. Everything in it is relative to dots: "layers" matches a whole part of a dotted name, not a substring.
 
-    `renames`: ours -> theirs, tried in order on the whole dotted name, all that match are applied.
+    `renames`: ours -> theirs, in one pass: each part of our name is what the longest row that begins there makes of it.
+    Ours are regular expressions; numbers stand in the name as `*`.
     `fused`: tensors that hold several of our parameters.
     `transposed`: their modules whose weight is [in, out] (or [expert, in, out]).
     `stacked_experts`: their experts are one tensor [expert, ...] already; otherwise one per expert, `experts.N.`.
     `ignored`: regular expressions (matched from the start) of their tensors that hold nothing to load: buffers.
     `leaves`: our leaf names -> theirs; others are the same in both.
-    `squeezed`: their tensors with one more dimension, of size 1, in front.
+    `reshaped`: their modules or tensors of another shape -> what makes it of ours (transposed, if they are that too).
     `substitutes`: their tensors that a file may lack -> those that hold the same, the first that is there counts.
     `optional`: their tensors that are zero where a file lacks them.
     `listed`: their modules that are one for each row of ours, `norms.N.`.
+    `prefix`: what they call our `model`, all but the head; files saved without a head leave it out.
     """
 
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -76,67 +87,123 @@ class Names:
     stacked_experts: bool = False
     ignored: tuple[str, ...] = ()
     leaves: Mapping[str, str] = field(default_factory=lambda: CHECKPOINT_LEAVES)
-    squeezed: tuple[str, ...] = ()
+    reshaped: Mapping[str, Callable[[Shape], Shape]] = field(default_factory=dict)
     substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
+    prefix: str = "model"
 
-    def extended(
-        self,
-        renames: Mapping[str, str] | None = None,
-        *,
-        fused: tuple[Fused, ...] = (),
-        transposed: tuple[str, ...] = (),
-        ignored: tuple[str, ...] = (),
-    ) -> Names:
-        """This table with more entries; `renames` go first."""
-        return replace(
-            self,
-            renames={**(renames or {}), **self.renames},
-            fused=self.fused + fused,
-            transposed=self.transposed + transposed,
-            ignored=self.ignored + ignored,
-        )
+    def extended(self, renames: Mapping[str, str] | None = None, **more: Any) -> Names:
+        """This table with `more` in each field that is given: further entries, or another value.
 
-    def expression(self, path: str, shapes: Mapping[str, tuple[int, ...]]) -> Expression:
+        An entry for what has one already takes its place.
+        """
+        given = {"renames": renames or {}, **more}
+        return replace(self, **{name: _joined(getattr(self, name), value) for name, value in given.items()})
+
+    def expression(self, path: str, shapes: Mapping[str, Shape]) -> Expression:
         """The parameter at `path` ("model/layers/0/...") over their tensors; `shapes` of all parameters by path."""
-        *module, leaf = path.split("/")
-        dotted = ".".join(module)
-        fused = next((entry for entry in self.fused if any(_ends(dotted, part) for part in entry.parts)), None)
-        rows: tuple[np.ndarray, int] | None = None
-        if fused is not None:
-            part = next(part for part in fused.parts if _ends(dotted, part))
-            stem = dotted.removesuffix(part)
-            dim = _row_dim(leaf)
-            sizes = [shapes[f"{stem}{other}.{leaf}".replace(".", "/")][dim] for other in fused.parts]
-            rows = fused.layout(sizes)[fused.parts.index(part)], sum(sizes)
-            dotted = f"{stem}{fused.name}"
-        if ".experts." in f".{dotted}." and not self.stacked_experts:
-            experts = shapes[path][0]
-            stem, tail = dotted.split("experts.", 1)
-            parts = [self._tensor(f"{stem}experts.{expert}.{tail}", leaf, rows) for expert in range(experts)]
-            return Stack(tuple(parts))
-        if any(_ends(self.theirs(dotted), entry) for entry in self.listed):
-            return Stack(tuple(self._tensor(f"{dotted}.{row}", leaf, rows) for row in range(shapes[path][0])))
-        return self._tensor(dotted, leaf, rows)
-
-    def _tensor(self, dotted: str, leaf: str, rows: tuple[np.ndarray, int] | None) -> Expression:
-        name = self.theirs(f"{dotted}.{self.leaves.get(leaf, leaf)}")
-        expression: Expression = Source(name)
-        if leaf == "kernel" and any(_ends(name.removesuffix(".weight"), entry) for entry in self.transposed):
-            expression = Transpose(expression)
-        if any(_ends(name.removesuffix(".weight"), entry) for entry in self.squeezed):
-            expression = Squeeze(expression)
-        if rows is not None:
-            index, total = rows
-            expression = Rows(expression, index, total, _row_dim(leaf))
-        return expression
+        numbers, form, shape = NUMBER.findall(path), self._form(NUMBER.sub("*", path)), shapes[path]
+        rows = None if form.fused is None else self._rows(form.fused, path, shapes)
+        if not form.one_by_one:
+            return form.expression(form.name.format(*numbers), shape, rows)
+        named = (form.name.format(*numbers, number) for number in range(shape[0]))
+        return Stack(tuple([form.expression(name, shape[1:], rows) for name in named]))
 
     def theirs(self, name: str) -> str:
         """A canonical dotted name as the checkpoint spells it."""
-        for ours, theirs in self.renames.items():
-            name = re.sub(rf"(?<![^.]){ours}(?![^.])", theirs, name)
-        return re.sub(r"\.{2,}", ".", name).strip(".")
+        return self._spelled(NUMBER.sub("*", name)).format(*NUMBER.findall(name))
+
+    @cached_property
+    def _form(self) -> Callable[[str], Form]:
+        """What the table says of a path whose numbers are `*`: asked once for all layers."""
+        return cache(self._find)
+
+    def _find(self, stem: str) -> Form:
+        *module, leaf = stem.split("/")
+        dotted = ".".join(module)
+        fused = next((entry for entry in self.fused if any(_ends(dotted, part) for part in entry.parts)), None)
+        if fused is not None:
+            part = next(part for part in fused.parts if _ends(dotted, part))
+            dotted = f"{dotted.removesuffix(part)}{fused.name}"
+        experts = ".experts." in f".{dotted}." and not self.stacked_experts
+        listed = any(_ends(self._spelled(dotted), entry) for entry in self.listed)
+        if experts:
+            dotted = re.sub(r"(?<![^.])experts(?![^.])", "experts.*", dotted, count=1)
+        elif listed:
+            dotted = f"{dotted}.*"
+        name = self._spelled(f"{dotted}.{self.leaves.get(leaf, leaf)}")
+        owner = name.removesuffix(".weight")
+        transposed = leaf == "kernel" and any(_ends(owner, entry) for entry in self.transposed)
+        reshaped = next((shape for entry, shape in self.reshaped.items() if _ends(owner, entry)), None)
+        return Form(name, leaf, fused, transposed, reshaped, experts or listed)
+
+    def _rows(self, fused: Fused, path: str, shapes: Mapping[str, Shape]) -> tuple[np.ndarray, int]:
+        """Which rows of the `fused` tensor the parameter at `path` has, and how many there are."""
+        module, leaf = path.rsplit("/", 1)
+        paths = [part.replace(".", "/") for part in fused.parts]
+        own = next(part for part in paths if f"/{module}".endswith(f"/{part}"))
+        stem = module.removesuffix(own)
+        sizes = tuple(shapes[f"{stem}{part}/{leaf}"][_row_dim(leaf)] for part in paths)
+        return self._layout(fused, sizes)[paths.index(own)], sum(sizes)
+
+    @cached_property
+    def _layout(self) -> Callable[[Fused, tuple[int, ...]], list[np.ndarray]]:
+        """The rows of each part of a fused tensor: layers share them."""
+        return cache(lambda fused, sizes: fused.layout(sizes))
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        rows = {"model": self.prefix, **self.renames}
+        return [(re.compile(rf"(?:{ours})(?![^.])"), theirs) for ours, theirs in rows.items()]
+
+    def _spelled(self, stem: str) -> str:
+        """A dotted name with `*` for numbers as the checkpoint spells it, with `{}` for them."""
+        parts, place = [], 0
+        while place < len(stem):
+            matches = [(match, theirs) for ours, theirs in self._patterns if (match := ours.match(stem, place))]
+            if matches:
+                match, theirs = max(matches, key=lambda found: found[0].end())
+                assert [other.end() for other, _ in matches].count(match.end()) == 1, f"two rows for {match[0]}"
+                parts.append(match.expand(theirs))
+                place = match.end() + 1
+            else:
+                part = stem[place:].split(".", 1)[0]
+                parts.append(part)
+                place += len(part) + 1
+        return ".".join(filter(None, parts)).replace("*", "{}")
+
+
+class Form(NamedTuple):
+    """What a table says of parameters whose paths differ in numbers alone.
+
+    `name` is their tensor's with `{}` for numbers. With `one_by_one` there is a tensor for each row of ours, whose
+    number comes last.
+    """
+
+    name: str
+    leaf: str
+    fused: Fused | None
+    transposed: bool
+    reshaped: Callable[[Shape], Shape] | None
+    one_by_one: bool
+
+    def expression(self, name: str, shape: Shape, rows: tuple[np.ndarray, int] | None) -> Expression:
+        """A parameter, or a row of one, of this `shape` over the tensor `name`, of which it may be some rows."""
+        expression: Expression = Source(name)
+        if self.reshaped is not None:
+            assert rows is None, f"{name} is fused and has another shape"
+            ours = (*shape[:-2], shape[-1], shape[-2]) if self.transposed else shape
+            expression = Reshape(expression, self.reshaped(ours), ours)
+        if self.transposed:
+            expression = Transpose(expression)
+        return expression if rows is None else Rows(expression, *rows, _row_dim(self.leaf))
+
+
+def _joined(own: Any, more: Any) -> Any:
+    if isinstance(own, Mapping):
+        return {**own, **more}
+    return own + more if isinstance(own, tuple) else more
 
 
 def _row_dim(leaf: str) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -70,13 +71,14 @@ def make_plan(
     *,
     tied: bool,
     file: Path | None = None,
+    integers: Collection[str] = (),
 ) -> Plan:
     """A plan that fills every parameter and uses or knowingly ignores every tensor; CheckpointError lists all problems.
 
     `shapes` of parameters by path; `layer_paths` gives the per-layer paths that a (stacked) parameter consists of.
     `file` is what says which tensors there are, such as an index: the error names it where no tensor's own file is to
     blame. Where `tied`, the head stands for token vectors that the checkpoint lacks. A parameter with a scale per row
-    beside it is stored as int8, any other as floats.
+    beside it is stored as int8, those in `integers` as integers of any size, and any other as floats.
     """
     per_layer = {
         part: shapes[path] if parts == [path] else shapes[path][1:]
@@ -89,7 +91,8 @@ def make_plan(
         for path, parts in layer_paths.items()
     }
     readers = source_names(expressions)
-    found = _resolve(list(readers), _tied_substitutes(names) if tied else names.substitutes, tensors)
+    substitutes = _tied_substitutes(names) if tied else names.substitutes
+    found = _resolve(readers.keys(), names.prefix, substitutes, tensors)
     found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
     used = {id(tensor) for tensor in found.values()}
     ignored = [*names.ignored, *([r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight"] if tied else [])]
@@ -98,7 +101,7 @@ def make_plan(
         for name, tensor in tensors.items()
         if id(tensor) not in used and not any(re.fullmatch(pattern, name) for pattern in ignored)
     ]
-    problems = _missing(readers, found) + _mismatched(expressions, shapes, found)
+    problems = _missing(readers, found) + _mismatched(expressions, shapes, found, integers)
     problems += [
         Problem(tensors[name].name, f"{list(tensors[name].shape)} has no place in the model", tensors[name].file)
         for name in unused
@@ -116,7 +119,7 @@ def make_plan(
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
     """Whether a checkpoint holds both a head and token vectors, and they are not the same: then they are not tied."""
     wanted = _head_and_embedding(names)
-    found = _resolve(list(wanted), names.substitutes, tensors)
+    found = _resolve(wanted, names.prefix, names.substitutes, tensors)
     if len(found) < 2 or found[wanted[0]] is found[wanted[1]]:
         return False
     head, embedding = (found[name] for name in wanted)
@@ -140,29 +143,45 @@ def _tied_substitutes(names: Names) -> dict[str, tuple[str, ...]]:
 
 
 def _resolve(
-    wanted: list[str], substitutes: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorSource]
+    wanted: Collection[str],
+    prefix: str,
+    substitutes: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, TensorSource],
 ) -> dict[str, TensorSource]:
-    """Tensors by wanted name. Files of a base model lack its prefix, those of multimodal models have one more."""
-    spellings: list[Callable[[str], str]] = [
+    """Tensors by wanted name. Files of a base model lack the family's prefix, and those of a multimodal model, whose
+    language model has its config here, say language_model before or within it."""
+    found: list[dict[str, TensorSource]] = []
+    for spelling in _spellings(prefix):
+        found.append(_spelled(wanted, substitutes, tensors, spelling))
+        if len(found[-1]) == len(wanted):
+            return found[-1]
+    return max(found, key=len)
+
+
+def _spellings(prefix: str) -> tuple[Callable[[str], str], ...]:
+    body = f"{prefix}."
+    return (
         lambda name: name,
-        lambda name: name.split(".", 1)[1] if name.startswith(("model.", "transformer.", "decoder.")) else name,
-        lambda name: f"model.{name}",
-        lambda name: f"transformer.{name}",
+        lambda name: name.removeprefix(body),
         lambda name: f"language_model.{name}",
-        lambda name: f"model.language_model.{name.removeprefix('model.')}",
-    ]
+        lambda name: f"{body}language_model.{name.removeprefix(body)}" if name.startswith(body) else name,
+    )
 
-    def spelled(spelling: Callable[[str], str]) -> dict[str, TensorSource]:
-        choices = {name: [spelling(other) for other in (name, *substitutes.get(name, ()))] for name in wanted}
-        there = {name: next(filter(tensors.__contains__, others), None) for name, others in choices.items()}
-        return {name: tensors[other] for name, other in there.items() if other is not None}
 
-    best: dict[str, TensorSource] = {}
-    for spelling in spellings:
-        best = max(best, spelled(spelling), key=len)
-        if len(best) == len(wanted):
-            break
-    return best
+def _spelled(
+    wanted: Collection[str],
+    substitutes: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, TensorSource],
+    spelling: Callable[[str], str],
+) -> dict[str, TensorSource]:
+    """The tensors that there are under their own name, or a substitute's, in this spelling."""
+    found = {name: tensors[own] for name in wanted if (own := spelling(name)) in tensors}
+    for name, others in substitutes.items():
+        if name in wanted and name not in found:
+            known = next((own for other in others if (own := spelling(other)) in tensors), None)
+            if known is not None:
+                found[name] = tensors[known]
+    return found
 
 
 def _zeros(
@@ -214,24 +233,34 @@ def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]
 
 
 def _mismatched(
-    expressions: Mapping[str, Expression], shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSource]
+    expressions: Mapping[str, Expression],
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, TensorSource],
+    integers: Collection[str],
 ) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for path, expression in expressions.items():
-        int8 = f"{path}_scale" in shapes
+        wanted = "int8" if f"{path}_scale" in shapes else "integers" if path in integers else "floating-point numbers"
         for name, expected in expression.shapes(shapes[path]).items():
             tensor = found.get(name)
             if tensor is None:
                 continue
             if tuple(tensor.shape) != expected:
                 text = f"is {list(tensor.shape)}, expected {list(expected)} from the config"
-            elif int8 != (tensor.dtype == np.int8) or not is_number(tensor.dtype):
-                text = f"is {tensor.dtype}, expected {'int8' if int8 else 'floating-point numbers'}"
+            elif not _is_of(wanted, tensor.dtype):
+                text = f"is {tensor.dtype}, expected {wanted}"
             else:
                 continue
             alias = "" if tensor.name == name else f", as {name}"
             problems[name] = Problem(tensor.name, text + alias, tensor.file)
     return list(problems.values())
+
+
+@cache
+def _is_of(wanted: str, dtype: np.dtype) -> bool:
+    if wanted == "integers":
+        return np.issubdtype(dtype, np.integer)
+    return is_number(dtype) and (wanted == "int8") == (dtype == np.int8)
 
 
 def is_number(dtype: np.dtype) -> bool:

@@ -1,0 +1,133 @@
+"""The plan of a large checkpoint: from headers alone, and in little time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import struct
+import time
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from easydel.families import find_family
+from easydel.loading import build_model, check_sizes, open_source, plan_for
+from easydel.policy import Policy
+from easydel.sharding import PartitionAxis, default_rules, make_mesh, shardings
+from easydel.tree import flatten
+
+# The config.json of DeepSeek-V3, of what makes sizes.
+SIZES = {
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 3,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+CONFIG = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], **SIZES}
+SHARDS, D, EXPERT = 163, 7168, 2048
+SECONDS = 2.0  # it takes 0.7: machines differ
+Tensors = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def gated(name: str, hidden: int) -> Tensors:
+    yield f"{name}.gate_proj.weight", (hidden, D)
+    yield f"{name}.up_proj.weight", (hidden, D)
+    yield f"{name}.down_proj.weight", (D, hidden)
+
+
+def layer(number: int) -> Tensors:
+    name = f"model.layers.{number}"
+    yield f"{name}.input_layernorm.weight", (D,)
+    yield f"{name}.post_attention_layernorm.weight", (D,)
+    yield f"{name}.self_attn.q_a_proj.weight", (1536, D)
+    yield f"{name}.self_attn.q_a_layernorm.weight", (1536,)
+    yield f"{name}.self_attn.q_b_proj.weight", (128 * (128 + 64), 1536)
+    yield f"{name}.self_attn.kv_a_proj_with_mqa.weight", (512 + 64, D)
+    yield f"{name}.self_attn.kv_a_layernorm.weight", (512,)
+    yield f"{name}.self_attn.kv_b_proj.weight", (128 * (128 + 128), 512)
+    yield f"{name}.self_attn.o_proj.weight", (D, 128 * 128)
+    if number < 3:
+        yield from gated(f"{name}.mlp", 18432)
+        return
+    yield f"{name}.mlp.gate.weight", (256, D)
+    yield f"{name}.mlp.gate.e_score_correction_bias", (256,)
+    yield from gated(f"{name}.mlp.shared_experts", EXPERT)
+    for expert in range(256):
+        yield from gated(f"{name}.mlp.experts.{expert}", EXPERT)
+
+
+def tensors() -> Tensors:
+    """What the Hub's index lists, without the scales of its 8-bit floats; the last layer predicts further ahead."""
+    yield "model.embed_tokens.weight", (129280, D)
+    for number in range(62):
+        yield from layer(number)
+    yield "model.layers.61.eh_proj.weight", (D, 2 * D)
+    for norm in ("enorm", "hnorm", "shared_head.norm"):
+        yield f"model.layers.61.{norm}.weight", (D,)
+    for copy in ("embed_tokens", "shared_head.head"):
+        yield f"model.layers.61.{copy}.weight", (129280, D)
+    yield "model.norm.weight", (D,)
+    yield "lm_head.weight", (129280, D)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Headers, and files that are holes: 1.3 TB of nothing."""
+    path, weight_map = tmp_path_factory.mktemp("deepseek"), {}
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    every = list(tensors())
+    for shard in range(SHARDS):
+        file, header, place = f"model-{shard + 1:05d}-of-{SHARDS:06d}.safetensors", {}, 0
+        for name, shape in every[shard::SHARDS]:
+            dtype, size = ("F32", 4) if name.endswith("correction_bias") else ("BF16", 2)
+            end = place + prod(shape) * size
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, end]}
+            place, weight_map[name] = end, file
+        text = json.dumps(header).encode()
+        with (path / file).open("wb") as handle:
+            handle.write(struct.pack("<Q", len(text)) + text)
+            handle.truncate(8 + len(text) + place)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return path
+
+
+def planned(directory: Path, policy: Policy) -> tuple[int, int]:
+    """How many tensors there are, and how many the plan reads, after all steps from headers to shardings."""
+    source = open_source(directory, saved=False)
+    found = find_family("deepseek_v3")
+    config = found.configured(source.config)
+    check_sizes(config, source.tensors)
+    model = build_model(found, config, policy, source)
+    plan, _ = plan_for(model, source)
+    shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
+    shardings(shapes, make_mesh((1, -1, 1, 1)), default_rules(PartitionAxis()), strict=False)
+    return len(source.tensors), len(plan.tensors)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["loop", "scan"])
+def test_a_plan_of_46000_tensors_takes_little_time(directory: Path, scan_layers: bool):
+    taken = []
+    gc.collect()
+    gc.freeze()  # what other tests left is not to be looked through
+    try:
+        for _ in range(3):
+            started = time.process_time()
+            assert planned(directory, Policy(scan_layers=scan_layers)) == (46_183, 45_395)
+            taken.append(time.process_time() - started)
+    finally:
+        gc.unfreeze()
+    assert min(taken) < SECONDS, taken
