@@ -18,6 +18,7 @@ LAYERS = [
     {"layers", "weights", "hub", "tokenizer"},
     {"decoder", "encdec", "wrapper"},
     {"families"},
+    {"options", "source"},
     {"module"},
     {"generate", "lora", "saving", "progress", "report"},
     {"model"},
