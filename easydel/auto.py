@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from easydel.compilation import use_compilation_cache
 from easydel.config import HFConfig, shown
 from easydel.errors import ArgumentError, ConfigError, UnsupportedModelError
 from easydel.families import Family, find_family
-from easydel.generate.settings import read_defaults
 from easydel.hub import fetch
-from easydel.hub import stream as open_stream
-from easydel.inputs import check_flags
-from easydel.loading import build_model, check_sizes, fill, language_model, open_source, placement, read_config
+from easydel.loading import build_model, load_weights
 from easydel.model import BaseNNXModule
-from easydel.policy import REMAT, REMAT_POLICIES, Policy, float_dtype
+from easydel.options import HUB_OPTIONS, LoadOptions
 from easydel.processes import one_outcome
-from easydel.sharding import PartitionAxis, Rules, check_heads, make_mesh
+from easydel.sharding import PartitionAxis, Rules
+from easydel.source import language_model, open_source, read_config
 from easydel.tree import Tree
 
-HUB_FLAGS = ("local_files_only", "force_download")
-HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", *HUB_FLAGS)
-CPU = "cpu"
-AXIS_DIMS = (1, -1, 1, 1)
+NAME = "pretrained_model_name_or_path"
 logger = logging.getLogger(__name__)
 
 
@@ -60,7 +54,7 @@ class AutoEasyDeLModelForCausalLM:
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         precision: jax.lax.PrecisionLike = jax.lax.Precision("fastest"),  # noqa: B008 (an enum member)
-        sharding_axis_dims: Sequence[int] = AXIS_DIMS,
+        sharding_axis_dims: Sequence[int] = (1, -1, 1, 1),
         sharding_axis_names: Sequence[str] = ("dp", "fsdp", "tp", "sp"),
         partition_axis: PartitionAxis = PartitionAxis(),  # noqa: B008 (frozen)
         shard_attention_computation: bool = True,
@@ -132,85 +126,18 @@ class AutoEasyDeLModelForCausalLM:
         Raises:
             EasyDeLError: CheckpointError, ConfigError, UnsupportedModelError, ShardingError, HubError, ArgumentError.
         """
-        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        check_flags(
-            shard_attention_computation=shard_attention_computation,
-            auto_shard_params=auto_shard_params,
-            load_in_8bit=load_in_8bit,
-            verbose_params=verbose_params,
-            from_torch=from_torch,
-            scan_layers=scan_layers,
-            stream=stream,
-            progress=False if progress is None else progress,
-            donatable=donatable,
-            allow_nonfinite=allow_nonfinite,
-            compilation_cache=compilation_cache,
-            **{name: options[name] for name in HUB_FLAGS if name in options},
-        )
-        if bit_targeted_params is not None and not load_in_8bit:
-            raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
-        _check_kinds(bit_targeted_params, shard_fns, config_kwargs, partition_axis)
-        if device is not None and not isinstance(device, jax.Device):
-            raise ArgumentError(f"device={device!r}, expected a device", hint='jax.devices("cpu")[0] is one')
-        if partition_rules is not None and not auto_shard_params:
-            raise ArgumentError("partition_rules has no effect without auto_shard_params=True")
-        if auto_shard_params and shard_fns is not None:
-            import warnings
-
-            warnings.warn("auto_shard_params=True places every parameter; shard_fns is ignored", stacklevel=2)
-        if compilation_cache:
+        # what was given, by name: nothing else is defined yet
+        arguments = {name: value for name, value in locals().items() if name not in ("cls", NAME, "kwargs")}
+        options = LoadOptions.of(**arguments, **kwargs)
+        if options.compilation_cache:
             use_compilation_cache()
-        dims = _tuple("sharding_axis_dims", sharding_axis_dims)
-        names = _tuple("sharding_axis_names", sharding_axis_names)
-        traced = _tuple("input_shape", input_shape)
-        mesh = make_mesh(dims, names, backend)
-        used = auto_shard_params or shard_fns is not None
-        if not used and mesh.size > 1 and dims != AXIS_DIMS:
-            problem = f"sharding_axis_dims={dims} has no effect"
-            raise ArgumentError(problem, hint="pass auto_shard_params=True or shard_fns")
-        policy = Policy(
-            dtype=float_dtype("dtype", dtype),
-            param_dtype=float_dtype("param_dtype", param_dtype),
-            precision=_precision(precision),
-            mesh=mesh if used else None,
-            axes=partition_axis.resolve(names),
-            shard_attention=shard_attention_computation,
-            scan_layers=scan_layers,
-            remat=_remat(remat),
-        )
         with one_outcome() as check_others:
-            obtain = open_stream if stream else fetch
-            source = language_model(open_source(obtain(pretrained_model_name_or_path, **options), saved=not from_torch))
+            files = options.obtain(pretrained_model_name_or_path)
+            source = language_model(open_source(files, saved=not options.from_torch))
             family = choose_family(source.config, encoder_decoder=cls.encoder_decoder)
-            config = family.configured(
-                source.config, {**(config_kwargs or {}), **_config_kwargs(kwargs, source.config, family)}
-            )
-            check_sizes(config, source.tensors)
-            model = build_model(family, config, policy, source)
-            model.generation_config = read_defaults(model.origin, config, own=source.checkpoint.format == "gguf")
-            if policy.mesh is not None:
-                check_heads_of(model, policy)
-            where = placement(
-                mesh if auto_shard_params else None,
-                policy.axes,
-                partition_rules,
-                None if auto_shard_params else shard_fns,
-                device or jax.local_devices(backend=CPU)[0],
-            )
-            params = fill(
-                model,
-                source,
-                where,
-                input_shape=traced,
-                int8_targets=bit_targeted_params,
-                load_in_8bit=load_in_8bit,
-                verbose=verbose_params,
-                progress=progress,
-                check_others=check_others,
-                allow_nonfinite=allow_nonfinite,
-                donatable=donatable,
-                while_loading=while_loading,
-            )
+            config = options.configured(family, source.config)
+            model = build_model(family, config, options.policy, source)
+            params = load_weights(model, source, options, check_others)
         return model, params
 
 
@@ -252,57 +179,3 @@ def _around(config: HFConfig) -> str:
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, HFConfig) else None
     return "" if inner is None else f" (multimodal, around {shown(inner)})"
-
-
-def check_heads_of(model: BaseNNXModule, policy: Policy) -> None:
-    """ShardingError if the heads of some layer cannot be split over the mesh."""
-    assert policy.mesh is not None
-    blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
-    for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
-        check_heads(heads, kv_heads, policy.mesh, policy.axes)
-
-
-def _config_kwargs(kwargs: Mapping[str, Any], config: HFConfig, family: Family) -> Mapping[str, Any]:
-    remote = "trust_remote_code" in kwargs  # some configs have a key of that name
-    known = {key for key in kwargs if key in config or family.knows(key)} - {"trust_remote_code"}
-    if unknown := sorted(set(kwargs) - known):
-        raise ArgumentError(
-            f"unknown arguments {unknown}",
-            hint=f"neither a Hub option ({', '.join(HUB_OPTIONS)}) nor a key of the config"
-            + ("; leave trust_remote_code out: code in a repository is never run here" if remote else ""),
-        )
-    return kwargs
-
-
-def _tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ArgumentError(f"{name}={value!r}, expected a tuple")
-    return tuple(value)
-
-
-def _precision(value: Any) -> Any:
-    try:
-        return None if value is None else jax.lax.Precision(value)
-    except ValueError:
-        choices = "fastest (default), high, highest"
-        raise ArgumentError(f"precision={value!r} is not known", hint=f"use one of {choices}") from None
-
-
-def _check_kinds(targets: Any, functions: Any, overrides: Any, axes: Any) -> None:
-    """ArgumentError for arguments that are something else than what they are said to be."""
-    names = isinstance(targets, Sequence | Set) and not isinstance(targets, str)
-    if targets is not None and not (names and targets and all(isinstance(name, str) for name in targets)):
-        raise ArgumentError(f"bit_targeted_params={targets!r}, expected a list of names, or None for all")
-    for name, value in (("shard_fns", functions), ("config_kwargs", overrides)):
-        if value is not None and not isinstance(value, Mapping):
-            raise ArgumentError(f"{name} is a {type(value).__name__}, expected a dict")
-    if not isinstance(axes, PartitionAxis):
-        raise ArgumentError(f"partition_axis is a {type(axes).__name__}, expected a PartitionAxis")
-
-
-def _remat(value: bool | str | None) -> str | None:
-    if isinstance(value, bool | np.bool_) or value is None:
-        return REMAT if value else None
-    if value not in (REMAT, *REMAT_POLICIES):
-        raise ArgumentError(f"remat={value!r} is not known", hint=f"use True, or {', '.join(REMAT_POLICIES)}")
-    return value

@@ -1,175 +1,69 @@
-"""The steps of a load after the arguments are understood: headers, model, placement, plan, weights."""
+"""The steps of a load once its arguments are understood and its headers read: model, plan, weights."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
-from easydel.checkpoint.files import check_links
-from easydel.checkpoint.open import open_remote
 from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
-from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, UnsupportedModelError, listed
-from easydel.families import Family, find_family, find_wrapper
+from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, listed
+from easydel.families import Family
+from easydel.generate.settings import read_defaults
 from easydel.model import BaseNNXModule
 from easydel.module import CausalLMOutput, LanguageModel, forward
+from easydel.options import LoadOptions, Reading
 from easydel.policy import Policy
 from easydel.progress import progress_bar
-from easydel.quantize import make_int8
+from easydel.quantize import Int8, make_int8
 from easydel.report import print_sizes
-from easydel.sharding import PartitionAxis, Rules, default_rules, shardings
+from easydel.sharding import check_heads
+from easydel.sharding.placement import Placement
+from easydel.source import CheckpointSource
 from easydel.tree import Tree, bind, flatten, unflatten
-from easydel.weights import mxfp4
+from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
 from easydel.weights.expressions import source_names
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, TensorSource, head_differs, make_plan
-from easydel.weights.saved import MANIFEST, Manifest, read_manifest
-
-if TYPE_CHECKING:  # it imports huggingface_hub
-    from easydel.hub.stream import Streamed
+from easydel.weights.saved import MANIFEST, Manifest
 
 logger = logging.getLogger(__name__)
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
-SETTINGS = ("config.json", "generation_config.json", MANIFEST)
 # Reading is many short calls, each of which needs the interpreter for a moment: while another thread traces, they would
 # otherwise wait 5 ms for it every time.
 SWITCH_SECONDS = 1e-4
 SLACK = 64  # sizes may be products of others, and of parts that this family does not have
 
 
-@dataclass(frozen=True)
-class CheckpointSource:
-    """A checkpoint whose headers were read: its config, its tensors, and the manifest if `save_pretrained` wrote it."""
+def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
+    """The model without values, checked against the sizes of the checkpoint and of the mesh.
 
-    path: Path
-    config: HFConfig
-    checkpoint: Checkpoint
-    tensors: Mapping[str, TensorSource]
-    manifest: Manifest | None
-    identity: tuple[int, int] | None = None
-
-    def check_same(self) -> None:
-        """CheckpointError if the directory was replaced since its first file was read: some files would be older."""
-        if self.identity is not None and identity_of(self.path) != self.identity:
-            raise CheckpointError("was replaced while it was read", file=self.path, hint="load it again")
-
-
-def identity_of(path: Path) -> tuple[int, int]:
-    """Which directory or file it is, whatever its name is."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error}", file=path) from error
-    return found.st_dev, found.st_ino
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where parameters go: `sharding` for each, then `functions` (by path) are applied as they arrive."""
-
-    sharding: Callable[[Shapes], Mapping[str, jax.sharding.Sharding]]
-    functions: Mapping[str, Callable[[jax.Array], jax.Array]]
-
-
-def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
-    """Read config and headers: of a directory, of one file with a config.json beside it (GGUF holds its own), or of a
-    repository whose weights stay on the Hub.
+    As in transformers, a head that the file holds and that differs from the token vectors is not tied to them.
     """
-    path = where if isinstance(where, Path) else where.directory
-    directory, identity = path if path.is_dir() else path.parent, identity_of(path)
-    check_links(directory, [directory / name for name in SETTINGS if (directory / name).is_symlink()])
-    if saved:
-        manifest = read_manifest(directory)
-    elif (directory / MANIFEST).is_file():
-        raise CheckpointError("was written by save_pretrained", file=directory, hint="load it with from_torch=False")
-    else:
-        manifest = None
-    if isinstance(where, Path):
-        checkpoint = open_checkpoint(find_checkpoint(path) if path.is_dir() else [path])
-    else:
-        checkpoint = open_remote(where.weights, where.index_file)
-    if checkpoint.format == "gguf":
-        from easydel.weights.gguf import hf_tensors
-
-        config = gguf_config(checkpoint)
-        return CheckpointSource(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
-    config, tensors = dequantized(HFConfig.from_file(directory / "config.json"), checkpoint)
-    return CheckpointSource(path, config, checkpoint, tensors, manifest, identity)
-
-
-def language_model(source: CheckpointSource) -> CheckpointSource:
-    """What `source` holds of a language model: all, or of a multimodal checkpoint that part, as one of its own."""
-    outer = source.config
-    wrapper = find_wrapper(outer.get("model_type"))
-    if wrapper is None or source.manifest is not None:
-        return source
-    config, tensors = wrapper.language_config(outer), source.tensors
-    if "quantization_config" in config:
-        config, tensors = dequantized(config, source.checkpoint)
-    try:
-        find_family(config.model_type)
-    except UnsupportedModelError as error:
-        problem = f"is a {wrapper.model_type} whose language model is {shown(config.model_type)}: not implemented"
-        raise UnsupportedModelError(problem, file=outer.file, hint=error.hint) from None
-    logger.warning(
-        "%s: of this %s the language model alone is loaded (%s): text, no images or sound",
-        source.path,
-        wrapper.model_type,
-        config.model_type,
-    )
-    return replace(source, config=config, tensors=wrapper.language_tensors(tensors))
-
-
-def read_config(path: Path) -> HFConfig:
-    """The config at `path`: a directory, or one file beside a config.json. A GGUF file holds its own.
-
-    Of a multimodal model that we know, it is the language model's.
-    """
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if path.suffix != ".gguf" and (file.is_file() or not list(path.glob("*.gguf"))):
-        config = HFConfig.from_file(file)
-        wrapper = find_wrapper(config.get("model_type"))
-        return config if wrapper is None else wrapper.language_config(config)
-    return gguf_config(open_checkpoint(find_checkpoint(path)))
-
-
-def gguf_config(checkpoint: Checkpoint) -> HFConfig:
-    from easydel.weights.gguf import hf_config
-
-    return HFConfig(hf_config(checkpoint.metadata, checkpoint), file=checkpoint.files[0])
-
-
-def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Mapping[str, TensorSource]]:
-    """The config without what it says of packed weights, and tensors that decode them.
-
-    UnsupportedModelError if a quantization library packed them in a way that is not known here.
-    """
-    settings = config.get("quantization_config")
-    if not settings:
-        return config, checkpoint
-    method = settings.get("quant_method") if isinstance(settings, HFConfig) else None
-    if method != mxfp4.METHOD:
-        raise UnsupportedModelError(
-            f"the weights are quantized by {method or 'an unknown method'!r}",
-            file=config.file,
-            hint="use the unquantized checkpoint, with load_in_8bit=True if memory is short",
-        )
-    mxfp4.refuse_remote(checkpoint)
-    values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
-    return HFConfig(values, file=config.file), mxfp4.unpacked(checkpoint)
+    check_sizes(config, source.tensors)
+    record, names = family.record(config)
+    tied = not record.has_encoder and record.head.tied and source.manifest is None
+    if tied and head_differs(names, source.tensors):
+        logger.warning("%s: head and token vectors differ: not tied, whatever the config says", source.path)
+        config = family.configured(config, {"tie_word_embeddings": False})
+        record, names = family.record(config)
+    origin = source.path if source.path.is_dir() else source.path.parent
+    model = BaseNNXModule(record, config, policy, names, origin)
+    model.generation_config = read_defaults(origin, config, own=source.checkpoint.format == "gguf")
+    if policy.mesh is not None:
+        check_heads_of(model, policy.mesh)
+    return model
 
 
 def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
@@ -185,126 +79,100 @@ def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
         raise ConfigError(f"describes a model larger than its checkpoint:{listed(problems)}", file=config.file)
 
 
-def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
-    """The model without values. As in transformers, a head that the file holds and that differs is not tied."""
-    record, names = family.record(config)
-    tied = not record.has_encoder and record.head.tied and source.manifest is None
-    if tied and head_differs(names, source.tensors):
-        logger.warning("%s: head and token vectors differ: not tied, whatever the config says", source.path)
-        config = family.configured(config, {"tie_word_embeddings": False})
-        record, names = family.record(config)
-    origin = source.path if source.path.is_dir() else source.path.parent
-    return BaseNNXModule(record, config, policy, names, origin)
+def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
+    """ShardingError if the heads of some layer cannot be split over the mesh."""
+    blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
+    for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
+        check_heads(heads, kv_heads, mesh, model.policy.axes)
 
 
-def placement(
-    mesh: jax.sharding.Mesh | None,
-    axes: PartitionAxis,
-    rules: Rules | None,
-    functions: Mapping[Any, Any] | None,
-    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm] (a class at run time)
-) -> Placement:
-    """On the mesh by rules; without one on `device`, and from there wherever `functions` (flat or nested) put them."""
-    if mesh is None:
-        single = jax.sharding.SingleDeviceSharding(device)
-        return Placement(lambda shapes: dict.fromkeys(shapes, single), flat_functions(functions or {}))
+def load_weights(
+    model: BaseNNXModule, source: CheckpointSource, options: LoadOptions, check_others: Callable[[], None]
+) -> Tree:
+    """Check everything from headers, then read the weights into the model. Returns its parameters.
 
-    def by_rules(shapes: Shapes) -> Mapping[str, jax.sharding.Sharding]:
-        sizes = {path: leaf.shape for path, leaf in shapes.items()}
-        return shardings(sizes, mesh, rules if rules is not None else default_rules(axes), strict=rules is not None)[0]
-
-    return Placement(by_rules, {})
+    `check_others` is called now and then, and raises what went wrong in another process.
+    """
+    prepared = prepare(model, source, options)
+    params = read(prepared, model, source, options, check_others)
+    source.check_same()
+    if options.reading.verbose:
+        print_sizes(source.checkpoint, params)
+    tree = unflatten({path: params[path] for path in prepared.shapes})
+    bind(model, tree)
+    return tree
 
 
-def flat_functions(functions: Mapping[Any, Any], prefix: str = "") -> dict[str, Callable[[jax.Array], jax.Array]]:
-    """`shard_fns` by path; its keys are path tuples, "a/b/c", or nested dicts."""
-    flat: dict[str, Callable[[jax.Array], jax.Array]] = {}
-    for key, value in functions.items():
-        path = prefix + ("/".join(map(str, key)) if isinstance(key, tuple) else str(key))
-        if isinstance(value, Mapping):
-            flat |= flat_functions(value, f"{path}/")
-        elif callable(value):
-            flat[path] = cast(Callable[[jax.Array], jax.Array], value)
-        else:
-            raise ArgumentError(f"shard_fns[{path!r}] is a {type(value).__name__}, expected a function of one array")
-    return flat
+@dataclass(frozen=True)
+class Prepared:
+    """What will be read, decided and checked from headers: every parameter by path, its dtype and its sharding.
+
+    Those in `int8` are quantized on the way.
+    """
+
+    plan: Plan
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    int8: Collection[str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in self.shapes.values())
 
 
-def fill(
+def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
+    """What is left to decide about a load, and the last checks before weights are read."""
+    plan, int8 = plan_for(model, source, options.int8)
+    leaves = flatten(model.params)
+    placed = options.placement.shardings_of(leaves)
+    trace(model, options.input_shape)
+    shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[p]) for p, leaf in leaves.items()}
+    return Prepared(plan, shapes, int8)
+
+
+def read(
+    prepared: Prepared,
     model: BaseNNXModule,
     source: CheckpointSource,
-    where: Placement,
-    *,
-    input_shape: tuple[int, ...],
-    int8_targets: Sequence[str] | None,
-    load_in_8bit: bool,
-    verbose: bool,
-    progress: bool | None,
+    options: LoadOptions,
     check_others: Callable[[], None],
-    allow_nonfinite: bool = False,
-    donatable: bool = False,
-    while_loading: Callable[[BaseNNXModule, Tree], object] | None = None,
-) -> Tree:
-    """Check everything from headers, then read the weights into the model; its parameters.
+) -> dict[str, jax.Array]:
+    """The parameters by path; what reading them took is `model.load_report`.
 
-    `check_others` is called now and then, and raises what went wrong in another process. `while_loading` gets the
-    model and its parameters as shapes, in a thread of its own, and is waited for. NaN and Inf among the weights
-    are an error unless `allow_nonfinite`; mapped weights of our own files were checked when they were written.
+    NaN and Inf among the weights are an error, unless they are allowed; mapped weights of our own files were checked
+    when they were written.
     """
-    plan, stored_int8 = plan_for(model, source)
-    chosen = make_int8(model, int8_targets) if load_in_8bit else ()
-    leaves = flatten(model.params)
-    sharding = where.sharding(leaves)
-    if unknown := sorted(set(where.functions) - set(leaves)):
-        raise ArgumentError(
-            f"shard_fns has paths that are no parameters: {', '.join(unknown[:8])}",
-            hint=f"parameters look like {next(iter(leaves))}",
-        )
-    trace(model, input_shape)
-
-    def arrived(path: str, array: jax.Array) -> jax.Array:
-        array = owned(array) if donatable else array
-        if path not in where.functions:
-            return array
-        placed = where.functions[path](array)
-        if not isinstance(placed, jax.Array) or placed.shape != array.shape:
-            kind = (
-                f"an array of shape {placed.shape}" if isinstance(placed, jax.Array) else f"a {type(placed).__name__}"
-            )
-            raise ArgumentError(f"shard_fns[{path!r}] returned {kind}, expected the array that it was given, placed")
-        return placed
-
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
-    shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding[p]) for p, leaf in leaves.items()}
-    bar = progress_bar(f"Loading {source.path.name}", total, progress)
-    with bar as show, _meanwhile(while_loading, model, shapes):
+    reading, total = options.reading, prepared.nbytes
+    bar = progress_bar(f"Loading {source.path.name}", total, reading.progress)
+    with bar as show, _meanwhile(reading.while_loading, model, prepared.shapes):
 
         def advance(share: float) -> None:
             check_others()
             if show is not None:
                 show(share * total)
 
-        dtypes = {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}
         params, model.load_report = execute(
-            plan,
-            sharding,
-            dtypes,
-            int8=set(chosen) - set(stored_int8),
-            arrived=arrived if donatable or where.functions else None,
+            prepared.plan,
+            {path: leaf.sharding for path, leaf in prepared.shapes.items()},
+            {path: np.dtype(leaf.dtype) for path, leaf in prepared.shapes.items()},
+            int8=prepared.int8,
+            arrived=_arrival(options.placement, reading),
             advance=advance,
-            finite=None if allow_nonfinite else "read" if source.manifest is not None else "all",
+            finite=None if reading.allow_nonfinite else "read" if source.manifest is not None else "all",
         )
-    source.check_same()
-    if verbose:
-        print_sizes(source.checkpoint, params)
-    tree = unflatten({path: params[path] for path in leaves})
-    bind(model, tree)
-    return tree
+    return params
+
+
+def _arrival(placement: Placement, reading: Reading) -> Arrived | None:
+    """What is done to each array as it arrives, if anything is."""
+    if reading.donatable:
+        return lambda path, array: placement.placed(path, owned(array))
+    return placement.placed if placement.functions else None
 
 
 @contextmanager
 def _meanwhile(
-    function: Callable[[BaseNNXModule, Tree], object] | None, model: BaseNNXModule, shapes: Mapping[str, Any]
+    function: Callable[[Any, Tree], object] | None, model: BaseNNXModule, shapes: Mapping[str, Any]
 ) -> Iterator[None]:
     if function is None:
         yield
@@ -325,8 +193,11 @@ def owned(array: jax.Array) -> jax.Array:
     return jax.jit(jnp.copy, out_shardings=array.sharding)(array)
 
 
-def plan_for(model: BaseNNXModule, source: CheckpointSource) -> tuple[Plan, Collection[str]]:
-    """The plan for a model whose parameters are floats so far, and which of them the directory stores as int8."""
+def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None = None) -> tuple[Plan, Collection[str]]:
+    """The plan for a model whose parameters are floats so far, and which of them are quantized while they are read.
+
+    `int8` says which are to be; those that the directory stores as int8 become int8 in any case.
+    """
     table = OWN if source.manifest is not None else model.names
     stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
     leaves = flatten(model.params)
@@ -336,10 +207,11 @@ def plan_for(model: BaseNNXModule, source: CheckpointSource) -> tuple[Plan, Coll
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers}
     plan = make_plan(shapes, model.canonical_paths(), table, source.tensors, **choices)
     take_dtypes(model, plan)
-    return plan, stored
+    chosen = () if int8 is None else make_int8(model, int8.targets)
+    return plan, set(chosen) - set(stored)
 
 
-def take_dtypes(model: BaseNNXModule, plan: Plan) -> None:
+def take_dtypes(model: LanguageModel, plan: Plan) -> None:
     """Give the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
     leaves = flatten(model.params)
     for path in model.buffers:
@@ -348,7 +220,7 @@ def take_dtypes(model: BaseNNXModule, plan: Plan) -> None:
         bind(model, unflatten({path: jax.ShapeDtypeStruct(leaves[path].shape, dtype)}))
 
 
-def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collection[str]:
+def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collection[str]:
     """Turn what the manifest in `file` says is int8 into that; CheckpointError if the model cannot hold it."""
     if not manifest.int8:
         return ()
@@ -366,21 +238,8 @@ def stored_int8(model: BaseNNXModule, manifest: Manifest, file: Path) -> Collect
     return stored
 
 
-@lru_cache
-def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
-    """Once for each kind of model in a process: its trace takes longer than all other planning."""
-    model = LanguageModel(record, HFConfig({}), policy)
-
-    def run(params: Tree, input_ids: jax.Array) -> CausalLMOutput:
-        return forward(model, params, record.example({"input_ids": input_ids}))
-
-    jax.eval_shape(run, model.params, jax.ShapeDtypeStruct(input_shape, jnp.int32))
-
-
-def trace(model: BaseNNXModule, input_shape: tuple[int, ...]) -> None:
+def trace(model: LanguageModel, input_shape: tuple[int, int]) -> None:
     """Run the model on shapes alone, so that what cannot work fails here."""
-    if len(input_shape) != 2 or any(type(dim) is not int or dim < 1 for dim in input_shape):
-        raise ArgumentError(f"input_shape={input_shape!r}, expected (batch, length), both at least 1")
     longest = model.record.longest
     if longest is not None and input_shape[1] > longest:
         raise ArgumentError(f"input_shape={input_shape!r} is longer than the model's {longest} positions")
@@ -391,3 +250,17 @@ def trace(model: BaseNNXModule, input_shape: tuple[int, ...]) -> None:
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         problem = f"describes a model that cannot run ({type(error).__name__}: {str(error)[:500]})"
         raise ConfigError(problem, file=model.config.file) from error
+
+
+@lru_cache
+def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
+    """Once for each kind of model in a process: its trace takes longer than all other planning.
+
+    `record` has one layer of each kind, so a model is built of it anew; the config has no say in what it computes.
+    """
+    model = LanguageModel(record, HFConfig({}), policy)
+
+    def run(params: Tree, input_ids: jax.Array) -> CausalLMOutput:
+        return forward(model, params, record.example({"input_ids": input_ids}))
+
+    jax.eval_shape(run, model.params, jax.ShapeDtypeStruct(input_shape, jnp.int32))

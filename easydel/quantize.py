@@ -6,7 +6,8 @@ mixers never are: they are tiny, and errors there spread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,6 +22,13 @@ QUANTIZED = ("kernel", "embedding")
 # In float32, a number below 2**22 plus this is an integer: its lowest bits are the number, rounded to nearest even.
 ROUNDING = np.float32(3 << 22)
 TINY = np.finfo(np.float32).tiny  # below it, 1 / scale would not be finite
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Asks for 8-bit storage of the parameters that `targets` name, as in `make_int8`; None means all that can be."""
+
+    targets: Collection[str] | None = None
 
 
 def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +51,7 @@ def rounded_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows.view(np.int32), scale[..., 0]
 
 
-def make_int8(module: Any, targets: Sequence[str] | None) -> list[str]:
+def make_int8(module: Any, targets: Collection[str] | None) -> list[str]:
     """Turn the targeted parameters of a model without values into int8 with scales; their paths.
 
     `targets` are leaf names ("kernel"), names of modules ("q_proj") or paths ("lm_head/kernel"); None means all.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 from bad_inputs.valid import tensors, write_safetensors
 from safetensors.numpy import save_file
 
-from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, PartitionAxis
+from easydel.options import LoadOptions
 
 KERNEL = "model/layers/0/self_attn/q_proj/kernel"
 
@@ -76,6 +79,39 @@ def test_weights_stored_as_float8_are_read(tmp_path: Path):
     for dtype in (jnp.float32, jnp.bfloat16):
         model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, param_dtype=dtype)
         np.testing.assert_array_equal(model.params["lm_head"]["kernel"], stored["lm_head.weight"].astype(dtype))
+
+
+def test_everything_that_is_wrong_with_the_arguments_is_said_at_once(directory: Path):
+    wrong: dict[str, Any] = {
+        "stream": "no",
+        "device": "cpu",
+        "dtype": None,
+        "precision": "exact",
+        "sharding_axis_dims": (3, 3, 3, 3),
+        "partition_axis": PartitionAxis(head_axis="model_axis"),
+        "input_shape": (0, 7),
+        "shard_fns": {KERNEL: 5},
+        "config_kwargs": "x",
+        "partition_rules": [],
+        "bit_targeted_params": ["kernel"],
+        "remat": "save_nothing",
+    }
+    with pytest.raises(ArgumentError) as caught:
+        AutoEasyDeLModelForCausalLM.from_pretrained(directory / "nowhere", **wrong)
+    message = str(caught.value)
+    assert message.startswith("the arguments have 12 problems:\n")
+    assert [name for name in wrong if not re.search(rf"^  - .*({name}|mesh sizes \(3, 3)", message, re.MULTILINE)] == []
+
+
+def test_a_step_that_depends_on_a_wrong_argument_adds_no_problem_of_its_own(directory: Path):
+    with pytest.raises(ArgumentError, match=r"^sharding_axis_dims=8, expected a tuple$"):
+        LoadOptions.of(sharding_axis_dims=8, auto_shard_params=True)  # type: ignore[arg-type]
+
+
+def test_options_have_the_names_and_defaults_of_a_load():
+    load = signature(AutoEasyDeLModelForCausalLM.from_pretrained).parameters
+    defaults = {name: parameter.default for name, parameter in signature(LoadOptions.of).parameters.items()}
+    assert defaults == {name: load[name].default for name in load if name != "pretrained_model_name_or_path"}
 
 
 FLAGS = (

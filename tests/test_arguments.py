@@ -27,8 +27,8 @@ from easydel import (
     HubError,
     PartitionAxis,
     ShardingError,
-    auto,
     loading,
+    options,
 )
 from easydel.tree import flatten
 
@@ -160,7 +160,7 @@ def test_shard_attention_computation_constrains_heads(directory: Path):
 def test_input_shape_is_traced_before_weights_are_read(directory: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
     monkeypatch.setattr(loading, "forward", lambda model, params, inputs: seen.append(inputs["input_ids"].shape))
-    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("read weights") if not seen else 1 / 0)
+    monkeypatch.setattr(loading, "execute", lambda *_, **__: pytest.fail("read weights") if not seen else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load(directory, input_shape=(3, 7))
     assert seen == [(3, 7)]
@@ -261,8 +261,8 @@ def test_unknown_arguments_are_refused(directory: Path):
 
 def test_hub_options_reach_the_hub(directory: Path, monkeypatch: pytest.MonkeyPatch):
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(auto, "fetch", lambda name, **options: seen.update(options, name=name) or directory)
-    options = {
+    monkeypatch.setattr(options, "fetch", lambda name, **given: seen.update(given, name=name) or directory)
+    given = {
         "revision": "main",
         "token": "t",
         "cache_dir": "c",
@@ -270,8 +270,8 @@ def test_hub_options_reach_the_hub(directory: Path, monkeypatch: pytest.MonkeyPa
         "local_files_only": True,
         "force_download": True,
     }
-    load("org/name", **options)  # type: ignore[arg-type]
-    assert seen == {"name": "org/name", **options}
+    load("org/name", **given)  # type: ignore[arg-type]
+    assert seen == {"name": "org/name", **given}
 
 
 def test_load_in_8bit_stores_kernels_and_embeddings_as_int8(directory: Path):

@@ -92,7 +92,7 @@ def test_bad_input_is_refused(
     write_safetensors(directory)
     path = bad.make(directory) or directory
     before = sorted(os.walk(tmp_path))
-    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "execute", lambda *_, **__: pytest.fail("weights were read"))
     watched.clear()
     memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(EasyDeLError) as caught:

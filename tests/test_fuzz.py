@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 from bad_inputs import valid
-from easydel import AutoEasyDeLModelForCausalLM, EasyDeLError, loading
+from easydel import AutoEasyDeLModelForCausalLM, EasyDeLError, auto, loading
 
 kind, directory, seconds, memory = sys.argv[2], Path(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
 valid.write_safetensors(directory)
@@ -40,15 +40,13 @@ names = {"safetensors": valid.WEIGHTS, "index": valid.WEIGHTS + ".index.json", "
 file = directory / names[kind]
 original = file.read_bytes()
 AutoEasyDeLModelForCausalLM.from_pretrained(directory)
-from easydel import auto
 
 
-def without_weights(model, source, where, **_):
-    loading.plan_for(model, source)
-    loading.trace(model, (1, 1))
+def without_weights(model, source, options, check_others):
+    loading.prepare(model, source, options)
 
 
-auto.fill = without_weights
+auto.load_weights = without_weights
 used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
 warnings.simplefilter("ignore")

@@ -31,6 +31,7 @@ LAYERS = [
     {"layers", "weights", "hub", "tokenizer"},
     {"decoder", "encdec", "multimodal"},
     {"families"},
+    {"options", "source"},
     {"module"},
     {"generate", "lora", "saving", "progress", "report"},
     {"model"},

@@ -20,7 +20,7 @@ from cases import Case
 from cases.llama import SIZES
 from parity import make_reference
 
-from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading, source
 from easydel.checkpoint import find_checkpoint, open_checkpoint
 from easydel.checkpoint import write as writing
 from easydel.saving import export
@@ -217,18 +217,18 @@ def test_a_really_full_disk_leaves_the_old_model(model: BaseNNXModule, small_dis
 
 
 @SAVED
-@pytest.mark.parametrize("moment", ["open_checkpoint", "load"])
+@pytest.mark.parametrize(("step", "moment"), [(source, "open_checkpoint"), (loading, "execute")])
 def test_a_model_that_is_replaced_while_it_is_read_is_an_error(
-    model: BaseNNXModule, tmp_path: Path, kind: str, moment: str, monkeypatch: pytest.MonkeyPatch
+    model: BaseNNXModule, tmp_path: Path, kind: str, step: Any, moment: str, monkeypatch: pytest.MonkeyPatch
 ):
     write(model, kind, tmp_path / "place", 1.0)
-    original = getattr(loading, moment)
+    original = getattr(step, moment)
 
     def replaced(*args: Any, **kwargs: Any) -> Any:
         write(model, kind, tmp_path / "place", 2.0)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(loading, moment, replaced)
+    monkeypatch.setattr(step, moment, replaced)
     with pytest.raises(CheckpointError, match=r"place: was replaced while it was read; load it again"):
         loads(tmp_path / "place", kind)
     monkeypatch.undo()

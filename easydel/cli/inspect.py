@@ -15,8 +15,8 @@ from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from easydel.checkpoint import Checkpoint
-    from easydel.loading import CheckpointSource
-    from easydel.model import BaseNNXModule
+    from easydel.module import LanguageModel
+    from easydel.source import CheckpointSource
 
 Facts = dict[str, Any]
 MAX_ROWS = 500
@@ -29,7 +29,7 @@ SIZES = (
 def inspect(model: Model, hub: Hub, as_json: Json = False) -> None:
     """Say what a model is, what its files hold, and whether they fit each other. No weights are read."""
     path = local_files(model, hub)
-    from easydel.loading import open_source
+    from easydel.source import open_source
 
     source = open_source(path, saved=is_saved(path))
     facts = {**_files(source), **_architecture(source)}
@@ -78,17 +78,16 @@ def _tensors(checkpoint: Checkpoint) -> list[Facts]:
 def _architecture(source: CheckpointSource) -> Facts:
     """What our model of it says; `problem` is why it cannot be loaded, if it cannot."""
     from easydel.auto import choose_family
-    from easydel.loading import build_model, check_sizes, language_model, plan_for
+    from easydel.loading import build_model, plan_for
     from easydel.policy import Policy
+    from easydel.source import language_model
 
     facts: Facts = {}
     problem = None
     try:
         source = language_model(source)
         family = choose_family(source.config, encoder_decoder=False)
-        config = family.configured(source.config)
-        check_sizes(config, source.tensors)
-        model = build_model(family, config, Policy(), source)
+        model = build_model(family, family.configured(source.config), Policy(), source)
         facts = _sizes(model)
         plan_for(model, source)
     except (CheckpointError, ConfigError, UnsupportedModelError) as error:
@@ -96,7 +95,7 @@ def _architecture(source: CheckpointSource) -> Facts:
     return {**facts, "loads": problem is None, "problem": problem}
 
 
-def _sizes(model: BaseNNXModule) -> Facts:
+def _sizes(model: LanguageModel) -> Facts:
 
     blocks = [block for stack in model.record.layer_stacks.values() for block in stack]
     sizes = [sizes for block in dict.fromkeys(blocks) for sizes in block.head_sizes()]

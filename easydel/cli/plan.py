@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from math import prod
 from pathlib import Path
@@ -127,7 +127,7 @@ def _mesh(text: str | None) -> AbstractMesh:
     return jax.sharding.AbstractMesh(filled(sizes, jax.device_count()) if -1 in sizes else sizes, AXES)
 
 
-def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, set[str]]:
+def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, Collection[str]]:
     """The model without values, checked against the checkpoint and the mesh as loading would.
 
     Also where its weights come from, and which of them are quantized on the way.
@@ -135,27 +135,23 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXMod
     import jax
     import jax.numpy as jnp
 
-    from easydel.auto import check_heads_of, choose_family
-    from easydel.loading import build_model, check_sizes, language_model, open_source, plan_for
+    from easydel.auto import choose_family
+    from easydel.loading import build_model, plan_for
     from easydel.policy import Policy
-    from easydel.quantize import make_int8
+    from easydel.quantize import Int8
+    from easydel.source import language_model, open_source
 
-    source = language_model(open_source(path, saved=is_saved(path)))
-    family = choose_family(source.config, encoder_decoder=False)
     policy = Policy(
         dtype=jnp.dtype(full_dtype(loading.dtype)),
         param_dtype=jnp.dtype(full_dtype(loading.param_dtype)),
+        mesh=cast(jax.sharding.Mesh, mesh),  # checks and shapes ask it for nothing that an abstract one lacks
         axes=loading.axes().resolve(mesh.axis_names),
         scan_layers=loading.scan_layers,
     )
-    config = family.configured(source.config)
-    check_sizes(config, source.tensors)
-    model = build_model(family, config, policy, source)
-    # checks and shapes ask the mesh for nothing that an abstract one lacks
-    check_heads_of(model, replace(policy, mesh=cast(jax.sharding.Mesh, mesh)))
-    read_plan, stored_int8 = plan_for(model, source)
-    chosen = make_int8(model, None) if loading.int8 else []
-    return model, read_plan, set(chosen) - set(stored_int8)
+    source = language_model(open_source(path, saved=is_saved(path)))
+    family = choose_family(source.config, encoder_decoder=False)
+    model = build_model(family, family.configured(source.config), policy, source)
+    return model, *plan_for(model, source, Int8() if loading.int8 else None)
 
 
 def _placed(model: BaseNNXModule, mesh: AbstractMesh) -> tuple[dict[str, NamedSharding], dict[str, str]]:

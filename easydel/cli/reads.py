@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,17 @@ from easydel.cli.tables import print_table
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-    from easydel.model import BaseNNXModule
+    from easydel.module import LanguageModel
     from easydel.weights.explain import ReadStep
     from easydel.weights.plan import Plan
 
 
 def reads_of(
-    model: BaseNNXModule, read_plan: Plan, int8: set[str], placed: Mapping[str, NamedSharding], mesh: AbstractMesh
+    model: LanguageModel,
+    read_plan: Plan,
+    int8: Collection[str],
+    placed: Mapping[str, NamedSharding],
+    mesh: AbstractMesh,
 ) -> list[ReadStep]:
     """Every read of a load by all processes together; parts that several devices hold are read once."""
     import numpy as np

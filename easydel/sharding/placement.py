@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from easydel.errors import ShardingError
+from easydel.errors import ArgumentError, ShardingError
 from easydel.sharding.axes import AxisName, PartitionAxis, axis_of, names_in
 from easydel.sharding.mesh import divisors
 from easydel.sharding.problems import refuse
-from easydel.sharding.rules import UNMATCHED_HINT, Rules, Shape, matched, unknown_axes
+from easydel.sharding.rules import UNMATCHED_HINT, Rules, Shape, default_rules, matched, unknown_axes
 
 
 class Typed(Protocol):
@@ -37,6 +37,67 @@ class Footprint:
     device_bytes: int
     copies: int
     why: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where parameters go: `sharding` for each, then `functions` (by path) are applied as they arrive."""
+
+    sharding: Callable[[Mapping[str, Typed]], Mapping[str, jax.sharding.Sharding]]
+    functions: Mapping[str, Callable[[jax.Array], jax.Array]]
+
+    @classmethod
+    def by_rules(cls, mesh: Mesh, axes: PartitionAxis, rules: Rules | None) -> Placement:
+        """On the mesh by `rules`; without any, by those that serve every family."""
+
+        def by_rules(arrays: Mapping[str, Typed]) -> Mapping[str, jax.sharding.Sharding]:
+            shapes = {path: array.shape for path, array in arrays.items()}
+            found = default_rules(axes) if rules is None else rules
+            return shardings(shapes, mesh, found, strict=rules is not None)[0]
+
+        return cls(by_rules, {})
+
+    @classmethod
+    def on_device(cls, device: Any, functions: Mapping[str, Callable[[jax.Array], jax.Array]]) -> Placement:
+        """On one device, and from there wherever `functions` put them."""
+        single = jax.sharding.SingleDeviceSharding(device)
+        return cls(lambda arrays: dict.fromkeys(arrays, single), functions)
+
+    def shardings_of(self, arrays: Mapping[str, Typed]) -> Mapping[str, jax.sharding.Sharding]:
+        """The sharding of each parameter; ArgumentError if there are functions for others."""
+        found = self.sharding(arrays)
+        if unknown := sorted(set(self.functions) - set(arrays)):
+            raise ArgumentError(
+                f"shard_fns has paths that are no parameters: {', '.join(unknown[:8])}",
+                hint=f"parameters look like {next(iter(arrays))}",
+            )
+        return found
+
+    def placed(self, path: str, array: jax.Array) -> jax.Array:
+        """The array as the function for `path` places it; ArgumentError if that returns something else."""
+        if path not in self.functions:
+            return array
+        placed = self.functions[path](array)
+        if not isinstance(placed, jax.Array) or placed.shape != array.shape:
+            kind = (
+                f"an array of shape {placed.shape}" if isinstance(placed, jax.Array) else f"a {type(placed).__name__}"
+            )
+            raise ArgumentError(f"shard_fns[{path!r}] returned {kind}, expected the array that it was given, placed")
+        return placed
+
+
+def flat_functions(functions: Mapping[Any, Any], prefix: str = "") -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """`shard_fns` by path; its keys are path tuples, "a/b/c", or nested dicts."""
+    flat: dict[str, Callable[[jax.Array], jax.Array]] = {}
+    for key, value in functions.items():
+        path = prefix + ("/".join(map(str, key)) if isinstance(key, tuple) else str(key))
+        if isinstance(value, Mapping):
+            flat |= flat_functions(value, f"{path}/")
+        elif callable(value):
+            flat[path] = cast(Callable[[jax.Array], jax.Array], value)
+        else:
+            raise ArgumentError(f"shard_fns[{path!r}] is a {type(value).__name__}, expected a function of one array")
+    return flat
 
 
 def shardings(

@@ -1,0 +1,139 @@
+"""An opened checkpoint: its config and the headers of its tensors, without any weight."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easydel.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from easydel.checkpoint.files import check_links
+from easydel.checkpoint.open import open_remote
+from easydel.config import HFConfig, shown
+from easydel.errors import CheckpointError, UnsupportedModelError
+from easydel.families import find_family, find_wrapper
+from easydel.weights import mxfp4
+from easydel.weights.plan import TensorSource
+from easydel.weights.saved import MANIFEST, Manifest, read_manifest
+
+if TYPE_CHECKING:  # it imports huggingface_hub
+    from easydel.hub.stream import Streamed
+
+logger = logging.getLogger(__name__)
+SETTINGS = ("config.json", "generation_config.json", MANIFEST)
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint whose headers were read: its config, its tensors, and the manifest if `save_pretrained` wrote it."""
+
+    path: Path
+    config: HFConfig
+    checkpoint: Checkpoint
+    tensors: Mapping[str, TensorSource]
+    manifest: Manifest | None
+    identity: tuple[int, int] | None = None
+
+    def check_same(self) -> None:
+        """CheckpointError if the directory was replaced since its first file was read: some files would be older."""
+        if self.identity is not None and identity_of(self.path) != self.identity:
+            raise CheckpointError("was replaced while it was read", file=self.path, hint="load it again")
+
+
+def identity_of(path: Path) -> tuple[int, int]:
+    """Which directory or file it is, whatever its name is."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error}", file=path) from error
+    return found.st_dev, found.st_ino
+
+
+def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
+    """Read config and headers: of a directory, of one file with a config.json beside it (GGUF holds its own), or of a
+    repository whose weights stay on the Hub.
+    """
+    path = where if isinstance(where, Path) else where.directory
+    directory, identity = path if path.is_dir() else path.parent, identity_of(path)
+    check_links(directory, [directory / name for name in SETTINGS if (directory / name).is_symlink()])
+    if saved:
+        manifest = read_manifest(directory)
+    elif (directory / MANIFEST).is_file():
+        raise CheckpointError("was written by save_pretrained", file=directory, hint="load it with from_torch=False")
+    else:
+        manifest = None
+    if isinstance(where, Path):
+        checkpoint = open_checkpoint(find_checkpoint(path) if path.is_dir() else [path])
+    else:
+        checkpoint = open_remote(where.weights, where.index_file)
+    if checkpoint.format == "gguf":
+        from easydel.weights.gguf import hf_tensors
+
+        config = gguf_config(checkpoint)
+        return CheckpointSource(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
+    config, tensors = dequantized(HFConfig.from_file(directory / "config.json"), checkpoint)
+    return CheckpointSource(path, config, checkpoint, tensors, manifest, identity)
+
+
+def language_model(source: CheckpointSource) -> CheckpointSource:
+    """What `source` holds of a language model: all, or of a multimodal checkpoint that part, as one of its own."""
+    outer = source.config
+    wrapper = find_wrapper(outer.get("model_type"))
+    if wrapper is None or source.manifest is not None:
+        return source
+    config, tensors = wrapper.language_config(outer), source.tensors
+    if "quantization_config" in config:
+        config, tensors = dequantized(config, source.checkpoint)
+    try:
+        find_family(config.model_type)
+    except UnsupportedModelError as error:
+        problem = f"is a {wrapper.model_type} whose language model is {shown(config.model_type)}: not implemented"
+        raise UnsupportedModelError(problem, file=outer.file, hint=error.hint) from None
+    logger.warning(
+        "%s: of this %s the language model alone is loaded (%s): text, no images or sound",
+        source.path,
+        wrapper.model_type,
+        config.model_type,
+    )
+    return replace(source, config=config, tensors=wrapper.language_tensors(tensors))
+
+
+def read_config(path: Path) -> HFConfig:
+    """The config at `path`: a directory, or one file beside a config.json. A GGUF file holds its own.
+
+    Of a multimodal model that we know, it is the language model's.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if path.suffix != ".gguf" and (file.is_file() or not list(path.glob("*.gguf"))):
+        config = HFConfig.from_file(file)
+        wrapper = find_wrapper(config.get("model_type"))
+        return config if wrapper is None else wrapper.language_config(config)
+    return gguf_config(open_checkpoint(find_checkpoint(path)))
+
+
+def gguf_config(checkpoint: Checkpoint) -> HFConfig:
+    from easydel.weights.gguf import hf_config
+
+    return HFConfig(hf_config(checkpoint.metadata, checkpoint), file=checkpoint.files[0])
+
+
+def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Mapping[str, TensorSource]]:
+    """The config without what it says of packed weights, and tensors that decode them.
+
+    UnsupportedModelError if a quantization library packed them in a way that is not known here.
+    """
+    settings = config.get("quantization_config")
+    if not settings:
+        return config, checkpoint
+    method = settings.get("quant_method") if isinstance(settings, HFConfig) else None
+    if method != mxfp4.METHOD:
+        raise UnsupportedModelError(
+            f"the weights are quantized by {method or 'an unknown method'!r}",
+            file=config.file,
+            hint="use the unquantized checkpoint, with load_in_8bit=True if memory is short",
+        )
+    mxfp4.refuse_remote(checkpoint)
+    values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+    return HFConfig(values, file=config.file), mxfp4.unpacked(checkpoint)
