@@ -18,7 +18,7 @@ from loaded import TARGETS, Loaded
 from parity import assert_close, logits_of, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file
 
-from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM
+from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, BaseNNXModule
 from easydel.encdec import encode
 from easydel.errors import ArgumentError, UnsupportedModelError
 

@@ -181,7 +181,7 @@ def test_sharded_models_make_the_same_tokens_with_a_sharded_cache(loaded: Loaded
     state, _ = model.compiled(prefill)(params, Prompt(ids.astype(np.int32), mask.astype(bool)).padded(16), None, rules)
     grown = model.compiled(grow)(state, 128)
     done, made = model.compiled(loop)(params, grown, rules, np.int32(NEW))
-    for keys in (part.cache["layers"][0]["k"] for part in (state, done)):
+    for keys in (part.cache["layers"][0]["mixer"]["k"].array for part in (state, done)):
         assert {shard.data.shape for shard in keys.addressable_shards} == {(1, 1, *keys.shape[2:])}
     # any process of several can read these
     assert all(leaf.is_fully_replicated for leaf in (done.tokens_BS, done.count, made.tokens_B, made.done))

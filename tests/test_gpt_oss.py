@@ -97,7 +97,7 @@ def test_the_config_of_the_hub_is_read_whole():
         decoder, _ = family.record(family.configured(HFConfig(OSS_20B)))
     expert = ClampedGLU(2880, "silu", bias=True, alpha=1.702, limit=7.0)
     assert {block.ffn for block in decoder.blocks} == {MoE(32, expert, TopK(4, renormalize=True, bias=True))}
-    assert [block.mixer.window for block in decoder.blocks] == [128, None] * 12
+    assert [block.mixer.sight.window for block in decoder.blocks] == [128, None] * 12
     gain = 0.1 * np.log(32) + 1
     assert decoder.blocks[0].mixer.position == Rope(64, 150000.0, Yarn(32.0, 4096, 32.0, 1.0, False), gain)
 

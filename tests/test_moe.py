@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from easydel.layers.context import Context
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import Groups, MoE, TopK
 from easydel.ops import ragged
@@ -38,7 +39,7 @@ def random_layer(record: MoE, policy: Policy | None = None) -> tuple[Any, dict[s
 def applied(layer: Any, params: dict[str, Any], x: jax.Array) -> jax.Array:
     own = nnx.clone(layer)
     bind(own, params)
-    return own(x)
+    return own(x, Context(jnp.zeros(x.shape[:2], jnp.int32)), None)[0]
 
 
 def dense(record: MoE, params: dict[str, Any], x: jax.Array) -> jax.Array:

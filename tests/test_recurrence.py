@@ -80,7 +80,7 @@ def test_states_of_all_tokens_are_never_in_memory(chunk: Any, monkeypatch: pytes
 
 def test_cache_does_not_grow_with_the_length_and_keeps_its_state_in_float32():
     cache = Mamba(8, 3, 4, 2, "silu").cache(2, 10_000, jnp.dtype(jnp.bfloat16))
-    assert {name: (leaf.shape, leaf.dtype) for name, leaf in cache.items()} == {
+    assert {name: (leaf.array.shape, leaf.array.dtype) for name, leaf in cache.items()} == {
         "conv": ((2, 3, 8), jnp.bfloat16),
         "ssm": ((2, 3, 8), jnp.float32),
     }

@@ -29,7 +29,7 @@ def tables(buckets: int, farthest: int, *, bidirectional: bool) -> tuple[T5Atten
     )
     theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
     torch.nn.init.normal_(theirs.relative_attention_bias.weight)
-    ours = RelativeBias(HEADS, buckets, farthest, bidirectional).build(Policy())
+    ours = RelativeBias(HEADS, buckets, farthest, bidirectional).build(1, Policy())
     ours.embedding.set_raw_value(jnp.asarray(theirs.relative_attention_bias.weight.detach().numpy()))
     return theirs, ours
 
