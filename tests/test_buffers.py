@@ -59,7 +59,7 @@ def shuffled(c: HFConfig) -> Any:
 @pytest.fixture(autouse=True)
 def family(monkeypatch: pytest.MonkeyPatch) -> None:
     own = replace(find_family("llama"), build=shuffled, names=llama.NAMES.extended({"mlp.order": "mlp.tid2eid"}))
-    monkeypatch.setitem(families._FAMILIES, "llama", own)
+    monkeypatch.setitem(families._FAMILIES, ("llama", False), own)
 
 
 def random_value(path: str, leaf: Any, random: np.random.Generator) -> np.ndarray:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from easydel.families import find_family
-from easydel.loading import build_model, check_sizes, open_source, plan_for
+from easydel.loading import build_model, plan_for
 from easydel.policy import Policy
 from easydel.sharding import PartitionAxis, default_rules, make_mesh, shardings
+from easydel.source import open_source
 from easydel.tree import flatten
 
 # The config.json of DeepSeek-V3, of what makes sizes.
@@ -109,9 +110,7 @@ def planned(directory: Path, policy: Policy) -> tuple[int, int]:
     """How many tensors there are, and how many the plan reads, after all steps from headers to shardings."""
     source = open_source(directory, saved=False)
     found = find_family("deepseek_v3")
-    config = found.configured(source.config)
-    check_sizes(config, source.tensors)
-    model = build_model(found, config, policy, source)
+    model = build_model(found, found.configured(source.config), policy, source)
     plan, _ = plan_for(model, source)
     shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
     shardings(shapes, make_mesh((1, -1, 1, 1)), default_rules(PartitionAxis()), strict=False)
