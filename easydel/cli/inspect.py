@@ -15,7 +15,7 @@ from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from easydel.checkpoint import Checkpoint
-    from easydel.module import LanguageModel
+    from easydel.model import BaseNNXModule
     from easydel.source import CheckpointSource
 
 Facts = dict[str, Any]
@@ -95,8 +95,7 @@ def _architecture(source: CheckpointSource) -> Facts:
     return {**facts, "loads": problem is None, "problem": problem}
 
 
-def _sizes(model: LanguageModel) -> Facts:
-
+def _sizes(model: BaseNNXModule) -> Facts:
     blocks = [block for stack in model.record.layer_stacks.values() for block in stack]
     sizes = [sizes for block in dict.fromkeys(blocks) for sizes in block.head_sizes()]
     return {

@@ -25,8 +25,9 @@ from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
 from easydel.weights.expressions import Copy, Index, Reshape, Rows, Transpose, chain, count_of, source_names
-from easydel.weights.plan import FLOAT32, Plan, TensorSource
+from easydel.weights.plan import Plan
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
+from easydel.weights.sources import FLOAT32, TensorSource
 
 # Rows that several operations go over, or that one request fetches: with fewer, threads wait for the interpreter, and
 # a round trip costs more than the transfer.
