@@ -36,8 +36,9 @@ from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
 from easydel.weights.expressions import source_names
 from easydel.weights.names import OWN
-from easydel.weights.plan import Plan, TensorSource, head_differs, make_plan
+from easydel.weights.plan import Plan, head_differs, make_plan
 from easydel.weights.saved import MANIFEST, Manifest
+from easydel.weights.sources import TensorSource
 
 logger = logging.getLogger(__name__)
 # Reading is many short calls, each of which needs the interpreter for a moment: while another thread traces, they would

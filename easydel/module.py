@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import jax
@@ -36,6 +36,25 @@ class CausalLMOutput:
 
 # Compiled forward passes by model; weak, so that a model's arrays go when the model goes.
 _COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], jax.stages.Wrapped]] = WeakKeyDictionary()
+
+
+OPTIONS = "jit_options"  # the attribute of a function that has those of `jax.jit`
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def program(*, donate: int | None = None, static: int | None = None) -> Callable[[Function], Function]:
+    """Says how a function of a model and of arrays is jitted by `LanguageModel.compiled`.
+
+    Its argument number `donate` is given up to it, and it is compiled for each value of number `static`. Arguments are
+    counted behind the model.
+    """
+    options = {"donate_argnums": donate, "static_argnums": static}
+
+    def mark(function: Function) -> Function:
+        setattr(function, OPTIONS, {name: number for name, number in options.items() if number is not None})
+        return function
+
+    return mark
 
 
 class LanguageModel(nnx.Module):
@@ -105,8 +124,8 @@ class LanguageModel(nnx.Module):
         bind(copy, params)
         return copy
 
-    def compiled(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
-        """`jax.jit` of `function(model, ...)` without its first argument, made once per model.
+    def compiled(self, function: Callable[..., Any]) -> jax.stages.Wrapped:
+        """`jax.jit` of `function(model, ...)` without its first argument, made once per model, as `program` says.
 
         `function` may use the structure of the model, but takes parameters as arguments.
         """
@@ -118,7 +137,7 @@ class LanguageModel(nnx.Module):
             def call(*args: Any) -> Any:
                 return function(model(), *args)
 
-            known[function] = jax.jit(call, **options)
+            known[function] = jax.jit(call, **getattr(function, OPTIONS, {}))
         return known[function]
 
     def forget_compiled(self) -> None:

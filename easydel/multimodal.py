@@ -15,7 +15,7 @@ from easydel.config import HFConfig
 from easydel.errors import CheckpointError, ConfigError
 from easydel.expected import shown
 from easydel.keys import Keys
-from easydel.weights.plan import TensorSource
+from easydel.weights.sources import TensorSource
 
 INNER = ((r"language_model\.lm_head\.", "lm_head."), (r"(model\.)?language_model\.(model\.)?", "model."))
 TextFunction = Callable[[HFConfig], dict[str, Any]]

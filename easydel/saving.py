@@ -22,9 +22,9 @@ from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
 from easydel.hub.select import CONFIGS, VOCABULARIES
 from easydel.tree import ADAPTERS, flatten
+from easydel.weights.casts import assign
 from easydel.weights.export import Entry, Parameters, entries, write_whole
 from easydel.weights.expressions import source_names
-from easydel.weights.fill import assign
 from easydel.weights.names import OWN, Names
 from easydel.weights.saved import Manifest
 

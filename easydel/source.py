@@ -15,8 +15,8 @@ from easydel.config import HFConfig, shown
 from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
 from easydel.weights import mxfp4
-from easydel.weights.plan import TensorSource
 from easydel.weights.saved import MANIFEST, Manifest, read_manifest
+from easydel.weights.sources import TensorSource
 
 if TYPE_CHECKING:  # it imports huggingface_hub
     from easydel.hub.stream import Streamed

@@ -207,7 +207,7 @@ def test_the_cache_is_updated_in_place(loaded: Loaded, function: Any, scan_layer
     state = jax.eval_shape(lambda state: grow(model, state, slots), state)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache))
     limit = [np.int32(9)] if function is loop else []
-    lowered = model.compiled(function, donate_argnums=1).lower(params, state, Rules(), *limit)  # pyright: ignore
+    lowered = model.compiled(function).lower(params, state, Rules(), *limit)  # pyright: ignore
     memory: Any = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < size * (0.9 if scan_layers else 0.5)  # a scan copies the layer it is at

@@ -44,7 +44,7 @@ def export(
 
 def lossless_dtype(checkpoint: Checkpoint) -> str:
     """A dtype that holds every number of the checkpoint: its own if there is one of 16 bits, else float32."""
-    from easydel.weights.plan import is_number
+    from easydel.weights.sources import is_number
 
     dtypes = {str(tensor.dtype) for tensor in checkpoint.values() if is_number(tensor.dtype)}
     only = next(iter(dtypes)) if len(dtypes) == 1 else "float32"

@@ -11,7 +11,7 @@ import numpy as np
 from easydel.generate.cache_lengths import cache_stages
 from easydel.generate.precompile import finish_compiling
 from easydel.generate.prefill import begin
-from easydel.generate.programs import DecodeState, Made, grow, loop, program, step
+from easydel.generate.programs import DecodeState, Made, grow, loop, step
 from easydel.generate.prompt import Prompt
 from easydel.generate.prompt_cache import PromptCache
 from easydel.generate.streamers import Listen
@@ -51,8 +51,8 @@ def _looped(
     """Loops inside of programs, one for each length of the cache."""
     finish_compiling(model)
     for length, limit in cache_stages(slots, new):
-        state = program(model, grow)(state, length)
-        state, made = program(model, loop)(params, state, rules, np.int32(limit))
+        state = model.compiled(grow)(state, length)
+        state, made = model.compiled(loop)(params, state, rules, np.int32(limit))
         if limit == new or bool(made.done):
             break
     return np.asarray(state.tokens_BS)[:, slots : slots + int(state.count)], state
@@ -90,8 +90,8 @@ def _steps(
     """The steps after the first token, each sent off when it is asked for."""
     count = 1
     for length, limit in cache_stages(slots, new):
-        state = program(model, grow)(state, length)
+        state = model.compiled(grow)(state, length)
         while count < limit:
-            state, made = program(model, step)(params, state, rules)
+            state, made = model.compiled(step)(params, state, rules)
             count += 1
             yield state, made

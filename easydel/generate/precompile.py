@@ -12,7 +12,7 @@ import numpy as np
 
 from easydel.generate.cache_lengths import cache_stages
 from easydel.generate.prefill_by_layer import first_pass
-from easydel.generate.programs import grow, loop, program, step
+from easydel.generate.programs import grow, loop, step
 from easydel.generate.prompt import Prompt
 from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
@@ -69,7 +69,7 @@ def _compiled(
     leaves, structure = jax.tree.flatten(arguments)
     key = (function, structure, *map(_described, leaves))
     if key not in known:
-        lowered = program(model, function).lower(*arguments)
+        lowered = model.compiled(function).lower(*arguments)
         placed = lowered.compile().output_shardings
         known[key] = jax.tree.map(
             lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding),

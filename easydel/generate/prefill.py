@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from easydel.generate.cache_lengths import cache_lengths, prompt_bucket
 from easydel.generate.prefill_by_layer import first_pass
-from easydel.generate.programs import DecodeState, Made, emit, empty, extend, grow, program
+from easydel.generate.programs import DecodeState, Made, emit, empty, extend, grow
 from easydel.generate.prompt import Prompt
 from easydel.generate.prompt_cache import PromptCache
 from easydel.module import LanguageModel
@@ -34,10 +33,10 @@ def begin(
         state, start, rest = found
         return _read(model, params, state, rest, start, rules, min(chunk or rest.length, rest.length))
     if source is not None or chunk is None or prompt.length <= chunk:
-        return *first_pass(partial(program, model), model, params, prompt, source, rules), prompt.length
+        return *first_pass(model.compiled, model, params, prompt, source, rules), prompt.length
     prompt = prompt.padded(-(-prompt.length // chunk) * chunk)
     first_B = np.argmax(prompt.attended_BT, axis=1).astype(np.int32)
-    state = program(model, empty)(first_B, cache_lengths(prompt.length, 1)[-1])
+    state = model.compiled(empty)(first_B, cache_lengths(prompt.length, 1)[-1])
     return _read(model, params, state, prompt, 0, rules, chunk)
 
 
@@ -49,10 +48,10 @@ def _read(
     room = cache_lengths(start + -(-prompt.length // size) * size, 1)[-1]
     room = max(room, cache_lengths(state.tokens_BS.shape[1], 0)[-1])  # after one new token there is one more than slots
     if state.cache["valid"].shape[1] < room:
-        state = program(model, grow)(state, room)
+        state = model.compiled(grow)(state, room)
     logits_BV = None
     for place in range(start, end, size):
         part = prompt.part(place - start, min(size, end - place))
-        read = program(model, extend)
+        read = model.compiled(extend)
         state, logits_BV = read(params, state, part.extended(size), np.int32(place), np.int32(part.length))
-    return *program(model, emit)(state, logits_BV, rules), end
+    return *model.compiled(emit)(state, logits_BV, rules), end

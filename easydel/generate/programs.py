@@ -6,7 +6,7 @@ updated in place. They are compiled for shapes; whatever else differs between ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from easydel.generate.cache_lengths import extended, sharded
 from easydel.generate.prompt import Prompt
 from easydel.layers.block import Flow
 from easydel.layers.context import Context
-from easydel.module import LanguageModel
+from easydel.module import LanguageModel, program
 from easydel.ops.sampling import Rules, choose_tokens
 from easydel.tree import bind, replica
 
@@ -76,6 +76,7 @@ def enter(model: LanguageModel, outer: Params, prompt: Prompt) -> tuple[Flow, Co
     return model.bound(outer).model.enter(jnp.asarray(prompt.ids_BT), context)
 
 
+@program(static=0)
 def pass_layers(
     model: LanguageModel,
     kinds: Sequence[int],
@@ -126,6 +127,7 @@ def _first(
     return _emit(model, DecodeState(cache, tokens_BS, first_B, slot, count, jnp.zeros((B,), bool)), logits_BV, rules)
 
 
+@program(static=1)
 def empty(model: LanguageModel, first_B: jax.Array, length: int) -> DecodeState:
     """The state before any token is read, with room for `length` of them."""
     B, zero = len(first_B), jnp.zeros((), jnp.int32)
@@ -133,6 +135,7 @@ def empty(model: LanguageModel, first_B: jax.Array, length: int) -> DecodeState:
     return _placed(model, DecodeState(cache, tokens_BS, first_B, zero, zero, jnp.zeros((B,), bool)))
 
 
+@program(donate=1)
 def extend(
     model: LanguageModel, params: Params, state: DecodeState, part: Prompt, start: jax.Array, count: jax.Array
 ) -> tuple[DecodeState, jax.Array]:
@@ -154,11 +157,13 @@ def extend(
     return _placed(model, state), logits_BV
 
 
+@program(donate=0)
 def emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
     """The state with the token that `logits_BV` call for."""
     return _emit(model, state, logits_BV, rules)
 
 
+@program(static=1)
 def grow(model: LanguageModel, state: DecodeState, length: int) -> DecodeState:
     """The same with room for `length` tokens, if there is less."""
     B, length = state.tokens_BS.shape[0], max(length, state.tokens_BS.shape[1])
@@ -167,6 +172,7 @@ def grow(model: LanguageModel, state: DecodeState, length: int) -> DecodeState:
     return _placed(model, replace(state, cache=cache, tokens_BS=tokens_BS))
 
 
+@program(donate=1)
 def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules) -> tuple[DecodeState, Made]:
     """One more token for each row."""
     own = model.bound(params)
@@ -176,6 +182,7 @@ def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules)
     return _emit(model, replace(state, cache=cache), logits_BV, rules)
 
 
+@program(donate=1)
 def loop(
     model: LanguageModel, params: Params, state: DecodeState, rules: Rules, limit: jax.Array
 ) -> tuple[DecodeState, Made]:
@@ -213,20 +220,3 @@ def _placed(model: LanguageModel, state: DecodeState) -> DecodeState:
     """With the cache split over the mesh, and tokens whole on every device, so that any process can read them."""
     tokens_BS = model.policy.shard(state.tokens_BS, None, None)
     return replace(state, cache=sharded(state.cache, model.policy), tokens_BS=tokens_BS)
-
-
-# How each is jitted, said once: a model keeps one program per function, whoever asks for it first.
-_OPTIONS: Mapping[Callable[..., Any], Mapping[str, int]] = {
-    pass_layers: {"static_argnums": 0},
-    empty: {"static_argnums": 1},
-    extend: {"donate_argnums": 1},
-    emit: {"donate_argnums": 0},
-    grow: {"static_argnums": 1},
-    step: {"donate_argnums": 1},
-    loop: {"donate_argnums": 1},
-}
-
-
-def program(model: LanguageModel, function: Callable[..., Any]) -> jax.stages.Wrapped:
-    """One of the functions here, jitted for a model: it is called without its first argument."""
-    return model.compiled(function, **_OPTIONS.get(function, {}))

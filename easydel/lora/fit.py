@@ -17,7 +17,7 @@ from easydel.quantize import quantize_rows
 from easydel.tree import ADAPTERS, flatten
 from easydel.weights.export import on_host
 from easydel.weights.expressions import source_names
-from easydel.weights.plan import is_number
+from easydel.weights.sources import is_number
 
 PREFIX = "base_model.model."
 

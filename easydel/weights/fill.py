@@ -11,8 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from math import prod
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +20,14 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
 from easydel.checkpoint.tensor import has_nonfinite, row_major
-from easydel.errors import CheckpointError
 from easydel.quantize import rounded_rows
 from easydel.weights.arena import ALIGNMENT
-from easydel.weights.expressions import Copy, Index, Reshape, Rows, Transpose, chain, count_of, source_names
-from easydel.weights.plan import FLOAT32, Plan, TensorSource
+from easydel.weights.blocks import blocks_of, depth_of, memoryless, within
+from easydel.weights.casts import assign, too_large
+from easydel.weights.expressions import Copy, Index, Reshape, Rows, Transpose, chain, source_names
+from easydel.weights.plan import Plan
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
+from easydel.weights.sources import FLOAT32, TensorSource
 
 # Rows that several operations go over, or that one request fetches: with fewer, threads wait for the interpreter, and
 # a round trip costs more than the transfer.
@@ -60,7 +61,7 @@ class Filler:
         width = self.plan.shapes[path][-1]
         # a row of a transposed tensor is all over it: fetched once, rather than once for every block
         row_bytes = 0 if self.remote and self.transposed(path) else width * 4
-        for block, picked in _blocks(rows, row_bytes, ROWS_BYTES):
+        for block, picked in blocks_of(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
             scratch = self.reader.scratch((*shape, width), np.dtype(np.float32), "rows")
             self.fill(path, (*block, slice(0, width)), scratch, checked=False)
@@ -72,7 +73,14 @@ class Filler:
                 self.fill(path, (*block, slice(0, width)), scratch)  # once more, for the names of the tensors
 
     def fill_shared(self, path: str, parts: Sequence[tuple[Index, np.ndarray]]) -> None:
-        """Parts of a parameter that lie in the same rows of the file: what they span is read once."""
+        """Fills parts of a parameter that lie in the same rows of the file, and reads what they span once.
+
+        Of a file with rows of 8 numbers, two devices hold columns 0:4 and 4:8 of rows 0 and 1:
+            fill_shared(path, [((0:2, 0:4), a), ((0:2, 4:8), b)])
+        reads each row once, in one piece, and puts its halves into `a` and `b`. Where that cannot be done straight from
+        the file (a transpose, packed numbers, bytes of another machine), the box around all parts is filled block by block, and
+        of each block every part takes what lies within it.
+        """
         if not self.transposed(path) and self._plain(path):
             sources = (self._copies(path, index, out) for index, out in parts)
             for columns in zip(*sources, strict=True):
@@ -84,7 +92,7 @@ class Filler:
         if self.transposed(path):
             order[-2:] = reversed(order[-2:])
         dtype, width = parts[0][1].dtype, box[order[-1]].stop - box[order[-1]].start
-        for block, _ in _blocks(tuple(box[dim] for dim in order[:-1]), width * dtype.itemsize, ROWS_BYTES):
+        for block, _ in blocks_of(tuple(box[dim] for dim in order[:-1]), width * dtype.itemsize, ROWS_BYTES):
             window = list(box)
             for dim, rows in zip(order[:-1], block, strict=True):
                 window[dim] = rows
@@ -93,7 +101,7 @@ class Filler:
             for index, out in parts:
                 common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(index, window, strict=True)]
                 if all(part.start < part.stop for part in common):
-                    out[_within(common, index)] = scratch[_within(common, window)]
+                    out[within(common, index)] = scratch[within(common, window)]
 
     @cached_property
     def remote(self) -> bool:
@@ -180,8 +188,8 @@ class Filler:
     def _decode(self, path: str, tensor: TensorSource, copy: Copy) -> None:
         """What is computed from the bytes, in steps that stay in the processor's cache; of another machine, at once."""
         room = sys.maxsize if self.remote else ROWS_BYTES
-        depth, below = _depth(copy.out.shape, FLOAT32.itemsize, room)
-        for block, picked in _blocks(copy.index[:depth], below, room):
+        depth, below = depth_of(copy.out.shape, FLOAT32.itemsize, room)
+        for block, picked in blocks_of(copy.index[:depth], below, room):
             out = copy.out[*picked, ...]
             assign(out, tensor.read((*block, *copy.index[depth:])), path)
             self._check(tensor, copy.name, out)
@@ -194,7 +202,7 @@ class Filler:
         row = (slice(0, tensor.shape[-1]),)
         ordered = sorted(copies, key=lambda copy: copy.index[-1].start)
         straight, row_bytes = tensor.dtype == copies[0].out.dtype, tensor.shape[-1] * tensor.dtype.itemsize
-        for block, picked in _blocks(tuple(leading), row_bytes, ROWS_BYTES if straight else SCRATCH_BYTES):
+        for block, picked in blocks_of(tuple(leading), row_bytes, ROWS_BYTES if straight else SCRATCH_BYTES):
             start, outs = first_byte(tensor, (*block, *row)), [copy.out[picked] for copy in ordered]
             with self._lock:
                 self.bytes_read += sum(out.size for out in outs) * tensor.dtype.itemsize
@@ -237,7 +245,7 @@ class Filler:
         taken = slice(0, tensor.shape[-1]) if short else columns
         whole = taken == slice(0, tensor.shape[-1])
         row_bytes = tensor.shape[-1] * tensor.dtype.itemsize if whole else ROWS_BYTES
-        for block, picked in _blocks(tuple(leading), row_bytes, ROWS_BYTES):
+        for block, picked in blocks_of(tuple(leading), row_bytes, ROWS_BYTES):
             shape = (*(rows.stop - rows.start for rows in block), taken.stop - taken.start)
             scratch = self.reader.scratch(shape, tensor.dtype, "bytes")
             with self._lock:
@@ -249,8 +257,8 @@ class Filler:
 
     def _cast(self, path: str, tensor: Tensor, copy: Copy, checked: bool) -> None:
         room = SCRATCH_BYTES if tensor.source is None else ROWS_BYTES
-        depth, below = _depth(copy.out.shape, tensor.dtype.itemsize, room)
-        for block, picked in _blocks(copy.index[:depth], below, room):
+        depth, below = depth_of(copy.out.shape, tensor.dtype.itemsize, room)
+        for block, picked in blocks_of(copy.index[:depth], below, room):
             out = copy.out[*picked, ...]  # a view of a single number, too
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
             self.reader.read(tensor, first_byte(tensor, (*block, *copy.index[depth:])), scratch)
@@ -268,66 +276,6 @@ class Filler:
             self._check(tensor, tensor.name, values)
 
 
-def _depth(shape: tuple[int, ...], itemsize: int, room: int) -> tuple[int, int]:
-    """How many leading dimensions to go through so that a step of the last of them fits the scratch; its bytes."""
-    for depth in range(1, len(shape) + 1):
-        below = prod(shape[depth:]) * itemsize
-        if below <= room:
-            return depth, below
-    return 0, itemsize
-
-
-def _blocks(rows: Index, row_bytes: int, room: int) -> Iterator[tuple[Index, Index]]:
-    """`rows` (slices of the leading dimensions) in blocks that fit the scratch: (slices of the tensor, of the out)."""
-    if not rows:
-        yield (), ()
-        return
-    *outer, last = rows
-    count = count_of(last)
-    step = max(room // row_bytes, 1) if row_bytes else max(count, 1)
-    for lead in np.ndindex(*map(count_of, outer)):
-        block = tuple(_part(part, i, i + 1) for part, i in zip(outer, lead, strict=True))
-        picked = tuple(slice(i, i + 1) for i in lead)
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            yield (*block, _part(last, start, stop)), (*picked, slice(start, stop))
-
-
-def _part(of: slice, start: int, stop: int) -> slice:
-    """What slice(start, stop) of something that is slice `of` takes."""
-    step = of.step or 1
-    return slice(of.start + start * step, of.start + (stop - 1) * step + 1, of.step)
-
-
-def _within(common: Sequence[slice], index: Sequence[slice]) -> Index:
-    """`common` counted from the start of `index`."""
-    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, index, strict=True))
-
-
-def assign(
-    out: np.ndarray, values: np.ndarray, name: str, *, argument: str = "param_dtype", file: Path | None = None
-) -> None:
-    """`out[...] = values` with the cast; a finite number that float16 cannot hold is an error.
-
-    It tells `name`, the `file` if there is one, and that `argument` chooses the dtype.
-    """
-    with np.errstate(over="ignore"):
-        np.copyto(out, values, casting="unsafe")
-    if out.dtype.kind in "iu" and not np.array_equal(out, values):
-        raise CheckpointError(f"values do not fit into {out.dtype}", file=file, tensor=name)
-    if out.dtype == np.float16 and values.dtype != np.float16:
-        lost = np.isinf(out) & np.isfinite(values.astype(np.float32))
-        if lost.any():
-            problem = f"{np.count_nonzero(lost)} values do not fit into float16"
-            raise CheckpointError(problem, file=file, tensor=name, hint=f"use {argument}=bfloat16")
-
-
-def too_large(dtype: np.dtype, name: str, file: Path) -> CheckpointError:
-    """The error for finite values of a tensor that are none as `dtype`."""
-    hint = "a dtype with a wider range holds them; allow_nonfinite=True makes them infinite"
-    return CheckpointError(f"has finite values that do not fit into {dtype}", file=file, tensor=name, hint=hint)
-
-
 def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Copy | None:
     """The one copy that a slice consists of, if JAX can use it where it lies in the file: same dtype, aligned,
     contiguous, unaltered.
@@ -341,10 +289,3 @@ def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Copy | Non
         return None
     aligned = first_byte(tensor, copies[0].index) % ALIGNMENT == 0
     return copies[0] if aligned and is_contiguous(tensor, copies[0].index) else None
-
-
-@cache
-def memoryless(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to take views of, never to look into: only its strides are real."""
-    strides = np.cumprod([1, *reversed([max(dim, 1) for dim in shape[1:]])])[::-1] if shape else ()
-    return np.lib.stride_tricks.as_strided(np.empty(1, np.int8), shape, tuple(map(int, strides)), writeable=False)

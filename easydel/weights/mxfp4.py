@@ -17,7 +17,7 @@ import numpy as np
 from easydel.checkpoint import Checkpoint, Tensor
 from easydel.checkpoint.problems import Problems
 from easydel.errors import UnsupportedModelError
-from easydel.weights.plan import TensorSource
+from easydel.weights.sources import TensorSource
 
 METHOD = "mxfp4"
 BLOCKS, SCALES = "_blocks", "_scales"

@@ -5,52 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-import ml_dtypes
-import numpy as np
-
-from easydel.errors import CheckpointError, listed
-from easydel.weights.expressions import Expression, Index, Stack, source_names, straightened
+from easydel.weights.expressions import Expression, Stack, source_names, straightened
+from easydel.weights.misfit import check_fit
 from easydel.weights.names import Names
+from easydel.weights.sources import TensorSource, Zeros
 
-FLOAT32 = np.dtype(np.float32)
 BLOCK_BYTES = 16 << 20
-
-
-class TensorSource(Protocol):
-    """What a plan needs of a checkpoint's tensor; `checkpoint.Tensor` is one.
-
-    One whose last two dimensions are the other way round in the file may have that as `turned`, also a TensorSource.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype: ...
-    @property
-    def file(self) -> Path: ...
-    @property
-    def nbytes(self) -> int: ...
-    def read(self, index: Index = ()) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Zeros:
-    """Stands for a tensor that the checkpoint in `file` lacks and may lack."""
-
-    name: str
-    shape: tuple[int, ...]
-    file: Path
-    dtype: np.dtype = FLOAT32
-    nbytes: int = 0
-
-    def read(self, index: Index = ()) -> np.ndarray:
-        return np.broadcast_to(np.zeros((), self.dtype), self.shape)[index]
+TIED_HEADS = (r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight")
 
 
 @dataclass(frozen=True)
@@ -80,40 +43,52 @@ def make_plan(
     blame. Where `tied`, the head stands for token vectors that the checkpoint lacks. A parameter with a scale per row
     beside it is stored as int8, those in `integers` as integers of any size, and any other as floats.
     """
+    expressions = _expressions(shapes, layer_paths, names)
+    readers = source_names(expressions)
+    found = _resolve(readers.keys(), names.prefix, _substitutes(names, tied), tensors)
+    found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
+    unused = _unused(tensors, found)
+    homeless = [tensors[name] for name in unused if not _is_ignored(name, names, tied)]
+    check_fit(expressions, readers, shapes, found, homeless, integers=integers, file=file)
+    expressions, found = _turned(expressions, found)
+    return Plan(expressions, shapes, found, unused)
+
+
+def _expressions(
+    shapes: Mapping[str, tuple[int, ...]], layer_paths: Mapping[str, list[str]], names: Names
+) -> dict[str, Expression]:
+    """What each parameter is made of, stacked ones of their layers' tensors."""
     per_layer = {
         part: shapes[path] if parts == [path] else shapes[path][1:]
         for path, parts in layer_paths.items()
         for part in parts
     }
     single = {path: names.expression(path, per_layer) for path in per_layer}
-    expressions = {
+    return {
         path: single[path] if parts == [path] else Stack(tuple(single[part] for part in parts))
         for path, parts in layer_paths.items()
     }
-    readers = source_names(expressions)
-    substitutes = _tied_substitutes(names) if tied else names.substitutes
-    found = _resolve(readers.keys(), names.prefix, substitutes, tensors)
-    found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
+
+
+def _unused(tensors: Mapping[str, TensorSource], found: Mapping[str, TensorSource]) -> tuple[str, ...]:
     used = {id(tensor) for tensor in found.values()}
-    ignored = [*names.ignored, *([r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight"] if tied else [])]
-    unused = [
-        name
-        for name, tensor in tensors.items()
-        if id(tensor) not in used and not any(re.fullmatch(pattern, name) for pattern in ignored)
-    ]
-    problems = _missing(readers, found) + _mismatched(expressions, shapes, found, integers)
-    problems += [
-        Problem(tensors[name].name, f"{list(tensors[name].shape)} has no place in the model", tensors[name].file)
-        for name in unused
-    ]
-    if problems:
-        raise _misfit(problems, file)
-    ignorable = tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
+    return tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
+
+
+def _is_ignored(name: str, names: Names, tied: bool) -> bool:
+    """True for a tensor that holds nothing to load: those in the table, and where tied the head."""
+    return any(re.fullmatch(pattern, name) for pattern in (*names.ignored, *(TIED_HEADS if tied else ())))
+
+
+def _turned(
+    expressions: dict[str, Expression], found: dict[str, TensorSource]
+) -> tuple[dict[str, Expression], dict[str, TensorSource]]:
+    """Expressions and tensors with no `Transpose` of a tensor that its file also gives the other way round."""
     turned = {name: other for name, tensor in found.items() if (other := getattr(tensor, "turned", None)) is not None}
-    if turned:
-        expressions, chosen = straightened(expressions, turned)
-        found |= {name: turned[name] for name in chosen}
-    return Plan(expressions, shapes, found, ignorable)
+    if not turned:
+        return expressions, found
+    expressions, chosen = straightened(expressions, turned)
+    return expressions, found | {name: turned[name] for name in chosen}
 
 
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
@@ -135,8 +110,10 @@ def _head_and_embedding(names: Names) -> tuple[str, str]:
     return names.theirs("lm_head.weight"), names.theirs("model.embed_tokens.weight")
 
 
-def _tied_substitutes(names: Names) -> dict[str, tuple[str, ...]]:
-    """The table's substitutes, and as the last one for the token vectors the head: it holds the same."""
+def _substitutes(names: Names, tied: bool) -> Mapping[str, tuple[str, ...]]:
+    """The table's substitutes; where tied also the head, as the last one for the token vectors: it holds the same."""
+    if not tied:
+        return names.substitutes
     head, embedding = _head_and_embedding(names)
     others = (*names.substitutes.get(embedding, ()), head, *names.substitutes.get(head, ()))
     return {**names.substitutes, embedding: others}
@@ -193,79 +170,3 @@ def _zeros(
         for name, shape in expression.shapes(shapes[path]).items()
         if name in lacking
     }
-
-
-class Problem(NamedTuple):
-    """What is wrong with the tensor `name`, and the file that has it, if one does."""
-
-    name: str
-    text: str
-    file: Path | None = None
-
-
-def _misfit(problems: list[Problem], file: Path | None) -> CheckpointError:
-    """One error for all; its file is the one that they are in, or `file` if it is not one and the same."""
-    files = {problem.file or file for problem in problems}
-    blamed = files.pop() if len(files) == 1 else file
-    lines = [
-        f"{_shown(name)} {text}" + (f" (in {where.name})" if where not in (None, blamed) else "")
-        for name, text, where in problems
-    ]
-    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    error = CheckpointError(
-        f"the checkpoint does not fit its config, {count}:{listed(lines)}",
-        file=blamed,
-        hint="is it a checkpoint of another model, or of a part of one?",
-    )
-    error.tensor = problems[0].name
-    return error
-
-
-def _shown(name: str) -> str:
-    """A name for a message: quoted if it could be mistaken, or do something to a terminal."""
-    return name if name.isprintable() and name.strip() == name != "" else repr(name)
-
-
-def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]) -> list[Problem]:
-    return [
-        Problem(name, f"is missing (for {', '.join(paths)})") for name, paths in readers.items() if name not in found
-    ]
-
-
-def _mismatched(
-    expressions: Mapping[str, Expression],
-    shapes: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, TensorSource],
-    integers: Collection[str],
-) -> list[Problem]:
-    problems: dict[str, Problem] = {}
-    for path, expression in expressions.items():
-        wanted = "int8" if f"{path}_scale" in shapes else "integers" if path in integers else "floating-point numbers"
-        for name, expected in expression.shapes(shapes[path]).items():
-            tensor = found.get(name)
-            if tensor is None:
-                continue
-            if tuple(tensor.shape) != expected:
-                text = f"is {list(tensor.shape)}, expected {list(expected)} from the config"
-            elif not _is_of(wanted, tensor.dtype):
-                text = f"is {tensor.dtype}, expected {wanted}"
-            else:
-                continue
-            alias = "" if tensor.name == name else f", as {name}"
-            problems[name] = Problem(tensor.name, text + alias, tensor.file)
-    return list(problems.values())
-
-
-@cache
-def _is_of(wanted: str, dtype: np.dtype) -> bool:
-    if wanted == "integers":
-        return np.issubdtype(dtype, np.integer)
-    return is_number(dtype) and (wanted == "int8") == (dtype == np.int8)
-
-
-def is_number(dtype: np.dtype) -> bool:
-    """Whether a weight may have this dtype: a float, or the int8 of our own saved models."""
-    return dtype == np.int8 or np.issubdtype(dtype, np.floating) or dtype in _EXTRA_FLOATS
-
-
-_EXTRA_FLOATS = [np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]

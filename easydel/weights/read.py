@@ -19,7 +19,7 @@ from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import map_file
 from easydel.errors import CheckpointError
 from easydel.weights.expressions import Index
-from easydel.weights.plan import TensorSource
+from easydel.weights.sources import TensorSource
 
 # What is cast goes through it. With less, threads wait for the interpreter; more leaves the processor's cache.
 SCRATCH_BYTES = 2 << 20

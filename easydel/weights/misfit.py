@@ -1,0 +1,107 @@
+"""Whether a checkpoint has just the tensors that a model is made of, and one error that lists all it has otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from easydel.errors import CheckpointError, listed
+from easydel.weights.expressions import Expression
+from easydel.weights.sources import TensorSource, is_number
+
+
+def check_fit(
+    expressions: Mapping[str, Expression],
+    readers: Mapping[str, list[str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, TensorSource],
+    homeless: Iterable[TensorSource],
+    *,
+    integers: Collection[str] = (),
+    file: Path | None = None,
+) -> None:
+    """CheckpointError with every tensor that is missing, that has another shape or kind of dtype, or no place.
+
+    `readers` are the parameters that read a tensor, `found` the tensors that there are, `homeless` those that nothing
+    reads. A parameter with a scale per row beside it is stored as int8, those in `integers` as integers of any size,
+    and any other as floats.
+    """
+    problems = [
+        *_missing(readers, found),
+        *_mismatched(expressions, shapes, found, integers),
+        *(_Problem(own.name, f"{list(own.shape)} has no place in the model", own.file) for own in homeless),
+    ]
+    if problems:
+        raise _misfit(problems, file)
+
+
+class _Problem(NamedTuple):
+    """What is wrong with the tensor `name`, and the file that has it, if one does."""
+
+    name: str
+    text: str
+    file: Path | None = None
+
+
+def _misfit(problems: list[_Problem], file: Path | None) -> CheckpointError:
+    """One error for all; its file is the one that they are in, or `file` if it is not one and the same."""
+    files = {problem.file or file for problem in problems}
+    blamed = files.pop() if len(files) == 1 else file
+    lines = [
+        f"{_shown(name)} {text}" + (f" (in {where.name})" if where not in (None, blamed) else "")
+        for name, text, where in problems
+    ]
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    error = CheckpointError(
+        f"the checkpoint does not fit its config, {count}:{listed(lines)}",
+        file=blamed,
+        hint="is it a checkpoint of another model, or of a part of one?",
+    )
+    error.tensor = problems[0].name
+    return error
+
+
+def _shown(name: str) -> str:
+    """A name for a message: quoted if it could be mistaken, or do something to a terminal."""
+    return name if name.isprintable() and name.strip() == name != "" else repr(name)
+
+
+def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]) -> list[_Problem]:
+    return [
+        _Problem(name, f"is missing (for {', '.join(paths)})") for name, paths in readers.items() if name not in found
+    ]
+
+
+def _mismatched(
+    expressions: Mapping[str, Expression],
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, TensorSource],
+    integers: Collection[str],
+) -> list[_Problem]:
+    problems: dict[str, _Problem] = {}
+    for path, expression in expressions.items():
+        wanted = "int8" if f"{path}_scale" in shapes else "integers" if path in integers else "floating-point numbers"
+        for name, expected in expression.shapes(shapes[path]).items():
+            tensor = found.get(name)
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != expected:
+                text = f"is {list(tensor.shape)}, expected {list(expected)} from the config"
+            elif not _is_of(wanted, tensor.dtype):
+                text = f"is {tensor.dtype}, expected {wanted}"
+            else:
+                continue
+            alias = "" if tensor.name == name else f", as {name}"
+            problems[name] = _Problem(tensor.name, text + alias, tensor.file)
+    return list(problems.values())
+
+
+@cache
+def _is_of(wanted: str, dtype: np.dtype) -> bool:
+    if wanted == "integers":
+        return np.issubdtype(dtype, np.integer)
+    return is_number(dtype) and (wanted == "int8") == (dtype == np.int8)

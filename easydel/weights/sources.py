@@ -1,0 +1,53 @@
+"""What the tensors are like that parameters are made of, wherever they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+
+from easydel.weights.expressions import Index
+
+FLOAT32 = np.dtype(np.float32)
+_EXTRA_FLOATS = [np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
+
+
+class TensorSource(Protocol):
+    """What a plan needs of a checkpoint's tensor; `checkpoint.Tensor` is one.
+
+    One whose last two dimensions are the other way round in the file may have that as `turned`, also a TensorSource.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self, index: Index = ()) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Stands for a tensor that the checkpoint in `file` lacks and may lack."""
+
+    name: str
+    shape: tuple[int, ...]
+    file: Path
+    dtype: np.dtype = FLOAT32
+    nbytes: int = 0
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)[index]
+
+
+def is_number(dtype: np.dtype) -> bool:
+    """Whether a weight may have this dtype: a float, or the int8 of our own saved models."""
+    return dtype == np.int8 or np.issubdtype(dtype, np.floating) or dtype in _EXTRA_FLOATS
