@@ -1,7 +1,6 @@
 """Hunyuan-A13B (Tencent 2025, the Hunyuan-A13B technical report): the dense Hunyuan with routed and shared experts."""
 
-from easydel.families import hunyuan_v1_dense as dense
-from easydel.families import llama as base
+from easydel.families import hunyuan_v1_dense as dense, llama as base
 from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._parts import GLU, Decoder, HFConfig, MoE, TopK, family
 
