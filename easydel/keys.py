@@ -109,7 +109,8 @@ class Keys:
         """Whether `key` is set and neither declared here nor known to be inert."""
         own = self.aliases.get(key, key)
         inert = is_inert(key) or is_inert(own) or GENERATION.fullmatch(key) is not None
-        return own not in self.defaults and not inert and not _is_off(key, value)
+        private = key.startswith("_")  # an attribute of transformers' own, which files have by accident
+        return own not in self.defaults and not inert and not private and not _is_off(key, value)
 
 
 @cache

@@ -10,6 +10,8 @@ from statistics import median
 
 import pytest
 
+from easydel.families import all_families, all_wrappers
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "easydel"
 LAYERS = [
@@ -158,6 +160,21 @@ def test_no_file_is_longer_than_the_cap():
     files = [file for folder in ("easydel", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
     lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
     assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def names_of_families(file: Path) -> set[str]:
+    """The model types that the code of `file` names: as a whole string, a variable or an attribute."""
+    types = {family.model_type for family in all_families()} | set(all_wrappers())
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return types & {*strings, *names, *(node.attr for node in nodes if isinstance(node, ast.Attribute))}
+
+
+def test_no_family_is_named_outside_of_families():
+    """Tables of GGUF are llama.cpp's, which names architectures."""
+    others = [file for file in modules() if top(file) != "families" and not file.stem.startswith("gguf_")]
+    assert {str(file): found for file in others if (found := names_of_families(file))} == {}
 
 
 def test_no_file_is_called_utils():

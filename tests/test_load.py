@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cases import SIZES, Case
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from parity import make_reference
 from safetensors.numpy import save_file
 

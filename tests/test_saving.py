@@ -20,8 +20,7 @@ from cases import SIZES, Case
 from parity import make_reference
 
 from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading, source
-from easydel.checkpoint import find_checkpoint, open_checkpoint
-from easydel.checkpoint import write as writing
+from easydel.checkpoint import find_checkpoint, open_checkpoint, write as writing
 from easydel.saving import export
 from easydel.tree import flatten, unflatten
 

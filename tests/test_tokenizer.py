@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from built_tokenizers import BACKENDS, KINDS, TEXTS, byte_fallback, byte_level, save, word_piece
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer
 

@@ -1,7 +1,5 @@
 """BLOOM (Le Scao et al. 2022, arXiv:2211.05100): ALiBi, a norm on the embeddings, biases everywhere."""
 
-from __future__ import annotations
-
 from easydel.families import gpt2
 from easydel.families._parts import (
     MLP,

@@ -1,7 +1,6 @@
 """DeepSeek-V3 and R1 (DeepSeek-AI 2024, arXiv:2412.19437): V2 with sigmoid routing, corrected to spread the load."""
 
-from easydel.families import deepseek_v2 as v2
-from easydel.families import llama as base
+from easydel.families import deepseek_v2 as v2, llama as base
 from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, after_first, corrected_router
 from easydel.families._parts import Decoder, HFConfig, Names, family
 

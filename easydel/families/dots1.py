@@ -1,7 +1,6 @@
 """dots.llm1 (Huo et al. 2025, arXiv:2506.05767): Qwen3's attention, DeepSeek-V3's shared and routed experts."""
 
-from easydel.families import deepseek_v2 as v2
-from easydel.families import llama as base
+from easydel.families import deepseek_v2 as v2, llama as base
 from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, after_first, corrected_router
 from easydel.families._layers import FULL, SLIDING, layer_types, windows
 from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family

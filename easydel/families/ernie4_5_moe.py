@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from easydel.families import deepseek_v2 as v2
-from easydel.families import llama as base
+from easydel.families import deepseek_v2 as v2, llama as base
 from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._parts import GLU, Decoder, Head, HFConfig, MoE, TopK, family, one_row
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from easydel.families import gemma
 from easydel.families._layers import alternating, windows
 from easydel.families._parts import GLU, Block, Decoder, Embed, Head, HFConfig, Part, family
-from easydel.families.llama import NAMES as LLAMA
-from easydel.families.llama import attention
+from easydel.families.llama import NAMES as LLAMA, attention
 
 NAMES = LLAMA.extended(
     {

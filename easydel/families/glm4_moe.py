@@ -1,7 +1,6 @@
 """GLM-4.5 and 4.6 (Zhipu AI 2025, arXiv:2508.06471): half-rotated heads, DeepSeek-V3's shared and routed experts."""
 
-from easydel.families import deepseek_v3 as v3
-from easydel.families import llama as base
+from easydel.families import deepseek_v3 as v3, llama as base
 from easydel.families._experts import FUSED_BY_PEFT, after_first, corrected_router
 from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 

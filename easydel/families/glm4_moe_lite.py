@@ -1,8 +1,6 @@
 """GLM-4.7-Flash (Zhipu AI 2026, the model card of zai-org/GLM-4.7-Flash): GLM-4.5's experts, DeepSeek's attention."""
 
-from easydel.families import deepseek_v2 as v2
-from easydel.families import deepseek_v3 as v3
-from easydel.families import llama as base
+from easydel.families import deepseek_v2 as v2, deepseek_v3 as v3, llama as base
 from easydel.families._experts import FUSED_BY_PEFT, corrected_router, experts
 from easydel.families._layers import checked_types
 from easydel.families._parts import GLU, Decoder, HFConfig, family

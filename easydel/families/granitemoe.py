@@ -1,7 +1,6 @@
 """Granite 3 MoE (Granite Team 2024, the Granite 3.0 technical report): Granite with routed experts in each layer."""
 
-from easydel.families import granite
-from easydel.families import llama as base
+from easydel.families import granite, llama as base
 from easydel.families._parts import GLU, Decoder, Fused, HFConfig, MoE, TopK, family
 
 GATE_UP = Fused("block_sparse_moe.input_linear", ("mlp.experts.gate_proj", "mlp.experts.up_proj"))

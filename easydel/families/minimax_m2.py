@@ -1,7 +1,6 @@
 """MiniMax-M2 (MiniMax 2025, the model card of MiniMaxAI/MiniMax-M2): norms over all queries and keys, many experts."""
 
-from easydel.families import llama as base
-from easydel.families import mixtral
+from easydel.families import llama as base, mixtral
 from easydel.families._parts import GLU, Decoder, HFConfig, MoE, QKNorm, RMSNorm, TopK, family
 
 NAMES = mixtral.NAMES.extended({"mlp.gate.correction_bias": "block_sparse_moe.e_score_correction_bias"})

@@ -1,8 +1,7 @@
 """Phi-1, 1.5 and 2 (Gunasekar et al. 2023, arXiv:2306.11644; Li et al. 2023, arXiv:2309.05463): parallel blocks."""
 
 from easydel.families._parts import MLP, Block, Decoder, Head, HFConfig, LayerNorm, Parallel, QKNorm, family
-from easydel.families.llama import NAMES as LLAMA
-from easydel.families.llama import attention
+from easydel.families.llama import NAMES as LLAMA, attention
 
 RENAMES = {r"model\.norm": "model.final_layernorm", "o_proj": "dense", "up_proj": "fc1", "down_proj": "fc2"}
 NAMES = LLAMA.extended(RENAMES | {"q_norm": "q_layernorm", "k_norm": "k_layernorm"})

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from easydel.families import llama as base
-from easydel.families import mixtral
+from easydel.families import llama as base, mixtral
 from easydel.families._parts import (
     GLU,
     Attention,

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from easydel.families._parts import GLU, Block, Decoder, HFConfig, LayerNorm, Parallel, QKNorm, family
-from easydel.families.llama import NAMES as LLAMA
-from easydel.families.llama import attention
+from easydel.families.llama import NAMES as LLAMA, attention
 
 NORMS = {"q_norm": "q_layernorm.norms", "k_norm": "k_layernorm.norms"}
 NAMES = LLAMA.extended(NORMS, listed=tuple(NORMS.values()))

@@ -1,8 +1,7 @@
 """StarCoder2 (Lozhkov et al. 2024, arXiv:2402.19173): Mistral's attention, LayerNorms and a plain MLP, all biased."""
 
 from easydel.families._parts import MLP, Block, Decoder, HFConfig, LayerNorm, family
-from easydel.families.llama import NAMES as LLAMA
-from easydel.families.llama import attention
+from easydel.families.llama import NAMES as LLAMA, attention
 
 NAMES = LLAMA.extended({"up_proj": "c_fc", "down_proj": "c_proj"})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from easydel.errors import UnsupportedModelError
 
@@ -58,11 +58,10 @@ class Architecture:
     `keys` of the metadata (after "<name>.") become config keys; `constants` are config keys that the name implies;
     `switches` are config keys that say whether the tensor of that name is there. `permuted`: the rows of q and k are in
     the order of GGML's rotary embedding. `norm_offset` was added to the weights of norms. `transposed`: matrices of
-    layers are [out, in] in the file and [in, out] on the Hub.
+    layers are [out, in] in the file and [in, out] on the Hub. `rotary` is how much of each head may be rotated.
     """
 
     model_type: str
-    class_name: str
     modules: tuple[str, ...]
     keys: Mapping[str, str] = field(default_factory=lambda: _RMS)
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -70,35 +69,32 @@ class Architecture:
     permuted: bool = False
     norm_offset: float = 0.0
     transposed: bool = False
+    rotary: Literal["whole", "part"] | None = "whole"
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
         "llama",
-        "LlamaForCausalLM",
         _LLAMA_MODULES,
         constants={"hidden_act": "silu"},
         switches={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
         permuted=True,
     ),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LLAMA_MODULES, constants={"hidden_act": "silu"}),
+    "qwen2": Architecture("qwen2", _LLAMA_MODULES, constants={"hidden_act": "silu"}),
     "qwen3": Architecture(
         "qwen3",
-        "Qwen3ForCausalLM",
         _decoder(*_NORMS, *_ATTENTION, *_QK_NORMS, *_GLU),
         constants={"hidden_act": "silu"},
         switches={"attention_bias": "blk.0.attn_q.bias"},
     ),
     "gemma": Architecture(
         "gemma",
-        "GemmaForCausalLM",
         _LLAMA_MODULES,
         constants={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
         norm_offset=1.0,
     ),
     "gemma2": Architecture(
         "gemma2",
-        "Gemma2ForCausalLM",
         _decoder(*_NORMS, *_FFN_NORMS, *_ATTENTION, *_GLU),
         _GEMMA,
         constants={"hidden_activation": "gelu_pytorch_tanh"},
@@ -106,7 +102,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "gemma3": Architecture(
         "gemma3_text",
-        "Gemma3ForCausalLM",
         _decoder(*_NORMS, *_FFN_NORMS, *_ATTENTION, *_QK_NORMS, *_GLU),
         _GEMMA,
         constants={"hidden_activation": "gelu_pytorch_tanh"},
@@ -114,14 +109,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "phi3": Architecture(
         "phi3",
-        "Phi3ForCausalLM",
         _decoder(*_NORMS, "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
         {**_RMS, "attention.sliding_window": "sliding_window"},
         constants={"hidden_act": "silu"},
+        rotary="part",
     ),
     "starcoder2": Architecture(
         "starcoder2",
-        "Starcoder2ForCausalLM",
         _decoder(*_NORMS, *_ATTENTION, "mlp.c_fc", "mlp.c_proj"),
         {
             **COMMON_KEYS,
@@ -133,15 +127,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "stablelm": Architecture(
         "stablelm",
-        "StableLmForCausalLM",
         _LLAMA_MODULES,
         {**COMMON_KEYS, "attention.layer_norm_epsilon": "layer_norm_eps"},
         constants={"hidden_act": "silu"},
         switches={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
+        rotary="part",
     ),
     "gpt2": Architecture(
         "gpt2",
-        "GPT2LMHeadModel",
         (
             "transformer.wte",
             "transformer.wpe",
@@ -152,6 +145,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _GPT2,
         constants={"activation_function": "gelu_new"},
         transposed=True,
+        rotary=None,
     ),
 }
 

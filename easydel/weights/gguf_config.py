@@ -13,11 +13,11 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import ConfigError, UnsupportedModelError
+from easydel.keys import Keys
 from easydel.weights.gguf_architectures import Architecture, find_architecture
 from easydel.weights.gguf_rope import rope_scaling
 
 TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
-_OWN_HEAD_DIM = {"qwen3", "gemma", "gemma2", "gemma3_text"}  # their configs' default is a number, not hidden / heads
 _GEMMA3_PATTERN = 6  # every sixth layer sees everything; llama.cpp has the number in its code, too
 # llama.cpp branches on tensors instead of "use_parallel_residual", which StableLM's converter sets at random.
 _INERT = re.compile(
@@ -47,13 +47,13 @@ class _Converter:
 
     def config(self) -> dict[str, Any]:
         arch = self.architecture
-        config: dict[str, Any] = {"model_type": arch.model_type, "architectures": [arch.class_name]}
+        config: dict[str, Any] = {"model_type": arch.model_type, "architectures": [Keys.of(arch.model_type).causal_lm]}
         config |= {theirs: self.get(ours) for ours, theirs in arch.keys.items() if self.get(ours) is not None}
         config |= arch.constants
         self._check_sizes(arch)
         if "num_attention_heads" in config:
             config |= self._heads(config)
-        if self.name != "gpt2":
+        if arch.rotary is not None:
             config |= self._rope(config)
         config |= _EXTRAS.get(self.name, lambda converter, config: {})(self, config)
         config |= self._from_tensors(arch)
@@ -93,10 +93,9 @@ class _Converter:
         dim = self.number("attention.key_length", hidden // heads)
         if self.get("attention.value_length", dim) != dim:
             raise UnsupportedModelError("its keys and values have different sizes", file=self.file)
-        kept = (
-            {"head_dim": dim} if config["model_type"] in _OWN_HEAD_DIM or dim * heads != hidden else {"head_dim": None}
-        )
-        return {"num_key_value_heads": self.number("attention.head_count_kv", heads), **kept}
+        default = Keys.of(config["model_type"]).defaults.get("head_dim")  # None: hidden / heads
+        kept = dim if default is not None or dim * heads != hidden else None
+        return {"num_key_value_heads": self.number("attention.head_count_kv", heads), "head_dim": kept}
 
     def _rope(self, config: dict[str, Any]) -> dict[str, Any]:
         prefix = f"{self.name}.rope.scaling."
@@ -114,7 +113,7 @@ class _Converter:
         head_dim = self.number("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
         dim = self.number("rope.dimension_count", head_dim)
         rope: dict[str, Any] = {"rope_theta": theta}
-        if config["model_type"] in ("stablelm", "phi3"):
+        if self.architecture.rotary == "part":
             rope["partial_rotary_factor"] = dim / head_dim
         elif dim != head_dim:
             raise UnsupportedModelError(f"rotates {dim} of {head_dim} channels", file=self.file)

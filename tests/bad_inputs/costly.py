@@ -8,8 +8,7 @@ from pathlib import Path
 
 from bad_inputs import Bad
 from bad_inputs.ggufs import spoiled as gguf
-from bad_inputs.pickles import rezip
-from bad_inputs.pickles import spoiled as torch_file
+from bad_inputs.pickles import rezip, spoiled as torch_file
 from bad_inputs.valid import WEIGHTS, header, payload, safetensors, write_index, write_sharded
 
 INDEX = f"{WEIGHTS}.index.json"

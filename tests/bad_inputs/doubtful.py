@@ -18,8 +18,7 @@ import torch
 from bad_inputs import Bad
 from bad_inputs.configs import keys, text
 from bad_inputs.containers import INDEX, NORM, content, indexed, misfit, whole
-from bad_inputs.ggufs import TENSOR, after
-from bad_inputs.ggufs import spoiled as gguf
+from bad_inputs.ggufs import TENSOR, after, spoiled as gguf
 from bad_inputs.pickles import spoiled as torch_file
 from bad_inputs.places import instead, manifest
 from bad_inputs.valid import CONFIG, PICKLE, WEIGHTS, Q, header, payload, safetensors, shapes, tensors, write_torch
