@@ -23,8 +23,17 @@ def make_reference(case: Case, directory: Path) -> Any:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():  # what is not saved is computed, and stays
             randomise(name, tensor)
+    if case.seq2seq and not case.config.get("tie_word_embeddings", True):
+        separate_head(model)
     model.save_pretrained(directory)
     return model
+
+
+def separate_head(model: Any) -> None:
+    """A head of its own for an encoder-decoder that is tied whatever its config says: T5, which only loads others."""
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        weight = torch.randn_like(model.get_output_embeddings().weight) / 4
+        model.get_output_embeddings().weight = torch.nn.Parameter(weight)
 
 
 def randomise(name: str, tensor: torch.Tensor) -> None:
@@ -51,30 +60,42 @@ def random_ids(case: Case, batch: int = 2, length: int | None = None, seed: int 
     return np.random.default_rng(seed).integers(3, case.config["vocab_size"], (batch, length or case.length))
 
 
-def padded_mask(batch: int, length: int) -> np.ndarray:
-    """Left padding of 0, 3, ... tokens."""
+def padded_mask(batch: int, length: int, step: int = 3) -> np.ndarray:
+    """Left padding of 0, `step`, ... tokens."""
     mask = np.ones((batch, length), np.int64)
     for row in range(batch):
-        mask[row, : 3 * row] = 0
+        mask[row, : step * row] = 0
     return mask
 
 
 def reference_logits(model: Any, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """transformers' logits; positions count attended tokens, as its generate has it."""
-    inputs: dict[str, Any] = {"input_ids": torch.tensor(ids)}
+    inputs: dict[str, Any] = {"input_ids": ids}
     if mask is not None:
-        attended = torch.tensor(mask)
-        inputs |= {"attention_mask": attended}
+        inputs |= {"attention_mask": mask}
         if accepts_positions(model):
-            inputs |= {"position_ids": (attended.cumsum(-1) - 1).clamp(min=0)}
+            inputs |= {"position_ids": np.maximum(np.cumsum(mask, axis=-1) - 1, 0)}
+    return logits_of(model, **inputs)
+
+
+def logits_of(model: Any, **inputs: np.ndarray) -> np.ndarray:
+    """transformers' logits, whatever it takes."""
     with torch.no_grad():
-        return model(**inputs).logits.float().numpy()
+        return model(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.float().numpy()
 
 
-def reference_rows(model: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """transformers' logits of each row without its left padding, where they are defined; zero elsewhere."""
-    rows = [reference_logits(model, row[None, keep.astype(bool)])[0] for row, keep in zip(ids, mask, strict=True)]
-    return np.stack([np.pad(row, ((ids.shape[1] - len(row), 0), (0, 0))) for row in rows])
+def reference_rows(model: Any, fed: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """transformers' logits of each row without its left padding, where they are defined; zero elsewhere.
+
+    Masks are those of the inputs named like them; there is one logit for each token of `fed`.
+    """
+    length = inputs[fed].shape[1]
+    masks = {name: inputs[name.replace("input_ids", "attention_mask")] for name in inputs if "input_ids" in name}
+    rows = []
+    for row in range(len(inputs[fed])):
+        attended = {name: inputs[name][row : row + 1, mask[row].astype(bool)] for name, mask in masks.items()}
+        rows.append(logits_of(model, **attended)[0])
+    return np.stack([np.pad(row, ((length - len(row), 0), (0, 0))) for row in rows])
 
 
 def reference_cached_logits(model: Any, ids: np.ndarray, mask: np.ndarray, start: int) -> np.ndarray:

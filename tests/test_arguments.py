@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
-from cases import Case
-from cases.llama import SIZES
+from cases import SIZES, Case
 from jax.sharding import NamedSharding, PartitionSpec
 from parity import assert_close, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file, save_file

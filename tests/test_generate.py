@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from cases import Case
-from cases.encdec import bart, t5
+from cases.bart import bart
 from cases.llama import llama
+from cases.t5 import t5
 from parity import make_reference, padded_mask, random_ids
 
 import easydel.generate.cache_lengths

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from cases import Case
-from cases.dense import case as dense
+from cases import Case, case
 from cases.llama import llama
 from parity import make_reference, padded_mask, random_ids
 
@@ -21,7 +20,7 @@ from easydel.generate.programs import enter, leave, pass_layers, prefill
 from easydel.lora import LoRA, add_adapters
 
 LLAMA = llama("layerwise", num_hidden_layers=8)
-GEMMA = dense("gemma2", "layerwise", num_hidden_layers=8, head_dim=12, sliding_window=5)
+GEMMA = case("gemma2", "layerwise", num_hidden_layers=8, head_dim=12, sliding_window=5)
 BATCH, NEW = 2, 6
 MESH: dict[str, Any] = {"auto_shard_params": True, "sharding_axis_dims": (2, 1, 2, 2)}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cases.moe import GPT_OSS
+from cases.gpt_oss import CASES as GPT_OSS
 from parity import assert_close, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file, save_file
 

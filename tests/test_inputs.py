@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases.gpt import GPT2
+from cases.gpt2 import CASES as GPT2
 from cases.llama import llama
 from trained import random_model, small
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases.dense import case
+from cases import case
 from parity import assert_close, make_reference, padded_mask, random_ids, reference_logits
 
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule

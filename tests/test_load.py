@@ -12,8 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from cases import Case
-from cases.llama import SIZES
+from cases import SIZES, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import make_reference

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.moe import DEEPSEEK_V2
+from cases.deepseek_v2 import CASES as DEEPSEEK_V2
 from parity import assert_close, make_reference, random_ids
 
 from easydel import AutoEasyDeLModelForCausalLM

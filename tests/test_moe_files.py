@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.moe import DEEPSEEK_V3
+from cases.deepseek_v3 import CASES as DEEPSEEK_V3
 from hub_configs import HUB_CONFIGS
 from parity import assert_close, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file, save_file

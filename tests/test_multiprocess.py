@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import optax
 import pytest
-from cases import Case
-from cases.llama import SIZES
+from cases import SIZES, Case
 from parity import make_reference, reference_logits
 
 from easydel import AutoEasyDeLModelForCausalLM

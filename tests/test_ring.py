@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.dense import GEMMA2
+from cases.gemma2 import CASES as GEMMA2
 from parity import make_reference, padded_mask, random_ids
 
 import easydel.ops.ring as rings

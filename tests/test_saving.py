@@ -16,8 +16,7 @@ import jax
 import numpy as np
 import pytest
 from bad_inputs.valid import write_safetensors, write_torch
-from cases import Case
-from cases.llama import SIZES
+from cases import SIZES, Case
 from parity import make_reference
 
 from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, loading, source

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import Case, all_cases
-from cases.encdec import t5
 from cases.llama import llama
+from cases.t5 import t5
 from parity import random_ids
 from trained import empty, random_model, same_tree, small
 

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case
-from cases.llama import SIZES
-from cases.moe import GPT_OSS
+from cases import SIZES, Case
+from cases.gpt_oss import CASES as GPT_OSS
 from hub_server import Fault, Hub, Repo, serving
 from parity import make_reference
 from safetensors.numpy import load_file, save_file

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
 import transformers
-from cases.dense import FULL, SLIDING
+from cases import FULL, SIZES, SLIDING, Case
 from commands import invoke, invoke_json
 from hub_server import Repo, serving
-from parity import assert_close, padded_mask, randomise, reference_logits
+from loaded import Loaded
+from parity import assert_close, randomise, reference_logits
 from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLConfig, AutoEasyDeLModelForCausalLM, BaseNNXModule
@@ -27,15 +27,6 @@ from easydel.families import all_wrappers
 from easydel.tree import flatten
 
 Config = dict[str, Any]
-SIZES: Config = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
 IMAGE: Config = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 40}
 IMAGE |= {"num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP = IMAGE | {"model_type": "clip_vision_model"}
@@ -57,21 +48,15 @@ TWO_ROPES: Config = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """A tiny multimodal model: the settings of its language model, of what sees, and its own."""
+class Multimodal(Case):
+    """A tiny multimodal model: `config` is that of its language model, then those of what sees, and its own."""
 
-    name: str
-    text: Config
-    vision: Config
-    outer: Config
-
-    @property
-    def model_type(self) -> str:
-        return self.name.partition(" ")[0]
+    vision: Config = field(default_factory=dict)
+    outer: Config = field(default_factory=dict)
 
 
-def case(name: str, text: Config, vision: Config, **outer: Any) -> Case:
-    return Case(name, SIZES | text, vision, outer)
+def case(name: str, text: Config, vision: Config, **outer: Any) -> Multimodal:
+    return Multimodal(name, name.partition(" ")[0], SIZES | text, vision=vision, outer=outer)
 
 
 CASES = [
@@ -115,24 +100,14 @@ CASES = [
 ]
 
 
+EACH = pytest.mark.parametrize("loaded", CASES, ids=lambda case: case.name, indirect=True)
 # What follows the plan of a load knows nothing of multimodal models: one is enough.
 GEMMA = pytest.mark.parametrize("loaded", [CASES[0]], ids=lambda case: case.name, indirect=True)
 
 
-@dataclass
-class Loaded:
-    case: Case
-    directory: Path
-    reference: Any
-    model: BaseNNXModule
-    params: dict[str, Any]
-    ids: np.ndarray
-    logits: np.ndarray
-
-
-def make(case: Case, directory: Path) -> Any:
+def make(case: Multimodal, directory: Path) -> Any:
     """A random model, saved in `directory`. Weights of what sees are NaN there: who reads them refuses the file."""
-    values = {"text_config": case.text, "vision_config": case.vision} | case.outer
+    values = {"text_config": case.config, "vision_config": case.vision} | case.outer
     config = transformers.AutoConfig.for_model(case.model_type, **values)
     torch.manual_seed(sum(case.name.encode()))
     model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
@@ -179,18 +154,6 @@ def assert_same(params: dict[str, Any], expected: dict[str, Any]) -> None:
         np.testing.assert_array_equal(leaves[path], leaf, err_msg=path)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def loaded(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_compilation: None
-) -> Iterator[Loaded]:
-    directory = tmp_path_factory.mktemp("model")
-    reference = make(request.param, directory)
-    model, params = load(directory)
-    ids = np.random.default_rng(0).integers(3, 97, (2, 13))
-    yield Loaded(request.param, directory, reference, model, params, ids, reference_logits(reference, ids))
-    jax.clear_caches()
-
-
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("gemma")
@@ -202,10 +165,9 @@ def test_every_wrapper_has_a_case():
     assert {case.model_type for case in CASES} == set(all_wrappers())
 
 
+@EACH
 def test_logits_equal_those_of_the_whole_model(loaded: Loaded):
-    mask = padded_mask(*loaded.ids.shape)  # the first row has no padding
-    expected = reference_logits(loaded.reference, loaded.ids, mask)
-    assert_close(loaded.model(loaded.ids, mask).logits, expected, mask)
+    assert_close(loaded.model(**loaded.padded).logits, loaded.padded_logits, loaded.mask)
 
 
 @GEMMA
@@ -215,6 +177,7 @@ def test_generated_text_is_that_of_the_whole_model(loaded: Loaded):
     np.testing.assert_array_equal(loaded.model.generate(loaded.ids, **arguments).sequences, theirs)
 
 
+@EACH
 def test_names_of_both_layouts_are_read(loaded: Loaded, tmp_path: Path):
     directory = rewritten(loaded.directory, tmp_path, newer)
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(directory, attn_implementation="eager").eval()
@@ -229,6 +192,7 @@ def test_scanned_and_split_parameters_are_the_same_model(loaded: Loaded):
     assert_close(model.apply(params, loaded.ids).logits, loaded.logits)
 
 
+@EACH
 def test_export_is_a_checkpoint_of_the_language_model_alone(loaded: Loaded, tmp_path: Path):
     loaded.model.export(tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
@@ -240,6 +204,7 @@ def test_export_is_a_checkpoint_of_the_language_model_alone(loaded: Loaded, tmp_
     assert_same(load(tmp_path)[1], loaded.params)
 
 
+@EACH
 def test_saved_models_come_back(loaded: Loaded, tmp_path: Path):
     loaded.model.save_pretrained(tmp_path)
     model, params = load(tmp_path, from_torch=False)

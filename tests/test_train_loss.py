@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from cases import all_cases
-from cases.encdec import t5
 from cases.llama import llama
+from cases.t5 import t5
 from trained import empty, random_model, same_tree
 
 from easydel.errors import UnsupportedModelError

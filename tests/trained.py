@@ -18,8 +18,17 @@ from easydel.policy import Policy
 from easydel.quantize import make_int8, quantize_rows
 from easydel.sharding import default_rules, make_mesh, shardings
 from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.weights.names import Names
 
 MESH_AXES = ("dp", "fsdp", "tp", "sp")
+
+
+def described(case: Case) -> tuple[Any, Names, HFConfig]:
+    """The record of `case`, its table of names, and the config as its family reads it."""
+    found = find_family(case.model_type, encoder_decoder=case.seq2seq)
+    config = found.configured(HFConfig({"model_type": case.model_type} | case.config))
+    names = found.names if isinstance(found.names, Names) else found.names(config)
+    return found.build(config), names, config
 
 
 def empty(
@@ -34,9 +43,7 @@ def empty(
 
     Only the first `layers` are made; none are enough for what is about the head alone, and compile quickly.
     """
-    found = find_family(case.model_type)
-    config = found.configured(HFConfig({"model_type": case.model_type} | case.config))
-    record, names = found.record(config)
+    record, names, config = described(case)
     if layers is not None:
         assert isinstance(record, Decoder)
         record = replace(record, blocks=record.blocks[:layers])

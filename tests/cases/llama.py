@@ -1,18 +1,8 @@
-"""Llama with every rotary scaling."""
+"""Tiny models of llama: every rotary scaling."""
 
 from __future__ import annotations
 
-from cases import Case
-
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+from cases import LLAMA3, SIZES, YARN, Case
 
 
 def llama(name: str, **config: object) -> Case:
@@ -33,9 +23,7 @@ CASES = [
         SIZES | {"max_position_embeddings": 8} | rope("dynamic", factor=2.0),
         growing_rope=True,
     ),
-    llama("yarn", **rope("yarn", factor=4.0, original_max_position_embeddings=16, beta_fast=4.0, beta_slow=0.5)),
-    llama(
-        "llama3",
-        **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16),
-    ),
+    llama("yarn", rope_parameters=YARN),
+    llama("llama3", rope_parameters=LLAMA3),
+    llama("proportional", **rope("proportional", factor=3.0, partial_rotary_factor=0.5)),
 ]

@@ -1,0 +1,92 @@
+"""What every case's model answers without a single value: where its parameters go, and what can be done with them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import transformers
+from cases import Case, all_cases
+from trained import described, empty
+
+from easydel.config import HFConfig
+from easydel.families import find_family
+from easydel.layers.stack import stacks
+from easydel.lora import LoRA
+from easydel.lora.places import NOT_CALLED, adapt, places_of
+from easydel.quantize import make_int8
+from easydel.sharding import PartitionAxis, default_rules, match_rules
+from easydel.tree import flatten
+
+EACH = pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+SCANNED = pytest.mark.parametrize("scan_layers", [False, True], ids=["loop", "scan"])
+# In models as tiny as these, what has two dimensions and more numbers than this can be stored in 8 bits.
+LARGE = 300
+# Ends of the paths of those that cannot, and why.
+IN_FLOATS = {
+    "mlp/gate/kernel": "a router is small, and its errors change the choice of experts",
+    "mixer/x_proj/kernel": "states decay by exponentials of what it makes",
+    "mixer/dt_proj/kernel": "states decay by exponentials of what it makes",
+    "mixer/conv1d/kernel": "it has a few numbers per channel",
+    "mixer/A_log": "states decay by exponentials of its exponentials",
+}
+
+
+def shapes_of(case: Case, **choices: bool) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in flatten(empty(case, **choices).params).items()}
+
+
+@EACH
+def test_config_is_the_same_read_by_us_or_written_by_transformers(case: Case):
+    config = transformers.AutoConfig.for_model(case.model_type, **case.config)
+    family = find_family(case.model_type, encoder_decoder=case.seq2seq)
+    written = family.configured(HFConfig(json.loads(config.to_json_string(use_diff=False))))
+    assert family.record(written)[0] == described(case)[0]
+
+
+@EACH
+@SCANNED
+def test_partition_rules_fit_every_parameter(case: Case, scan_layers: bool):
+    match_rules(shapes_of(case, scan_layers=scan_layers), default_rules(PartitionAxis()))
+
+
+@EACH
+def test_stacks_hold_every_layer_once_with_its_equals(case: Case):
+    for blocks in described(case)[0].layer_stacks.values():
+        found = stacks(blocks).values()
+        assert sorted(layer for layers in found for layer in layers) == list(range(len(blocks)))
+        assert all(blocks[layer] == blocks[layers[0]] for layers in found for layer in layers)
+
+
+@EACH
+def test_scanned_parameters_are_those_of_single_layers(case: Case):
+    scanned = empty(case, scan_layers=True).canonical_paths()
+    assert sorted(path for parts in scanned.values() for path in parts) == sorted(shapes_of(case))
+
+
+@EACH
+def test_large_parameters_can_be_int8(case: Case):
+    model = empty(case)
+    quantized = make_int8(model, None)
+    shapes = shapes_of(case)
+    floats = {path for path, shape in shapes.items() if len(shape) > 1 and math.prod(shape) > LARGE} - set(quantized)
+    assert {path for path in floats if not path.endswith(tuple(IN_FLOATS))} == set()
+    leaves = {path: leaf.shape for path, leaf in flatten(model.params).items()}
+    assert {path: leaves[f"{path}_scale"] for path in quantized} == {path: shapes[path][:-1] for path in quantized}
+    match_rules(leaves, default_rules(PartitionAxis()))
+
+
+@EACH
+@SCANNED
+def test_adapters_fit_beside_every_linear(case: Case, scan_layers: bool):
+    model = empty(case, scan_layers=scan_layers)
+    chosen = [place for place in places_of(model) if None not in place.theirs and place.name != NOT_CALLED]
+    adapt(model, LoRA(r=2), chosen)
+    leaves = {path: leaf.shape for path, leaf in flatten(model.params).items()}
+    assert chosen
+    for place in chosen:
+        kernel = leaves[f"{place.path}/kernel"]
+        assert leaves[f"{place.path}/lora_A"] == (*kernel[:-2], 2, kernel[-1])
+        assert leaves[f"{place.path}/lora_B"] == (*kernel[:-1], 2)
+    match_rules(leaves, default_rules(PartitionAxis()))
