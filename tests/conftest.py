@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,10 +15,52 @@ if TYPE_CHECKING:
 
 DEVICES = "--xla_force_host_platform_device_count"
 
+STARTED = pytest.StashKey[float]()
+LONG = 60  # processor seconds of a run that is worth an account
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # a run shall not depend on the one before
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+
+
+SECONDS = "processor seconds"
+
+
+def processor_seconds() -> float:
+    """What this process and those that it waited for have used: unlike wall time, the same on a busy machine."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    item.stash[STARTED] = processor_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: Any = yield
+    if report.when == "teardown":
+        report.user_properties.append((SECONDS, processor_seconds() - item.stash[STARTED]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The files that cost most, so that a slow one is seen when it comes in."""
+    spent: Counter[str] = Counter()
+    for report in terminalreporter.getreports(""):
+        spent[report.nodeid.partition("::")[0]] += dict(report.user_properties).get(SECONDS, 0)
+    total = spent.total()
+    if total > LONG:
+        terminalreporter.section(f"{total:.0f} processor seconds")
+        for file, seconds in spent.most_common(20):
+            terminalreporter.write_line(f"{seconds:6.1f} {file}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cases", action="store_true", help="run what takes the covering cases on every case")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from cases import Case
 from parity import (
+    Inputs,
     logits_of,
     padded_mask,
     random_ids,
@@ -22,7 +23,6 @@ from parity import (
 from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, BaseNNXModule
 from easydel.tree import Tree
 
-Inputs = dict[str, np.ndarray]
 STEPS = 3  # tokens that cached decoding takes one by one
 TARGETS = 9  # length of what an encoder-decoder decodes
 
@@ -45,9 +45,13 @@ class Loaded:
         return "decoder_input_ids" if self.case.seq2seq else "input_ids"
 
     @property
+    def mask_name(self) -> str:
+        return self.fed.replace("input_ids", "attention_mask")
+
+    @property
     def mask(self) -> np.ndarray:
         """1 where `padded` has logits that are defined."""
-        return self.padded[self.fed.replace("input_ids", "attention_mask")]
+        return self.padded[self.mask_name]
 
     @property
     def start(self) -> int:
@@ -90,18 +94,15 @@ class Loaded:
             return reference_cached_logits(self.reference, self.ids, self.mask, self.start)
         return self.padded_logits
 
-    def decoded(self, model: BaseNNXModule, params: Tree, inputs: Mapping[str, Any] | None = None) -> np.ndarray:
-        """Our logits of `inputs` (default: `padded`): of the first tokens at once, then of three one by one."""
-        inputs = self.padded if inputs is None else inputs
-        tokens, step_name = inputs[self.fed], self.fed
-        mask_name = self.fed.replace("input_ids", "attention_mask")
-        first = {**inputs, step_name: tokens[:, : self.start]}
-        if mask_name in inputs:
-            first |= {mask_name: inputs[mask_name][:, : self.start]}
-        out = model.apply(params, **first, cache=model.init_cache(len(tokens), tokens.shape[1] + 3))
+    def decoded(self, model: BaseNNXModule, params: Tree, **given: Any) -> np.ndarray:
+        """Our logits of `padded` with what is `given`, or without it if None: of the first tokens, then one by one."""
+        inputs: dict[str, Any] = {name: value for name, value in (self.padded | given).items() if value is not None}
+        tokens = inputs[self.fed]
+        begun = {name: inputs[name][:, : self.start] for name in {self.fed, self.mask_name} & inputs.keys()}
+        out = model.apply(params, **(inputs | begun), cache=model.init_cache(len(tokens), tokens.shape[1] + 3))
         steps = [np.asarray(out.logits)]
         for token in range(self.start, tokens.shape[1]):
-            out = model.apply(params, **{step_name: tokens[:, token : token + 1]}, cache=out.cache)
+            out = model.apply(params, **{self.fed: tokens[:, token : token + 1]}, cache=out.cache)
             steps.append(np.asarray(out.logits))
         return np.concatenate(steps, axis=1)
 

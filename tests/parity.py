@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 import transformers
 from cases import Case
+
+Inputs = dict[str, np.ndarray]
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -84,18 +87,19 @@ def logits_of(model: Any, **inputs: np.ndarray) -> np.ndarray:
         return model(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.float().numpy()
 
 
-def reference_rows(model: Any, fed: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """transformers' logits of each row without its left padding, where they are defined; zero elsewhere.
-
-    Masks are those of the inputs named like them; there is one logit for each token of `fed`.
-    """
+def reference_rows(model: Any, fed: str, inputs: Inputs) -> np.ndarray:
+    """transformers' logits of each row without its left padding, for the tokens of `fed`; zero on padding."""
     length = inputs[fed].shape[1]
-    masks = {name: inputs[name.replace("input_ids", "attention_mask")] for name in inputs if "input_ids" in name}
-    rows = []
-    for row in range(len(inputs[fed])):
-        attended = {name: inputs[name][row : row + 1, mask[row].astype(bool)] for name, mask in masks.items()}
-        rows.append(logits_of(model, **attended)[0])
+    rows = [logits_of(model, **row)[0] for row in rows_of(inputs)]
     return np.stack([np.pad(row, ((length - len(row), 0), (0, 0))) for row in rows])
+
+
+def rows_of(inputs: Inputs) -> Iterator[Inputs]:
+    """Each row of the inputs alone and without padding, instead of with masks."""
+    masks = {name: inputs.get(name.replace("input_ids", "attention_mask")) for name in inputs if "input_ids" in name}
+    for row in range(len(inputs["input_ids"])):
+        attended = {name: slice(None) if mask is None else mask[row].astype(bool) for name, mask in masks.items()}
+        yield {name: inputs[name][row : row + 1, chosen] for name, chosen in attended.items()}
 
 
 def reference_cached_logits(model: Any, ids: np.ndarray, mask: np.ndarray, start: int) -> np.ndarray:

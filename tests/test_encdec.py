@@ -1,11 +1,9 @@
-"""Encoder-decoders against transformers: the same logits, however they are computed."""
+"""What only encoder-decoders do: two inputs, of which either may be padded, shifted, or computed before."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,112 +12,41 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cases import Case, all_cases
-from parity import assert_close, make_reference, random_ids, reference_logits
+from cases import all_cases
+from cover import covering_cases
+from loaded import TARGETS, Loaded
+from parity import assert_close, logits_of, make_reference, random_ids, reference_logits
+from safetensors.numpy import load_file
 
 from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, BaseNNXModule
 from easydel.encdec import encode
 from easydel.errors import ArgumentError, UnsupportedModelError
 
 CASES = {case.name: case for case in all_cases() if case.seq2seq}
-TARGETS = 9
-FIRST_STEP = 5
+COVERING = [case for case in covering_cases() if case.seq2seq]
+EACH = pytest.mark.parametrize("loaded", COVERING, ids=lambda case: case.name, indirect=True)
 
 
-@dataclass
-class Loaded:
-    case: Case
-    directory: Path
-    reference: Any
-    model: BaseNNXModule
-    params: dict[str, Any]
-    inputs: dict[str, np.ndarray]
-    logits: np.ndarray
-
-
-def reference_of(case: Case, directory: Path) -> Any:
-    """As `make_reference`, with a head of its own where T5's config asks: transformers only loads such models."""
-    model = make_reference(case, directory)
-    if case.config.get("tie_word_embeddings") is False and model.lm_head.weight is model.get_input_embeddings().weight:
-        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 4)
-        model.save_pretrained(directory)
-    return model
-
-
-def expected_logits(model: Any, **inputs: Any) -> np.ndarray:
-    with torch.no_grad():
-        return model(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.numpy()
-
-
-@pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
-def loaded(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_compilation: None
-) -> Iterator[Loaded]:
-    case = request.param
-    directory = tmp_path_factory.mktemp("model")
-    reference = reference_of(case, directory)
-    model, params = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(directory)
-    inputs = {"input_ids": random_ids(case), "decoder_input_ids": random_ids(case, length=TARGETS, seed=1)}
-    yield Loaded(case, directory, reference, model, params, inputs, expected_logits(reference, **inputs))
-    jax.clear_caches()
-
-
-def padded(inputs: dict[str, np.ndarray], *, left: bool) -> dict[str, np.ndarray]:
-    """The inputs with masks: the first row whole, of the second some tokens of the encoder and of the decoder."""
-    masks = {}
-    for name, missing in (("attention_mask", 4), ("decoder_attention_mask", 2)):
-        shape = inputs["decoder_input_ids" if name.startswith("decoder") else "input_ids"].shape
-        masks[name] = np.ones(shape, np.int64)
-        masks[name][1, slice(0, missing) if left else slice(shape[1] - missing, None)] = 0
-    return inputs | masks
-
-
-def decoded(model: BaseNNXModule, params: Any, first: dict[str, Any], decoder_ids: np.ndarray) -> np.ndarray:
-    """Logits of decoder tokens fed one by one after the first few, which come with the inputs `first`."""
-    cache = model.init_cache(len(decoder_ids), TARGETS + 3)
-    out = model.apply(params, **first, decoder_input_ids=decoder_ids[:, :FIRST_STEP], cache=cache)
-    steps = [out.logits]
-    for token in range(FIRST_STEP, TARGETS):
-        out = model.apply(params, decoder_input_ids=decoder_ids[:, token : token + 1], cache=out.cache)
-        steps.append(out.logits)
-    return np.concatenate(steps, axis=1)
-
-
-def test_logits_equal_transformers(loaded: Loaded):
-    assert_close(loaded.model(**loaded.inputs).logits, loaded.logits)
-
-
+@EACH
 def test_right_padded_batches_equal_transformers(loaded: Loaded):
-    inputs = padded(loaded.inputs, left=False)
-    expected = expected_logits(loaded.reference, **inputs)
-    assert_close(loaded.model(**inputs).logits, expected, inputs["decoder_attention_mask"])
+    inputs = {name: array[:, ::-1].copy() if "mask" in name else array for name, array in loaded.padded.items()}
+    assert_close(loaded.model(**inputs).logits, logits_of(loaded.reference, **inputs), inputs[loaded.mask_name])
 
 
-def test_left_padded_rows_equal_transformers_without_padding(loaded: Loaded):
-    inputs = padded(loaded.inputs, left=True)
-    row = {
-        "input_ids": inputs["input_ids"][1:, 4:],
-        "decoder_input_ids": inputs["decoder_input_ids"][1:, 2:],
-    }
-    ours = np.asarray(loaded.model(**inputs).logits)
-    assert_close(ours[:1], loaded.logits[:1])
-    assert_close(ours[1:, 2:], expected_logits(loaded.reference, **row))
+@EACH
+def test_cached_decode_without_masks_equals_transformers(loaded: Loaded):
+    ours = loaded.decoded(loaded.model, loaded.params, attention_mask=None, decoder_attention_mask=None)
+    assert_close(ours, loaded.logits)
 
 
-def test_cached_decode_equals_transformers(loaded: Loaded):
-    first = {"input_ids": loaded.inputs["input_ids"]}
-    assert_close(decoded(loaded.model, loaded.params, first, loaded.inputs["decoder_input_ids"]), loaded.logits)
+@EACH
+def test_cached_decode_from_encoder_outputs_equals_transformers(loaded: Loaded):
+    states = loaded.model.compiled(encode)(loaded.params, loaded.ids, loaded.padded["attention_mask"])
+    ours = loaded.decoded(loaded.model, loaded.params, input_ids=None, encoder_outputs=states)
+    assert_close(ours, loaded.cached_logits, loaded.mask)
 
 
-def test_padded_cached_decode_from_encoder_outputs_equals_the_full_forward(loaded: Loaded):
-    inputs = padded(loaded.inputs, left=True)
-    mask, decoder_mask = inputs["attention_mask"], inputs["decoder_attention_mask"]
-    states = loaded.model.compiled(encode)(loaded.params, inputs["input_ids"], mask)
-    first = {"attention_mask": mask, "encoder_outputs": states, "decoder_attention_mask": decoder_mask[:, :FIRST_STEP]}
-    ours = decoded(loaded.model, loaded.params, first, inputs["decoder_input_ids"])
-    assert_close(ours, np.asarray(loaded.model(**inputs).logits), decoder_mask)
-
-
+@EACH
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_cache_keeps_its_structure_after_the_first_call(loaded: Loaded, masked: bool):
     ids, token = loaded.inputs["input_ids"], loaded.inputs["decoder_input_ids"][:, :1]
@@ -133,20 +60,7 @@ def test_the_cache_keeps_its_structure_after_the_first_call(loaded: Loaded, mask
     assert first == second
 
 
-def test_scanned_decode_equals_transformers(loaded: Loaded):
-    model, params = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(loaded.directory, scan_layers=True, remat=True)
-    first = {"input_ids": loaded.inputs["input_ids"]}
-    assert_close(decoded(model, params, first, loaded.inputs["decoder_input_ids"]), loaded.logits)
-
-
-def test_sharded_decode_equals_transformers(loaded: Loaded):
-    model, params = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(
-        loaded.directory, auto_shard_params=True, sharding_axis_dims=(1, 2, loaded.case.tp, -1)
-    )
-    first = {"input_ids": loaded.inputs["input_ids"]}
-    assert_close(decoded(model, params, first, loaded.inputs["decoder_input_ids"]), loaded.logits)
-
-
+@EACH
 def test_the_causal_class_loads_encoder_decoders_and_says_so(loaded: Loaded, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "easydel"):
         model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(loaded.directory)
@@ -154,30 +68,23 @@ def test_the_causal_class_loads_encoder_decoders_and_says_so(loaded: Loaded, cap
     assert_close(model(**loaded.inputs).logits, loaded.logits)
 
 
+@EACH
 def test_saved_encoder_decoders_come_back_as_such(loaded: Loaded, tmp_path: Path):
     loaded.model.save_pretrained(tmp_path / "saved")
     again, _ = BaseNNXModule.from_pretrained(tmp_path / "saved")
     assert again.record == loaded.model.record
 
 
-def test_exported_encoder_decoders_load_in_transformers(loaded: Loaded, tmp_path: Path):
-    loaded.model.export(tmp_path / "exported")
-    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "exported").eval()
-    for name, tensor in loaded.reference.state_dict().items():
-        if name != "model.shared.weight" or loaded.case.config.get("tie_word_embeddings", True):  # unused if untied
-            torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
-
-
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     directory = tmp_path_factory.mktemp("bart")
-    return reference_of(CASES["bart-tied"], directory), directory
+    return make_reference(CASES["bart-tied"], directory), directory
 
 
 @pytest.fixture(scope="module")
 def flan_t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     directory = tmp_path_factory.mktemp("t5")
-    return reference_of(CASES["t5-untied-gated"], directory), directory
+    return make_reference(CASES["t5-untied-gated"], directory), directory
 
 
 def edit_config(directory: Path, **values: Any) -> None:
@@ -194,10 +101,10 @@ BOTH = IDS | {"decoder_input_ids": random_ids(CASES["bart-tied"], length=TARGETS
 def test_without_decoder_inputs_bart_decodes_labels_or_its_inputs_shifted(bart: tuple[Any, Path]):
     reference, directory = bart
     model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(directory)
-    assert_close(model(**IDS).logits, expected_logits(reference, **IDS))
+    assert_close(model(**IDS).logits, logits_of(reference, **IDS))
     labels = BOTH["decoder_input_ids"].copy()
     labels[1, -3:] = -100
-    assert_close(model(**IDS, labels=labels).logits, expected_logits(reference, **IDS, labels=labels))
+    assert_close(model(**IDS, labels=labels).logits, logits_of(reference, **IDS, labels=labels))
 
 
 def test_without_decoder_inputs_t5_is_refused(flan_t5: tuple[Any, Path]):
@@ -224,7 +131,7 @@ def test_new_inputs_replace_what_the_cache_knew_of_the_encoder(bart: tuple[Any, 
     fresh = model.init_cache(2, TARGETS)
     used = model(ids[:, ::-1], decoder_input_ids=tokens, cache=fresh).cache
     again = {**used, "offset": fresh["offset"], "valid": fresh["valid"]}
-    assert_close(model(ids, decoder_input_ids=tokens, cache=again).logits, expected_logits(bart[0], **BOTH))
+    assert_close(model(ids, decoder_input_ids=tokens, cache=again).logits, logits_of(bart[0], **BOTH))
 
 
 def test_bart_as_the_hub_has_it_loads(bart: tuple[Any, Path], tmp_path: Path):
@@ -233,7 +140,7 @@ def test_bart_as_the_hub_has_it_loads(bart: tuple[Any, Path], tmp_path: Path):
     old = {"num_hidden_layers": 3, "normalize_embedding": True, "normalize_before": False, "save_step": 58}
     edit_config(tmp_path, **old)
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
-    expected = expected_logits(reference, **BOTH) - reference.final_logits_bias.numpy()
+    expected = logits_of(reference, **BOTH) - reference.final_logits_bias.numpy()
     assert_close(model(**BOTH).logits, expected)
 
 
@@ -242,7 +149,7 @@ def test_t5_is_an_encoder_decoder_whatever_its_config_says(flan_t5: tuple[Any, P
     reference.save_pretrained(tmp_path)
     edit_config(tmp_path, is_encoder_decoder=None, architectures=None)
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
-    assert_close(model(**BOTH).logits, expected_logits(reference, **BOTH))
+    assert_close(model(**BOTH).logits, logits_of(reference, **BOTH))
 
 
 def test_a_decoder_is_refused_by_the_class_for_encoder_decoders(tmp_path: Path):
@@ -262,7 +169,7 @@ def test_a_checkpoint_with_any_one_copy_of_the_embedding_loads(bart: tuple[Any, 
     (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
-    assert_close(model(**BOTH).logits, expected_logits(reference, **BOTH))
+    assert_close(model(**BOTH).logits, logits_of(reference, **BOTH))
 
 
 def test_the_decoder_of_an_encoder_decoder_loads_alone(bart: tuple[Any, Path], tmp_path: Path):
@@ -282,12 +189,13 @@ def test_flan_t5_as_the_hub_has_it_loads(flan_t5: tuple[Any, Path], tmp_path: Pa
     edit_config(tmp_path, **made_by_transformers, tie_word_embeddings=False, n_positions=512)
     model, params = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert "lm_head" in params
-    assert_close(model(**BOTH).logits, expected_logits(reference, **BOTH))
+    assert_close(model(**BOTH).logits, logits_of(reference, **BOTH))
 
 
 def test_an_untied_t5_whose_file_has_no_head_is_tied_without_scaling(tmp_path: Path):
-    case = CASES["t5-untied-gated"]
-    reference = make_reference(case, tmp_path)
-    assert reference.lm_head.weight is reference.shared.weight
+    reference = make_reference(CASES["t5-untied-gated"], tmp_path)
+    reference.lm_head.weight = reference.shared.weight
+    reference.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
-    assert_close(model(**BOTH).logits, expected_logits(reference, **BOTH))
+    assert_close(model(**BOTH).logits, logits_of(reference, **BOTH))
