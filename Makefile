@@ -2,7 +2,7 @@
 # them stale, so the next run installs again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test fuzz keys demo lint format clean
+.PHONY: help test test-all fuzz keys demo lint format clean
 
 SHELL := /bin/bash
 VENV := .venv
@@ -24,11 +24,14 @@ PYTEST_ARGS :=
 FUZZ_SECONDS := 600
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 test: $(VENV)/.ready-test  ## set up .venv, then ruff, pyright and every test (PYTEST_ARGS="-k llama" for some)
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
+
+test-all: $(VENV)/.ready-test  ## the same with every case where `test` takes some that have all features (before a release)
+	$(MAKE) --no-print-directory test PYTEST_ARGS="--all-cases $(PYTEST_ARGS)"
 
 fuzz: $(VENV)/.ready-test  ## load randomly damaged files of every format for ten minutes each (FUZZ_SECONDS=60)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
