@@ -16,6 +16,8 @@ POSITIVE = re.compile(
 )
 SWITCH = re.compile(r"is_encoder_decoder|tie_word_embeddings")
 NUMBER = re.compile(r"[a-z_]*(eps|epsilon|theta|softcapping|multiplier|max_position_embeddings|n_positions|base_freq)")
+# A number for all layers, or a list with one for each.
+BY_LAYER = re.compile(r"moe_topk")
 LAYERS = re.compile(r"(num|n)_(hidden_|encoder_|decoder_)?layers?|(encoder|decoder)_layers")
 
 
@@ -25,6 +27,8 @@ def expectation(key: str, value: Any, default: Any) -> str | None:
         least = 1 if POSITIVE.fullmatch(key) or LAYERS.fullmatch(key) else 0
         fits = is_whole(value) and least <= value < MAX_SIZE
         return None if fits else f"a whole number from {least} to 2**31"
+    if BY_LAYER.fullmatch(key) and isinstance(value, list) and all(map(is_whole, value)):
+        return None
     if SWITCH.fullmatch(key):
         return None if isinstance(value, bool) else "true or false"
     if NUMBER.fullmatch(key) or type(default) in (int, float):

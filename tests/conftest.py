@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEVICES = "--xla_force_host_platform_device_count"
 
 STARTED = pytest.StashKey[float]()
-LONG = 1  # processor seconds of a run that is worth an account
+LONG = 60  # processor seconds of a run that is worth an account
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # a run shall not depend on the one before

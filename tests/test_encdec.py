@@ -68,6 +68,7 @@ def test_the_causal_class_loads_encoder_decoders_and_says_so(loaded: Loaded, cap
     assert_close(model(**loaded.inputs).logits, loaded.logits)
 
 
+@EACH
 def test_saved_encoder_decoders_come_back_as_such(loaded: Loaded, tmp_path: Path):
     loaded.model.save_pretrained(tmp_path / "saved")
     again, _ = BaseNNXModule.from_pretrained(tmp_path / "saved")

@@ -16,7 +16,7 @@ from parity import assert_close, make_reference, padded_mask, random_ids, refere
 
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.generate import PromptCache
-from easydel.generate.programs import empty, program, step
+from easydel.generate.programs import empty, step
 from easydel.layers.kv_cache import REWIND, places, reachable
 from easydel.ops.sampling import Rules
 
@@ -134,7 +134,7 @@ def test_a_step_updates_the_cache_where_it_is(loaded: Loaded):
     model = loaded.model
     # two layers of four have 69 of 100 places
     state = jax.eval_shape(lambda: empty(model, jnp.zeros(2048, jnp.int32), 100))
-    lowered = program(model, step).lower(model.params, state, Rules())  # pyright: ignore[reportFunctionMemberAccess]
+    lowered = model.compiled(step).lower(model.params, state, Rules())  # pyright: ignore[reportFunctionMemberAccess]
     memory: Any = lowered.compile().memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache))
     assert memory.alias_size_in_bytes >= size
