@@ -33,7 +33,7 @@ def expectation(key: str, value: Any, default: Any) -> str | None:
         return None if isinstance(value, bool) else "true or false"
     if NUMBER.fullmatch(key) or type(default) in (int, float):
         fits = is_number(value) and not (value < 0 and NUMBER.fullmatch(key))
-        if fits and key.endswith(("max_position_embeddings", "n_positions")) and value >= MAX_SIZE:
+        if is_number(value) and key.endswith(("max_position_embeddings", "n_positions")) and value >= MAX_SIZE:
             return "a number below 2**31"
         return None if fits else f"a {'non-negative ' if NUMBER.fullmatch(key) else ''}number"
     if default == "auto":  # or a number

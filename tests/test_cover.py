@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cases import all_cases, cases_in
 from cover import choice, cover, features_of, settings
-from test_parts import RECORDS as STAND_INS
+from stand_ins import RECORDS as STAND_INS
 from trained import described
 
 import easydel.families
