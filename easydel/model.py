@@ -86,13 +86,6 @@ class BaseNNXModule(LanguageModel):
             **arguments,
         )
 
-    def num_params(self) -> int:
-        """How many numbers the parameters hold; a tied embedding counts once, the scales of int8 parameters and what
-        is not learned do not.
-        """
-        leaves, buffers = flatten(self.params), self.buffers
-        return sum(leaf.size for path, leaf in leaves.items() if path not in buffers and not path.endswith("_scale"))
-
     def save_pretrained(
         self,
         directory: str | PathLike[str],

@@ -87,6 +87,13 @@ class LanguageModel(nnx.Module):
         """The paths of parameters that are not learned."""
         return frozenset(paths_of(self, Buffer))
 
+    def num_params(self) -> int:
+        """How many numbers the parameters hold; a tied embedding counts once, the scales of int8 parameters and what
+        is not learned do not.
+        """
+        leaves, buffers = flatten(self.params), self.buffers
+        return sum(leaf.size for path, leaf in leaves.items() if path not in buffers and not path.endswith("_scale"))
+
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **inputs: Any
     ) -> CausalLMOutput:
