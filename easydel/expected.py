@@ -27,7 +27,7 @@ def expectation(key: str, value: Any, default: Any) -> str | None:
         least = 1 if POSITIVE.fullmatch(key) or LAYERS.fullmatch(key) else 0
         fits = is_whole(value) and least <= value < MAX_SIZE
         return None if fits else f"a whole number from {least} to 2**31"
-    if BY_LAYER.fullmatch(key) and isinstance(value, list) and all(map(is_whole, value)):
+    if BY_LAYER.fullmatch(key) and are_whole(value):
         return None
     if SWITCH.fullmatch(key):
         return None if isinstance(value, bool) else "true or false"
@@ -52,6 +52,10 @@ def shown(value: Any) -> str:
 def is_number(value: Any) -> TypeGuard[int | float]:
     """A finite int or float; JSON as Python reads it has NaN and Infinity, too."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38 and math.isfinite(value)
+
+
+def are_whole(values: Any) -> bool:
+    return isinstance(values, list) and all(map(is_whole, values))
 
 
 def is_whole(value: Any) -> TypeGuard[int]:

@@ -37,7 +37,7 @@ def what_fails(loaded: Loaded) -> str:
         ours = loaded.decoded(loaded.model, loaded.params)[:, : loaded.start]
         assert_close(ours, loaded.cached_logits[:, : loaded.start], loaded.mask[:, : loaded.start])
 
-    found = [f"{part.__name__} {problem}" for part in (logits, padding, prefill) if (problem := problem_of(part))]
+    found = [f"{part.__name__}: {problem}" for part in (logits, padding, prefill) if (problem := problem_of(part))]
     return "; ".join(found) or "only cached steps are wrong: logits, padding and prefill are right"
 
 
