@@ -78,8 +78,8 @@ class Filler:
         Of a file with rows of 8 numbers, two devices hold columns 0:4 and 4:8 of rows 0 and 1:
             fill_shared(path, [((0:2, 0:4), a), ((0:2, 4:8), b)])
         reads each row once, in one piece, and puts its halves into `a` and `b`. Where that cannot be done straight from
-        the file (a transpose, packed numbers, bytes of another machine), the box around all parts is filled block by block, and
-        of each block every part takes what lies within it.
+        the file (a transpose, packed numbers, bytes of another machine), the box around all parts is filled block by
+        block, and of each block every part takes what lies within it.
         """
         if not self.transposed(path) and self._plain(path):
             sources = (self._copies(path, index, out) for index, out in parts)
