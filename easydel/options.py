@@ -24,7 +24,7 @@ from easydel.sharding.axes import AXES
 from easydel.sharding.placement import Placement, flat_functions
 
 if TYPE_CHECKING:  # it imports huggingface_hub
-    from easydel.hub.stream import Streamed
+    from easydel.hub.streamed import Streamed
 
 HUB_FLAGS = ("local_files_only", "force_download")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", *HUB_FLAGS)

@@ -19,7 +19,7 @@ from easydel.weights.saved import MANIFEST, Manifest, read_manifest
 from easydel.weights.sources import TensorSource
 
 if TYPE_CHECKING:  # it imports huggingface_hub
-    from easydel.hub.stream import Streamed
+    from easydel.hub.streamed import Streamed
 
 logger = logging.getLogger(__name__)
 SETTINGS = ("config.json", "generation_config.json", MANIFEST)

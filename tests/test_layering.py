@@ -177,6 +177,22 @@ def test_no_family_is_named_outside_of_families():
     assert {str(file): found for file in others if (found := names_of_families(file))} == {}
 
 
+def test_no_package_has_a_name_that_hides_a_module_of_its_own():
+    hidden = []
+    for init in PACKAGE.rglob("__init__.py"):
+        names = {name for node in ast.parse(init.read_text()).body for name in bound(node)}
+        modules = {file.stem for file in init.parent.iterdir()}
+        hidden += [f"{init.relative_to(ROOT)}: {name}" for name in sorted(names & modules)]
+    assert hidden == []
+
+
+def bound(node: ast.stmt) -> list[str]:
+    """The names that a statement of a module gives a meaning to."""
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        return [alias.asname or alias.name for alias in node.names]
+    return [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+
+
 def test_no_file_is_called_utils():
     assert [file for file in PACKAGE.rglob("*") if file.stem in {"utils", "util", "helpers"}] == []
 

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, CheckpointError, HubError
 from easydel.checkpoint.open import open_remote
 from easydel.hub import stream
-from easydel.hub.stream import RemoteFile
+from easydel.hub.streamed import RemoteFile
 from easydel.tree import flatten
 from easydel.weights import fill as filling
 from easydel.weights.execute import execute

@@ -17,7 +17,8 @@ from trained import empty, random_model, same_tree
 from easydel.errors import UnsupportedModelError
 from easydel.module import forward
 from easydel.train import IGNORED, causal_loss
-from easydel.train.loss import grouped, token_losses
+from easydel.train.loss import grouped
+from easydel.train.summed import token_losses
 
 CASES = {case.name: case for case in all_cases()}
 HEADS = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from easydel.errors import ArgumentError
 from easydel.generate.cache_lengths import prompt_bucket
-from easydel.generate.decode import decode
+from easydel.generate.decoding import decode
 from easydel.generate.precompile import compile_programs
 from easydel.generate.prompt import Prompt, read_prompt, start_tokens
 from easydel.generate.prompt_cache import PromptCache

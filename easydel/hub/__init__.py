@@ -15,7 +15,7 @@ from easydel.hub.local import existing, exists, named, refuse_path
 
 if TYPE_CHECKING:
     from easydel.hub.remote import Repository
-    from easydel.hub.stream import Streamed
+    from easydel.hub.streamed import Streamed
 
 __all__ = ["fetch", "stream"]
 
@@ -66,7 +66,7 @@ def stream(
     if local_files_only:
         raise ArgumentError("stream and local_files_only exclude each other")
     repo = _repository(name_or_path, revision, token, cache_dir, subfolder, force_download)
-    from easydel.hub.stream import open_stream
+    from easydel.hub.streamed import open_stream
 
     return open_stream(repo)
 

@@ -1,9 +1,11 @@
 """Training: the loss, a pure step with donated state, and a small trainer that can be killed at any time."""
 
 from easydel.train.data import batches, documents, packed
-from easydel.train.loss import IGNORED, Loss, causal_loss
+from easydel.train.loss import Loss, causal_loss
 from easydel.train.optimizer import adamw
-from easydel.train.step import Metrics, State, Step, init_state, step
+from easydel.train.state import State, init_state
+from easydel.train.steps import Metrics, Step, step
+from easydel.train.summed import IGNORED
 from easydel.train.trainer import Settings, Trainer
 
 __all__ = [

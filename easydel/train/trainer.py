@@ -27,7 +27,8 @@ from easydel.lora.places import adapted_places
 from easydel.module import LanguageModel
 from easydel.train.data import batches, needed
 from easydel.train.loss import check_causal
-from easydel.train.step import Metrics, Optimizer, State, check_count, init_state, step, without_arrays
+from easydel.train.state import Optimizer, State, init_state, without_arrays
+from easydel.train.steps import Metrics, check_count, step
 from easydel.tree import bind
 
 CHECKPOINTS, LOSSES = "checkpoints", "losses.jsonl"

@@ -6,51 +6,27 @@ frozen is only read. Everything stays split over the mesh as the parameters are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import NamedSharding
 
-from easydel.errors import ArgumentError, listed
+from easydel.errors import ArgumentError
 from easydel.inputs import check_params, check_tokens
 from easydel.module import LanguageModel
 from easydel.sharding.placement import fit
-from easydel.train.loss import IGNORED, INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens, zero
-from easydel.tree import ADAPTERS, Tree, flatten, unflatten
+from easydel.train.loss import INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens
+from easydel.train.state import Optimizer, State
+from easydel.train.summed import IGNORED, zero
+from easydel.tree import Tree, flatten, unflatten
 
 NAMES = (*INPUTS, "labels")
 Batch = Mapping[str, Any]
-
-
-class Optimizer(Protocol):
-    """What `optax` makes: an `init` and an `update`."""
-
-    @property
-    def init(self) -> Callable[..., Any]: ...
-    @property
-    def update(self) -> Callable[..., Any]: ...
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
-    """A training between two steps: trained and frozen parameters (nested dicts), the optimizer's state, and `count`
-    steps done."""
-
-    trained: Tree
-    frozen: Tree
-    moments: Any
-    count: jax.Array
-
-    @property
-    def params(self) -> Tree:
-        """All parameters, as `model.apply`, `save_pretrained` and `export` take them."""
-        return unflatten(flatten(self.trained) | flatten(self.frozen))
 
 
 @jax.tree_util.register_dataclass
@@ -63,56 +39,6 @@ class Metrics:
     objective: jax.Array
     grad_norm: jax.Array
     tokens: jax.Array
-
-
-def init_state(
-    model: LanguageModel,
-    params: Mapping[str, Any],
-    optimizer: Optimizer,
-    *,
-    trainable: Callable[[str], bool] | None = None,
-) -> State:
-    """The state before the first step; the optimizer's arrays are split like the parameters from their creation on.
-
-    The state takes over the arrays of `params`: after the first step those that are trained are gone, and with them
-    the model's own; `state.params` has the new ones. `trainable` says by path what is trained; default: the adapters
-    if there are any, else all parameters. The model's buffers never are. Raises ArgumentError if that is nothing, or
-    has integers (int8) in it.
-    """
-    check_causal(model)
-    leaves = {
-        path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
-    }
-    chosen = trainable or _default(leaves)
-    buffers = model.buffers  # weight decay would move them, too
-    trained = {path: leaf for path, leaf in leaves.items() if chosen(path) and path not in buffers}
-    integers = [path for path, leaf in trained.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if integers or not trained:
-        raise ArgumentError(
-            f"int8 cannot be trained:{listed(integers, 4)}" if integers else "there is nothing to train",
-            hint="add adapters (easydel.lora.add_adapters), or load without load_in_8bit",
-        )
-    tree = unflatten(trained)
-    split = moment_shardings(optimizer, tree)
-    moments = jax.jit(optimizer.init, out_shardings=split)(tree)
-    first = next(iter(trained.values()))
-    count = jax.device_put(jnp.zeros((), jnp.int32), _whole(first.sharding))
-    return State(tree, unflatten({path: leaves[path] for path in leaves.keys() - trained.keys()}), moments, count)
-
-
-def moment_shardings(optimizer: Optimizer, trained: Tree) -> Any:
-    """How the optimizer's state is split: what belongs to a parameter and has its shape, as that parameter is.
-
-    That is seen from paths: within the state of optax, a parameter's moments have its path at the end of theirs.
-    """
-    homes = dict(jax.tree_util.tree_flatten_with_path(trained)[0])
-    whole = _whole(next(iter(homes.values())).sharding)
-
-    def split(path: tuple[Any, ...], leaf: Any) -> Sharding:
-        owner = next((homes[path[start:]] for start in range(len(path)) if path[start:] in homes), None)
-        return whole if owner is None or owner.shape != leaf.shape else owner.sharding
-
-    return jax.tree_util.tree_map_with_path(split, jax.eval_shape(optimizer.init, trained))
 
 
 def step(
@@ -279,18 +205,3 @@ def check_count(name: str, value: Any) -> None:
     """ArgumentError unless `value` is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ArgumentError(f"{name}={value!r}, expected at least 1 as a whole number")
-
-
-def without_arrays(state: State) -> State:
-    """The shapes and shardings of a state, for restoring one."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-
-
-def _default(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
-    adapted = any(path.endswith(ADAPTERS) for path in leaves)
-    return lambda path: not adapted or path.endswith(ADAPTERS)
-
-
-def _whole(sharding: Sharding) -> Sharding:
-    """On the same devices, not split."""
-    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
