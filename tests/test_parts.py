@@ -30,9 +30,12 @@ REWINDS = {"mixers beside each other": 0, "keys of a window handed on": 65, "chu
 def loop_params(name: str) -> dict[str, Any]:
     """Random values by path; norms and biases too."""
     model, keys = made(name), np.random.default_rng(len(name))
-    return {
-        path: jnp.asarray(keys.normal(0, 0.4, leaf.shape), leaf.dtype) for path, leaf in flatten(model.params).items()
-    }
+
+    def values(leaf: Any) -> Any:
+        whole = jnp.issubdtype(leaf.dtype, jnp.integer)
+        return keys.integers(0, 99, leaf.shape) if whole else keys.normal(0, 0.4, leaf.shape)
+
+    return {path: jnp.asarray(values(leaf), leaf.dtype) for path, leaf in flatten(model.params).items()}
 
 
 @cache
@@ -103,9 +106,14 @@ def test_scanned_layers_equal_a_loop_also_in_gradients(name: str):
     def gradient(policy: Policy) -> dict[str, Any]:
         model = with_values(name, policy)
         weights = np.random.default_rng(1).normal(size=(*ids.shape, VOCAB)) * mask[..., None]
-        by = jax.grad(lambda params: jnp.sum(model.apply(params, ids, mask, **more).logits * weights))(model.params)
-        flat = flatten(by)
-        return {path: (flat[path], names) for path, names in model.canonical_paths().items()}
+        leaves = flatten(model.params)
+        fixed = {path: leaves.pop(path) for path in model.buffers}
+
+        def total(learned: dict[str, Any]) -> jax.Array:
+            return jnp.sum(model.apply(unflatten(learned | fixed), ids, mask, **more).logits * weights)
+
+        by = jax.grad(total)(leaves)
+        return {path: (by[path], names) for path, names in model.canonical_paths().items() if path in by}
 
     looped = {path: leaf for path, (leaf, _) in gradient(Policy()).items()}
     assert_same(logits(with_values(name, Policy(scan_layers=True)), name), expected(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -44,8 +45,28 @@ class Groups:
         return jnp.where(keep[..., None], grouped, -jnp.inf).reshape(scores_BTE.shape)
 
 
+class Router:
+    """A record of the choice of experts.
+
+    It builds a module of (x [B, T, D], context) that returns weights and indices of the chosen experts, [B, T, K] each.
+    A weight of 0 leaves an expert out, as does an index beyond the experts; no token is left out unless a router says
+    so.
+    """
+
+    def build(self, experts: int, features: int, policy: Policy) -> Any:
+        """Returns the module, with parameters that have no values yet."""
+        raise NotImplementedError(type(self).__name__)
+
+    def check(self, experts: int) -> None:
+        """ConfigError if so many experts cannot be chosen from."""
+
+    def reads(self) -> Iterable[str]:
+        """Lists what it reads of the context that only some models have, as `Part.reads`: hash routers read ids_BT."""
+        return ()
+
+
 @dataclass(frozen=True)
-class TopK:
+class TopK(Router):
     """The `k` experts with the highest scores, weighted by them.
 
     `renormalize` makes the weights sum to 1, then `scale` multiplies them. If `corrected`, a learned bias for each
@@ -89,16 +110,15 @@ class TopK:
 class MoE(Part):
     """`experts` times `expert`, of which `router` chooses; `shared` acts on every token.
 
-    A router is a record that builds a module of (x [B, T, D], context), which returns weights and indices of the chosen
-    experts, [B, T, K] each. The weights multiply the experts' outputs, or (`weigh`) their inputs (Llama 4). With
-    `shared_gate` the shared expert's output is multiplied by the sigmoid of a learned projection (Qwen2-MoE). Beyond
-    the experts, `zero` more can be chosen that return their input (LongCat). With `latent` features the experts, but
-    not the router, work on a projection of that width (Nemotron-H).
+    The router's weights multiply the experts' outputs, or (`weigh`) their inputs (Llama 4). With `shared_gate` the
+    shared expert's output is multiplied by the sigmoid of a learned projection (Qwen2-MoE). Beyond the experts, `zero`
+    more can be chosen that return their input (LongCat). With `latent` features the experts, but not the router, work
+    on a projection of that width (Nemotron-H).
     """
 
     experts: int
     expert: GLU | MLP
-    router: TopK
+    router: Router
     shared: Part | None = None
     shared_gate: bool = False
     weigh: Literal["outputs", "inputs"] = "outputs"
@@ -112,6 +132,9 @@ class MoE(Part):
 
     def build(self, features: int, policy: Policy) -> MoELayer:
         return MoELayer(self, features, policy)
+
+    def reads(self) -> Iterable[str]:
+        return self.router.reads()
 
 
 class MoELayer(nnx.Module):
