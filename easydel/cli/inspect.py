@@ -78,8 +78,9 @@ def _tensors(checkpoint: Checkpoint) -> list[Facts]:
 def _architecture(source: CheckpointSource) -> Facts:
     """What our model of it says; `problem` is why it cannot be loaded, if it cannot."""
     from easydel.auto import choose_family
-    from easydel.loading import build_model, plan_for
+    from easydel.loading import build_model
     from easydel.policy import Policy
+    from easydel.prepare import plan_for
     from easydel.source import language_model
 
     facts: Facts = {}

@@ -136,8 +136,9 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXMod
     import jax.numpy as jnp
 
     from easydel.auto import choose_family
-    from easydel.loading import build_model, plan_for
+    from easydel.loading import build_model
     from easydel.policy import Policy
+    from easydel.prepare import plan_for
     from easydel.quantize import Int8
     from easydel.source import language_model, open_source
 
