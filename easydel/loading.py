@@ -1,4 +1,4 @@
-"""The steps of a load once its arguments are understood and its headers read: model, plan, weights."""
+"""The steps of a load once its arguments and headers are read: model, plan, weights."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from easydel.weights.saved import MANIFEST, Manifest
 from easydel.weights.sources import TensorSource
 
 logger = logging.getLogger(__name__)
-# Reading is many short calls, each of which needs the interpreter for a moment: while another thread traces, they would
-# otherwise wait 5 ms for it every time.
+# Reading consists of many short calls, each of which needs the interpreter for a moment. While another thread traces,
+# each of them would otherwise wait 5 ms for it.
 SWITCH_SECONDS = 1e-4
-SLACK = 64  # sizes may be products of others, and of parts that this family does not have
+SLACK = 64  # sizes may be products of others, and belong to parts that this family does not have
 
 
 def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
-    """The model without values, checked against the sizes of the checkpoint and of the mesh.
+    """Returns the model without values, checked against the sizes of the checkpoint and of the mesh.
 
-    As in transformers, a head that the file holds and that differs from the token vectors is not tied to them.
+    As in transformers, a head is not tied if the file holds one that differs from the token vectors.
     """
     check_sizes(config, source.tensors)
     record, names = family.record(config)
@@ -68,7 +68,7 @@ def build_model(family: Family, config: HFConfig, policy: Policy, source: Checkp
 
 
 def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
-    """ConfigError for sizes far beyond what the checkpoint can fill, before anything of that size is built."""
+    """Raises ConfigError for sizes far beyond the checkpoint's, before anything of that size is built."""
     sizes = [max(tensor.shape, default=1) for tensor in tensors.values()]
     widest = SLACK * max(sizes, default=1)
     problems = [
@@ -81,7 +81,7 @@ def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
 
 
 def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
-    """ShardingError if the heads of some layer cannot be split over the mesh."""
+    """Raises ShardingError if the heads of some layer cannot be split over the mesh."""
     blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
     for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
         check_heads(heads, kv_heads, mesh, model.policy.axes)
@@ -90,9 +90,9 @@ def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
 def load_weights(
     model: BaseNNXModule, source: CheckpointSource, options: LoadOptions, check_others: Callable[[], None]
 ) -> Tree:
-    """Check everything from headers, then read the weights into the model. Returns its parameters.
+    """Checks everything from headers, then reads the weights into the model. Returns its parameters.
 
-    `check_others` is called now and then, and raises what went wrong in another process.
+    `check_others` is called now and then, and raises if another process failed.
     """
     prepared = prepare(model, source, options)
     params = read(prepared, model, source, options, check_others)
@@ -106,9 +106,9 @@ def load_weights(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What will be read, decided and checked from headers: every parameter by path, its dtype and its sharding.
+    """The decisions of a load, made and checked from headers: every parameter by path, its dtype and its sharding.
 
-    Those in `int8` are quantized on the way.
+    Parameters in `int8` are quantized on the way.
     """
 
     plan: Plan
@@ -122,7 +122,7 @@ class Prepared:
 
 
 def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
-    """What is left to decide about a load, and the last checks before weights are read."""
+    """Makes the remaining decisions of a load, and the last checks before weights are read."""
     plan, int8 = plan_for(model, source, options.int8)
     leaves = flatten(model.params)
     placed = options.placement.shardings_of(leaves)
@@ -138,7 +138,7 @@ def read(
     options: LoadOptions,
     check_others: Callable[[], None],
 ) -> dict[str, jax.Array]:
-    """The parameters by path; what reading them took is `model.load_report`.
+    """Returns the parameters by path, and stores the cost of reading them in `model.load_report`.
 
     NaN and Inf among the weights are an error, unless they are allowed; mapped weights of our own files were checked
     when they were written.
@@ -165,7 +165,7 @@ def read(
 
 
 def _arrival(placement: Placement, reading: Reading) -> Arrived | None:
-    """What is done to each array as it arrives, if anything is."""
+    """Returns the function to apply to each array as it arrives, if there is one."""
     if reading.donatable:
         return lambda path, array: placement.placed(path, owned(array))
     return placement.placed if placement.functions else None
@@ -190,14 +190,14 @@ def _meanwhile(
 
 
 def owned(array: jax.Array) -> jax.Array:
-    """The same values in memory of JAX's own, which donation can reuse; that of a mapped file or an arena it cannot."""
+    """Returns the same values in memory that JAX owns: donation cannot reuse that of a mapped file or an arena."""
     return jax.jit(jnp.copy, out_shardings=array.sharding)(array)
 
 
 def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None = None) -> tuple[Plan, Collection[str]]:
-    """The plan for a model whose parameters are floats so far, and which of them are quantized while they are read.
+    """Returns the plan for a model whose parameters are still floats, and the parameters to quantize while reading.
 
-    `int8` says which are to be; those that the directory stores as int8 become int8 in any case.
+    `int8` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case.
     """
     table = OWN if source.manifest is not None else model.names
     stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
@@ -213,7 +213,7 @@ def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None =
 
 
 def take_dtypes(model: LanguageModel, plan: Plan) -> None:
-    """Give the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
+    """Gives the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
     leaves = flatten(model.params)
     for path in model.buffers:
         stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
@@ -222,7 +222,10 @@ def take_dtypes(model: LanguageModel, plan: Plan) -> None:
 
 
 def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collection[str]:
-    """Turn what the manifest in `file` says is int8 into that; CheckpointError if the model cannot hold it."""
+    """Declares the parameters int8 that the manifest in `file` lists. Returns their paths.
+
+    Raises CheckpointError if the model cannot hold one of them as int8.
+    """
     if not manifest.int8:
         return ()
     paths, wanted = model.canonical_paths(), set(manifest.int8)
@@ -240,7 +243,7 @@ def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collect
 
 
 def trace(model: LanguageModel, input_shape: tuple[int, int]) -> None:
-    """Run the model on shapes alone, so that what cannot work fails here."""
+    """Runs the model on shapes alone, so that a model that cannot work fails here."""
     longest = model.record.longest
     if longest is not None and input_shape[1] > longest:
         raise ArgumentError(f"input_shape={input_shape!r} is longer than the model's {longest} positions")
@@ -255,9 +258,9 @@ def trace(model: LanguageModel, input_shape: tuple[int, int]) -> None:
 
 @lru_cache
 def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
-    """Once for each kind of model in a process: its trace takes longer than all other planning.
+    """Traces each kind of model once per process: a trace takes longer than all other planning.
 
-    `record` has one layer of each kind, so a model is built of it anew; the config has no say in what it computes.
+    `record` has one layer of each kind, and a new model is built from it; the config does not affect its computation.
     """
     model = LanguageModel(record, HFConfig({}), policy)
 

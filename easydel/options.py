@@ -1,4 +1,4 @@
-"""The arguments of a load, checked together and put in the form that its steps take."""
+"""The arguments of a load, checked together and converted to the form that its steps take."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ HUB_FLAGS = ("local_files_only", "force_download")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", *HUB_FLAGS)
 CPU = "cpu"
 AXIS_DIMS = (1, -1, 1, 1)
-FAILED: Any = object()  # stands for what could not be made of an argument
+FAILED: Any = object()  # stands for the result of a conversion that failed
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How weights are read, and what is told of it, once everything is planned."""
+    """Options of reading weights and of reporting on it, once everything is planned."""
 
     progress: bool | None = None
     donatable: bool = False
@@ -47,9 +47,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What `from_pretrained` was asked for besides the name; `LoadOptions.of` makes one of its arguments.
+    """All arguments of `from_pretrained` besides the name, checked. `LoadOptions.of` makes them from the arguments.
 
-    `hub` and `more` are its other arguments: the Hub's options, and what has to be a key of the config.
+    `hub` holds the Hub's options, and `more` the arguments that have to be keys of the config.
     """
 
     policy: Policy
@@ -96,10 +96,10 @@ class LoadOptions:
         while_loading: Callable[[Any, Any], object] | None = None,
         **kwargs: Any,
     ) -> LoadOptions:
-        """The arguments of `AutoEasyDeLModelForCausalLM.from_pretrained`, which says what they mean.
+        """Returns the options for the arguments of `AutoEasyDeLModelForCausalLM.from_pretrained`, which explains them.
 
-        Raises one error that lists everything that is wrong with them. What has to be a key of the config is checked by
-        `configured`.
+        Raises one error that lists everything that is wrong with the arguments. `configured` checks arguments that have
+        to be keys of the config.
         """
         check = Checks()
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
@@ -162,22 +162,22 @@ class LoadOptions:
         )
 
     def obtain(self, name: str | Path) -> Path | Streamed:
-        """The local files of a Hub id or path, or with `stream` the repository whose weights stay where they are."""
+        """Returns the local files of a Hub id or path, or with `stream` a repository whose weights stay on the Hub."""
         return (stream if self.stream else fetch)(name, **self.hub)
 
     def configured(self, family: Family, config: HFConfig) -> HFConfig:
-        """The config with what overrides it; ArgumentError for arguments that nobody knows."""
+        """Returns the config with its overrides. Raises ArgumentError for arguments that are unknown to it too."""
         return family.configured(config, {**self.config_kwargs, **_known(self.more, config, family)})
 
 
 class Checks:
-    """Calls that may refuse an argument, all made before one error tells of every refusal."""
+    """Runs calls that may refuse an argument, so that one error can report every refusal."""
 
     def __init__(self) -> None:
         self.errors: list[EasyDeLError] = []
 
     def __call__(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """The result of `function`; `FAILED` if it refuses, or is to be given what failed before."""
+        """Returns the result of `function`; `FAILED` if it refuses, or if an argument is itself `FAILED`."""
         if any(argument is FAILED for argument in arguments):
             return FAILED
         try:
@@ -187,7 +187,7 @@ class Checks:
             return FAILED
 
     def refuse(self) -> None:
-        """Raises the one error as it is, or an ArgumentError that lists several."""
+        """Raises the only error as it is, or an ArgumentError that lists several."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
@@ -251,7 +251,7 @@ def _device(device: Any) -> Any:
 
 
 def _mesh(dims: tuple[Any, ...], names: tuple[Any, ...], backend: str | None, *, used: bool) -> jax.sharding.Mesh:
-    """The mesh of that shape; ArgumentError if somebody asks for one of several devices that nothing uses."""
+    """Returns the mesh of that shape. Raises ArgumentError if it spans several devices, by request, and is not used."""
     mesh = make_mesh(dims, names, backend)
     if not used and mesh.size > 1 and dims != AXIS_DIMS:
         problem = f"sharding_axis_dims={dims} has no effect"
