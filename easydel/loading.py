@@ -34,16 +34,16 @@ from easydel.weights.plan import head_differs
 from easydel.weights.sources import TensorSource
 
 logger = logging.getLogger(__name__)
-# Reading is many short calls, each of which needs the interpreter for a moment: while another thread traces, they would
-# otherwise wait 5 ms for it every time.
+# Reading consists of many short calls, each of which needs the interpreter for a moment. While another thread traces,
+# each of them would otherwise wait 5 ms for it.
 SWITCH_SECONDS = 1e-4
-SLACK = 64  # sizes may be products of others, and of parts that this family does not have
+SLACK = 64  # sizes may be products of others, and belong to parts that this family does not have
 
 
 def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
-    """The model without values, checked against the sizes of the checkpoint and of the mesh.
+    """Returns the model without values, checked against the sizes of the checkpoint and of the mesh.
 
-    As in transformers, a head that the file holds and that differs from the token vectors is not tied to them.
+    As in transformers, a head is not tied if the file holds one that differs from the token vectors.
     """
     check_sizes(config, source.tensors)
     record, names = family.record(config)
@@ -61,7 +61,7 @@ def build_model(family: Family, config: HFConfig, policy: Policy, source: Checkp
 
 
 def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
-    """ConfigError for sizes far beyond what the checkpoint can fill, before anything of that size is built."""
+    """Raises ConfigError for sizes far beyond the checkpoint's, before anything of that size is built."""
     sizes = [max(tensor.shape, default=1) for tensor in tensors.values()]
     widest = SLACK * max(sizes, default=1)
     problems = [
@@ -74,7 +74,7 @@ def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
 
 
 def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
-    """ShardingError if the heads of some layer cannot be split over the mesh."""
+    """Raises ShardingError if the heads of some layer cannot be split over the mesh."""
     blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
     for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
         check_heads(heads, kv_heads, mesh, model.policy.axes)
@@ -83,9 +83,9 @@ def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
 def load_weights(
     model: BaseNNXModule, source: CheckpointSource, options: LoadOptions, check_others: Callable[[], None]
 ) -> Tree:
-    """Check everything from headers, then read the weights into the model. Returns its parameters.
+    """Checks everything from headers, then reads the weights into the model. Returns its parameters.
 
-    `check_others` is called now and then, and raises what went wrong in another process.
+    `check_others` is called now and then, and raises if another process failed.
     """
     prepared = prepare(model, source, options)
     params = read(prepared, model, source, options, check_others)
@@ -104,7 +104,7 @@ def read(
     options: LoadOptions,
     check_others: Callable[[], None],
 ) -> dict[str, jax.Array]:
-    """The parameters by path; what reading them took is `model.load_report`.
+    """Returns the parameters by path, and stores the cost of reading them in `model.load_report`.
 
     NaN and Inf among the weights are an error, unless they are allowed; mapped weights of our own files were checked
     when they were written.
@@ -131,7 +131,7 @@ def read(
 
 
 def _arrival(placement: Placement, reading: Reading) -> Arrived | None:
-    """What is done to each array as it arrives, if anything is."""
+    """Returns the function to apply to each array as it arrives, if there is one."""
     if reading.donatable:
         return lambda path, array: placement.placed(path, owned(array))
     return placement.placed if placement.functions else None
@@ -156,5 +156,5 @@ def _meanwhile(
 
 
 def owned(array: jax.Array) -> jax.Array:
-    """The same values in memory of JAX's own, which donation can reuse; that of a mapped file or an arena it cannot."""
+    """Returns the same values in memory that JAX owns: donation cannot reuse that of a mapped file or an arena."""
     return jax.jit(jnp.copy, out_shardings=array.sharding)(array)

@@ -1,4 +1,4 @@
-"""The arguments of a load, checked together and put in the form that its steps take."""
+"""The arguments of a load, checked together and converted to the form that its steps take."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", *HUB_FLAGS)
 
 @dataclass(frozen=True)
 class Reading:
-    """How weights are read, and what is told of it, once everything is planned."""
+    """Options of reading weights and of reporting on it, once everything is planned."""
 
     progress: bool | None = None
     donatable: bool = False
@@ -56,9 +56,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What `from_pretrained` was asked for besides the name; `LoadOptions.of` makes one of its arguments.
+    """All arguments of `from_pretrained` besides the name, checked. `LoadOptions.of` makes them from the arguments.
 
-    `hub` and `more` are its other arguments: the Hub's options, and what has to be a key of the config.
+    `hub` holds the Hub's options, and `more` the arguments that have to be keys of the config.
     """
 
     policy: Policy
@@ -105,10 +105,10 @@ class LoadOptions:
         while_loading: Callable[[Any, Any], object] | None = None,
         **kwargs: Any,
     ) -> LoadOptions:
-        """The arguments of `AutoEasyDeLModelForCausalLM.from_pretrained`, which says what they mean.
+        """Returns the options for the arguments of `AutoEasyDeLModelForCausalLM.from_pretrained`, which explains them.
 
-        Raises one error that lists everything that is wrong with them. What has to be a key of the config is checked by
-        `configured`.
+        Raises one error that lists everything that is wrong with the arguments. `configured` checks arguments that have
+        to be keys of the config.
         """
         check = Checks()
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
@@ -171,11 +171,11 @@ class LoadOptions:
         )
 
     def obtain(self, name: str | Path) -> Path | Streamed:
-        """The local files of a Hub id or path, or with `stream` the repository whose weights stay where they are."""
+        """Returns the local files of a Hub id or path, or with `stream` a repository whose weights stay on the Hub."""
         return (stream if self.stream else fetch)(name, **self.hub)
 
     def configured(self, family: Family, config: HFConfig) -> HFConfig:
-        """The config with what overrides it; ArgumentError for arguments that nobody knows."""
+        """Returns the config with its overrides. Raises ArgumentError for arguments that are unknown to it too."""
         return family.configured(config, {**self.config_kwargs, **_known(self.more, config, family)})
 
 

@@ -43,7 +43,7 @@ def export(
 
 
 def lossless_dtype(checkpoint: Checkpoint) -> str:
-    """A dtype that holds every number of the checkpoint: its own if there is one of 16 bits, else float32."""
+    """Returns a dtype that holds every number of the checkpoint: its only dtype if that has 16 bits, else float32."""
     from easydel.weights.sources import is_number
 
     dtypes = {str(tensor.dtype) for tensor in checkpoint.values() if is_number(tensor.dtype)}

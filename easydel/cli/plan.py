@@ -1,4 +1,4 @@
-"""`easydel plan`: what a model would cost each device of a mesh, computed from headers."""
+"""`easydel plan`: the memory that a model would need on each device of a mesh, computed from headers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer(StrEnum):
-    """What training keeps for each parameter besides its gradient."""
+    """The optimizer, which decides how many moments training keeps for each parameter."""
 
     adamw = "adamw"
     sgd = "sgd"
@@ -117,7 +117,7 @@ def plan(
 
 
 def _mesh(text: str | None) -> AbstractMesh:
-    """The mesh without devices; those of this machine are counted only where the sizes depend on them."""
+    """Returns the mesh without devices. This machine's devices are counted only where the sizes depend on them."""
     import jax
 
     from easydel.sharding import AXES
@@ -128,9 +128,9 @@ def _mesh(text: str | None) -> AbstractMesh:
 
 
 def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, Collection[str]]:
-    """The model without values, checked against the checkpoint and the mesh as loading would.
+    """Returns the model without values, checked against the checkpoint and the mesh as loading would.
 
-    Also where its weights come from, and which of them are quantized on the way.
+    Also returns the plan of its weights, and the parameters that would be quantized while reading.
     """
     import jax
     import jax.numpy as jnp
@@ -145,7 +145,7 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXMod
     policy = Policy(
         dtype=jnp.dtype(full_dtype(loading.dtype)),
         param_dtype=jnp.dtype(full_dtype(loading.param_dtype)),
-        mesh=cast(jax.sharding.Mesh, mesh),  # checks and shapes ask it for nothing that an abstract one lacks
+        mesh=cast(jax.sharding.Mesh, mesh),  # checks and shapes use nothing that an abstract mesh lacks
         axes=loading.axes().resolve(mesh.axis_names),
         scan_layers=loading.scan_layers,
     )
@@ -167,7 +167,7 @@ def _placed(model: BaseNNXModule, mesh: AbstractMesh) -> tuple[dict[str, NamedSh
 
 
 def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: int) -> int:
-    """Bytes on each device of the cache that `generate` makes, split as it says itself."""
+    """Returns the bytes on each device of the cache that `generate` makes, split as its arrays declare."""
     import jax
     import numpy as np
 

@@ -31,7 +31,7 @@ def _lora(help: str, *names: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Course:
-    """How long, on how much at a time, and how fast."""
+    """The options of the training itself: its length, batches and rates."""
 
     steps: Annotated[int, _train("How many steps.")] = 100
     batch: Annotated[int, _train("Sequences in a step.")] = 8
@@ -69,7 +69,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Which adapters to train in place of the model's own parameters."""
+    """The adapters to train in place of the model's own parameters."""
 
     lora_rank: Annotated[int | None, _lora("Train adapters of this rank, and nothing else.")] = None
     lora_alpha: Annotated[float | None, _lora("They count times alpha / rank. Default: the rank.")] = None
@@ -79,7 +79,7 @@ class Adapters:
     ] = None
 
     def add(self, model: BaseNNXModule, seed: int) -> dict[str, Any]:
-        """The model's parameters, with adapters if they are wanted."""
+        """Returns the model's parameters, with adapters if they are wanted."""
         from easydel.lora import ALL_LINEAR, LoRA, add_adapters
 
         if self.lora_rank is None:
@@ -90,7 +90,7 @@ class Adapters:
         return add_adapters(model, LoRA(self.lora_rank, alpha, targets), seed=seed)
 
     def check(self, int8: bool) -> None:
-        """Refuse what cannot be before anything is downloaded."""
+        """Refuses impossible combinations before anything is downloaded."""
         given = {"--lora-alpha": self.lora_alpha, "--lora-targets": self.lora_targets}
         idle = [name for name, value in given.items() if value is not None]
         if self.lora_rank is None and idle:
@@ -100,7 +100,7 @@ class Adapters:
 
 
 def configured(context: typer.Context, model: str) -> str:
-    """MODEL as it is; of a .yaml file the model that it names, while the rest of it becomes the options' defaults."""
+    """Returns MODEL, or the model that a .yaml file names; the file's other entries become the options' defaults."""
     if not model.endswith((".yaml", ".yml")):
         return model
     values = {str(key).replace("-", "_"): value for key, value in _read_yaml(Path(model)).items()}
@@ -127,7 +127,7 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
 
 
 def _plain(key: str, value: Any, file: str) -> Any:
-    """A value as the command line would have it: lists are joined."""
+    """Returns a value in the form of the command line: lists are joined."""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ",".join(value)
     if not isinstance(value, str | int | float | None):
@@ -214,7 +214,7 @@ def _write(model: BaseNNXModule, out: Path, adapters: Adapters) -> Path:
 
 
 def _losses(out: Path, steps: int) -> str:
-    """The first and the last loss of the log, as far as it is there."""
+    """Returns the first and the last loss of the log, as far as it exists."""
     from easydel.train.trainer import LOSSES, read_losses
 
     lines = read_losses(out)

@@ -13,14 +13,14 @@ from easydel.policy import Policy
 
 
 class CausalConv(nnx.Module):
-    """Each channel's last `width` inputs, weighted by `kernel` [channels, 1, width], which is never quantized."""
+    """A weighted sum of each channel's last `width` inputs. `kernel` [channels, 1, width] is never quantized."""
 
     def __init__(self, channels: int, width: int, policy: Policy, *, bias: bool):
         self.kernel = parameter((channels, 1, width), policy)
         self.bias = parameter((channels,), policy) if bias else None
 
     def __call__(self, x_BTI: jax.Array, past_BWI: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Outputs [B, T, I], and the inputs that the next call needs as `past_BWI` (None: zeros)."""
+        """Returns outputs [B, T, I] and the inputs that the next call needs as `past_BWI` (None: zeros)."""
         (batch, length, channels), width = x_BTI.shape, self.kernel.shape[-1]
         if past_BWI is None:
             past_BWI = jnp.zeros((batch, width - 1, channels), x_BTI.dtype)

@@ -27,8 +27,8 @@ State = dict[str, Cached]
 class Mamba(Part):
     """`inner` channels with `states` each, after a convolution over `width` tokens.
 
-    `dt_rank` is the rank of the projection to time steps, `norm` (without scale) acts on that latent, B and C
-    (Falcon Mamba), `bias` is that of the projections in and out.
+    `dt_rank` is the rank of the projection to time steps. `norm` (without scale) acts on that latent and on B and C
+    (Falcon Mamba). `bias` belongs to the projections in and out.
     """
 
     name: ClassVar[str] = "mixer"
@@ -45,7 +45,7 @@ class Mamba(Part):
         return MambaLayer(self, features, policy)
 
     def cache(self, batch: int, length: int, dtype: Any) -> State:
-        """Returns the last inputs of the convolution and the state, in float32 as it is computed."""
+        """Returns the convolution's last inputs, and the state in float32, the dtype it is computed in."""
         axes = ("batch", None, "mlp")
         return {
             "conv": empty((batch, self.width - 1, self.inner), dtype, *axes),
@@ -94,10 +94,10 @@ class MambaLayer(nnx.Module):
         return selective_scan(x_BTI, step_BTI, a_SI, b_BTS, c_BTS, state_BSI)
 
     def _shard(self, x_BTI: jax.Array) -> jax.Array:
-        """Split by channels, and not by tokens: the recurrence goes through all of them in order."""
+        """Splits `x` by channels but not by tokens: the recurrence goes through all tokens in order."""
         return self.policy.shard(x_BTI, self.policy.axes.batch_axis, None, self.policy.axes.mlp_axis)
 
 
 def _attended(x_BTC: jax.Array, context: Context) -> jax.Array:
-    """Zeros in place of padding, which must enter neither the convolution (as the bias of `in_proj`) nor the state."""
+    """Returns `x` with zeros on padding: neither convolution (through `in_proj`'s bias) nor state may see it."""
     return x_BTC if context.valid_BT is None else x_BTC * context.valid_BT[..., None].astype(x_BTC.dtype)
