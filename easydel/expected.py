@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 MAX_SIZE = 1 << 31
@@ -17,7 +18,10 @@ POSITIVE = re.compile(
 SWITCH = re.compile(r"is_encoder_decoder|tie_word_embeddings")
 NUMBER = re.compile(r"[a-z_]*(eps|epsilon|theta|softcapping|multiplier|max_position_embeddings|n_positions|base_freq)")
 # A number for all layers, or a list with one for each.
-BY_LAYER = re.compile(r"moe_topk")
+BY_LAYER: dict[str, Callable[[Any], bool]] = {
+    "moe_topk": lambda one: is_whole(one),
+    "layer_rope_theta": lambda one: is_number(one) and one >= 0,
+}
 LAYERS = re.compile(r"(num|n)_(hidden_|encoder_|decoder_)?layers?|(encoder|decoder)_layers")
 
 
@@ -27,7 +31,7 @@ def expectation(key: str, value: Any, default: Any) -> str | None:
         least = 1 if POSITIVE.fullmatch(key) or LAYERS.fullmatch(key) else 0
         fits = is_whole(value) and least <= value < MAX_SIZE
         return None if fits else f"a whole number from {least} to 2**31"
-    if BY_LAYER.fullmatch(key) and are_whole(value):
+    if (kind := BY_LAYER.get(key)) and isinstance(value, list) and all(map(kind, value)):
         return None
     if SWITCH.fullmatch(key):
         return None if isinstance(value, bool) else "true or false"
@@ -52,10 +56,6 @@ def shown(value: Any) -> str:
 def is_number(value: Any) -> TypeGuard[int | float]:
     """A finite int or float; JSON as Python reads it has NaN and Infinity, too."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38 and math.isfinite(value)
-
-
-def are_whole(values: Any) -> bool:
-    return isinstance(values, list) and all(map(is_whole, values))
 
 
 def is_whole(value: Any) -> TypeGuard[int]:

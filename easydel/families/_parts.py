@@ -8,7 +8,7 @@ from easydel.families import family
 from easydel.layers.attention import Attention, Heads, QKNorm, Weights
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
-from easydel.layers.embed import Embed, Head, Learned
+from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
 from easydel.layers.mamba import Mamba
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP
