@@ -16,8 +16,8 @@ def attention(c: HFConfig, **choices: Any) -> Attention:
 
 def multiplied(c: HFConfig, ffn: Part, mixers: Sequence[Part] | None = None) -> Decoder:
     """Granite's decoder with `ffn` in each layer, and its attention unless there are `mixers`."""
-    mixers = mixers or [attention(c)] * c.num_hidden_layers
-    plain = base.pre_norm(c, mixers, [ffn] * len(mixers))
+    chosen: Sequence[Part] = mixers or [attention(c)] * c.num_hidden_layers
+    plain = base.pre_norm(c, chosen, [ffn] * len(chosen))
     return replace(
         plain,
         blocks=tuple(replace(block, residual=Sequential(c.residual_multiplier)) for block in plain.blocks),
