@@ -19,7 +19,7 @@ NAMES = base.NAMES.extended({"shared_expert": "shared_experts"})
 
 
 def latent_attention(c: HFConfig, *, interleaved: bool = True) -> MLA:
-    """The scale grows with YaRN's stretch where `mscale_all_dim` says so; latents have norms of their own eps."""
+    """Returns MLA. With `mscale_all_dim` its scale grows with YaRN's stretch; norms have a fixed eps."""
     settings, plain, rotated, heads = c.rope(), c.qk_nope_head_dim, c.qk_rope_head_dim, c.num_attention_heads
     c.only("num_key_value_heads", heads, default=heads)
     position, scale = rope_from_settings(settings, rotated, interleaved=interleaved), (plain + rotated) ** -0.5

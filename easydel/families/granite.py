@@ -7,7 +7,7 @@ from easydel.families._parts import GLU, Decoder, Embed, Head, HFConfig, Part, S
 
 
 def multiplied(c: HFConfig, ffn: Part) -> Decoder:
-    """Granite's decoder with `ffn` in each layer."""
+    """Returns Granite's decoder with `ffn` in each layer."""
     bias, layers = c.attention_bias, c.num_hidden_layers
     mixer = base.attention(c, bias=bias, out_bias=bias, scale=c.attention_multiplier)
     plain = base.pre_norm(c, [mixer] * layers, [ffn] * layers)
