@@ -1,4 +1,4 @@
-"""Small records of what blocks can be made of: a stand-in for each idea, whichever family comes to use it."""
+"""Small records for each idea that a block can be made of, in place of the families that use it."""
 
 from __future__ import annotations
 

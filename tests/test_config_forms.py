@@ -1,4 +1,4 @@
-"""Configs in the forms they had over the years, and what they ask that we do not do."""
+"""Configs in the forms they had over the years, and settings that are refused because there is no code for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the code: who may import whom, and how long a file may be."""
+"""The shape of the code: allowed imports, and the length of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What blocks can be made of runs through cache, scan, mesh, prompts read by layer, and rewind."""
+"""Every idea that blocks can be made of runs through cache, scan, mesh, prefill by layer, and rewind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of models of images and text the language model is loaded: with the logits of the whole, from either layout."""
+"""The language models of models of images and text, in either layout, give the logits of the whole model."""
 
 from __future__ import annotations
 

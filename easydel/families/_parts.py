@@ -1,4 +1,4 @@
-"""What families are made of, in one place to import it from: records, tables of names, and `family` itself."""
+"""The building blocks of families, to import from one place: records, tables of names, and `family` itself."""
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder

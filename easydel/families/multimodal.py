@@ -1,4 +1,4 @@
-"""Models of images or sound, and the language model inside of each: all that is read of them. A row for each type."""
+"""Models of images or sound, of which only the language model is read. A row for each type."""
 
 from easydel.families.qwen2_vl import VISUAL, qwen2_text, qwen3_text
 from easydel.multimodal import Wrapper, text_config

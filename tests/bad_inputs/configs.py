@@ -1,4 +1,4 @@
-"""config.json files that are broken, make no sense, or describe something else than the weights."""
+"""config.json files that are broken, make no sense, or do not describe the weights."""
 
 from __future__ import annotations
 
