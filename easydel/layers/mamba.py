@@ -20,7 +20,7 @@ from easydel.ops.recurrence import selective_scan
 from easydel.policy import Policy
 
 # B batch, T length, D model, I channels, S states of each channel, R time step rank
-State = dict[str, Cached]
+MambaState = dict[str, Cached]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Mamba(Part):
     def build(self, features: int, policy: Policy) -> MambaLayer:
         return MambaLayer(self, features, policy)
 
-    def cache(self, batch: int, length: int, dtype: Any) -> State:
+    def cache(self, batch: int, length: int, dtype: Any) -> MambaState:
         """Returns the convolution's last inputs, and the state in float32, the dtype it is computed in."""
         axes = ("batch", None, "mlp")
         return {
@@ -64,7 +64,9 @@ class MambaLayer(nnx.Module):
         self.out_proj = Linear(record.inner, features, policy, bias=record.bias)
         self.record, self.policy = record, policy
 
-    def __call__(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: MambaState | None
+    ) -> tuple[jax.Array, MambaState | None]:
         if context.starts_BT is not None:
             hint = "recurrent layers carry their state from one segment to the next; pass one document in each row"
             raise UnsupportedModelError("segment_ids are not implemented for Mamba", hint=hint)
