@@ -6,10 +6,12 @@ from easydel.encdec import EncoderDecoder, ShiftRight, Tower
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
 from easydel.layers.attention import Attention, Heads, QKNorm, Weights
+from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
 from easydel.layers.mamba import Mamba
+from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.moe import Groups, MoE, TopK
