@@ -28,7 +28,7 @@ def selective_scan(
 def over_chunks(
     chunk: Callable[[jax.Array, Parts], tuple[jax.Array, jax.Array]], state: jax.Array, parts: Parts, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns outputs [B, T, ...] and the last state of `chunk(state, parts)`, called for `size` tokens of `parts` at a time.
+    """Returns outputs [B, T, ...] and the last state of `chunk(state, parts)`, called for `size` tokens at a time.
 
     Parts are [B, T, ...]. The last chunk is filled with zeros, which have to leave the state as it is.
     """
