@@ -21,5 +21,5 @@ from easydel.layers.position import ALiBi, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.residual import FromRead, Parallel, Post, Sequential
 from easydel.layers.rope import LongRope, Rope, Yarn, rope_from_settings, yarn_gain
-from easydel.ops.attend import Around, Causal, Sight
+from easydel.ops.attend import Around, Causal, Chunks, Sight
 from easydel.weights.names import GATE_UP, QKV, Fused, Names, concatenated, grouped, interleaved, one_row
