@@ -152,7 +152,7 @@ class DecoderModel(TowerModel):
     def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
         """Raises ArgumentError for inputs that this model does not use."""
         if prefix_mask is not None and not self.record.prefixed:
-            raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see those behind them")
+            raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see later ones")
         if token_type_ids is not None and not self.record.embed.types:
             raise ArgumentError("the model takes no token_type_ids")
 

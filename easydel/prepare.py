@@ -91,7 +91,7 @@ def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collect
         stored = []
     if unknown := sorted(wanted.difference(*(paths[path] for path in stored))):
         names = ", ".join(map(shown, unknown[:8]))
-        problem = f"says of {names} that it is stored as int8, which this model cannot"
+        problem = f"lists {names} as int8, but this model cannot store that as int8"
         partly = any(len(parts) > 1 and not wanted.isdisjoint(parts) for parts in paths.values())
         hint = "stacked layers are int8 all or none: load it without scan_layers" if partly else None
         raise CheckpointError(problem, file=file, hint=hint)

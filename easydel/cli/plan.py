@@ -35,7 +35,7 @@ class Optimizer(StrEnum):
 
 
 MOMENTS = {Optimizer.adamw: 2, Optimizer.sgd: 0}
-NOT_COUNTED = "activations, logits and what XLA needs meanwhile come on top"
+NOT_COUNTED = "activations, logits and XLA's temporary memory come on top"
 
 LENGTH = 2048
 
