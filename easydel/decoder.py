@@ -76,7 +76,7 @@ class Decoder:
 
     @cached_property
     def alike(self) -> tuple[int, ...]:
-        """For each layer the number of the first layer with an equal record."""
+        """Numbers of the first layers with equal records, one for each layer."""
         first: dict[Block, int] = {}
         return tuple(first.setdefault(block, index) for index, block in enumerate(self.blocks))
 
