@@ -67,7 +67,7 @@ def plan(
     reads: Annotated[bool, typer.Option(help="List every read: parameter, tensor, file, bytes, what is done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what each device of a mesh would hold, what is replicated and why, and whether it fits.
+    """Compute the memory on each device of a mesh, list replicated parameters with the reasons, and check that it fits.
 
     No weights are read, and the devices of the mesh need not exist. The exit code is 0 whether it fits or not.
     """
