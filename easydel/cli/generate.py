@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to go on from; - reads stdin.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads stdin.")],
     model: ModelOption,
     sampling: Sampling,
     loading: Loading,
