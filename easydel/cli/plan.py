@@ -61,7 +61,7 @@ def plan(
     device_memory: Annotated[str | None, typer.Option(help="Memory of each device, such as 16GiB.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     length: Annotated[
-        int | None, typer.Option(min=1, help=f"Tokens per sequence, prompt and answer. Default: {LENGTH}, or the context.")
+        int | None, typer.Option(min=1, help=f"Tokens, prompt and answer. Default: {LENGTH}, or the context.")
     ] = None,
     optimizer: Annotated[Optimizer, typer.Option(help="Plan training with it; none: generation.")] = Optimizer.none,
     reads: Annotated[bool, typer.Option(help="List every read: parameter, tensor, file, bytes, what is done.")] = False,
