@@ -154,7 +154,7 @@ def train(
 ) -> None:
     """Fine-tune MODEL on TEXT with AdamW, and write a model that transformers loads, or adapters that PEFT loads.
 
-    Started again with the same arguments after it was stopped, it goes on from its last checkpoint.
+    Started again with the same arguments after it was stopped, it continues from its last checkpoint.
 
     All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """
