@@ -1,4 +1,4 @@
-"""What single arguments of a load may be, and an error that tells of all that are something else."""
+"""Checks and conversions of single arguments of a load, and one error that lists all refused ones."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from easydel.sharding import PartitionAxis, make_mesh
 
 CPU = "cpu"
 AXIS_DIMS = (1, -1, 1, 1)
-FAILED: Any = object()  # stands for what could not be made of an argument
+FAILED: Any = object()  # stands for the result of a conversion that failed
 T = TypeVar("T")
 
 
 class Checks:
-    """Calls that may refuse an argument, all made before one error tells of every refusal."""
+    """Runs calls that may refuse an argument, so that one error can report every refusal."""
 
     def __init__(self) -> None:
         self.errors: list[EasyDeLError] = []
 
     def __call__(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """The result of `function`; `FAILED` if it refuses, or is to be given what failed before."""
+        """Returns the result of `function`; `FAILED` if it refuses, or if an argument is itself `FAILED`."""
         if any(argument is FAILED for argument in arguments):
             return FAILED
         try:
@@ -35,7 +35,7 @@ class Checks:
             return FAILED
 
     def refuse(self) -> None:
-        """Raises the one error as it is, or an ArgumentError that lists several."""
+        """Raises the only error as it is, or an ArgumentError that lists several."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
@@ -44,7 +44,7 @@ class Checks:
 
 
 def check_targets(targets: Any, load_in_8bit: bool) -> None:
-    """ArgumentError for targets that are no names, or that nothing quantizes."""
+    """Raises ArgumentError for targets that are no names, or that nothing quantizes."""
     if targets is None:
         return
     if not load_in_8bit:
@@ -55,13 +55,13 @@ def check_targets(targets: Any, load_in_8bit: bool) -> None:
 
 
 def check_rules(rules: Any, auto_shard_params: bool) -> None:
-    """ArgumentError for rules that nothing asks."""
+    """Raises ArgumentError for rules that have no effect."""
     if rules is not None and not auto_shard_params:
         raise ArgumentError("partition_rules has no effect without auto_shard_params=True")
 
 
 def mapping_of(name: str, value: Any) -> Mapping[Any, Any]:
-    """The dict that the argument is, empty for None; ArgumentError for something else."""
+    """Returns the argument, which must be a dict, empty for None. Raises ArgumentError for any other type."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -70,21 +70,21 @@ def mapping_of(name: str, value: Any) -> Mapping[Any, Any]:
 
 
 def tuple_of(name: str, value: Any) -> tuple[Any, ...]:
-    """The argument's entries; ArgumentError for text, and for what has none."""
+    """Returns the argument's entries as a tuple. Raises ArgumentError for text, and for values without entries."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ArgumentError(f"{name}={value!r}, expected a tuple")
     return tuple(value)
 
 
 def batch_and_length(shape: tuple[Any, ...]) -> tuple[int, int]:
-    """The two sizes of `input_shape`; ArgumentError for others than whole numbers above 0."""
+    """Returns the two sizes of `input_shape`. Raises ArgumentError unless they are whole numbers above 0."""
     if len(shape) != 2 or any(type(dim) is not int or dim < 1 for dim in shape):
         raise ArgumentError(f"input_shape={shape!r}, expected (batch, length), both at least 1")
     return cast(tuple[int, int], shape)
 
 
 def device_of(device: Any) -> Any:
-    """The device, by default the first CPU; looked up here, since importing must not."""
+    """Returns the device, by default the first CPU, which is looked up here since importing must not."""
     if device is None:
         return jax.local_devices(backend=CPU)[0]
     if not isinstance(device, jax.Device):
@@ -93,7 +93,7 @@ def device_of(device: Any) -> Any:
 
 
 def mesh_of(dims: tuple[Any, ...], names: tuple[Any, ...], backend: str | None, *, used: bool) -> jax.sharding.Mesh:
-    """The mesh of that shape; ArgumentError if somebody asks for one of several devices that nothing uses."""
+    """Returns the mesh of that shape. Raises ArgumentError if it spans several devices, by request, and is not used."""
     mesh = make_mesh(dims, names, backend)
     if not used and mesh.size > 1 and dims != AXIS_DIMS:
         problem = f"sharding_axis_dims={dims} has no effect"
@@ -102,14 +102,14 @@ def mesh_of(dims: tuple[Any, ...], names: tuple[Any, ...], backend: str | None, 
 
 
 def resolved_axes(axes: Any, names: tuple[Any, ...]) -> PartitionAxis:
-    """The partition axes in terms of a mesh with axes `names`."""
+    """Returns the partition axes in terms of a mesh with axes `names`."""
     if not isinstance(axes, PartitionAxis):
         raise ArgumentError(f"partition_axis is a {type(axes).__name__}, expected a PartitionAxis")
     return axes.resolve(names)
 
 
 def precision_of(value: Any) -> Any:
-    """The `jax.lax.Precision` of that name."""
+    """Returns the `jax.lax.Precision` of that name."""
     try:
         return None if value is None else jax.lax.Precision(value)
     except ValueError:
@@ -118,7 +118,7 @@ def precision_of(value: Any) -> Any:
 
 
 def remat_of(value: Any) -> str | None:
-    """What `Policy.remat` calls that choice."""
+    """Returns the choice as a value of `Policy.remat`."""
     if isinstance(value, bool | np.bool_) or value is None:
         return REMAT if value else None
     if value not in (REMAT, *REMAT_POLICIES):

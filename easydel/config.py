@@ -150,7 +150,7 @@ class HFConfig:
         return self._declared
 
     def unread(self) -> Iterator[tuple[str, Any, str | None]]:
-        """Yields unread keys with an effect: (key, value, reason why a model that did not read it cannot honour it).
+        """Yields unread keys that may have an effect: (key, value, reason why a model without them cannot honour it).
 
         The reason is None if it is not known whether the key has an effect. Keys known to be inert are left out.
         """

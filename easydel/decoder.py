@@ -76,7 +76,7 @@ class Decoder:
 
     @cached_property
     def alike(self) -> tuple[int, ...]:
-        """For each layer the number of the first layer with an equal record."""
+        """Numbers of the first layers with equal records, one for each layer."""
         first: dict[Block, int] = {}
         return tuple(first.setdefault(block, index) for index, block in enumerate(self.blocks))
 
@@ -152,7 +152,7 @@ class DecoderModel(TowerModel):
     def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
         """Raises ArgumentError for inputs that this model does not use."""
         if prefix_mask is not None and not self.record.prefixed:
-            raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see those behind them")
+            raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see later ones")
         if token_type_ids is not None and not self.record.embed.types:
             raise ArgumentError("the model takes no token_type_ids")
 

@@ -46,18 +46,18 @@ GENERATION = re.compile(
 EFFECTS = {
     "rotary positions": r"rope_(parameters|scaling|theta|local_base_freq)|rotary_(dim|emb_base)|partial_rotary_factor",
     "positions by distance": r"alibi",
-    "what a layer sees": r"(use_)?sliding_window|sliding_window_pattern|window_size|attention_chunk_size"
+    "the tokens that a layer sees": r"(use_)?sliding_window|sliding_window_pattern|window_size|attention_chunk_size"
     r"|use_bidirectional_attention|add_cross_attention",
     "layers of several kinds": r"layer_types|no_rope_layers|num_kv_shared_layers|per_layer_config",
     "biases": r"(attention|mlp|qkv|use|use_qkv|lm_head|attention_out)_bias",
     "norms of queries and keys": r"(use_)?qk_(layer)?norm|qk_ln",
     "limits": r"clip_qkv|.*soft_?cap(ping)?|swiglu_limit",
     "factors": r".*_multiplier|logits_scaling|logit_scale|scale_(emb|depth)|embedding_scale|routed_scaling_factor",
-    "how queries or embeddings are scaled": r"query_pre_attn_scalar|scale_attn_by_inverse_layer_idx|scale_embedding"
+    "scales of queries or embeddings": r"query_pre_attn_scalar|scale_attn_by_inverse_layer_idx|scale_embedding"
     r"|dim_model_base",
     "experts": r"n_routed_experts|n_shared_experts|num_shared_experts?|num_local_experts"
     r"|shared_expert_intermediate_size",
-    "where residuals and norms are": r"use_parallel_residual|parallel_attn|do_layer_norm_before"
+    "the places of residuals and norms": r"use_parallel_residual|parallel_attn|do_layer_norm_before"
     r"|apply_residual_connection_post_layernorm",
 }
 OFF: tuple[Any, ...] = (None, False, 0, "", [], {})

@@ -1,4 +1,4 @@
-"""What a load will do, decided and checked from headers before any weight is read."""
+"""The decisions of a load, made and checked from headers before any weight is read."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from easydel.weights.saved import MANIFEST, Manifest
 
 @dataclass(frozen=True)
 class Prepared:
-    """What will be read, decided and checked from headers: every parameter by path, its dtype and its sharding.
+    """The decisions of a load: every parameter by path, its dtype and its sharding.
 
-    Those in `int8` are quantized on the way.
+    Parameters in `int8` are quantized on the way.
     """
 
     plan: Plan
@@ -44,7 +44,7 @@ class Prepared:
 
 
 def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
-    """What is left to decide about a load, and the last checks before weights are read."""
+    """Makes the remaining decisions of a load, and the last checks before weights are read."""
     plan, int8 = plan_for(model, source, options.int8)
     leaves = flatten(model.params)
     placed = options.placement.shardings_of(leaves)
@@ -54,9 +54,9 @@ def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions
 
 
 def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None = None) -> tuple[Plan, Collection[str]]:
-    """The plan for a model whose parameters are floats so far, and which of them are quantized while they are read.
+    """Returns the plan for a model whose parameters are still floats, and the parameters to quantize while reading.
 
-    `int8` says which are to be; those that the directory stores as int8 become int8 in any case.
+    `int8` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case.
     """
     table = OWN if source.manifest is not None else model.names
     stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
@@ -72,7 +72,7 @@ def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None =
 
 
 def take_dtypes(model: LanguageModel, plan: Plan) -> None:
-    """Give the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
+    """Gives the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
     leaves = flatten(model.params)
     for path in model.buffers:
         stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
@@ -81,7 +81,10 @@ def take_dtypes(model: LanguageModel, plan: Plan) -> None:
 
 
 def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collection[str]:
-    """Turn what the manifest in `file` says is int8 into that; CheckpointError if the model cannot hold it."""
+    """Declares the parameters int8 that the manifest in `file` lists. Returns their paths.
+
+    Raises CheckpointError if the model cannot hold one of them as int8.
+    """
     if not manifest.int8:
         return ()
     paths, wanted = model.canonical_paths(), set(manifest.int8)
@@ -91,7 +94,7 @@ def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collect
         stored = []
     if unknown := sorted(wanted.difference(*(paths[path] for path in stored))):
         names = ", ".join(map(shown, unknown[:8]))
-        problem = f"says of {names} that it is stored as int8, which this model cannot"
+        problem = f"lists {names} as int8, but this model cannot store that as int8"
         partly = any(len(parts) > 1 and not wanted.isdisjoint(parts) for parts in paths.values())
         hint = "stacked layers are int8 all or none: load it without scan_layers" if partly else None
         raise CheckpointError(problem, file=file, hint=hint)
@@ -99,7 +102,7 @@ def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collect
 
 
 def trace(model: LanguageModel, input_shape: tuple[int, int]) -> None:
-    """Run the model on shapes alone, so that what cannot work fails here."""
+    """Runs the model on shapes alone, so that a model that cannot work fails here."""
     longest = model.record.longest
     if longest is not None and input_shape[1] > longest:
         raise ArgumentError(f"input_shape={input_shape!r} is longer than the model's {longest} positions")
@@ -114,9 +117,9 @@ def trace(model: LanguageModel, input_shape: tuple[int, int]) -> None:
 
 @lru_cache
 def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
-    """Once for each kind of model in a process: its trace takes longer than all other planning.
+    """Traces each kind of model once per process: a trace takes longer than all other planning.
 
-    `record` has one layer of each kind, so a model is built of it anew; the config has no say in what it computes.
+    `record` has one layer of each kind, and a new model is built from it; the config does not affect its computation.
     """
     model = LanguageModel(record, HFConfig({}), policy)
 

@@ -93,7 +93,7 @@ def language_model(source: CheckpointSource) -> CheckpointSource:
         problem = f"is a {wrapper.model_type} whose language model is {shown(config.model_type)}: not implemented"
         raise UnsupportedModelError(problem, file=outer.file, hint=error.hint) from None
     logger.warning(
-        "%s: of this %s the language model alone is loaded (%s): text, no images or sound",
+        "%s: only the language model of this %s is loaded (%s): text, no images or sound",
         source.path,
         wrapper.model_type,
         config.model_type,

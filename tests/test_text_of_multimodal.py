@@ -227,7 +227,7 @@ def test_the_user_is_told_once_that_images_are_left_out(gemma: Path, caplog: pyt
     with caplog.at_level(logging.WARNING):
         load(gemma)
     assert [record.message for record in caplog.records] == [
-        f"{gemma}: of this gemma3 the language model alone is loaded (gemma3_text): text, no images or sound"
+        f"{gemma}: only the language model of this gemma3 is loaded (gemma3_text): text, no images or sound"
     ]
 
 

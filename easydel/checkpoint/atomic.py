@@ -92,7 +92,7 @@ def recover_directory(target: str | os.PathLike[str]) -> None:
 
 
 def _check_replaceable(target: str | os.PathLike[str], place: Path) -> None:
-    """Raises CheckpointError if processes are working in the directory, which would then be deleted."""
+    """Raises CheckpointError if the directory is, or holds, the working directory, which would be deleted."""
     if not os.fspath(target):
         raise CheckpointError("an empty path, expected a directory to write")
     with suppress(FileNotFoundError):  # the working directory is gone already

@@ -156,7 +156,7 @@ class _Machine:
         key = f"{module}.{name}"
         if key not in self.allowed:
             raise CheckpointError(
-                f"its pickle refers to {key[:200]!r}, which is not on the list of what a state dict needs; "
+                f"its pickle refers to {key[:200]!r}, which is not on the list of names that a state dict needs; "
                 "nothing of it was executed",
                 hint="save the state dict alone, best as safetensors",
             )

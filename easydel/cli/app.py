@@ -72,7 +72,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option(DEBUG, help="Show where an error comes from; also after a command.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error; also after a command.")] = False,
 ) -> None:
     """Hugging Face language models in JAX: load, shard, generate, train, check and convert.
 

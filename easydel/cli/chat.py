@@ -28,7 +28,7 @@ def chat(
     hub: Hub,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
 ) -> None:
-    """Talk to a model; it remembers what was said. /clear forgets that, /quit ends.
+    """Talk to a model, which remembers the conversation. /clear forgets it, /quit ends.
 
     From a pipe, each line is a message.
     """

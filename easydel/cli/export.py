@@ -21,7 +21,7 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; it must not exist yet, or be empty.")],
     hub: Hub,
-    dtype: Annotated[str | None, typer.Option(help="Of the written weights. Default: as they are stored.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the written weights. Default: as stored.")] = None,
 ) -> None:
     """Write a model as a Hugging Face checkpoint, which transformers loads.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to go on from; - reads stdin.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads stdin.")],
     model: ModelOption,
     sampling: Sampling,
     loading: Loading,
@@ -25,9 +25,9 @@ def generate(
         typer.Option("--chat/--no-chat", help="Use the chat template. Default: if the tokenizer has one."),
     ] = None,
 ) -> None:
-    """Print what a model says to PROMPT, as it says it.
+    """Print a model's answer to PROMPT while it is generated.
 
-    The model is split over all devices, or those of --mesh; a table on stderr says what went where.
+    The model is split over all devices, or those of --mesh; a table on stderr shows the placement.
     """
     arguments = sampling.arguments()
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -27,7 +27,7 @@ SIZES = (
 
 
 def inspect(model: Model, hub: Hub, as_json: Json = False) -> None:
-    """Say what a model is, what its files hold, and whether they fit each other. No weights are read."""
+    """Describe a model and its files, and check that they fit each other. No weights are read."""
     path = local_files(model, hub)
     from easydel.source import open_source
 

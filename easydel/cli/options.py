@@ -16,7 +16,7 @@ from easydel.errors import ArgumentError
 if TYPE_CHECKING:
     from easydel.sharding import PartitionAxis
 
-MESH = "Sizes of the mesh axes dp,fsdp,tp,sp: 1,2,4,1 or fsdp=2,tp=4; one -1 takes what is left."
+MESH = "Sizes of the mesh axes dp,fsdp,tp,sp: 1,2,4,1 or fsdp=2,tp=4; one -1 takes the remaining devices."
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 # Greedy decoding, whatever the checkpoint's generation_config says; only its end tokens count.
 GREEDY = {
@@ -50,7 +50,7 @@ class Hub:
 
     revision: Annotated[str | None, _hub("Branch, tag or commit.")] = None
     token: Annotated[str | None, _hub("Access token; better set HF_TOKEN: others can see a command line.")] = None
-    local_files_only: Annotated[bool, _hub("Use what was downloaded before.", "--local-files-only")] = False
+    local_files_only: Annotated[bool, _hub("Use only earlier downloads.", "--local-files-only")] = False
 
     def arguments(self) -> dict[str, Any]:
         return {"revision": self.revision, "token": self.token, "local_files_only": self.local_files_only}
@@ -61,8 +61,8 @@ class Loading:
     """The placement of a model, and its precision."""
 
     mesh: Annotated[str | None, _load(f"{MESH} Default: every device along fsdp.")] = None
-    dtype: Annotated[str, _load("Of the computation.")] = "float32"
-    param_dtype: Annotated[str, _load("Of the stored parameters.")] = "float32"
+    dtype: Annotated[str, _load("Dtype of the computation.")] = "float32"
+    param_dtype: Annotated[str, _load("Dtype of the stored parameters.")] = "float32"
     int8: Annotated[bool, _load("Store kernels and embeddings as int8 with scales.", "--int8")] = False
     replicate_kv: Annotated[
         bool, _load("Keep key and value heads whole on each device: for tp beyond their number.", "--replicate-kv")
@@ -100,9 +100,9 @@ class Sampling:
     temperature: Annotated[float | None, _sample("Below 1: sharper; above: flatter.")] = None
     top_k: Annotated[int | None, _sample("Choose among the k likeliest tokens.")] = None
     top_p: Annotated[float | None, _sample("Choose among the likeliest that together reach this probability.")] = None
-    min_p: Annotated[float | None, _sample("Choose among those with this share of the top probability.")] = None
-    repetition_penalty: Annotated[float | None, _sample("Above 1: what was said becomes less likely.")] = None
-    seed: Annotated[int | None, _sample("Of the random numbers; the same seed gives the same text.")] = None
+    min_p: Annotated[float | None, _sample("Choose among tokens with this share of the top probability.")] = None
+    repetition_penalty: Annotated[float | None, _sample("Above 1: tokens that occurred become less likely.")] = None
+    seed: Annotated[int | None, _sample("Seed of the random numbers; the same seed gives the same text.")] = None
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments for `generate`."""

@@ -35,7 +35,7 @@ class Optimizer(StrEnum):
 
 
 MOMENTS = {Optimizer.adamw: 2, Optimizer.sgd: 0}
-NOT_COUNTED = "activations, logits and what XLA needs meanwhile come on top"
+NOT_COUNTED = "activations, logits and XLA's temporary memory come on top"
 
 LENGTH = 2048
 
@@ -58,16 +58,16 @@ def plan(
     model: Model,
     hub: Hub,
     loading: Loading,
-    device_memory: Annotated[str | None, typer.Option(help="Of each device, such as 16GiB.")] = None,
+    device_memory: Annotated[str | None, typer.Option(help="Memory of each device, such as 16GiB.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     length: Annotated[
-        int | None, typer.Option(min=1, help=f"Tokens of each, prompt and answer. Default: {LENGTH}, or the context.")
+        int | None, typer.Option(min=1, help=f"Tokens, prompt and answer. Default: {LENGTH}, or the context.")
     ] = None,
-    optimizer: Annotated[Optimizer, typer.Option(help="Training with it; none: generation.")] = Optimizer.none,
+    optimizer: Annotated[Optimizer, typer.Option(help="Plan training with it; none: generation.")] = Optimizer.none,
     reads: Annotated[bool, typer.Option(help="List every read: parameter, tensor, file, bytes, what is done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what each device of a mesh would hold, what is replicated and why, and whether it fits.
+    """Compute the memory on each device of a mesh, list replicated parameters with the reasons, and check that it fits.
 
     No weights are read, and the devices of the mesh need not exist. The exit code is 0 whether it fits or not.
     """

@@ -33,16 +33,16 @@ def _lora(help: str, *names: str, **more: Any) -> Any:
 class Course:
     """The options of the training itself: its length, batches and rates."""
 
-    steps: Annotated[int, _train("How many steps.")] = 100
+    steps: Annotated[int, _train("Number of steps.")] = 100
     batch: Annotated[int, _train("Sequences in a step.")] = 8
     length: Annotated[int, _train("Tokens in a sequence.")] = 512
     accumulate: Annotated[int, _train("Compute a step in this many parts, one after the other: saves memory.")] = 1
-    learning_rate: Annotated[float, _train("At its peak; it falls to a tenth as a cosine.")] = 1e-5
+    learning_rate: Annotated[float, _train("Peak of the rate; it falls to a tenth as a cosine.")] = 1e-5
     warmup: Annotated[int, _train("Steps in which the learning rate rises from 0.")] = 0
-    weight_decay: Annotated[float, _train("Of kernels and embeddings.")] = 0.0
+    weight_decay: Annotated[float, _train("Decay of kernels and embeddings.")] = 0.0
     clip: Annotated[float, _train("Largest norm of all gradients together.")] = 1.0
     z_loss: Annotated[float, _train("Weight of the squared log of the softmax's denominator.")] = 0.0
-    seed: Annotated[int, _train("Of the order of the text's pieces, and of new adapters.", min=0)] = 0
+    seed: Annotated[int, _train("Seed of the order of the text's pieces, and of new adapters.", min=0)] = 0
     save_every: Annotated[int, _train("Steps between checkpoints.")] = 100
     separate_documents: Annotated[
         bool, _train("Tokens see their own document only, though several share a sequence.", "--separate-documents")
@@ -72,7 +72,7 @@ class Adapters:
     """The adapters to train in place of the model's own parameters."""
 
     lora_rank: Annotated[int | None, _lora("Train adapters of this rank, and nothing else.")] = None
-    lora_alpha: Annotated[float | None, _lora("They count times alpha / rank. Default: the rank.")] = None
+    lora_alpha: Annotated[float | None, _lora("Adapters are scaled by alpha / rank. Default: the rank.")] = None
     lora_targets: Annotated[
         str | None,
         _lora("Names of modules, such as q_proj,v_proj, or a regular expression. Default: all but the head."),
@@ -154,7 +154,7 @@ def train(
 ) -> None:
     """Fine-tune MODEL on TEXT with AdamW, and write a model that transformers loads, or adapters that PEFT loads.
 
-    Started again with the same arguments after it was stopped, it goes on from its last checkpoint.
+    Started again with the same arguments after it was stopped, it continues from its last checkpoint.
 
     All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """

@@ -82,14 +82,14 @@ class Family:
         unread = [found for found in config.unread() if found[0] not in self.inert]
         if refused := [f"{key}={shown(value)} ({problem})" for key, value, problem in unread if problem is not None]:
             raise UnsupportedModelError(
-                f"the config asks {self.model_type} for what it does not do:{listed(refused)}",
+                f"the config has settings that {self.model_type} does not implement:{listed(refused)}",
                 file=config.file,
                 hint="remove the keys if they have no effect (config_kwargs={key: None})",
             )
         if unread:
             names = ", ".join(sorted(key for key, _, _ in unread))
             logger.warning(
-                "%s: keys that no %s is known to have: %s; ignored", config.file or "config", self.model_type, names
+                "%s: keys that are not known for %s: %s; ignored", config.file or "config", self.model_type, names
             )
 
     def _culprits(self, config: HFConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Mamba 2 in hybrids: the mixer by the keys that Bamba gave them, which layers have it, and its fused projection."""
+"""Mamba 2 in hybrids: the mixer by Bamba's keys, the layers that have it, and its fused projection."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from easydel.keys import FULL
 from easydel.layers.mamba2 import IN_PROJ as PARTS
 
 LINEAR = "linear_attention"
-LEGACY = {"mamba": LINEAR, "attention": FULL}  # as files of 2025 call them
+LEGACY = {"mamba": LINEAR, "attention": FULL}  # the names in files of 2025
 IN_PROJ = Fused("mixer.in_proj", tuple(f"mixer.{part}" for part in PARTS))
-KERNELS = "how many tokens its kernels take at a time"
+KERNELS = "the number of tokens that its kernels take at a time"
 
 
 def mixer(c: HFConfig, inner: int | None = None, **choices: Any) -> Mamba2:
-    """Bamba's, with `inner` channels in all heads (default: `mamba_expand` times the model's)."""
+    """Returns Bamba's mixer, with `inner` channels in all heads (default: `mamba_expand` times the model's)."""
     inner = inner or c.mamba_expand * c.hidden_size
     heads, groups = c.mamba_n_heads, c.mamba_n_groups
     size = inner // heads if c.mamba_d_head == "auto" else c.mamba_d_head
@@ -26,12 +26,12 @@ def mixer(c: HFConfig, inner: int | None = None, **choices: Any) -> Mamba2:
 
 
 def limits(c: HFConfig) -> tuple[float, float]:
-    """The smallest and the largest time step; transformers writes infinity as an object."""
+    """Returns the smallest and the largest time step; transformers writes infinity as an object."""
     low, high = (float(one["__float__"] if isinstance(one, dict) else one) for one in c.time_step_limit)
     return low, high
 
 
 def kinds(c: HFConfig, default: Sequence[str]) -> Sequence[str]:
-    """The kind of each layer, LINEAR or FULL: `layer_types` where the config has them."""
+    """Returns the kind of each layer, LINEAR or FULL: from `layer_types` if the config has it."""
     stated = [LEGACY.get(kind, kind) for kind in c.get("layer_types") or default]
     return checked_types(c, "layer_types", stated, (LINEAR, FULL))

@@ -3,7 +3,7 @@
 from easydel.families import gptj
 from easydel.families._parts import Decoder, Fused, HFConfig, family, grouped
 
-# by the four TPU cores that it was trained on
+# four groups, for the four TPU cores that it was trained on
 QVK = Fused("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.v_proj", "self_attn.k_proj"), grouped(4))
 NAMES = gptj.NAMES.extended(fused=(QVK,), ignored=(r".*\.attn\.causal_mask",))
 

@@ -19,7 +19,7 @@ EXPERTS = ("ffn.experts.mlp.w1", "ffn.experts.mlp.v1", "ffn.experts.mlp.w2")
 
 
 def one_below_the_other(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """All experts' rows in one matrix."""
+    """Returns the shape of all experts' rows in one matrix."""
     return (shape[0] * shape[1], *shape[2:])
 
 
@@ -57,7 +57,7 @@ NAMES = Names(
 )
 def dbrx(c: HFConfig) -> Decoder:
     heads, inner, settings = c.inside("attn_config"), c.inside("ffn_config"), c.rope()
-    # transformers 5.23 needs this key and turns by its own default all the same; the authors' code turns by the key
+    # transformers 5.23 requires this key but rotates by its own default; the authors' code rotates by the key
     settings["rope_theta"] = heads.get("rope_theta", settings["rope_theta"])
     c.only("num_key_value_heads", heads.kv_n_heads)
     mixer = base.attention(c, kv=heads.kv_n_heads, clip=heads.get("clip_qkv"), rope=settings)

@@ -9,13 +9,13 @@ from easydel.families._parts import GLU, Attention, Decoder, Embed, Head, HFConf
 
 
 def attention(c: HFConfig, **choices: Any) -> Attention:
-    """Llama's with a scale of its own; `choices` override."""
+    """Returns Llama's attention with a scale of its own; `choices` override."""
     own = {"bias": c.attention_bias, "out_bias": c.attention_bias, "scale": c.attention_multiplier}
     return base.attention(c, **(own | choices))
 
 
 def multiplied(c: HFConfig, ffn: Part, mixers: Sequence[Part] | None = None) -> Decoder:
-    """Granite's decoder with `ffn` in each layer, and its attention unless there are `mixers`."""
+    """Returns Granite's decoder with `ffn` in each layer, and its attention unless `mixers` are given."""
     chosen: Sequence[Part] = mixers or [attention(c)] * c.num_hidden_layers
     plain = base.pre_norm(c, chosen, [ffn] * len(chosen))
     return replace(

@@ -8,7 +8,7 @@ from easydel.families._parts import GLU, Attention, ConfigError, Decoder, HFConf
 
 
 def attentions(c: HFConfig) -> Sequence[Attention]:
-    """The attention of each layer: three of four slide, and a theta of 0 is one without positions."""
+    """Returns each layer's attention: three of four have a window, and a theta of 0 means no positions."""
     settings, layers = c.rope(), c.num_hidden_layers
     kinds = layer_types(c, [SLIDING if i % 4 else FULL for i in range(layers)])
     thetas = c.get("layer_rope_theta") or [settings["rope_theta"]] * layers

@@ -7,7 +7,7 @@ from easydel.families._mamba2 import IN_PROJ, KERNELS, LINEAR, kinds, mixer
 from easydel.families._parts import GLU, Attention, Decoder, Fused, HFConfig, MoE, TopK, family
 from easydel.keys import FULL
 
-# The feed-forward that all tokens take has one name, whether there are experts beside it or not.
+# The feed-forward of all tokens has one name, whether there are experts beside it or not.
 SHARED = ("mlp", "mlp.shared_expert")
 MODULES = {"mixer": "mamba"} | {f"{place}.down_proj": "shared_mlp.output_linear" for place in SHARED}
 GATE_UP = tuple(Fused("shared_mlp.input_linear", (f"{place}.gate_proj", f"{place}.up_proj")) for place in SHARED)

@@ -8,7 +8,7 @@ NAMES = granitemoe.NAMES.extended({"mlp.shared_expert.down_proj": "shared_mlp.ou
 
 
 def experts(c: HFConfig) -> MoE:
-    """Granite's routed experts, and one for all tokens if it has a size."""
+    """Returns Granite's routed experts, and one for all tokens if its size is not 0."""
     expert, router = GLU(c.intermediate_size, c.hidden_act), TopK(c.num_experts_per_tok, renormalize=True)
     shared = GLU(c.shared_intermediate_size, c.hidden_act) if c.shared_intermediate_size else None
     return MoE(c.num_local_experts, expert, router, shared)

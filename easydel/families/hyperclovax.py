@@ -11,7 +11,7 @@ NAMES = LLAMA.extended({"attn_output_layernorm": "post_norm1", "mlp_output_layer
 
 @family("hyperclovax", NAMES)
 def hyperclovax(c: HFConfig) -> Decoder:
-    """Unlike Granite's, logits are multiplied."""
+    """Returns the decoder. Logits are multiplied by the scale, where Granite's are divided."""
     head_dim = c.get("head_dim") or c.hidden_size // c.num_attention_heads
     mixers = [granite.attention(c, scale=c.get("attention_multiplier", head_dim**-0.5))] * c.num_hidden_layers
     plain = granite.multiplied(c, GLU(c.intermediate_size, c.hidden_act, c.mlp_bias), mixers)

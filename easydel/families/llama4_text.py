@@ -1,7 +1,7 @@
 """Llama 4 (Meta 2025, ai.meta.com/blog/llama-4-multimodal-intelligence): chunks, layers without rope, experts.
 
-Layers with a rope see chunks of the sequence; every fourth one has none, sees everything, and scales its queries up as
-they come to see more.
+Layers with a rope see chunks of the sequence; every fourth layer has no rope, sees everything, and scales its queries
+up with their position.
 """
 
 from easydel.families import llama as base
@@ -38,7 +38,7 @@ NAMES = base.NAMES.extended(
 
 
 def mixers(c: HFConfig) -> list[Attention]:
-    """Each layer's attention. `no_rope_layers` has 1 where there is a rope, as in SmolLM3."""
+    """Returns each layer's attention. `no_rope_layers` has 1 where there is a rope, as in SmolLM3."""
     interval, layers = c.no_rope_layer_interval, c.num_hidden_layers
     ropes = c.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(layers)]
     if len(ropes) < layers:
@@ -56,7 +56,7 @@ def mixers(c: HFConfig) -> list[Attention]:
 
 
 def ffns(c: HFConfig) -> list[Part]:
-    """Each layer's feed-forward: the weights of experts multiply what these read, and one acts on every token."""
+    """Returns each layer's feed-forward: weights multiply the experts' inputs, and one expert acts on every token."""
     layers, step = c.num_hidden_layers, c.interleave_moe_layer_step
     stated = c.get("moe_layers")
     sparse = set(range(step - 1, layers, step) if stated is None else stated)

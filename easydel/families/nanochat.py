@@ -26,7 +26,7 @@ NAMES = base.NAMES.extended({"up_proj": "fc1", "down_proj": "fc2"})
 
 @dataclass(frozen=True)
 class Backwards(Rope):
-    """Rotates the other way round."""
+    """A rope that rotates in the opposite direction."""
 
     def angles(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         cos, sin = super().angles(positions_BT)

@@ -51,7 +51,7 @@ def first_pass(
 
 
 def kinds_of_layers(model: LanguageModel, params: Params) -> Sequence[int]:
-    """For each layer the number of the first layer with an equal record and parameters of the same names.
+    """Returns for each layer the number of the first one with an equal record and parameters of the same names.
 
     Empty if layers cannot be called one by one: behind an encoder, and where they are stacked.
     """

@@ -176,7 +176,7 @@ def _download(repo: Repository, commit: str, name: str, *, again: bool) -> Path:
 
 
 def _stated(entry: Digest | None, file: Path) -> Digest | None:
-    """Returns the hash that the Hub states of `file`; mirrors that list none still use it as the file's name."""
+    """Returns the hash that the Hub states of `file`; mirrors that list none still name its blob by it."""
     if entry is not None and entry.kind == "sha256":
         return entry
     name = named(file)

@@ -1,8 +1,8 @@
 """Weights that stay on the Hub: any range of a file's bytes, received straight into the caller's memory.
 
 The Hub is asked once per file for the file's address; its token goes to the Hub's own origin alone. Every answer must
-state the same range, size and ETag as the others, so that parts of two versions never mix. Parts cannot be compared
-with the hash of the whole file: the connection's encryption is their only protection.
+state the requested range, and the same size and ETag as the others, so that two versions never mix. Parts cannot be
+compared with the hash of the whole file: the connection's encryption is their only protection.
 """
 
 from __future__ import annotations

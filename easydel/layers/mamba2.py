@@ -45,7 +45,7 @@ class GatedNormLayer(nnx.Module):
         self.record = record
 
     def __call__(self, y_BTI: jax.Array, gate_BTI: jax.Array) -> jax.Array:
-        """Float32 in, float32 out: squares overflow or vanish in 16 bits."""
+        """Maps float32 to float32: squares overflow or vanish in 16 bits."""
         y_BTI = y_BTI if self.record.before_gate else y_BTI * gate_BTI
         grouped = y_BTI.reshape(*y_BTI.shape[:-1], self.record.groups, -1)
         y_BTI = self.record.norm.normalise(grouped).reshape(y_BTI.shape) * self.scale[...].astype(jnp.float32)
@@ -56,8 +56,8 @@ class GatedNormLayer(nnx.Module):
 class Mamba2(Part):
     """`heads` of `head_dim` channels with `states` each, after a convolution over `width` tokens.
 
-    The heads stand in `groups` that share B and C. `bias` is that of the projections in, `out_bias` that of the one
-    out. Time steps are limited to `limits`. `scales` multiply the gate, x, B, C and time steps as they are projected.
+    The heads are in `groups` that share B and C. `bias` belongs to the projections in, `out_bias` to the one out. Time
+    steps are limited to `limits`. `scales` multiply the projected gate, x, B, C and time steps.
     """
 
     name: ClassVar[str] = "mixer"
@@ -82,7 +82,7 @@ class Mamba2(Part):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Channels of what is convolved: x, B and C."""
+        """Numbers of convolved channels: of x, B and C."""
         shared = self.groups * self.states
         return {"x": self.heads * self.head_dim, "b": shared, "c": shared}
 
@@ -90,7 +90,7 @@ class Mamba2(Part):
         return Mamba2Layer(self, features, policy)
 
     def cache(self, batch: int, length: int, dtype: Any) -> State:
-        """Returns the last inputs of the convolution and the state, in float32 as it is computed."""
+        """Returns the convolution's last inputs, and the state in float32, the dtype it is computed in."""
         inner = {"x": "mlp", "b": None, "c": None}  # all heads of a group need its B and C
         past = {
             name: empty((batch, self.width - 1, size), dtype, "batch", None, inner[name])
@@ -129,14 +129,14 @@ class Mamba2Layer(nnx.Module):
         return self.out_proj(y_BTI.astype(self.policy.dtype)), kept(cache, **new)
 
     def _projected(self, x_BTD: jax.Array) -> list[jax.Array]:
-        """Returns the gate, x, B, C and time steps: heads are split, B and C are whole for those of their group."""
+        """Returns the gate, x, B, C and time steps. Heads are split; B and C are whole for their group."""
         mlp = self.policy.axes.mlp_axis
         split = dict(zip(IN_PROJ, (mlp, mlp, None, None, mlp), strict=True))
         parts = [self._shard(getattr(self, name)(x_BTD), axis) for name, axis in split.items()]
         return [part if scale == 1.0 else part * scale for part, scale in zip(parts, self.record.scales, strict=True)]
 
     def _channels(self) -> dict[str, slice]:
-        """Which channels of the convolution are those of x, B and C."""
+        """Returns the places of x, B and C among the channels of the convolution."""
         start, found = 0, {}
         for name, size in self.record.sizes.items():
             found[name] = slice(start, start + size)
@@ -159,5 +159,5 @@ class Mamba2Layer(nnx.Module):
         return self._shard(y_BTGRP.reshape(B, T, -1), self.policy.axes.mlp_axis), state.reshape(state_BNPS.shape)
 
     def _shard(self, x_BTC: jax.Array, channels: AxisName) -> jax.Array:
-        """Split by channels, and not by tokens: the recurrence goes through all of them in order."""
+        """Splits by channels but not by tokens: the recurrence goes through all tokens in order."""
         return self.policy.shard(x_BTC, self.policy.axes.batch_axis, None, channels)

@@ -58,10 +58,10 @@ class Router:
         raise NotImplementedError(type(self).__name__)
 
     def check(self, experts: int) -> None:
-        """ConfigError if so many experts cannot be chosen from."""
+        """Raises ConfigError if the router cannot choose among that many experts."""
 
     def reads(self) -> Iterable[str]:
-        """Lists what it reads of the context that only some models have, as `Part.reads`: hash routers read ids_BT."""
+        """Lists fields of the context that the router reads, as `Part.reads` does: hash routers read ids_BT."""
         return ()
 
 

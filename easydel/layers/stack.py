@@ -62,7 +62,7 @@ def _repetition(blocks: Sequence[Block], start: int, period: int) -> Run:
 
 
 def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
-    """Maps each stack's name ("" if there is just one) to its layers. A single layer is a stack of its own."""
+    """Maps each stack's name ("" if there is just one) to its layers. A layer that stands alone is not stacked."""
     found = {
         str(run.start + position): list(run.layers(position))
         for run in layer_runs(blocks)

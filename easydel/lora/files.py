@@ -147,7 +147,7 @@ def read_lora(file: Path) -> LoRA:
     if values.get("peft_type", "LORA") != "LORA":
         extra.append(f"peft_type={values['peft_type']!r}")
     if extra:
-        raise UnsupportedModelError(f"the adapters need what is not implemented:{listed(extra)}", file=file)
+        raise UnsupportedModelError(f"the adapters need features that are not implemented:{listed(extra)}", file=file)
     if values.get("lora_dropout"):
         logger.warning("%s: lora_dropout=%s is not implemented: trained on without", file, values["lora_dropout"])
     known = {key: values[key] for key in ("r", "lora_alpha", "use_rslora") if values.get(key) is not None}

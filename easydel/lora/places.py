@@ -62,7 +62,7 @@ class Place:
         return np.stack(rows) if self.stacked else rows[0]
 
     def selected(self, lora: LoRA) -> list[bool]:
-        """For each of the place's layers, True if it is a target."""
+        """Returns for each of the place's layers whether it is a target."""
         pairs = zip(self.paths, self.theirs, strict=True)
         return [lora.selects([name for name in (theirs, path.replace("/", ".")) if name]) for path, theirs in pairs]
 

@@ -30,7 +30,7 @@ def over_chunks(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns outputs [B, T, ...] and the last state of `chunk(state, parts)`, called for `size` tokens at a time.
 
-    Parts are [B, T, ...]. The last chunk is filled with zeros, which have to leave the state as it is.
+    Parts are [B, T, ...]. The last chunk is filled with zeros, which must not change the state.
     """
     batch, length = parts[0].shape[:2]
     if length <= size:

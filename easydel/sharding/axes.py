@@ -38,7 +38,7 @@ class PartitionAxis:
     | head_axis              | query heads: activations, and those rows of q, columns of o, rows of latent b kernels |
     | kv_head_axis           | key and value heads: activations, and those rows of k and v kernels                  |
     | head_dim_axis          | activations: the channels of one head                                                |
-    | hidden_axis            | parameters: the model dimension, or what else faces the split one (latents)          |
+    | hidden_axis            | parameters: the model dimension, or latents opposite the split dimension             |
     | mlp_axis               | the inner dimension of feed-forwards, of each expert and of recurrent mixers         |
     | vocab_axis             | rows of the token embedding and the head, logits                                     |
     | expert_axis            | experts                                                                              |
