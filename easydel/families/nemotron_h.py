@@ -87,7 +87,7 @@ LETTERS = {"M": LINEAR, "*": FULL, "E": "moe", "-": "mlp"}
 
 def kinds(c: HFConfig) -> list[str]:
     """The kind of each layer: in a list, or in older files by a letter for each."""
-    letters = [LETTERS.get(letter, letter) for letter in c.get("hybrid_override_pattern", "")]
+    letters = [LETTERS.get(letter, letter) for letter in c.get("hybrid_override_pattern") or ""]
     stated = c.get("layers_block_type") or letters or [LINEAR, "moe", FULL, "mlp"]
     found = [LEGACY.get(kind, kind) for kind in stated]
     c.get("num_hidden_layers")  # as transformers, by the list alone
