@@ -1,5 +1,7 @@
 """North Micro Vision's language model (Cohere 2026, the card of CohereLabs/North-Micro-Vision-Instruct)."""
 
+from typing import Any
+
 from easydel.families import cohere
 from easydel.families._layers import FULL, SLIDING, layer_types
 from easydel.families._parts import Attention, Decoder, HFConfig, family
@@ -12,7 +14,9 @@ def cohere_compass_text(c: HFConfig) -> Decoder:
     stated = c.get("rope_parameters", {})
 
     def of(kind: str) -> Attention:
-        position = {"position": None} if kind in stated and stated[kind] is None else {"rope": c.rope(kind)}
+        position: dict[str, Any] = (
+            {"position": None} if kind in stated and stated[kind] is None else {"rope": c.rope(kind)}
+        )
         bias, window = c.attention_bias, c.sliding_window if kind == SLIDING else None
         return attention(c, window=window, bias=bias, out_bias=bias, **position)
 
