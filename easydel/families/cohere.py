@@ -21,7 +21,7 @@ from easydel.families.llama import NAMES, attention
 def parallel(
     c: HFConfig, mixers: Sequence[Part], ffns: Sequence[Part] | None = None, norm: AnyNorm | None = None
 ) -> Decoder:
-    """Returns Command's decoder around `mixers` and `ffns`, one for each layer, with one norm before both in a block."""
+    """Returns Command's decoder: `mixers` and `ffns`, one for each layer, with one norm before both."""
     norm = norm or LayerNorm(c.layer_norm_eps, biased=False)
     ffns = ffns or [GLU(c.intermediate_size, c.hidden_act)] * len(mixers)
     blocks = [Block(mixer, ffn, attn_in=norm, residual=Parallel()) for mixer, ffn in zip(mixers, ffns, strict=True)]
