@@ -20,6 +20,7 @@ NUMBER = re.compile(r"[a-z_]*(eps|epsilon|theta|softcapping|multiplier|max_posit
 # A number for all layers, or a list with one for each.
 BY_LAYER: dict[str, Callable[[Any], bool]] = {
     "moe_topk": lambda one: is_whole(one),
+    "num_attention_heads_per_layer": lambda one: is_whole(one) and one > 0,
     "layer_rope_theta": lambda one: is_number(one) and one >= 0,
 }
 LAYERS = re.compile(r"(num|n)_(hidden_|encoder_|decoder_)?layers?|(encoder|decoder)_layers")
@@ -27,12 +28,12 @@ LAYERS = re.compile(r"(num|n)_(hidden_|encoder_|decoder_)?layers?|(encoder|decod
 
 def expectation(key: str, value: Any, default: Any) -> str | None:
     """Returns a description of the values of `key` if `value` is not one, by its name and the type of the default."""
+    if (kind := BY_LAYER.get(key)) and isinstance(value, list) and all(map(kind, value)):
+        return None
     if SIZE.fullmatch(key) or LAYERS.fullmatch(key):
         least = 1 if POSITIVE.fullmatch(key) or LAYERS.fullmatch(key) else 0
         fits = is_whole(value) and least <= value < MAX_SIZE
         return None if fits else f"a whole number from {least} to 2**31"
-    if (kind := BY_LAYER.get(key)) and isinstance(value, list) and all(map(kind, value)):
-        return None
     if SWITCH.fullmatch(key):
         return None if isinstance(value, bool) else "true or false"
     if NUMBER.fullmatch(key) or type(default) in (int, float):

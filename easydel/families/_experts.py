@@ -1,5 +1,6 @@
 """Feed-forwards of experts in the forms of several families: layers that have them, and dense ones beside them."""
 
+from easydel.families._layers import checked_types
 from easydel.families._parts import GLU, Groups, HFConfig, MoE, Part, TopK
 
 # Beside routed experts, PEFT 0.21 takes these modules of any MLP for parts of fused experts (its
@@ -10,7 +11,8 @@ CORRECTED = {"gate.correction_bias": "gate.e_score_correction_bias"}
 
 def experts(c: HFConfig, router: TopK, *, bias: bool = False) -> MoE:
     """Returns DeepSeek's experts: the shared ones are one of their total size, and only they may have a `bias`."""
-    expert, shared = GLU(c.moe_intermediate_size, c.hidden_act), c.moe_intermediate_size * (c.n_shared_experts or 0)
+    size = c.moe_intermediate_size
+    expert, shared = GLU(size, c.hidden_act), size * (c.get("n_shared_experts") or 0)
     return MoE(c.n_routed_experts, expert, router, GLU(shared, c.hidden_act, bias) if shared else None)
 
 
@@ -21,12 +23,21 @@ def after_first(c: HFConfig, router: TopK, *, bias: bool = False) -> list[Part]:
     return [sparse if i >= first and i % step == 0 else dense for i in range(c.num_hidden_layers)]
 
 
+def by_type(c: HFConfig, sparse: Part, dense: Part, first: int) -> list[Part]:
+    """Returns `sparse` or `dense` for each layer, as `mlp_layer_types` says; by default the `first` are `dense`."""
+    layers = c.num_hidden_layers
+    default = ["dense" if i < first else "sparse" for i in range(layers)]
+    kinds = checked_types(c, "mlp_layer_types", c.get("mlp_layer_types") or default, ("dense", "sparse"))
+    return [sparse if kind == "sparse" else dense for kind in kinds]
+
+
 def corrected_router(c: HFConfig) -> TopK:
     """Returns DeepSeek-V3's router: sigmoids, corrected to spread the load."""
     c.only("scoring_func", "sigmoid", "noaux_tc")  # "noaux_tc" is the name in files of dots.llm1
     c.only("topk_method", "noaux_tc")
     groups = Groups(c.n_group, c.topk_group, best=2) if c.n_group else None
-    return TopK(c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor, "sigmoid", True, groups)
+    scale = c.get("routed_scaling_factor", 1.0)
+    return TopK(c.num_experts_per_tok, c.norm_topk_prob, scale, "sigmoid", True, groups)
 
 
 def in_steps(c: HFConfig, shared: GLU | None = None) -> list[Part]:

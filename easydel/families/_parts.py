@@ -5,7 +5,7 @@ from easydel.decoder import Decoder
 from easydel.encdec import EncoderDecoder, ShiftRight, Tower
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
-from easydel.layers.attention import Attention, Heads, QKNorm, Weights
+from easydel.layers.attention import Attention, Gate, Heads, QKNorm, Weights
 from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
@@ -15,7 +15,7 @@ from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.moe import Groups, MoE, TopK
-from easydel.layers.norm import LayerNorm, RMSNorm
+from easydel.layers.norm import AnyNorm, LayerNorm, RMSNorm
 from easydel.layers.part import Part
 from easydel.layers.position import ALiBi, GrowingScale
 from easydel.layers.relative import RelativeBias

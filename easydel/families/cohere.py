@@ -2,15 +2,30 @@
 
 from collections.abc import Sequence
 
-from easydel.families._parts import GLU, Block, Decoder, Head, HFConfig, LayerNorm, Parallel, Part, QKNorm, family
+from easydel.families._parts import (
+    GLU,
+    AnyNorm,
+    Block,
+    Decoder,
+    Head,
+    HFConfig,
+    LayerNorm,
+    Parallel,
+    Part,
+    QKNorm,
+    family,
+)
 from easydel.families.llama import NAMES, attention
 
 
-def parallel(c: HFConfig, mixers: Sequence[Part]) -> Decoder:
-    """Returns Command's decoder around `mixers`: one norm before both halves of each block."""
-    norm, ffn = LayerNorm(c.layer_norm_eps, biased=False), GLU(c.intermediate_size, c.hidden_act)
-    blocks = [Block(mixer, ffn, attn_in=norm, residual=Parallel()) for mixer in mixers]
-    head = Head(c.tie_word_embeddings, scale=c.logit_scale)
+def parallel(
+    c: HFConfig, mixers: Sequence[Part], ffns: Sequence[Part] | None = None, norm: AnyNorm | None = None
+) -> Decoder:
+    """Returns Command's decoder: `mixers` and `ffns`, one for each layer, with one norm before both."""
+    norm = norm or LayerNorm(c.layer_norm_eps, biased=False)
+    ffns = ffns or [GLU(c.intermediate_size, c.hidden_act)] * len(mixers)
+    blocks = [Block(mixer, ffn, attn_in=norm, residual=Parallel()) for mixer, ffn in zip(mixers, ffns, strict=True)]
+    head = Head(c.tie_word_embeddings, scale=c.get("logit_scale", 1.0))
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm, head=head)
 
 

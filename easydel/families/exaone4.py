@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from easydel.families import olmo2
 from easydel.families._layers import FULL, SLIDING, alternating, layer_types
-from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
+from easydel.families._parts import Attention, Decoder, HFConfig, QKNorm, RMSNorm, family
 from easydel.families.llama import attention
 
 KINDS = {"L": SLIDING, "G": FULL}
@@ -19,10 +19,15 @@ def kinds(c: HFConfig) -> Sequence[str]:
     return layer_types(c, [*spelled, FULL])
 
 
+def attentions(c: HFConfig) -> Sequence[Attention]:
+    """Returns the attention of each layer; without a window all layers are rotated."""
+    norm, window = QKNorm(RMSNorm(c.rms_norm_eps)), c.sliding_window
+    sliding = attention(c, qk_norm=norm, window=window)
+    full = attention(c, qk_norm=norm, position=None) if window else sliding
+    return [{SLIDING: sliding, FULL: full}[kind] for kind in kinds(c)]
+
+
 # sliding_window_pattern: the class's default is 4, but the key may also hold text
 @family("exaone4", olmo2.NAMES, defaults={"sliding_window_pattern": None})
 def exaone4(c: HFConfig) -> Decoder:
-    norm, window = QKNorm(RMSNorm(c.rms_norm_eps)), c.sliding_window
-    sliding = attention(c, qk_norm=norm, window=window)
-    full = attention(c, qk_norm=norm, position=None) if window else sliding  # without a window all layers are rotated
-    return olmo2.post_norm(c, [{SLIDING: sliding, FULL: full}[kind] for kind in kinds(c)])
+    return olmo2.post_norm(c, attentions(c))

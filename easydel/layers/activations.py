@@ -42,6 +42,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
     "tanh": jnp.tanh,
     "mish": jax.nn.mish,
     "linear": lambda x: x,
