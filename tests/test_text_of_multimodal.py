@@ -45,6 +45,7 @@ TWO_ROPES: Config = {
     FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
     SLIDING: {"rope_type": "default", "rope_theta": 50.0},
 }
+GEMMA4: Config = {"head_dim": 8, "global_head_dim": 12, "sliding_window": 5}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,19 @@ CASES = [
     ),
     case(
         "gemma3 untied", {"head_dim": 8, "sliding_window": 5}, IMAGE, mm_tokens_per_image=4, tie_word_embeddings=False
+    ),
+    case(
+        "gemma4",
+        GEMMA4
+        | {"num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2, "num_kv_shared_layers": 2}
+        | {"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 97},
+        IMAGE | {"head_dim": 16, "num_key_value_heads": 2, "position_embedding_size": 32},
+    ),
+    case(
+        "gemma4_unified",
+        GEMMA4 | {"layer_types": [SLIDING, FULL, FULL], "attention_k_eq_v": True, "num_global_key_value_heads": 3},
+        {"patch_size": 4, "mm_embed_dim": 48, "mm_posemb_size": 32, "output_proj_dims": 48},
+        audio_config=None,
     ),
     case("mistral3", {"model_type": "mistral", "sliding_window": 5}, IMAGE | {"model_type": "pixtral", "head_dim": 16}),
     case(
@@ -107,9 +121,11 @@ CASES = [
 
 
 EACH = pytest.mark.parametrize("loaded", CASES, ids=lambda case: case.name, indirect=True)
-# transformers itself knows the first layout of the others alone.
+# Of the others, transformers itself knows one layout alone.
+NOT_READ = r"vision_tower|vision_model|embed_(vision|audio)|projector|visual|image_newline"
+ONE_LAYOUT = {"gemma4", "gemma4_unified", "llama4"}
 BOTH = pytest.mark.parametrize(
-    "loaded", [case for case in CASES if case.model_type != "llama4"], ids=lambda case: case.name, indirect=True
+    "loaded", [case for case in CASES if case.model_type not in ONE_LAYOUT], ids=lambda case: case.name, indirect=True
 )
 # What follows the plan of a load knows nothing of multimodal models: one is enough.
 GEMMA = pytest.mark.parametrize("loaded", [CASES[0]], ids=lambda case: case.name, indirect=True)
@@ -124,7 +140,7 @@ def make(case: Multimodal, directory: Path) -> Any:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             randomise(name, tensor)
-            if re.search(r"vision_tower|vision_model|projector|visual|image_newline", name) and "inv_freq" not in name:
+            if re.search(NOT_READ, name) and "inv_freq" not in name:
                 tensor.fill_(torch.nan)
     model.save_pretrained(directory)
     return model
@@ -154,7 +170,7 @@ def newer(name: str) -> str:
     """The name in checkpoints of transformers 4.52 to 4.57 and of the latest models."""
     name = re.sub(r"^language_model\.lm_head", "lm_head", name)
     name = re.sub(r"^(language_model\.model|model(?!\.(language_model|visual)))\.", "model.language_model.", name)
-    return re.sub(r"^(?=vision_tower|multi_modal_projector|visual|image_newline)", "model.", name)
+    return re.sub(r"^(?=vision_tower|embed_(vision|audio)|multi_modal_projector|visual|image_newline)", "model.", name)
 
 
 def assert_same(params: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from easydel.decoder import Decoder
 from easydel.encdec import EncoderDecoder, ShiftRight, Tower
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
-from easydel.layers.attention import Attention, Heads, QKNorm, Weights
+from easydel.layers.attention import Attention, HandOn, Heads, QKNorm, TakeOver, Weights
 from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
@@ -17,6 +17,7 @@ from easydel.layers.mlp import GLU, MLP
 from easydel.layers.moe import Groups, MoE, TopK
 from easydel.layers.norm import LayerNorm, RMSNorm
 from easydel.layers.part import Part
+from easydel.layers.per_layer import LayerInput, TokenInputs
 from easydel.layers.position import ALiBi, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.residual import FromRead, Parallel, Post, Sequential
