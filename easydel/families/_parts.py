@@ -10,6 +10,7 @@ from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
+from easydel.layers.indexer import Indexer, SharedIndexer
 from easydel.layers.mamba import Mamba
 from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.mla import MLA
