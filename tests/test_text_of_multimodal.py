@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cases import FULL, SIZES, SLIDING, Case
+from cases import FULL, SIZES, SLIDING, Case, cases_in
 from commands import invoke, invoke_json
 from hub_server import Repo, serving
 from loaded import Loaded
-from parity import assert_close, randomise, reference_logits
+from parity import assert_close, logits_of, make_reference, random_ids, randomise, reference_logits
 from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLConfig, AutoEasyDeLModelForCausalLM, BaseNNXModule
@@ -120,6 +120,8 @@ CASES = [
 ]
 
 
+# Its model of images is from a library that tests do not have.
+TIMM = cases_in("gemma3n_text")[0]
 EACH = pytest.mark.parametrize("loaded", CASES, ids=lambda case: case.name, indirect=True)
 # Of the others, transformers itself knows one layout alone.
 NOT_READ = r"vision_tower|vision_model|embed_(vision|audio)|projector|visual|image_newline"
@@ -188,7 +190,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_wrapper_has_a_case():
-    assert {case.model_type for case in CASES} == set(all_wrappers())
+    assert {case.model_type for case in CASES} | {"gemma3n"} == set(all_wrappers())
 
 
 @EACH
@@ -209,6 +211,18 @@ def test_names_of_both_layouts_are_read(loaded: Loaded, tmp_path: Path):
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(directory, attn_implementation="eager").eval()
     np.testing.assert_array_equal(reference_logits(theirs, loaded.ids), loaded.logits)
     assert_same(load(directory)[1], loaded.params)
+
+
+def test_a_model_whose_tower_needs_timm_is_read_as_its_text(tmp_path: Path):
+    reference = make_reference(TIMM, tmp_path / "text")
+    config = json.loads((tmp_path / "text" / "config.json").read_text())
+    outer = {"model_type": "gemma3n", "text_config": config, "vision_config": {"model_type": "gemma3n_vision"}}
+    towers = {
+        f"model.{part}.weight": np.zeros((2, 2), np.float32) for part in ("vision_tower.stem", "embed_audio.norm")
+    }
+    directory = rewritten(tmp_path / "text", tmp_path / "whole", newer, lambda _: outer, towers)
+    ids = random_ids(TIMM)
+    assert_close(load(directory)[0](ids).logits, logits_of(reference, input_ids=ids))
 
 
 @GEMMA

@@ -31,7 +31,8 @@ class MLA(Part):
     Each head's query and key have `plain_dim` channels without position, and `rotated_dim` more that `position` rotates
     (its `dim`; without a `position`, `unrotated_dim`). With `q_rank` queries come from a latent too. `norm` acts on the
     latents; `bias` belongs to the projections to them and to the output. `scale` defaults to head_dim ** -0.5. `select`
-    is a part that chooses keys for each query, as in `Attention`. `latent_scale` multiplies the normed latent of keys and values.
+    is a part that chooses keys for each query, as in `Attention`. `latent_scale` multiplies the normed latent of keys
+    and values.
     """
 
     name: ClassVar[str] = "self_attn"
