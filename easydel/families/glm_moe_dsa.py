@@ -1,5 +1,6 @@
 """GLM-5 (Z.ai 2026, arXiv:2602.15763): DeepSeek-V3.2 whose layers may share what an indexer chose."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from easydel.families import deepseek_v3 as v3, deepseek_v32 as v32, llama as base
@@ -15,11 +16,12 @@ def indexers(c: HFConfig) -> list[str]:
     """Whether each layer has an indexer or takes over what an earlier one chose: listed, as letters, or by a period."""
     layers, pattern = range(c.num_hidden_layers), c.get("index_topk_pattern")
     period, first = max(c.get("index_topk_freq", 1), 1), c.get("index_skip_topk_offset", 2)
+    kinds: Sequence[str]
     key, kinds = "indexer_types", [SHARES if max(layer - first + 1, 0) % period else INDEXES for layer in layers]
     if c.get(key) is not None:
         kinds = c.get(key)
     elif pattern is not None:
-        key, kinds = "index_topk_pattern", [PATTERN.get(kind, kind) for kind in pattern]
+        key, kinds = "index_topk_pattern", [str(PATTERN.get(kind, kind)) for kind in pattern]
     found = list(checked_types(c, key, kinds, (INDEXES, SHARES)))
     if found[0] == SHARES:
         problem = f"{key} (or index_topk_freq, index_skip_topk_offset): no layer before the first has an indexer"
