@@ -97,6 +97,17 @@ class HFConfig:
             raise UnsupportedModelError(problem, file=self._file)
         return value
 
+    def by_layer(self, key: str, layers: int) -> list[Any]:
+        """The value of `key` for each of `layers`: a list has one for each, anything else is for all."""
+        spellings = self._declared.spellings(key)
+        stated = next((value for name in spellings if isinstance(value := self._values.get(name), list)), None)
+        if stated is None:
+            return [getattr(self, key)] * layers
+        self._read.update(spellings)
+        if len(stated) != layers:
+            raise ConfigError(f"{len(stated)} {self._path}{key} for {layers} layers", file=self._file)
+        return [self._checked(key, value) for value in stated]
+
     def inside(self, key: str) -> HFConfig:
         """Returns the config at `key`; an empty one if there is none."""
         found = self.get(key)

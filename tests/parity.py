@@ -48,7 +48,7 @@ def randomise(name: str, tensor: torch.Tensor) -> None:
         return
     if name.endswith("A_log"):  # states decay by exp(-exp(A_log) * time step): neither at once nor never
         tensor.uniform_(-2, 1.5)
-    elif tensor.ndim == 0:
+    elif tensor.ndim == 0 or name.endswith("layer_scalar"):
         tensor.mul_(1.3)
     elif tensor.ndim == 1:
         tensor.normal_(0, 0.3)

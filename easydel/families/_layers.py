@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from easydel.families._parts import ConfigError, HFConfig, UnsupportedModelError
+from easydel.families._parts import ConfigError, HandOn, HFConfig, TakeOver, UnsupportedModelError
 from easydel.keys import FULL
 
 SLIDING = "sliding_attention"
@@ -49,3 +49,18 @@ def ropes(c: HFConfig, local: str) -> dict[str, dict[str, Any]]:
     nested = SLIDING in c.get("rope_parameters", {})
     theta = c.get(local, c.declared.rope_rest[SLIDING]["rope_theta"])
     return {FULL: c.rope(FULL), SLIDING: c.rope(SLIDING) if nested else {"rope_type": "default", "rope_theta": theta}}
+
+
+def shared_keys(c: HFConfig, kinds: Sequence[str]) -> list[HandOn | TakeOver | None]:
+    """What each layer does with keys and values: the last `num_kv_shared_layers` have none of their own.
+
+    They take over those of the last layer before them of their kind, which hands them on.
+    """
+    first = len(kinds) - c.num_kv_shared_layers
+    own, taken = list(kinds[:first]), set(kinds[first:])
+    if missing := sorted(taken - set(own)):
+        problem = f"num_kv_shared_layers={c.num_kv_shared_layers}: no layer before them is {', '.join(missing)}"
+        raise ConfigError(problem, file=c.file)
+    givers = {first - 1 - own[::-1].index(kind) for kind in taken}
+    keys: list[HandOn | TakeOver | None] = [HandOn(kind) if i in givers else None for i, kind in enumerate(own)]
+    return [*keys, *(TakeOver(kind) for kind in kinds[first:])]

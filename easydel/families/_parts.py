@@ -5,11 +5,12 @@ from easydel.decoder import Decoder
 from easydel.encdec import EncoderDecoder, ShiftRight, Tower
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
-from easydel.layers.attention import Attention, Gate, Heads, QKNorm, Weights
+from easydel.layers.attention import Attention, Gate, HandOn, Heads, QKNorm, TakeOver, Weights
 from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
+from easydel.layers.indexer import Indexer, SharedIndexer
 from easydel.layers.mamba import Mamba
 from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.mla import MLA
@@ -17,6 +18,7 @@ from easydel.layers.mlp import GLU, MLP
 from easydel.layers.moe import Groups, MoE, TopK
 from easydel.layers.norm import AnyNorm, LayerNorm, RMSNorm
 from easydel.layers.part import Part
+from easydel.layers.per_layer import LayerInput, TokenInputs
 from easydel.layers.position import ALiBi, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.residual import FromRead, Parallel, Post, Sequential

@@ -4,6 +4,8 @@ Layers with a rope see chunks of the sequence; every fourth layer has no rope, s
 up with their position.
 """
 
+from typing import Any
+
 from easydel.families import llama as base
 from easydel.families._layers import FULL, layer_types
 from easydel.families._parts import (
@@ -46,10 +48,10 @@ def mixers(c: HFConfig) -> list[Attention]:
     kinds = layer_types(c, [CHUNKED if rope else FULL for rope in ropes[:layers]], (CHUNKED, FULL))
     l2 = QKNorm(RMSNorm(c.rms_norm_eps, scaled=False), rotated=True) if c.use_qk_norm else None
     growing, tuned = GrowingScale(c.attn_scale, c.floor_scale, shift=1), c.attn_temperature_tuning
-    whole = {"interleaved": True, "bias": c.attention_bias, "out_bias": c.attention_bias}
+    whole: dict[str, Any] = {"interleaved": True, "bias": c.attention_bias, "out_bias": c.attention_bias}
 
     def attention(rope: int, kind: str) -> Attention:
-        own = {"norms": l2} if rope else {"position": None, "scale": growing if tuned else None}
+        own: dict[str, Any] = {"norms": l2} if rope else {"position": None, "scale": growing if tuned else None}
         return base.attention(c, **whole, **own, sight=Chunks(c.attention_chunk_size) if kind == CHUNKED else Causal())
 
     return [attention(rope, kind) for rope, kind in zip(ropes, kinds, strict=False)]

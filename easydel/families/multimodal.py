@@ -4,9 +4,13 @@ from easydel.families.qwen2_vl import VISUAL, qwen2_text, qwen3_text
 from easydel.multimodal import Wrapper, text_config
 
 IMAGES = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
+SEEN_AND_HEARD = (r"(model\.)?(vision_tower|audio_tower|vision_embedder|embed_vision|embed_audio)\..*",)
 NEWLINE = r"(model\.)?image_newline"
 ROWS = (
     Wrapper("gemma3", "Gemma 3 with images (Gemma Team 2025, arXiv:2503.19786)", text_config(tied=True), IMAGES),
+    Wrapper("gemma3n", "Gemma 3n with images and sound (Gemma Team 2025)", text_config(tied=True), SEEN_AND_HEARD),
+    Wrapper("gemma4", "Gemma 4 with images, sound and video (Gemma Team 2026)", text_config(tied=True), SEEN_AND_HEARD),
+    Wrapper("gemma4_unified", "Gemma 4 without towers (Gemma Team 2026)", text_config(tied=True), SEEN_AND_HEARD),
     Wrapper("got_ocr2", "GOT-OCR 2 (Wei et al. 2024, arXiv:2409.01704)", text_config(tied=True), IMAGES),
     Wrapper("internvl", "InternVL 3 (Zhu et al. 2025, arXiv:2504.10479)", text_config(tied=True), IMAGES),
     Wrapper("llama4", "Llama 4 (Meta 2025)", text_config(tied=False), (r"(model\.)?vision_model\..*", *IMAGES)),

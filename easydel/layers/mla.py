@@ -31,7 +31,8 @@ class MLA(Part):
     Each head's query and key have `plain_dim` channels without position, and `rotated_dim` more that `position` rotates
     (its `dim`; without a `position`, `unrotated_dim`). With `q_rank` queries come from a latent too. `norm` acts on the
     latents; `bias` belongs to the projections to them and to the output. `scale` defaults to head_dim ** -0.5. `select`
-    is a part that chooses keys for each query, as in `Attention`.
+    is a part that chooses keys for each query, as in `Attention`. `latent_scale` multiplies the normed latent of keys
+    and values.
     """
 
     name: ClassVar[str] = "self_attn"
@@ -46,6 +47,7 @@ class MLA(Part):
     scale: float | None = None
     select: Part | None = None
     unrotated_dim: int = 0
+    latent_scale: float = 1.0
 
     @property
     def rotated_dim(self) -> int:
@@ -116,7 +118,10 @@ class MLALayer(nnx.Module):
             angles = context.angles(record.position)
             q_BTNP = record.position.rotate(q_BTNP, angles)
             k_BTP = record.position.rotate(k_BTP[:, :, None], angles)[:, :, 0]
-        latent_B1SL = jnp.concatenate([self.kv_a_layernorm(latent_BTR), k_BTP], axis=-1)[:, None]
+        latent_BTR = self.kv_a_layernorm(latent_BTR)
+        if record.latent_scale != 1.0:
+            latent_BTR = latent_BTR * jnp.asarray(record.latent_scale, latent_BTR.dtype)
+        latent_B1SL = jnp.concatenate([latent_BTR, k_BTP], axis=-1)[:, None]
         select: Select | None = None
         values: dict[str, Any] = {}
         if record.select is not None:
