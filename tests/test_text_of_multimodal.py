@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from cases import FULL, SIZES, SLIDING, Case
+from cases.qwen3_next import DELTA, SPARSE
 from commands import invoke, invoke_json
 from hub_server import Repo, serving
 from loaded import Loaded
@@ -103,6 +104,8 @@ CASES = [
         {"head_dim": 10, "rope_parameters": SECTIONS["rope_parameters"] | {"mrope_section": [1, 2, 2]}},
         SEEN | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
     ),
+    case("qwen3_5", DELTA, SEEN | {"num_position_embeddings": 16}),
+    case("qwen3_5_moe", DELTA | SPARSE | {"num_experts_per_tok": 2}, SEEN | {"num_position_embeddings": 16}),
 ]
 
 

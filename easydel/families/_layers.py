@@ -7,6 +7,7 @@ from easydel.families._parts import ConfigError, HFConfig, UnsupportedModelError
 from easydel.keys import FULL
 
 SLIDING = "sliding_attention"
+LINEAR = "linear_attention"
 
 
 def layer_types(c: HFConfig, default: Sequence[str], known: Sequence[str] = (FULL, SLIDING)) -> Sequence[str]:
