@@ -11,6 +11,7 @@ from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.delta import DeltaNet
 from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
+from easydel.layers.lightning import Lightning
 from easydel.layers.mamba import Mamba
 from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.mla import MLA
