@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,14 +17,14 @@ FORMS = pytest.mark.parametrize("form", ["heads", "channels", "adds"])
 
 def inputs(form: str, length: int, heads: int = 3, key: int = 5, value: int = 7) -> tuple[Tokens, np.ndarray]:
     rng = np.random.default_rng(length)
-    normal = {name: rng.normal(size=(2, length, heads, size)) for name, size in zip("qkv", (key, key, value))}
-    normal["k"] /= np.linalg.norm(normal["k"], axis=-1, keepdims=True)
+    q, k, v = (rng.normal(size=(2, length, heads, size)) for size in (key, key, value))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
     decay = -rng.uniform(0, 2, (2, length, heads, key if form == "channels" else 1))
     decay[:, :: CHUNK_OF_CHANNELS + 3] = -60  # whoever divides by what is left of that, fails
     beta = None if form == "adds" else rng.uniform(0, 2, (2, length, heads))
-    tokens = Tokens(normal["q"], normal["k"], normal["v"], decay, beta)
+    arrays: Any = (q, k, v, decay, beta)
     state = rng.normal(size=(2, heads, key, value))
-    return jax.tree.map(lambda part: part.astype(np.float32), (tokens, state))
+    return jax.tree.map(lambda part: part.astype(np.float32), (Tokens(*arrays), state))
 
 
 def defined(tokens: Tokens, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +58,7 @@ def test_gradients_through_chunks_equal_those_of_single_tokens(form: str):
         out, state = rule(*given)
         return jnp.sum(jnp.sin(out)) + jnp.sum(state)
 
-    ours, expected = (jax.jit(jax.grad(lambda g, rule=rule: loss(rule, g)))(given) for rule in (delta_rule, token_by_token))
+    ours, expected = (jax.jit(jax.grad(partial(loss, rule)))(given) for rule in (delta_rule, token_by_token))
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-4 * np.abs(other).max())
 
@@ -76,7 +77,8 @@ def test_memory_of_a_sequence_grows_as_its_inputs_do(form: str):
 
     def used(length: int, function: Any) -> int:
         given = jax.tree.map(jnp.asarray, inputs(form, length, key=16, value=24))
-        return jax.jit(function).lower(given).compile().memory_analysis().temp_size_in_bytes
+        analysis: Any = jax.jit(function).lower(given).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
 
     for function in (loss, jax.grad(loss)):
         short, long = (used(length * CHUNK, function) for length in (16, 64))

@@ -46,9 +46,7 @@ def one_by_head(shape: tuple[int, ...]) -> tuple[int, ...]:
 def names(c: HFConfig) -> Names:
     """The first files call feed-forwards without experts `mlp`."""
     layers = [f"model.layers.{layer}" for layer in range(c.num_hidden_layers)]
-    dense = {
-        f"{at}.block_sparse_moe.{name}.weight": (f"{at}.mlp.{name}.weight",) for at in layers for name in EXPERTS
-    }
+    dense = {f"{at}.block_sparse_moe.{name}.weight": (f"{at}.mlp.{name}.weight",) for at in layers for name in EXPERTS}
     return base.NAMES.extended(RENAMES | CORRECTED, reshaped={"A_log": one_by_head}, substitutes=dense)
 
 

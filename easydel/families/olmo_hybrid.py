@@ -48,12 +48,13 @@ def linear(c: HFConfig) -> DeltaNet:
 def olmo_hybrid(c: HFConfig) -> Decoder:
     norm, ffn, layers = RMSNorm(c.rms_norm_eps), GLU(c.intermediate_size, c.hidden_act), c.num_hidden_layers
     how = {"norms": QKNorm(norm, whole=True), "biased": "qkvo" if c.attention_bias else ""}
-    if c.inside("rope_parameters").get("rope_theta", 0) is None:
+    rope = c.inside("rope_parameters")
+    if "rope_theta" in rope and rope["rope_theta"] is None:
         how["position"] = None
     kinds = {
         LINEAR: Block(linear(c), ffn, attn_in=norm, ffn_in=norm),
         FULL: Block(base.attention(c, **how), ffn, attn_out=norm, ffn_out=norm),
     }
-    default = [FULL if i % 4 == 3 or layers < 4 and i == layers - 1 else LINEAR for i in range(layers)]
+    default = [FULL if i % 4 == 3 or (layers < 4 and i == layers - 1) else LINEAR for i in range(layers)]
     blocks = [kinds[kind] for kind in layer_types(c, default, tuple(kinds))]
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm)

@@ -94,9 +94,7 @@ class DeltaNetLayer(nnx.Module):
         y_BTD = self.out_proj(out_BTNV.reshape(B, T, -1).astype(self.policy.dtype))
         return y_BTD, kept(cache, state=state_BNCV, **inputs)
 
-    def _tokens(
-        self, x_BTD: jax.Array, context: Context, cache: State | None
-    ) -> tuple[Tokens, dict[str, jax.Array]]:
+    def _tokens(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[Tokens, dict[str, jax.Array]]:
         """What the tokens do to the states, and the inputs that the convolutions need for the next ones."""
         record, made, inputs = self.record, {}, {}
         for part in record.convolved:

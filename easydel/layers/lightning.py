@@ -1,4 +1,4 @@
-"""Lightning attention (Qin et al. 2024, arXiv:2405.17381; MiniMax 2025, arXiv:2501.08313): linear, with fixed decays."""
+"""Lightning attention (Qin et al. 2024, arXiv:2405.17381): linear, with decays that are not learned."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ class Lightning(Part):
 class LightningLayer(nnx.Module):
     def __init__(self, record: Lightning, features: int, policy: Policy):
         channels = record.heads * record.dim
-        for part in "qkvz":
-            setattr(self, f"in_proj_{part}", Linear(features, channels, policy))
+        self.in_proj_q = Linear(features, channels, policy)
+        self.in_proj_k = Linear(features, channels, policy)
+        self.in_proj_v = Linear(features, channels, policy)
+        self.in_proj_z = Linear(features, channels, policy)
         self.norm = record.norm.build(channels, policy)
         self.out_proj = Linear(channels, features, policy)
         self.record, self.policy = record, policy
@@ -63,7 +65,8 @@ class LightningLayer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
         refuse_segments(context, "lightning attention")
         record, (B, T) = self.record, x_BTD.shape[:2]
-        q_BTNC, k_BTNC, v_BTNC = (self._heads(getattr(self, f"in_proj_{part}")(x_BTD), context) for part in "qkv")
+        projections = (self.in_proj_q, self.in_proj_k, self.in_proj_v)
+        q_BTNC, k_BTNC, v_BTNC = (self._heads(projection(x_BTD), context) for projection in projections)
         decays_BTN = attended(jnp.broadcast_to(record.log_decays.astype(np.float32), (B, T, record.heads)), context)
         state_BNCC = past(cache, "state")
         if state_BNCC is None:

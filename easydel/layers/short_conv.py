@@ -41,8 +41,9 @@ class ShortConv(Part):
 
 class ShortConvLayer(nnx.Module):
     def __init__(self, record: ShortConv, features: int, policy: Policy):
-        for part in "bcx":
-            setattr(self, f"in_proj_{part}", Linear(features, record.channels, policy, bias=record.bias))
+        self.in_proj_b = Linear(features, record.channels, policy, bias=record.bias)
+        self.in_proj_c = Linear(features, record.channels, policy, bias=record.bias)
+        self.in_proj_x = Linear(features, record.channels, policy, bias=record.bias)
         self.conv = CausalConv(record.channels, record.width, policy, bias=record.bias)
         self.out_proj = Linear(record.channels, features, policy, bias=record.bias)
 

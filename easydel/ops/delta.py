@@ -23,7 +23,7 @@ CHUNK_OF_CHANNELS = 16  # decays between two tokens are [L, L, C] there, in plac
 
 
 class Tokens(NamedTuple):
-    """What tokens do to the state of each head. One with `log_decay` and `beta` (or else `k`) zero leaves it as it is."""
+    """What tokens do to the state of each head. One whose `log_decay` and `k` are zero leaves it as it is."""
 
     q_BTNC: jax.Array
     k_BTNC: jax.Array

@@ -22,8 +22,7 @@ CASES = [
         "qwen3_next",
         "biased-dense-first-wide-kernel",
         EXPERTS,
-        **DELTA
-        | {"linear_num_key_heads": 4, "linear_conv_kernel_dim": 6, "layer_types": None, "num_hidden_layers": 4},
+        **DELTA | {"linear_num_key_heads": 4, "linear_conv_kernel_dim": 6, "layer_types": None, "num_hidden_layers": 4},
         **SPARSE,
         attention_bias=True,
         mlp_only_layers=[0],
