@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from easydel.errors import UnsupportedModelError
+from easydel.layers.context import Context
+from easydel.layers.delta import DeltaNet
+from easydel.layers.lightning import Lightning
+from easydel.layers.norm import RMSNorm
+from easydel.layers.part import Part
+from easydel.layers.short_conv import ShortConv
 from easydel.ops.delta import CHUNK, CHUNK_OF_CHANNELS, Tokens, delta_rule, token_by_token
+from easydel.policy import Policy
 
 FORMS = pytest.mark.parametrize("form", ["heads", "channels", "adds"])
 
@@ -83,3 +91,34 @@ def test_memory_of_a_sequence_grows_as_its_inputs_do(form: str):
     for function in (loss, jax.grad(loss)):
         short, long = (used(length * CHUNK, function) for length in (16, 64))
         assert long < 4.5 * short
+
+
+NORM = RMSNorm(1e-5)
+MIXERS = pytest.mark.parametrize(
+    "mixer",
+    [
+        DeltaNet(4, 2, 6, 10, 4, "silu", NORM),
+        DeltaNet(4, 4, 6, 6, 3, "silu", NORM, rank=5),
+        Lightning(4, 6, "silu", NORM, 0.7),
+        ShortConv(16, 3),
+    ],
+    ids=["delta", "channels", "lightning", "convolution"],
+)
+
+
+@MIXERS
+def test_what_mixers_carry_does_not_grow_and_cannot_be_rewound(mixer: Part):
+    short, long = (mixer.cache(2, length, jnp.dtype(jnp.bfloat16)) for length in (10, 10_000))
+    assert jax.tree.map(jnp.shape, short) == jax.tree.map(jnp.shape, long)
+    assert mixer.rewinds(10_000, 100) == 0
+    if "state" in short:
+        assert short["state"].array.dtype == jnp.float32
+        assert short["state"].axes == ("batch", "head", None, None)
+
+
+@MIXERS
+def test_documents_packed_into_a_row_are_refused(mixer: Part):
+    positions = jnp.zeros((1, 4), int)
+    layer = mixer.build(16, Policy())
+    with pytest.raises(UnsupportedModelError, match="segment_ids are not implemented for"):
+        layer(jnp.zeros((1, 4, 16)), Context(positions, starts_BT=positions), None)
