@@ -49,7 +49,7 @@ def names(c: HFConfig) -> Names:
 def mixers(c: HFConfig) -> list[Part]:
     """The mixer of each layer: by default every `full_attention_interval`-th one is attention."""
     norm = RMSNorm(c.rms_norm_eps, offset=1.0)
-    bias = {"biased": "qkvo" if c.attention_bias else ""}
+    biased = "qkvo" if c.attention_bias else ""
     linear = DeltaNet(
         c.linear_num_value_heads,
         c.linear_num_key_heads,
@@ -59,7 +59,8 @@ def mixers(c: HFConfig) -> list[Part]:
         c.hidden_act,
         RMSNorm(c.rms_norm_eps),
     )
-    kinds = {LINEAR: linear, FULL: base.attention(c, norms=QKNorm(norm), gate=Gate(bias=c.attention_bias), **bias)}
+    attending = base.attention(c, norms=QKNorm(norm), gate=Gate(bias=c.attention_bias), biased=biased)
+    kinds: dict[str, Part] = {LINEAR: linear, FULL: attending}
     period = c.get("full_attention_interval", 4)
     default = [LINEAR if (i + 1) % period else FULL for i in range(c.num_hidden_layers)]
     return [kinds[kind] for kind in layer_types(c, default, tuple(kinds))]
