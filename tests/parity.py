@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def randomise(name: str, tensor: torch.Tensor) -> None:
 
     Single numbers are constants, which files may have otherwise.
     """
-    if "inv_freq" in name or not tensor.is_floating_point():
+    if re.search(r"inv_freq|slope_rate|(query|key|diagonal)_decay", name) or not tensor.is_floating_point():
         return
     if name.endswith("A_log"):  # states decay by exp(-exp(A_log) * time step): neither at once nor never
         tensor.uniform_(-2, 1.5)

@@ -22,6 +22,7 @@ NEEDED = {
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6},
     "glm4_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
 }
 FAMILIES = pytest.mark.parametrize("family", all_families(), ids=lambda family: family.name)
 

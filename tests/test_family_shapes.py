@@ -33,7 +33,9 @@ IN_FLOATS = {
     "mixer/dt_proj_weight": "states decay by exponentials of what it makes",
     "mixer/input_gate_weight": "states add up what it lets in",
     "mixer/recurrent_gate_weight": "states decay by exponentials of what it makes",
-    "mixer/conv1d/kernel": "it has a few numbers per channel",
+    "conv1d/kernel": "it has a few numbers per channel",
+    "linear_attn/in_proj_a/kernel": "states are products of what it makes",
+    "linear_attn/in_proj_b/kernel": "states are products of what it makes",
     "mixer/A_log": "states decay by exponentials of its exponentials",
 }
 

@@ -7,6 +7,7 @@ from easydel.families._parts import ConfigError, HandOn, HFConfig, TakeOver, Uns
 from easydel.keys import FULL
 
 SLIDING = "sliding_attention"
+LINEAR = "linear_attention"
 
 
 def layer_types(c: HFConfig, default: Sequence[str], known: Sequence[str] = (FULL, SLIDING)) -> Sequence[str]:

@@ -9,8 +9,10 @@ from easydel.layers.attention import Attention, Gate, HandOn, Heads, QKNorm, Tak
 from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
+from easydel.layers.delta import DeltaNet
 from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
 from easydel.layers.indexer import Indexer, SharedIndexer
+from easydel.layers.lightning import Lightning
 from easydel.layers.mamba import Mamba
 from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.mla import MLA
@@ -23,5 +25,6 @@ from easydel.layers.position import ALiBi, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.residual import FromRead, Parallel, Post, Sequential
 from easydel.layers.rope import LongRope, Rope, Yarn, rope_from_settings, yarn_gain
+from easydel.layers.short_conv import ShortConv
 from easydel.ops.attend import Around, Causal, Chunks, Sight
 from easydel.weights.names import GATE_UP, QKV, Fused, Names, concatenated, grouped, interleaved, one_row

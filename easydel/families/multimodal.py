@@ -5,6 +5,7 @@ from easydel.multimodal import Wrapper, text_config
 
 IMAGES = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
 SEEN_AND_HEARD = (r"(model\.)?(vision_tower|audio_tower|vision_embedder|embed_vision|embed_audio)\..*",)
+AHEAD = r"mtp\..*"  # layers that predict tokens further ahead
 NEWLINE = r"(model\.)?image_newline"
 ROWS = (
     Wrapper("gemma3", "Gemma 3 with images (Gemma Team 2025, arXiv:2503.19786)", text_config(tied=True), IMAGES),
@@ -19,6 +20,8 @@ ROWS = (
     Wrapper("mistral3", "Mistral Small 3.1, Ministral 3 (Mistral AI 2025)", text_config(tied=True), IMAGES),
     Wrapper("qwen2_vl", "Qwen2-VL (Wang et al. 2024, arXiv:2409.12191)", qwen2_text, VISUAL),
     Wrapper("qwen2_5_vl", "Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923)", qwen2_text, VISUAL),
+    Wrapper("qwen3_5", "Qwen3.5 (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
+    Wrapper("qwen3_5_moe", "Qwen3.5-MoE (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
     Wrapper("qwen3_vl", "Qwen3-VL (Bai et al. 2025, arXiv:2511.21631)", qwen3_text, VISUAL),
 )
 WRAPPERS = {row.model_type: row for row in ROWS}

@@ -70,7 +70,8 @@ class TopK(Router):
     """The `k` experts with the highest scores, weighted by them.
 
     `renormalize` makes the weights sum to 1, then `scale` multiplies them. If `corrected`, a learned bias per expert
-    counts in the choice but not in the weights (DeepSeek-V3); a `bias` is part of the scores (GPT-OSS).
+    counts in the choice but not in the weights (DeepSeek-V3); a `bias` is part of the scores (GPT-OSS). `floor` is
+    added to the sum that `renormalize` divides by: sigmoids can all be zero.
     """
 
     k: int
@@ -80,6 +81,7 @@ class TopK(Router):
     corrected: bool = False
     groups: Groups | None = None
     bias: bool = False
+    floor: float = 1e-20
 
     def build(self, experts: int, features: int, policy: Policy) -> Gate:
         return Gate(self, experts, features, policy)
@@ -101,8 +103,8 @@ class TopK(Router):
             eligible = self.groups.limit(eligible)
         _, chosen_BTK = jax.lax.top_k(eligible, self.k)
         weights_BTK = jnp.take_along_axis(scores, chosen_BTK, axis=-1)
-        if self.renormalize:  # 1e-20: sigmoids can all be zero
-            weights_BTK = weights_BTK / (jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20)
+        if self.renormalize:
+            weights_BTK = weights_BTK / (jnp.sum(weights_BTK, axis=-1, keepdims=True) + self.floor)
         return weights_BTK * self.scale, chosen_BTK
 
 

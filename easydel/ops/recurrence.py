@@ -7,6 +7,7 @@ float32: errors of the decay multiply up over the sequence.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,13 @@ def selective_scan(
 
 
 def over_chunks(
-    chunk: Callable[[jax.Array, Parts], tuple[jax.Array, jax.Array]], state: jax.Array, parts: Parts, size: int
+    chunk: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]], state: jax.Array, parts: Any, size: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns outputs [B, T, ...] and the last state of `chunk(state, parts)`, called for `size` tokens at a time.
 
-    Parts are [B, T, ...]. The last chunk is filled with zeros, which must not change the state.
+    `parts` is a tree of arrays [B, T, ...]. The last chunk is filled with zeros, which must not change the state.
     """
-    batch, length = parts[0].shape[:2]
+    batch, length = jax.tree.leaves(parts)[0].shape[:2]
     if length <= size:
         return chunk(state, parts)
 
@@ -40,7 +41,7 @@ def over_chunks(
         padded = jnp.pad(part, ((0, 0), (0, -length % size), *((0, 0) for _ in part.shape[2:])))
         return padded.reshape(batch, -1, size, *part.shape[2:]).swapaxes(0, 1)
 
-    def body(state: jax.Array, part: Parts) -> tuple[jax.Array, jax.Array]:
+    def body(state: jax.Array, part: Any) -> tuple[jax.Array, jax.Array]:
         y, state = chunk(state, part)
         return state, y
 

@@ -46,11 +46,19 @@ def interleaved(sizes: Sequence[int]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Fused:
-    """The modules `parts` (canonical, relative: "self_attn.q_proj") share the checkpoint's `name` in `layout`."""
+    """The modules `parts` (canonical, relative: "self_attn.q_proj") share the checkpoint's `name` in `layout`.
+
+    Rows are on the dimension `kernel_dim` of kernels: -3 in convolutions, [channels, 1, width].
+    """
 
     name: str
     parts: tuple[str, ...]
     layout: Layout = concatenated
+    kernel_dim: int = -2
+
+    def dim(self, leaf: str) -> int:
+        """The dimension of a `leaf` that rows are on."""
+        return self.kernel_dim if leaf == "kernel" else -1
 
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -145,7 +153,7 @@ class Names:
         paths = [part.replace(".", "/") for part in fused.parts]
         own = next(part for part in paths if f"/{module}".endswith(f"/{part}"))
         stem = module.removesuffix(own)
-        sizes = tuple(shapes[f"{stem}{part}/{leaf}"][_row_dim(leaf)] for part in paths)
+        sizes = tuple(shapes[f"{stem}{part}/{leaf}"][fused.dim(leaf)] for part in paths)
         return self._layout(fused, sizes)[paths.index(own)], sum(sizes)
 
     @cached_property
@@ -198,17 +206,13 @@ class Form(NamedTuple):
             expression = Reshape(expression, self.reshaped(ours), ours)
         if self.transposed:
             expression = Transpose(expression)
-        return expression if rows is None else Rows(expression, *rows, _row_dim(self.leaf))
+        return expression if self.fused is None or rows is None else Rows(expression, *rows, self.fused.dim(self.leaf))
 
 
 def _joined(own: Any, more: Any) -> Any:
     if isinstance(own, Mapping):
         return {**own, **more}
     return own + more if isinstance(own, tuple) else more
-
-
-def _row_dim(leaf: str) -> int:
-    return -2 if leaf == "kernel" else -1
 
 
 def _ends(dotted: str, suffix: str) -> bool:
