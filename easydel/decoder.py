@@ -89,6 +89,10 @@ class Decoder:
         """Positions beyond which there are no vectors to look up; None where positions are computed."""
         return self.embed.longest
 
+    def vocab_of(self, name: str) -> int:
+        """How many tokens the input `name` may have."""
+        return self.vocab
+
     @property
     def prefixed(self) -> bool:
         """True if some layer sees the tokens of a prefix both ways."""

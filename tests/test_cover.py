@@ -43,10 +43,8 @@ UNUSED = {
     "RelativeBias.shared=None": "of decoders with a table for each layer",
     "ShiftRight.first=None": "configs may lack this token",
     "ShiftRight.padding=None": "configs may lack this token",
-    "Sinusoidal.endpoint=False": "of waves in other orders",
     "Sinusoidal.interleaved=True": "of waves in other orders",
     "Tower.features=set": "of towers with sizes of their own",
-    "Tower.vocab=set": "of towers with sizes of their own",
     "Transform.norm=None": "of heads to come",
     "Transform.width=None": "of heads to come",
 }

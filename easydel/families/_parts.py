@@ -2,13 +2,13 @@
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
-from easydel.encdec import EncoderDecoder, ShiftRight, Tower
+from easydel.encdec import EncoderDecoder, ShiftRight, Tower, WrapLast
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
 from easydel.layers.attention import Attention, Heads, QKNorm, Weights
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
-from easydel.layers.embed import Embed, Head, Learned
+from easydel.layers.embed import Embed, Head, Learned, Sinusoidal, Transform
 from easydel.layers.mamba import Mamba
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP

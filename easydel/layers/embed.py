@@ -67,7 +67,8 @@ class Embed:
 
     Where `width` differs from the model's, a projection leads to it, with a `bias` or without: `projected` "before"
     positions are added (OPT-350m), or "after" the norm (ELECTRA). Every token is of the first of `types` token types
-    unless they are given. With `float32` what layers add to stays in float32, whatever dtype they compute in (Mamba).
+    unless they are given. With `normed` "tokens", the norm comes before positions are added. With `float32` what layers
+    add to stays in float32, whatever dtype they compute in (Mamba).
     """
 
     positions: Learned | Sinusoidal | None = None
@@ -78,6 +79,7 @@ class Embed:
     types: int = 0
     projected: Literal["before", "after"] = "before"
     bias: bool = False
+    normed: Literal["all", "tokens"] = "all"
 
     @property
     def longest(self) -> int | None:

@@ -116,11 +116,14 @@ class TowerModel(nnx.Module):
             x_BTD = x_BTD * jnp.asarray(record.scale, x_BTD.dtype)
         if self.project_in is not None and record.projected == "before":
             x_BTD = self.project_in(x_BTD)
+        if record.normed == "tokens":
+            x_BTD = normed(self.embed_layernorm, x_BTD)
         if self.embed_positions is not None and record.positions is not None:
             x_BTD = x_BTD + self.embed_positions(positions_BT + record.positions.offset)
         if self.embed_types is not None:
             x_BTD = x_BTD + self.embed_types(jnp.zeros_like(positions_BT) if types_BT is None else types_BT)
-        x_BTD = normed(self.embed_layernorm, x_BTD)
+        if record.normed == "all":
+            x_BTD = normed(self.embed_layernorm, x_BTD)
         if self.project_in is not None and record.projected == "after":
             x_BTD = self.project_in(x_BTD)
         return self.policy.shard_hidden(x_BTD.astype(jnp.float32) if record.float32 else x_BTD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,5 +84,6 @@ def all_cases() -> list[Case]:
     return [case for module in pkgutil.iter_modules(__path__) for case in cases_in(module.name)]
 
 
-def cases_in(module: str) -> list[Case]:
+def cases_in(model_type: str) -> list[Case]:
+    module = re.sub(r"\W", "_", model_type)
     return importlib.import_module(f"{__name__}.{module}").CASES
