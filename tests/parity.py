@@ -28,7 +28,7 @@ def make_reference(case: Case, directory: Path) -> Any:
         for name, tensor in model.state_dict().items():  # what is not saved is computed, and stays
             if name not in computed:
                 randomise(name, tensor)
-    if case.seq2seq and not case.config.get("tie_word_embeddings", True):
+    if case.own_head or (case.seq2seq and not case.config.get("tie_word_embeddings", True)):
         separate_head(model)
     model.save_pretrained(directory)
     return model
