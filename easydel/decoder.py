@@ -94,6 +94,11 @@ class Decoder:
         return self.vocab
 
     @property
+    def looks_ahead(self) -> bool:
+        """True if tokens see those behind them (BERT): nothing can then be cached, and no text be continued."""
+        return any(block.looks_ahead() for block in self.blocks)
+
+    @property
     def prefixed(self) -> bool:
         """True if some layer sees the tokens of a prefix both ways."""
         return any(name == "prefix_BS" for block in self.blocks for name in block.reads())
@@ -112,10 +117,13 @@ class Decoder:
 
     def cache(self, batch: int, length: int, policy: Policy) -> Cache:
         """Room for `length` tokens: layers' caches, how many slots are used, and which may be attended to."""
-        return {"layers": layer_caches(self.blocks, batch, length, policy), **self.slots(batch, length)}
+        return {**self.slots(batch, length), "layers": layer_caches(self.blocks, batch, length, policy)}
 
     def slots(self, batch: int, length: int) -> Cache:
-        """A cache's book-keeping before any token."""
+        """A cache's book-keeping before any token. ArgumentError where tokens see those behind them."""
+        if self.looks_ahead:
+            problem = "no cache for a model whose tokens see those behind them"
+            raise ArgumentError(problem, hint="load it with config_kwargs={'is_decoder': True}, or call it without")
         prefix = {"prefix": jnp.zeros((batch, length), bool)} if self.prefixed else {}
         return empty_slots(batch, length) | prefix
 
@@ -139,7 +147,7 @@ class DecoderModel(TowerModel):
         prefix_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        self._check(prefix_mask, token_type_ids)
+        self._check(prefix_mask, token_type_ids, segment_ids)
         masks: Any = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
         context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, **masks)
         check_positions(input_ids.shape[1], self.record.longest, context)
@@ -153,8 +161,12 @@ class DecoderModel(TowerModel):
         x_BTD = super().leave(flow, last=last)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
-    def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
+    def _check(
+        self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None, segment_ids: jax.Array | None
+    ) -> None:
         """ArgumentError for inputs that this model has no use for."""
+        if segment_ids is not None and self.record.looks_ahead:
+            raise ArgumentError("segment_ids are not implemented for models whose tokens see those behind them")
         if prefix_mask is not None and not self.record.prefixed:
             raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see those behind them")
         if token_type_ids is not None and not self.record.embed.types:

@@ -110,6 +110,7 @@ class EncoderDecoder:
     max_length: int | None = None
     fed: ClassVar[str] = "decoder_input_ids"
     has_encoder: ClassVar[bool] = True
+    looks_ahead: ClassVar[bool] = False  # its decoder does not
 
     def __post_init__(self) -> None:
         assert not self.shared or not (self.encoder.vocab or self.decoder.vocab), "a shared table has one size"

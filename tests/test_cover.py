@@ -42,7 +42,6 @@ UNUSED = {
     "ShiftRight.padding=None": "configs may lack this token",
     "Sinusoidal.interleaved=True": "of waves in other orders",
     "Transform.norm=None": "of heads to come",
-    "Transform.width=None": "of heads to come",
 }
 
 

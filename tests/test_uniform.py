@@ -130,7 +130,7 @@ def test_gradients_of_scanned_and_recomputed_layers_are_those_of_torch(loaded: L
     """Of a random sum of the logits, in every parameter; padding has no part in it."""
     inputs = loaded.inputs if loaded.case.growing_rope else loaded.padded
     tokens = inputs[loaded.fed]
-    weights = np.random.default_rng(5).normal(size=(*tokens.shape, loaded.case.config["vocab_size"]))
+    weights = np.random.default_rng(5).normal(size=(*tokens.shape, loaded.model.record.vocab))
     weights = np.where(inputs.get(loaded.mask_name, np.ones_like(tokens))[..., None] == 1, weights, 0).astype(
         np.float32
     )

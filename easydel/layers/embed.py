@@ -67,8 +67,8 @@ class Embed:
 
     Where `width` differs from the model's, a projection leads to it, with a `bias` or without: `projected` "before"
     positions are added (OPT-350m), or "after" the norm (ELECTRA). Every token is of the first of `types` token types
-    unless they are given. With `normed` "tokens", the norm comes before positions are added. With `float32` what layers
-    add to stays in float32, whatever dtype they compute in (Mamba).
+    unless they are given, and of the first of `tasks` (ERNIE). With `normed` "tokens", the norm comes before positions
+    are added. With `float32` what layers add to stays in float32, whatever dtype they compute in (Mamba).
     """
 
     positions: Learned | Sinusoidal | None = None
@@ -80,6 +80,7 @@ class Embed:
     projected: Literal["before", "after"] = "before"
     bias: bool = False
     normed: Literal["all", "tokens"] = "all"
+    tasks: int = 0
 
     @property
     def longest(self) -> int | None:
@@ -94,6 +95,7 @@ class Transform:
     act: str
     norm: AnyNorm | None
     width: int | None = None
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Head:
         else:
             head = Linear(inputs, rows, policy, bias=self.bias)
         if head is not None and change is not None:
-            head.dense = Linear(features, inputs, policy, bias=True)
+            head.dense = Linear(features, inputs, policy, bias=change.bias)
             head.norm = None if change.norm is None else change.norm.build(inputs, policy)
         return head
 

@@ -89,6 +89,10 @@ class Part:
         """Lists what it reads of the context that only some models have: ids_BT, entered_BTD, prefix_BS."""
         return ()
 
+    def looks_ahead(self) -> bool:
+        """True if what it gives for a token depends on those behind it."""
+        return False
+
     def rewinds(self, length: int, end: int) -> int | None:
         """How many slots it can go back, in a cache for `length` tokens of which `end` were ever written.
 
