@@ -67,10 +67,17 @@ OF_ENCODER = dict.fromkeys(("encoder_layers", "encoder_ffn_dim", "encoder_attent
 
 
 def block(
-    c: HFConfig, heads: int, ffn_dim: int, sight: Sight, cross: CrossAttention | None = None, *, pre_norm: bool = False
+    c: HFConfig,
+    heads: int,
+    ffn_dim: int,
+    sight: Sight,
+    cross: CrossAttention | None = None,
+    *,
+    pre_norm: bool = False,
+    biased: str = "qkvo",
 ) -> Block:
     """A layer of either tower, with norms after each part, or with `pre_norm` before."""
-    mixer = Attention(Heads(heads, heads, c.d_model // heads, biased="qkvo"), sight=sight)
+    mixer = Attention(Heads(heads, heads, c.d_model // heads, biased=biased), sight=sight)
     ffn, own = MLP(ffn_dim, c.activation_function), cross and NORM
     if pre_norm:
         return Block(mixer, ffn, attn_in=NORM, ffn_in=NORM, cross=cross, cross_in=own)
@@ -110,9 +117,12 @@ def whole(
     return EncoderDecoder(**own | choices)
 
 
-def alone(c: HFConfig, embed: Embed, *, pre_norm: bool = False, vocab: int | None = None) -> Decoder:
+def alone(
+    c: HFConfig, embed: Embed, *, pre_norm: bool = False, vocab: int | None = None, biased: str = "qkvo"
+) -> Decoder:
     """The decoder without cross-attention."""
-    layer = block(c, c.decoder_attention_heads, c.decoder_ffn_dim, Causal(), pre_norm=pre_norm)
+    heads, width = c.decoder_attention_heads, c.decoder_ffn_dim
+    layer = block(c, heads, width, Causal(), pre_norm=pre_norm, biased=biased)
     return Decoder(
         vocab=vocab or c.vocab_size,
         features=c.d_model,
@@ -120,7 +130,7 @@ def alone(c: HFConfig, embed: Embed, *, pre_norm: bool = False, vocab: int | Non
         final_norm=NORM if pre_norm else None,
         head=Head(c.tie_word_embeddings),
         embed=embed,
-        max_length=c.max_position_embeddings,
+        max_length=c.get("max_position_embeddings") or embed.longest,
     )
 
 

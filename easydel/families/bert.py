@@ -18,6 +18,7 @@ from easydel.families._parts import (
     Learned,
     Names,
     Post,
+    Rope,
     Transform,
     family,
 )
@@ -87,13 +88,19 @@ def embed(c: HFConfig, *, first: int = 0, **choices: Any) -> Embed:
 
 
 def encoder(
-    c: HFConfig, embed: Embed, transform: Transform | None, *, pre_norm: bool = False, tied: bool | None = None
+    c: HFConfig,
+    embed: Embed,
+    transform: Transform | None,
+    *,
+    pre_norm: bool = False,
+    tied: bool | None = None,
+    position: Rope | None = None,
 ) -> Decoder:
     """BERT's layers between `embed` and a head with a bias, with norms after each part or (`pre_norm`) before."""
     c.only("position_embedding_type", "absolute")
     heads, own = c.num_attention_heads, norm(c)
     sight = Causal() if c.is_decoder else Around()
-    mixer = Attention(Heads(heads, heads, c.hidden_size // heads, biased="qkvo"), sight=sight)
+    mixer = Attention(Heads(heads, heads, c.hidden_size // heads, biased="qkvo"), position, sight)
     ffn = MLP(c.intermediate_size, c.hidden_act)
     if pre_norm:
         layer = Block(mixer, ffn, attn_in=own, ffn_in=own)
