@@ -47,11 +47,12 @@ def tower(c: HFConfig, cross: CrossAttention | None = None) -> Tower:
     """The encoder, or with `cross` the decoder: Gemma 2's blocks, norms around each part."""
     norm, ffn, size = gemma.norm(c), GLU(c.intermediate_size, c.hidden_activation), c.sliding_window
     sights = {SLIDING: Around(size, size) if cross is None else Causal(size)}
-    around = {"attn_in": norm, "attn_out": norm, "ffn_in": norm, "ffn_out": norm}
-    around |= {} if cross is None else {"cross": cross, "cross_in": norm, "cross_out": norm}
+    own = cross and norm
     whole = Around() if cross is None else Causal()
     mixers = [attention(c, sight=sights.get(kind, whole), **scores(c)) for kind in alternating(c, 2)]
-    blocks = tuple(Block(mixer, ffn, **around) for mixer in mixers)
+    blocks = tuple(
+        Block(mixer, ffn, norm, norm, norm, norm, cross=cross, cross_in=own, cross_out=own) for mixer in mixers
+    )
     return Tower(blocks, Embed(scale=c.hidden_size**0.5), norm, c.vocab_size, c.hidden_size)
 
 
