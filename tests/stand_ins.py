@@ -1,4 +1,4 @@
-"""Small records of what blocks can be made of: a stand-in for each idea, whichever family comes to use it."""
+"""Small records for each idea that a block can be made of, in place of the families that use it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from easydel.layers.beside import Beside
 from easydel.layers.block import Block, BlockLayer, Flow
 from easydel.layers.context import Context
 from easydel.layers.embed import Embed, Head, Sinusoidal, Transform
-from easydel.layers.linear import Embedding, Linear, parameter
+from easydel.layers.linear import Embedding, Linear, buffer, parameter
 from easydel.layers.mamba import Mamba
 from easydel.layers.mlp import GLU, MLP
-from easydel.layers.moe import MoE, TopK
+from easydel.layers.moe import MoE, Router, TopK
 from easydel.layers.norm import LayerNorm, RMSNorm
 from easydel.layers.part import Cached, Handed, Part, empty
 from easydel.layers.residual import FromRead, Parallel
@@ -200,6 +200,28 @@ class ScoringLayer(nnx.Module):
         return self.up_proj(x_BTD) * own_BT[..., None], cache
 
 
+@dataclass(frozen=True)
+class Hash(Router):
+    """Each token id has its expert, in a table that is not learned (Roller et al. 2021, arXiv:2106.04426)."""
+
+    def build(self, experts: int, features: int, policy: Policy) -> Any:
+        return HashGate(experts)
+
+    def reads(self) -> Iterable[str]:
+        return ("ids_BT",)
+
+
+class HashGate(nnx.Module):
+    def __init__(self, experts: int):
+        self.expert_of_token = buffer((VOCAB,), jnp.int32)
+        self.experts = experts
+
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+        assert context.ids_BT is not None
+        chosen_BT = self.expert_of_token[...][context.ids_BT] % self.experts
+        return jnp.full((*chosen_BT.shape, 1), 0.8), chosen_BT[..., None]
+
+
 MAMBA = Mamba(inner=16, states=3, width=4, dt_rank=2, act="silu")
 SELECTING = replace(ROTATED, select=BestKeys(5))
 RICH = Attention(
@@ -226,6 +248,7 @@ RECORDS: dict[str, Decoder] = {
     "a widened stream": decoder(
         *[WideBlock(ROTATED, FFN, attn_in=NORM, ffn_in=NORM, residual=Parallel(0.3))] * 4, stream=Twice()
     ),
+    "experts by hash": decoder(*[block(ROTATED, MoE(5, FFN, Hash()))] * 4),
     "keys handed on": decoder(block(HANDING), *[block(TAKING)] * 7),
     "keys of a window handed on": decoder(
         block(replace(HANDING, sight=WINDOW)), *[block(replace(TAKING, sight=WINDOW))] * 2, block(ROTATED)

@@ -1,4 +1,4 @@
-"""Every record and every choice between records stands in a case, so the cover has it too."""
+"""Every record and every choice between records is in a case, so the cover has it too."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def copied(directory: Path, target: Path, **config: Any) -> Path:
 def test_a_model_that_sees_both_ways_has_no_cache(bert: tuple[Any, Path]):
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(bert[1])
     for call in (lambda: model.init_cache(2, 20), lambda: model.generate(IDS["input_ids"], max_new_tokens=2)):
-        with pytest.raises(ArgumentError, match=r"tokens see those behind them.*is_decoder"):
+        with pytest.raises(ArgumentError, match=r"tokens see later ones.*is_decoder"):
             call()
     with pytest.raises(ArgumentError, match="segment_ids"):
         model(**IDS, segment_ids=np.zeros_like(IDS["input_ids"]))

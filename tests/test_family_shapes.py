@@ -1,4 +1,4 @@
-"""What every case's model answers without a single value: where its parameters go, and what can be done with them."""
+"""Properties of every case's model without a single value: its parameters' places, and possible operations on them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -177,6 +178,30 @@ def test_a_correction_changes_the_choice_and_not_the_weights():
     weights, chosen = router.choose(jnp.asarray([[[2.0, 1.0]]]), jnp.asarray([0.0, 5.0]))
     assert chosen.item() == 1
     np.testing.assert_allclose(weights.item(), 3 * jax.nn.sigmoid(1.0), rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class Limited(TopK):
+    """No expert takes more than `capacity` tokens of a row: the first come (Fedus et al. 2021, arXiv:2101.03961)."""
+
+    capacity: int = 1
+
+    def choose(self, logits_BTE: jax.Array, correction_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        weights_BTK, chosen_BTK = super().choose(logits_BTE, correction_E)
+        same_BTT = chosen_BTK == chosen_BTK[:, :, 0][:, None]
+        before_BT1 = jnp.sum(jnp.tril(same_BTT, -1), axis=-1, keepdims=True)
+        return jnp.where(before_BT1 < self.capacity, weights_BTK, 0), chosen_BTK
+
+
+def test_a_router_can_leave_tokens_out():
+    plain = MoE(3, GLU(8, "silu"), TopK(1))
+    layer, params = random_layer(plain)
+    x, limited = tokens(2, 9), random_layer(replace(plain, router=Limited(1, capacity=2)))[0]
+    every, some = (np.asarray(applied(own, params, x)) for own in (layer, limited))
+    chosen = np.argmax(x @ params["gate"]["kernel"].T, axis=-1)
+    taken = np.array([[np.sum(row[:t] == row[t]) < 2 for t in range(9)] for row in chosen])
+    assert 0 < taken.sum() < taken.size
+    np.testing.assert_allclose(some, every * taken[..., None], atol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(9, [3, 0, 4]), (1, [0, 0, 1]), (200, [150, 0, 50]), (40, [0, 0, 0])])

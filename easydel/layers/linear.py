@@ -16,7 +16,7 @@ from easydel.policy import Policy
 
 
 class Buffer(nnx.Param):
-    """A parameter that nothing is learned for: a constant, a table of integers, a bias that balances experts.
+    """A parameter that is not learned: a constant, a table of integers, a bias that balances experts.
 
     It is never trained, cast to `param_dtype`, or quantized: loading leaves it the dtype of its file, and the module
     casts it where it computes. No gradient reaches it.
@@ -27,17 +27,17 @@ class Buffer(nnx.Param):
 
 
 def buffer(shape: tuple[int, ...], dtype: Any) -> Buffer:
-    """A buffer without a value yet. Of an integer `dtype`, files must hold integers; otherwise, floats."""
+    """Returns a buffer without a value yet. With an integer `dtype`, files must hold integers; otherwise floats."""
     return Buffer(jax.ShapeDtypeStruct(shape, dtype))
 
 
 def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
-    """A parameter without a value yet; loading fills it."""
+    """Returns a parameter without a value yet; loading fills it."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, policy.param_dtype))
 
 
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
-    """`x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
+    """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
     whole = policy.mesh is None or policy.mesh.size == 1
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
@@ -94,6 +94,6 @@ class Embedding(nnx.Module):
         return rows * jnp.take(self.embedding_scale[...], index, axis=0, mode="clip")[..., None].astype(rows.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Products of `x` [..., features] with every row: tied logits."""
+        """Returns the products of `x` [..., features] with every row: tied logits."""
         y = contract(x, self.embedding[...], self.policy)
         return y if self.embedding_scale is None else y * self.embedding_scale[...].astype(y.dtype)

@@ -1,4 +1,4 @@
-"""Parts whose parameters several layers have in common: the model holds them once, and the context brings them."""
+"""Parts whose parameters several layers share: the model holds them once, and the context brings them to each layer."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def shared_module(name: str, part: Part, features: int, policy: Policy, context:
 
 @lru_cache
 def template(record: Any, features: int, policy: Policy) -> Any:
-    """Returns a module to make replicas of, one for equal records: NNX builds slowly."""
+    """Returns a module to copy, the same one for equal records: building NNX modules is slow."""
     return record.build(features, policy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +86,5 @@ def all_cases() -> list[Case]:
     return [case for module in pkgutil.iter_modules(__path__) for case in cases_in(module.name)]
 
 
-def cases_in(model_type: str) -> list[Case]:
-    module = re.sub(r"\W", "_", model_type)
-    return importlib.import_module(f"{__name__}.{module}").CASES
+def cases_in(module: str) -> list[Case]:
+    return importlib.import_module(f"{__name__}.{module.replace('-', '_')}").CASES
