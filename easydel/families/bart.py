@@ -94,11 +94,18 @@ def embed(c: HFConfig) -> Embed:
 
 
 def whole(
-    c: HFConfig, encoder: Embed, decoder: Embed | None = None, *, pre_norm: bool = False, **choices: Any
+    c: HFConfig,
+    encoder: Embed,
+    decoder: Embed | None = None,
+    *,
+    pre_norm: bool = False,
+    source_vocab: int | None = None,
+    **choices: Any,
 ) -> EncoderDecoder:
     """Both towers around their embeddings (one for both by default); `choices` override the model's fields.
 
-    With `pre_norm`, norms stand before each part and after the last layer.
+    With `pre_norm`, norms stand before each part and after the last layer. `source_vocab` is the size of the encoder's
+    table, if it has its own.
     """
     heads, final = c.decoder_attention_heads, NORM if pre_norm else None
     cross = CrossAttention(heads, heads, c.d_model // heads, "qkvo")
@@ -107,7 +114,7 @@ def whole(
     own = {
         "vocab": c.vocab_size,
         "features": c.d_model,
-        "encoder": Tower((reading,) * c.encoder_layers, encoder, final),
+        "encoder": Tower((reading,) * c.encoder_layers, encoder, final, source_vocab),
         "decoder": Tower((writing,) * c.decoder_layers, decoder or encoder, final),
         "head": Head(c.tie_word_embeddings, bias=True),
         "shift": ShiftRight(c.get("decoder_start_token_id"), c.pad_token_id),

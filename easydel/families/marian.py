@@ -1,7 +1,5 @@
 """Marian, OPUS-MT (Tiedemann & Thottingal 2020): BART with waves for positions; languages may have own tokens."""
 
-from dataclasses import replace
-
 from easydel.families._parts import Decoder, EncoderDecoder, HFConfig, family
 from easydel.families.bart import IN_ANY_CASE, OF_ENCODER, alone, whole
 from easydel.families.pegasus import CAUSAL_WITHOUT_WAVES, WITHOUT_WAVES, embed
@@ -16,8 +14,7 @@ def target_vocab(c: HFConfig) -> int:
 @family("marian", WITHOUT_WAVES, inert=IN_ANY_CASE, encoder_decoder=True)
 def marian(c: HFConfig) -> EncoderDecoder:
     shared = c.tie_word_embeddings and c.share_encoder_decoder_embeddings
-    record = whole(c, embed(c), vocab=target_vocab(c), shared=shared)
-    return record if shared else replace(record, encoder=replace(record.encoder, vocab=c.vocab_size))
+    return whole(c, embed(c), source_vocab=None if shared else c.vocab_size, vocab=target_vocab(c), shared=shared)
 
 
 @family("marian", CAUSAL_WITHOUT_WAVES, inert=OF_ENCODER | IN_ANY_CASE)
