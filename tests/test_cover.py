@@ -31,7 +31,6 @@ UNUSED = {
     "Block.ffn_residual=Parallel": "the residual of a whole block has it",
     "Block.ffn_residual=Post": "the residual of a whole block has it",
     "Block.ffn_residual=Sequential": "the residual of a whole block has it",
-    "Block.mixer=None": "of hybrids whose layers are either a mixer or a feed-forward",
     "Gate.bias=True": "of gates to come",
     "GrowingScale.start=set": "a scale of its own",
     "MLA.position=None": "of hybrids whose latent attention has no positions",

@@ -199,7 +199,7 @@ class AttentionLayer(nnx.Module):
             setattr(self, record.select.name, record.select.build(features, policy))
         sinks = nnx.Param(jax.ShapeDtypeStruct((heads.count,), policy.param_dtype))
         self.sinks = sinks if record.weights.sinks else None
-        self.features, self.record, self.policy = features, record, policy
+        self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array | Handed, Any]:
         record = self.record
@@ -300,7 +300,7 @@ class AttentionLayer(nnx.Module):
             return None
         if position.shared is None:
             return self.relative_attention_bias(slots, context.offset)
-        return shared_module(position.shared, position, self.features, self.policy, context)(slots, context.offset)
+        return shared_module(position.shared, context)(slots, context.offset)
 
     def _finished(self, x_BTD: jax.Array, out_BTNV: jax.Array) -> jax.Array:
         """Returns the heads' outputs side by side, gated and normed."""

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from easydel.layers.rope import Rope
-from easydel.tree import Tree
 
 # B batch, T length of this call, S length of the cache (or T where there is none), D model
 Angles = tuple[jax.Array, jax.Array]
@@ -36,7 +35,7 @@ class Context:
     segments are packed into one row: tokens of different segments must not mix. `prefix_BS` marks slots that see each
     other. `cross` is the input of a decoder's cross-attention. `entered_BTD` is the output of the embeddings. `each`
     has inputs for every layer, [layers, B, T, ...] here and [B, T, ...] in the context that a layer gets. `shared` has
-    the parameters of parts that several layers use. `handed` has values that earlier layers handed on.
+    the modules of parts that several layers use. `handed` has values that earlier layers handed on.
     """
 
     positions_BT: jax.Array
@@ -49,7 +48,7 @@ class Context:
     prefix_BS: jax.Array | None = None
     entered_BTD: jax.Array | None = None
     each: Mapping[str, jax.Array] = field(default_factory=dict)
-    shared: Mapping[str, Tree] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
     handed: Mapping[str, Any] = field(default_factory=dict)
     angles_of: tuple[Angles, ...] = ()
     ropes: tuple[Rope, ...] = field(default=(), metadata={"static": True})

@@ -18,7 +18,6 @@ from easydel.layers.norm import AnyNorm
 from easydel.layers.part import Part
 from easydel.layers.stack import build_layers, run_layers
 from easydel.policy import Policy
-from easydel.tree import params_of
 
 # B batch, T length of this call, D model
 
@@ -97,7 +96,7 @@ class TowerModel(nnx.Module):
             context.with_angles(rope for block in blocks for rope in block.ropes()),
             ids_BT=ids_BT if "ids_BT" in reads else None,
             entered_BTD=x_BTD if "entered_BTD" in reads else None,
-            shared={name: params_of(getattr(self, name)) for name in shared_parts(blocks)},
+            shared={name: getattr(self, name) for name in shared_parts(blocks)},
             each={} if self.tower.per_layer is None else self.per_layer(ids_BT, x_BTD, context),
         )
         return {"x": x_BTD} if self.tower.stream is None else self.stream.open(x_BTD), context
