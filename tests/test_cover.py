@@ -30,7 +30,6 @@ NORMS = {RMSNorm, LayerNorm}  # either goes into any slot, and both are called a
 UNUSED = {
     "Block.ffn_residual=Parallel": "the residual of a whole block has it",
     "Block.ffn_residual=Post": "the residual of a whole block has it",
-    "Block.ffn_residual=Sequential": "the residual of a whole block has it",
     "Gate.bias=True": "of gates to come",
     "GrowingScale.start=set": "a scale of its own",
     "MLA.position=None": "of hybrids whose latent attention has no positions",
