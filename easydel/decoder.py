@@ -89,6 +89,15 @@ class Decoder:
         """Number of positions that there are vectors for; None if positions are computed."""
         return self.embed.longest
 
+    def vocab_of(self, name: str) -> int:
+        """Returns the number of tokens that the input `name` is chosen from."""
+        return self.vocab
+
+    @property
+    def looks_ahead(self) -> bool:
+        """True if tokens see later ones (BERT): such a model has no cache and cannot continue a text."""
+        return any(block.looks_ahead() for block in self.blocks)
+
     @property
     def prefixed(self) -> bool:
         """True if some layer sees the tokens of a prefix both ways."""
@@ -108,10 +117,13 @@ class Decoder:
 
     def cache(self, batch: int, length: int, policy: Policy) -> Cache:
         """Returns room for `length` tokens: layers' caches, the number of used slots, and the mask of valid ones."""
-        return {"layers": layer_caches(self.blocks, batch, length, policy), **self.slots(batch, length)}
+        return {**self.slots(batch, length), "layers": layer_caches(self.blocks, batch, length, policy)}
 
     def slots(self, batch: int, length: int) -> Cache:
-        """Returns a cache's book-keeping before any token."""
+        """Returns a cache's book-keeping before any token. Raises ArgumentError if tokens see later ones."""
+        if self.looks_ahead:
+            problem = "no cache for a model whose tokens see later ones"
+            raise ArgumentError(problem, hint="load it with config_kwargs={'is_decoder': True}, or call it without")
         prefix = {"prefix": jnp.zeros((batch, length), bool)} if self.prefixed else {}
         return empty_slots(batch, length) | prefix
 
@@ -135,7 +147,7 @@ class DecoderModel(TowerModel):
         prefix_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        self._check(prefix_mask, token_type_ids)
+        self._check(prefix_mask, token_type_ids, segment_ids)
         masks: Any = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
         context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, **masks)
         check_positions(input_ids.shape[1], self.record.longest, context)
@@ -149,8 +161,12 @@ class DecoderModel(TowerModel):
         x_BTD = super().leave(flow, last=last)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
-    def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
+    def _check(
+        self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None, segment_ids: jax.Array | None
+    ) -> None:
         """Raises ArgumentError for inputs that this model does not use."""
+        if segment_ids is not None and self.record.looks_ahead:
+            raise ArgumentError("segment_ids are not implemented for models whose tokens see later ones")
         if prefix_mask is not None and not self.record.prefixed:
             raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see later ones")
         if token_type_ids is not None and not self.record.embed.types:

@@ -76,28 +76,53 @@ class ShiftRight:
 
 
 @dataclass(frozen=True)
+class WrapLast:
+    """Decoder inputs if none are given: `labels`, or else the encoder's inputs, moved right by one (mBART).
+
+    The last token of a row that is not `padding` names the language and comes first. `generate` starts with `first`.
+    """
+
+    first: int | None
+    padding: int
+
+    def __call__(self, input_ids: jax.Array | None, labels: jax.Array | None) -> jax.Array:
+        tokens_BT = input_ids if labels is None else jnp.where(labels == NO_LABEL, self.padding, labels)
+        if tokens_BT is None:
+            raise ArgumentError("decoder_input_ids is missing", hint="pass what is decoded so far")
+        last_B1 = jnp.sum(tokens_BT != self.padding, axis=1, keepdims=True) - 1
+        return jnp.concatenate([jnp.take_along_axis(tokens_BT, last_B1, axis=1), tokens_BT[:, :-1]], axis=1)
+
+
+@dataclass(frozen=True)
 class EncoderDecoder:
-    """The record of a whole model, made by a family from its config. Unless `shared`, each tower has its own table."""
+    """The record of a whole model, made by a family from its config. Unless `shared`, each tower has its own table.
+
+    `vocab` is the decoder's and the head's. A tied head uses the decoder's table.
+    """
 
     vocab: int
     features: int
     encoder: Tower
     decoder: Tower
     head: Head
-    shift: ShiftRight
+    shift: ShiftRight | WrapLast
     shared: bool = True
     max_length: int | None = None
     fed: ClassVar[str] = "decoder_input_ids"
     has_encoder: ClassVar[bool] = True
+    looks_ahead: ClassVar[bool] = False  # its decoder does not
 
     def __post_init__(self) -> None:
-        assert self.shared or not self.head.tied, "the head is tied to the shared token vectors"
         assert not self.shared or not (self.encoder.vocab or self.decoder.vocab), "a shared table has one size"
 
     @property
     def first_token(self) -> int | None:
         """The token that decoding starts with."""
         return self.shift.first
+
+    def vocab_of(self, name: str) -> int:
+        """Returns the number of tokens that the input `name` is chosen from."""
+        return self.encoder.vocab or self.vocab if name == "input_ids" else self.vocab
 
     @property
     def layer_stacks(self) -> dict[str, tuple[Block, ...]]:
@@ -131,7 +156,8 @@ class EncoderDecoder:
 
     def logits(self, model: EncoderDecoderModel, lm_head: Any, hidden_BTD: jax.Array) -> jax.Array:
         """Returns logits [B, T, vocab] in the computation dtype."""
-        return self.head.logits(lm_head, model.embed_tokens, hidden_BTD)
+        tokens = model.embed_tokens if self.shared else model.decoder.embed_tokens
+        return self.head.logits(lm_head, tokens, hidden_BTD)
 
     def cache(self, batch: int, length: int, policy: Policy) -> Cache:
         """Returns room for `length` decoder tokens; the first call adds cross-attention's keys and values."""

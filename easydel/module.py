@@ -117,8 +117,8 @@ class LanguageModel(nnx.Module):
     ) -> CausalLMOutput:
         """Returns the result of `model(...)` with these `params`: a pure function for jax.jit, jax.grad and optax."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        vocabulary = self.record.vocab
-        given = {name: token_array(name, value, vocabulary) for name, value in inputs.items() if value is not None}
+        sizes = {name: self.record.vocab_of(name) for name in inputs}
+        given = {name: token_array(name, value, sizes[name]) for name, value in inputs.items() if value is not None}
         with donations_explained():
             return self.compiled(forward)(params, given)
 

@@ -97,6 +97,8 @@ class Loaded:
     def decoded(self, model: BaseNNXModule, params: Tree, **given: Any) -> np.ndarray:
         """Our logits of `padded` with what is `given`, or without it if None: of the first tokens, then one by one."""
         inputs: dict[str, Any] = {name: value for name, value in (self.padded | given).items() if value is not None}
+        if self.case.looks_ahead:
+            return np.asarray(model.apply(params, **inputs).logits)
         tokens = inputs[self.fed]
         begun = {name: inputs[name][:, : self.start] for name in {self.fed, self.mask_name} & inputs.keys()}
         out = model.apply(params, **(inputs | begun), cache=model.init_cache(len(tokens), tokens.shape[1] + 3))

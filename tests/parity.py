@@ -25,9 +25,11 @@ def make_reference(case: Case, directory: Path) -> Any:
     torch.manual_seed(sum(case.name.encode()))
     model = auto.from_config(config, attn_implementation=case.attention, dtype=torch.float32).eval()
     with torch.no_grad():
+        waves = {f"{name}.weight" for name, module in model.named_modules() if "Sinusoidal" in type(module).__name__}
         for name, tensor in model.state_dict().items():  # what is not saved is computed, and stays
-            randomise(name, tensor)
-    if case.seq2seq and not case.config.get("tie_word_embeddings", True):
+            if name not in waves:
+                randomise(name, tensor)
+    if case.own_head or (case.seq2seq and not case.config.get("tie_word_embeddings", True)):
         separate_head(model)
     model.save_pretrained(directory)
     return model

@@ -30,19 +30,13 @@ NORMS = {RMSNorm, LayerNorm}  # either goes into any slot, and both are called a
 UNUSED = {
     "Block.ffn_residual=Parallel": "the residual of a whole block has it",
     "Block.ffn_residual=Post": "the residual of a whole block has it",
-    "CrossAttention.softcap=set": "of encoder-decoders with caps",
-    "CrossAttention.states=set": "of towers with widths of their own",
     "GrowingScale.start=set": "a scale of its own",
     "MLP.norm=LayerNorm": "as in GLU",
     "MLP.norm=RMSNorm": "as in GLU",
-    "RelativeBias.shared=None": "of decoders with a table for each layer",
     "ShiftRight.first=None": "configs may lack this token",
     "ShiftRight.padding=None": "configs may lack this token",
     "Sinusoidal.interleaved=True": "of waves in other orders",
-    "Tower.features=set": "of towers with sizes of their own",
-    "Tower.vocab=set": "of towers with sizes of their own",
     "Transform.norm=None": "of heads to come",
-    "Transform.width=None": "of heads to come",
 }
 
 

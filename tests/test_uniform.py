@@ -91,10 +91,9 @@ def assert_same(params: Tree, expected: Tree) -> None:
 
 
 def test_a_tied_head_stands_for_token_vectors_that_the_file_lacks(loaded: Loaded, tmp_path: Path):
-    embedding = loaded.reference.get_input_embeddings()
-    name = next(name for name, parameter in loaded.reference.named_parameters() if parameter is embedding.weight)
+    head, embedding = map(loaded.model.names.theirs, ("lm_head.weight", "model.embed_tokens.weight"))
     tensors = load_file(loaded.directory / "model.safetensors")
-    tensors["lm_head.weight"] = tensors.pop(name)
+    tensors[head] = tensors.pop(embedding)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(loaded.directory / "config.json", tmp_path)
     np.testing.assert_array_equal(by_transformers(loaded, tmp_path), loaded.logits)
@@ -130,7 +129,7 @@ def test_gradients_of_scanned_and_recomputed_layers_are_those_of_torch(loaded: L
     """Of a random sum of the logits, in every parameter; padding has no part in it."""
     inputs = loaded.inputs if loaded.case.growing_rope else loaded.padded
     tokens = inputs[loaded.fed]
-    weights = np.random.default_rng(5).normal(size=(*tokens.shape, loaded.case.config["vocab_size"]))
+    weights = np.random.default_rng(5).normal(size=(*tokens.shape, loaded.model.record.vocab))
     weights = np.where(inputs.get(loaded.mask_name, np.ones_like(tokens))[..., None] == 1, weights, 0).astype(
         np.float32
     )

@@ -175,6 +175,8 @@ def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: in
     from easydel.layers.part import Cached
     from easydel.sharding.placement import fit
 
+    if model.record.looks_ahead:
+        return 0
     slots = cache_lengths(length, 0)[-1]
     layers = jax.eval_shape(lambda: model.init_cache(batch, slots))["layers"]
     total = 0

@@ -2,7 +2,7 @@
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
-from easydel.encdec import EncoderDecoder, ShiftRight, Tower
+from easydel.encdec import EncoderDecoder, ShiftRight, Tower, WrapLast
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
 from easydel.layers.attention import Attention, Gate, HandOn, Heads, QKNorm, TakeOver, Weights
@@ -10,7 +10,7 @@ from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.delta import DeltaNet
-from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
+from easydel.layers.embed import Embed, Head, Learned, Sinusoidal, Transform
 from easydel.layers.indexer import Indexer, SharedIndexer
 from easydel.layers.lightning import Lightning
 from easydel.layers.mamba import Mamba

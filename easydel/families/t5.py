@@ -41,6 +41,7 @@ NAMES = Names(
         r"model\.(en|de)coder\.layers": r"\1coder.block",
         r"model\.(en|de)coder\.relative_attention_bias": rf"\1coder.block.0.{SELF}.relative_attention_bias",
         r"self_attn\.([qkvo])_proj": rf"{SELF}.\1",
+        r"self_attn\.relative_attention_bias": rf"{SELF}.relative_attention_bias",
         r"cross_attn\.([qkvo])_proj": r"layer.1.EncDecAttention.\1",
         "input_layernorm": "layer.0.layer_norm",
         "cross_input_layernorm": "layer.1.layer_norm",
@@ -67,24 +68,28 @@ def names(c: HFConfig) -> Names:
     return NAMES.extended(in_feed_forwards(r"mlp\.up_proj", f"DenseReluDense.{up}"))
 
 
-@family("t5", names, encoder_decoder=True)
-def t5(c: HFConfig) -> EncoderDecoder:
+def whole(c: HFConfig, head: Head, shared: str | None = BIAS) -> EncoderDecoder:
+    """Both towers, with one table of biases for all layers of each, or (`shared` None) one for each layer."""
     norm, ffn = RMSNorm(c.layer_norm_epsilon), feed_forward(c)
     heads, buckets = Heads(c.num_heads, c.num_heads, c.d_kv), c.relative_attention_num_buckets
-    bias = partial(RelativeBias, c.num_heads, buckets, c.relative_attention_max_distance, shared=BIAS)
+    bias = partial(RelativeBias, c.num_heads, buckets, c.relative_attention_max_distance, shared=shared)
     around = Attention(heads, bias(bidirectional=True), Around(), Weights(1.0))
     behind = Attention(heads, bias(bidirectional=False), weights=Weights(1.0))
     cross = CrossAttention(c.num_heads, c.num_heads, c.d_kv, scale=1.0)
     encoder = Block(around, ffn, attn_in=norm, ffn_in=norm)
     decoder = Block(behind, ffn, attn_in=norm, ffn_in=norm, cross=cross, cross_in=norm)
-
-    # Only tied heads read states times d_model ** -0.5. transformers saves that choice, and calls every head tied.
-    tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
     return EncoderDecoder(
         vocab=c.vocab_size,
         features=c.d_model,
         encoder=Tower((encoder,) * c.num_layers, Embed(), norm),
         decoder=Tower((decoder,) * (c.get("num_decoder_layers") or c.num_layers), Embed(), norm),
-        head=Head(tied, scale=c.d_model**-0.5 if tied else 1.0),
+        head=head,
         shift=ShiftRight(c.get("decoder_start_token_id"), c.pad_token_id),
     )
+
+
+@family("t5", names, encoder_decoder=True)
+def t5(c: HFConfig) -> EncoderDecoder:
+    # Only tied heads read states times d_model ** -0.5. transformers saves that choice, and calls every head tied.
+    tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
+    return whole(c, Head(tied, scale=c.d_model**-0.5 if tied else 1.0))

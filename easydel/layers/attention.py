@@ -22,7 +22,7 @@ from easydel.layers.relative import RelativeBias
 from easydel.layers.rope import Rope
 from easydel.layers.shared import shared_module
 from easydel.ops.attend import Bias, Causal, Prefix, Scores, Select, Sight, attend
-from easydel.ops.sight import reach
+from easydel.ops.sight import is_causal, reach
 from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T tokens of this call, S key slots, D model, N heads, K kv heads, C head channels, V value channels
@@ -167,6 +167,9 @@ class Attention(Part):
             yield "prefix_BS"
         if self.select is not None:
             yield from self.select.reads()
+
+    def looks_ahead(self) -> bool:
+        return not is_causal(self.sight) and not isinstance(self.sight, Prefix)
 
     def rewinds(self, length: int, end: int) -> int | None:
         return reachable(length, self.kept_window, end)

@@ -52,6 +52,9 @@ class Beside(Part):
     def reads(self) -> Iterable[str]:
         return (name for part in self.parts for name in part.reads())
 
+    def looks_ahead(self) -> bool:
+        return any(part.looks_ahead() for part in self.parts)
+
     def rewinds(self, length: int, end: int) -> int | None:
         return least(part.rewinds(length, end) for part in self.parts)
 

@@ -72,6 +72,9 @@ class Block:
     def reads(self) -> Iterable[str]:
         return (name for _, part in self.parts() for name in part.reads())
 
+    def looks_ahead(self) -> bool:
+        return any(part.looks_ahead() for _, part in self.parts())
+
     def rewinds(self, length: int, end: int) -> int | None:
         return least(part.rewinds(length, end) for _, part in self.parts())
 

@@ -68,8 +68,8 @@ class Embed:
 
     If `width` differs from the model's, a projection (with or without `bias`) converts it: `projected` "before"
     positions are added (OPT-350m), or "after" the norm (ELECTRA). Every token has the first of `types` token types
-    unless the caller gives them. With `float32` the residual stream stays in float32, whatever dtype layers compute in
-    (Mamba).
+    unless the caller gives them, and the first of `tasks` (ERNIE). With `normed` "tokens" the norm comes before
+    positions are added. With `float32` the residual stream stays in float32, whatever dtype layers compute in (Mamba).
     """
 
     positions: Learned | Sinusoidal | None = None
@@ -80,6 +80,8 @@ class Embed:
     types: int = 0
     projected: Literal["before", "after"] = "before"
     bias: bool = False
+    normed: Literal["all", "tokens"] = "all"
+    tasks: int = 0
 
     @property
     def longest(self) -> int | None:
@@ -94,6 +96,7 @@ class Transform:
     act: str
     norm: AnyNorm | None
     width: int | None = None
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Head:
         else:
             head = Linear(inputs, rows, policy, bias=self.bias)
         if head is not None and change is not None:
-            head.dense = Linear(features, inputs, policy, bias=True)
+            head.dense = Linear(features, inputs, policy, bias=change.bias)
             head.norm = None if change.norm is None else change.norm.build(inputs, policy)
         return head
 

@@ -89,6 +89,10 @@ class Part:
         """Lists fields of the context that the part reads and few models need: ids_BT, entered_BTD, prefix_BS."""
         return ()
 
+    def looks_ahead(self) -> bool:
+        """True if its output for a token depends on later tokens."""
+        return False
+
     def rewinds(self, length: int, end: int) -> int | None:
         """Number of slots one can go back, in a cache for `length` tokens of which `end` were ever written.
 

@@ -66,6 +66,7 @@ class TowerModel(nnx.Module):
         self.embed_tokens = None if vocab is None else Embedding(vocab, width, policy)
         self.embed_positions = None if embed.positions is None else embed.positions.build(inner, policy)
         self.embed_types = Embedding(embed.types, inner, policy) if embed.types else None
+        self.embed_tasks = Embedding(embed.tasks, inner, policy) if embed.tasks else None
         self.embed_layernorm = None if embed.norm is None else embed.norm.build(inner, policy)
         self.project_in = None if width == features else Linear(width, features, policy, bias=embed.bias)
         for name, part in shared_parts(record.blocks).items():
@@ -115,11 +116,16 @@ class TowerModel(nnx.Module):
             x_BTD = x_BTD * jnp.asarray(record.scale, x_BTD.dtype)
         if self.project_in is not None and record.projected == "before":
             x_BTD = self.project_in(x_BTD)
+        if record.normed == "tokens":
+            x_BTD = normed(self.embed_layernorm, x_BTD)
         if self.embed_positions is not None and record.positions is not None:
             x_BTD = x_BTD + self.embed_positions(positions_BT + record.positions.offset)
         if self.embed_types is not None:
             x_BTD = x_BTD + self.embed_types(jnp.zeros_like(positions_BT) if types_BT is None else types_BT)
-        x_BTD = normed(self.embed_layernorm, x_BTD)
+        if self.embed_tasks is not None:
+            x_BTD = x_BTD + self.embed_tasks(jnp.zeros_like(positions_BT))
+        if record.normed == "all":
+            x_BTD = normed(self.embed_layernorm, x_BTD)
         if self.project_in is not None and record.projected == "after":
             x_BTD = self.project_in(x_BTD)
         return self.policy.shard_hidden(x_BTD.astype(jnp.float32) if record.float32 else x_BTD)

@@ -47,7 +47,8 @@ class Case:
     With `slot_positions`, padding changes transformers' results (it counts in positions, or Mamba's input bias takes it
     into the convolution): left-padded rows are compared without padding.
     `not_exported` are tensors that transformers writes although they can be computed (buffers, copies of tied ones).
-    `attention` is the implementation of attention that the reference uses.
+    `attention` is the implementation of attention that the reference uses. With `own_head` its head is not that of its
+    config, which calls every head tied. A model that `looks_ahead` has no cache: all its tokens go in at once.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Case:
     slot_positions: bool = False
     not_exported: tuple[str, ...] = ()
     attention: str = "eager"
+    own_head: bool = False
+    looks_ahead: bool = False
 
 
 def case(

@@ -26,19 +26,24 @@ UNUSED = tuple(
 )
 
 
-def bart(name: str, **config: Any) -> Case:
+def whole(model_type: str, name: str, *, computed: bool = False, **config: Any) -> Case:
+    """An encoder-decoder; with `computed`, transformers writes tables of positions that can be computed."""
     # untied, it keeps token vectors that nothing reads
     unused = () if config.get("tie_word_embeddings", True) else ("model.shared.weight",)
-    return Case(f"bart-{name}", "bart", SIZES | config, seq2seq=True, not_exported=unused)
+    if computed:
+        unused += tuple(f"model.{tower}coder.embed_positions.weight" for tower in ("en", "de"))
+    return Case(f"{model_type}-{name}", model_type, SIZES | config, seq2seq=True, not_exported=unused)
 
 
-def bart_decoder(name: str, **config: Any) -> Case:
-    return Case(f"bart-decoder-{name}", "bart", SIZES | config, slot_positions=True, not_exported=UNUSED)
+def alone(model_type: str, name: str, *, computed: bool = False, **config: Any) -> Case:
+    """Its decoder."""
+    unused = (*UNUSED, "model.decoder.embed_positions.weight") if computed else UNUSED
+    return Case(f"{model_type}-decoder-{name}", model_type, SIZES | config, slot_positions=True, not_exported=unused)
 
 
 CASES = [
-    bart("tied"),
-    bart("untied-scaled", scale_embedding=True, tie_word_embeddings=False, activation_function="relu"),
-    bart_decoder("tied", scale_embedding=True),
-    bart_decoder("untied", tie_word_embeddings=False, activation_function="gelu_new"),
+    whole("bart", "tied"),
+    whole("bart", "untied-scaled", scale_embedding=True, tie_word_embeddings=False, activation_function="relu"),
+    alone("bart", "tied", scale_embedding=True),
+    alone("bart", "untied", tie_word_embeddings=False, activation_function="gelu_new"),
 ]
