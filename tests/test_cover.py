@@ -30,7 +30,6 @@ NORMS = {RMSNorm, LayerNorm}  # either goes into any slot, and both are called a
 UNUSED = {
     "Block.ffn_residual=Parallel": "the residual of a whole block has it",
     "Block.ffn_residual=Post": "the residual of a whole block has it",
-    "Block.ffn_residual=Sequential": "the residual of a whole block has it",
     "CrossAttention.softcap=set": "of encoder-decoders with caps",
     "CrossAttention.states=set": "of towers with widths of their own",
     "Gate.bias=True": "of gates to come",
