@@ -48,7 +48,7 @@ class BaseNNXModule(LanguageModel):
         params: Mapping[str, Any] | None = None,
         streamer: Any = None,
         prompt_cache: PromptCache | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         rng: jax.Array | None = None,
         **arguments: Any,
     ) -> GenerateOutput:
@@ -61,7 +61,8 @@ class BaseNNXModule(LanguageModel):
             streamer: called with the tokens [batch] of each step, or a streamer of transformers (`put`, `end`).
             prompt_cache: a `easydel.generate.PromptCache`: what one conversation computed in earlier calls is not
                 computed again.
-            seed: of sampling; each row has random numbers of its own, whatever the others are.
+            seed: of sampling; each row has random numbers of its own, whatever the others are. None draws one, and the
+                result's `.seed` says which.
             rng: a key of `jax.random` instead of `seed`.
             **arguments: transformers' names, over `generation_config`: max_new_tokens, max_length, min_new_tokens,
                 min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size,

@@ -102,7 +102,9 @@ class Sampling:
     top_p: Annotated[float | None, _sample("Choose among the likeliest that together reach this probability.")] = None
     min_p: Annotated[float | None, _sample("Choose among those with this share of the top probability.")] = None
     repetition_penalty: Annotated[float | None, _sample("Above 1: what was said becomes less likely.")] = None
-    seed: Annotated[int | None, _sample("Of the random numbers; the same seed gives the same text.")] = None
+    seed: Annotated[
+        int | None, _sample("Of the random numbers; the same seed gives the same text. Default: a fresh one.")
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
         """What `generate` takes."""
