@@ -6,6 +6,7 @@ import os
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 from built_tokenizers import CHAT, KINDS, byte_level, save
 from transformers import AutoTokenizer
@@ -44,6 +45,38 @@ def test_chat_template_renders_as_in_transformers(folder: Path, ours: Tokenizer,
     expected = theirs.apply_chat_template(CHAT, tokenize=False, **options)
     assert ours.render_chat(CHAT, **options) == expected
     assert ours.apply_chat_template(CHAT, **options) == theirs.apply_chat_template(CHAT, **options)["input_ids"]
+
+
+def test_the_arguments_of_transformers_mean_the_same(bpe: Path):
+    ours, theirs = load_tokenizer(bpe), AutoTokenizer.from_pretrained(bpe)
+    expected = theirs.apply_chat_template(CHAT)
+    assert ours.apply_chat_template(CHAT) == expected["input_ids"]
+    assert ours.apply_chat_template(CHAT, return_dict=True) == dict(expected)
+    arguments = {"tokenize": False, "chat_template": "{{ messages | length }}", "padding": False, "max_length": None}
+    assert ours.apply_chat_template(CHAT, **arguments) == theirs.apply_chat_template(CHAT, **arguments) == "2"
+    arrays = ours.apply_chat_template(CHAT, return_dict=True, return_tensors="np")
+    np.testing.assert_array_equal(arrays["input_ids"], [expected["input_ids"]])
+    np.testing.assert_array_equal(arrays["attention_mask"], [expected["attention_mask"]])
+    np.testing.assert_array_equal(ours.apply_chat_template(CHAT, return_tensors="np"), [expected["input_ids"]])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *({"return_tensors": "pt"}, {"padding": True}, {"truncation": True}, {"max_length": 5}),
+        *({"continue_final_message": True}, {"return_assistant_tokens_mask": True}, {"sanitize_control_tokens": True}),
+        {"tokenizer_kwargs": {"padding": True}},
+    ],
+    ids=str,
+)
+def test_an_argument_of_transformers_that_is_not_implemented_is_refused(bpe: Path, argument: dict[str, object]):
+    with pytest.raises(ArgumentError, match=f"{next(iter(argument))}=.* is not implemented"):
+        load_tokenizer(bpe).apply_chat_template(CHAT, **argument)
+
+
+def test_several_chats_at_once_are_refused(bpe: Path):
+    with pytest.raises(ArgumentError, match="each a dict; several chats: call it for each"):
+        load_tokenizer(bpe).apply_chat_template([CHAT])  # type: ignore[arg-type]
 
 
 def test_a_template_file_outranks_the_config(bpe: Path):

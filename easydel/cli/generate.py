@@ -46,5 +46,5 @@ def generate(
 def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool | None) -> list[int]:
     """Ids of `text`, as the first message of a chat if `chat`, or if None and there is a template."""
     if bool(tokenizer.templates) if chat is None else chat:
-        return tokenizer.apply_chat_template([{"role": "user", "content": text}])
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
     return tokenizer.encode(text)

@@ -45,6 +45,8 @@ def render(template: Template, messages: Sequence[Mapping[str, Any]], variables:
     """The text of a chat; keys of messages whose value is None count as absent."""
     if not messages:
         raise ArgumentError("a chat needs at least one message")
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise ArgumentError("a chat is a sequence of messages, each a dict", hint="several chats: call it for each")
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
     given = _plain({"template": template.text, "variables": {**variables, "messages": present}})
     answer = _renderer(os.getpid()).ask(given)
