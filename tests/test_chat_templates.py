@@ -104,6 +104,21 @@ def test_of_several_templates_tools_and_name_choose(tmp_path: Path):
     assert tokenizer.render_chat(CHAT, template="{{ messages | length }}") == "2"
 
 
+def test_templates_in_files_with_names_are_those_of_transformers(bpe: Path):
+    theirs = AutoTokenizer.from_pretrained(bpe)
+    theirs.chat_template = {name: f"{{# {name} #}}{name}" for name in ("default", "tool_use", "rag")}
+    theirs.save_pretrained(bpe)
+    ours = load_tokenizer(bpe)
+    assert ours.templates == theirs.chat_template
+    assert ours.render_chat(CHAT, tools=[{}]) == "tool_use"
+    assert ours.apply_chat_template(CHAT, chat_template="rag", tokenize=False) == "rag"
+
+
+def test_a_name_that_no_template_has_is_refused(bpe: Path):
+    with pytest.raises(ArgumentError, match="no chat template called 'rag'; there are: default"):
+        load_tokenizer(bpe).render_chat(CHAT, template="rag")
+
+
 def test_the_date_is_there_for_templates_that_ask(bpe: Path):
     assert load_tokenizer(bpe).render_chat(CHAT, template="{{ strftime_now('%Y') }}").isdigit()
 
@@ -181,7 +196,7 @@ def test_a_template_that_would_run_for_ever_or_fill_the_memory_is_ended(bpe: Pat
 def test_a_template_runs_without_the_tokens_in_the_environment(bpe: Path, monkeypatch: pytest.MonkeyPatch):
     chat._renderer(os.getpid()).close()
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert load_tokenizer(bpe).render_chat(CHAT, template="x") == "x"
+    assert load_tokenizer(bpe).render_chat(CHAT, template="{{ 1 }}") == "1"
     process = chat._renderer(os.getpid()).process
     assert process is not None
     assert b"hf_secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()

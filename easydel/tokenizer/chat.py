@@ -33,6 +33,9 @@ class Template:
     def choose(cls, templates: Mapping[str, str], wanted: str | None, source: str, *, tools: bool) -> Template:
         """The template called `wanted`, or `wanted` itself; without it the one for tools, or the default."""
         if wanted is not None:
+            if wanted not in templates and "{" not in wanted:  # no template, but the name of one
+                known = ", ".join(sorted(templates)) or "none"
+                raise ArgumentError(f"there is no chat template called {wanted[:100]!r}", hint=f"there are: {known}")
             return cls(templates.get(wanted, wanted), source)
         for name in ("tool_use", "default") if tools else ("default",):
             if name in templates:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 from easydel.checkpoint.files import is_inside
 from easydel.checkpoint.strict import parse_json
 from easydel.errors import ConfigError
+from easydel.hub.select import template_names
 
 MAX_BYTES = 64 << 20
 MAX_ITEMS = 500_000
@@ -85,16 +86,15 @@ def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken
 
 
 def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Name -> template; the one and only is called "default". A file of its own outranks the config.
+    """Name -> template; the one and only is called "default". Files of their own outrank the config.
 
     Without either, it is that of the processor of a model that also sees images.
     """
-    file = folder / "chat_template.jinja"
-    if os.path.lexists(file):
-        try:
-            return {"default": str(read_bytes(file, MAX_TEMPLATE_BYTES), "utf-8")}
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"is not UTF-8: {error.reason}", file=file) from error
+    files = {Path(name).stem: folder / name for name in template_names(folder)}
+    if os.path.lexists(folder / "chat_template.jinja"):
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: _template(file) for name, file in files.items()}
     source = CONFIG if config.get("chat_template") is not None else PROCESSOR_TEMPLATE
     value = (config if source == CONFIG else read_json(folder / PROCESSOR_TEMPLATE)).get("chat_template")
     try:
@@ -104,6 +104,13 @@ def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
         return {str(name): _text(template) for name, template in templates.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"has a broken chat_template: {error!r}", file=folder / source) from error
+
+
+def _template(file: Path) -> str:
+    try:
+        return str(read_bytes(file, MAX_TEMPLATE_BYTES), "utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8: {error.reason}", file=file) from error
 
 
 def config_ids(folder: Path) -> dict[str, int]:

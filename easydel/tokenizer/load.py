@@ -58,14 +58,13 @@ def load_tokenizer(
 
 def from_gguf(files: Sequence[Path]) -> Tokenizer:
     """The tokenizer and the template in the metadata of a GGUF file, or of the parts of one."""
-    from easydel.weights.gguf import chat_template, special_tokens, tokenizer_json
+    from easydel.weights.gguf import chat_templates as gguf_templates, special_tokens, tokenizer_json
 
     metadata = open_checkpoint(files).metadata
-    template = chat_template(metadata)
     return Tokenizer(
         tokenizer_json(metadata, files[0]),
         special_tokens=special_tokens(metadata, files[0]),
-        templates={} if template is None else {"default": template},
+        templates=gguf_templates(metadata),
         source=str(files[0]),
     )
 
