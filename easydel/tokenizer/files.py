@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_BYTES = 64 << 20
 MAX_ITEMS = 500_000
 MAX_TEMPLATE_BYTES = 4 << 20  # the longest have 50 KB
 CONFIG = "tokenizer_config.json"
+ADDED = "added_tokens.json"  # what older checkpoints have instead of the config's added_tokens_decoder
 PROCESSOR_TEMPLATE = "chat_template.json"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")  # special tokens without a role: the new and the old name
@@ -70,6 +72,16 @@ def roles(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {key: _content(value, key, folder) for key, value in named.items() if value is not None}
 
 
+def listed_ids(config: Mapping[str, Any], folder: Path) -> dict[str, int]:
+    """Token -> id in added_tokens.json, in the order of the ids, where the config does not list the added tokens."""
+    if "added_tokens_decoder" in config:
+        return {}
+    listed = read_json(folder / ADDED)
+    if any(type(id) is not int for id in listed.values()):
+        raise ConfigError("is not a table of tokens and their ids", file=folder / ADDED)
+    return dict(sorted(listed.items(), key=itemgetter(1)))
+
+
 def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]:
     """The tokens that the config knows, in the order of their ids, and those with a role: a tokenizer may lack some."""
     listed = config.get("added_tokens_decoder") or {}
@@ -82,6 +94,8 @@ def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken
         yield AddedToken(content, **{name: bool(token[name]) for name in FLAGS if name in token})
     extra = [token for key in EXTRA if isinstance(config.get(key), list) for token in config[key]]
     special = [*roles(config, folder).values(), *(_content(token, EXTRA[0], folder) for token in extra)]
+    for token in listed_ids(config, folder):
+        yield AddedToken(token, special=token in special, normalized=token not in special)
     yield from (AddedToken(token, special=True, normalized=False) for token in special)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from tokenizers.models import BPE
 
 from easydel.checkpoint import find_checkpoint, open_checkpoint
+from easydel.errors import ConfigError
 from easydel.hub import fetch
 from easydel.hub.select import VOCABULARIES
-from easydel.tokenizer.files import added_tokens, chat_templates, config_ids, read_config, roles
+from easydel.tokenizer.files import ADDED, added_tokens, chat_templates, config_ids, listed_ids, read_config, roles
 from easydel.tokenizer.guard import read_tokenizer
 from easydel.tokenizer.text import Tokenizer
 
@@ -79,6 +80,10 @@ def from_json(folder: Path) -> Tokenizer:
     new = [token for token in added_tokens(config, folder) if token.content not in known]
     for special, tokens in groupby(new, key=attrgetter("special")):  # in order, and all at once: each call costs time
         (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
+    for token, id in listed_ids(config, folder).items():
+        if (found := backend.token_to_id(token)) != id:
+            problem = f"gives {token!r:.80} the id {id}, but tokenizer.json and what comes before it make that {found}"
+            raise ConfigError(problem, file=folder / ADDED)
     return Tokenizer(
         backend,
         special_tokens=roles(config, folder),
