@@ -31,7 +31,7 @@ from easydel.report import print_sizes
 from easydel.sharding import check_heads
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
-from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.tree import Tree, annotate, bind, flatten, unflatten
 from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
 from easydel.weights.expressions import source_names
@@ -101,6 +101,7 @@ def load_weights(
         print_sizes(source.checkpoint, params)
     tree = unflatten({path: params[path] for path in prepared.shapes})
     bind(model, tree)
+    annotate(model, tree)
     return tree
 
 

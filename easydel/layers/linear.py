@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.policy import Policy
+from easydel.tree import unfilled
 
 
 class Buffer(nnx.Param):
@@ -28,12 +29,12 @@ class Buffer(nnx.Param):
 
 def buffer(shape: tuple[int, ...], dtype: Any) -> Buffer:
     """A buffer without a value yet. Of an integer `dtype`, files must hold integers; otherwise, floats."""
-    return Buffer(jax.ShapeDtypeStruct(shape, dtype))
+    return Buffer(jax.ShapeDtypeStruct(shape, dtype), eager_sharding=False)
 
 
 def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
     """A parameter without a value yet; loading fills it."""
-    return nnx.Param(jax.ShapeDtypeStruct(shape, policy.param_dtype))
+    return unfilled(shape, policy.param_dtype)
 
 
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
