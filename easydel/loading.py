@@ -32,6 +32,7 @@ from easydel.sharding import check_heads
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, annotate, bind, flatten, unflatten
+from easydel.weights import mxfp4
 from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
 from easydel.weights.expressions import source_names
@@ -94,6 +95,8 @@ def load_weights(
 
     `check_others` is called now and then, and raises what went wrong in another process.
     """
+    if any(isinstance(tensor, mxfp4.Mxfp4Tensor) for tensor in source.tensors.values()):
+        mxfp4.refuse_remote(source.checkpoint)
     prepared = prepare(model, source, options)
     params = read(prepared, model, source, options, check_others)
     source.check_same()

@@ -134,6 +134,5 @@ def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Map
             file=config.file,
             hint="use the unquantized checkpoint, with load_in_8bit=True if memory is short",
         )
-    mxfp4.refuse_remote(checkpoint)
     values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     return HFConfig(values, file=config.file), mxfp4.unpacked(checkpoint)
