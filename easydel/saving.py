@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from easydel.checkpoint.atomic import as_path
-from easydel.checkpoint.files import is_inside
+from easydel.checkpoint.files import OWN as OWN_FILES, is_inside
 from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
@@ -146,8 +146,9 @@ def _write(
     origin: Path | None,
     max_shard_bytes: int,
 ) -> None:
+    stem = "model" if manifest is None else OWN_FILES
     with atomic_directory(directory) as fresh:
-        write_safetensors(fresh, tensors, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
+        write_safetensors(fresh, tensors, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"}, stem=stem)
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if manifest is not None:
             manifest.write(fresh)

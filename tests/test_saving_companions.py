@@ -37,7 +37,7 @@ def fill(folder: Path, files: dict[str, str]) -> None:
 
 def texts(folder: Path) -> dict[str, str]:
     """What is in the files of `folder` beside weights, config and manifest."""
-    ours = ("model.safetensors", "config.json", "easydel.json")
+    ours = ("model.safetensors", "easydel.safetensors", "config.json", "easydel.json")
     files = [file for file in folder.rglob("*") if file.is_file() and file.name not in ours]
     return {file.relative_to(folder).as_posix(): file.read_text() for file in files}
 

@@ -14,11 +14,14 @@ from easydel.checkpoint.strict import parse_json
 from easydel.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
-PREFERENCE = (  # as transformers prefers them
+OWN = "easydel"  # what files of `save_pretrained` are called: under its own names, transformers would take any tensors
+PREFERENCE = (  # as transformers prefers them, then ours
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    f"{OWN}.safetensors",
+    f"{OWN}.safetensors.index.json",
 )
 _GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # as llama.cpp's gguf-split names them
 _MAX_INDEX_BYTES = 32 << 20  # that of 200,000 tensors has 22 MB
@@ -31,7 +34,7 @@ def find_checkpoint(directory: Path) -> list[Path]:
     """The weight files of a local directory, or the lone file that was passed, for `open_checkpoint`.
 
     The first that exists of model.safetensors, its index with all shards, pytorch_model.bin, its index with all shards,
-    one GGUF file (or all parts of one). An index comes before its shards.
+    the same of easydel.safetensors, one GGUF file (or all parts of one). An index comes before its shards.
     """
     directory = Path(directory)
     recover_directory(directory)
