@@ -145,6 +145,9 @@ class BaseNNXModule(LanguageModel):
         check_stored(flatten(self.params), flatten(params))
         return params
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.describe()}"
+
     def describe(self) -> str:
         """One line per kind of parameter: path with layers as *, shape, dtype, how many, and how they are sharded."""
         groups: dict[tuple[str, ...], int] = {}

@@ -66,6 +66,14 @@ def test_gradients_of_apply_are_split_as_the_parameters(split: tuple[BaseNNXModu
         assert flatten(gradients)[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
 
 
+def test_a_model_is_shown_in_a_screenful(split: tuple[BaseNNXModule, Tree]):
+    lines = repr(split[0]).splitlines()
+    assert lines[0] == "BaseNNXModule of llama: 13,608 parameters"
+    assert any("model/layers/*/self_attn/q_proj/kernel" in line and line.endswith("x 2") for line in lines)
+    assert len(lines) < 25
+    assert repr(split[0].config).startswith("HFConfig({'model_type': 'llama'")
+
+
 def test_tabulate_is_refused_before_it_changes_anything(split: tuple[BaseNNXModule, Tree]):
     model, _ = split
     with pytest.raises(ArgumentError, match=r"nnx.tabulate cannot show this model; print\(model.describe\(\)\)"):
