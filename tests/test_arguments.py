@@ -379,28 +379,3 @@ def test_an_empty_name_is_not_the_working_directory(directory: Path, monkeypatch
     monkeypatch.chdir(directory)
     with pytest.raises(HubError, match="is empty, expected a Hub id"):
         AutoEasyDeLModelForCausalLM.from_pretrained(name)
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"torch_dtype": "auto"}, r"pass dtype \(of the computation\) and param_dtype"),
-        ({"device_map": "auto"}, "pass auto_shard_params=True"),
-        ({"auto_shard_param": True}, "did you mean auto_shard_params?"),
-        ({"gradient_checkpointing": True}, "pass remat=True"),
-        ({"config_kwargs": {"gradient_checkpointing": True}}, "config_kwargs has gradient_checkpointing.*remat=True"),
-        ({"config_kwargs": {"hiden_size": 5}}, r"config_kwargs has \['hiden_size'\], which are no keys of the config"),
-    ],
-    ids=str,
-)
-def test_what_transformers_calls_otherwise_is_told(directory: Path, given: dict[str, Any], told: str):
-    with pytest.raises(ArgumentError, match=told):
-        load(directory, **given)
-
-
-def test_an_argument_of_transformers_that_is_also_a_key_of_the_config_is_not_ignored(directory: Path, tmp_path: Path):
-    shutil.copytree(directory, tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"torch_dtype": "float32"}))
-    with pytest.raises(ArgumentError, match="pass dtype"):
-        load(tmp_path / "model", torch_dtype="bfloat16")
