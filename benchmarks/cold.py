@@ -1,10 +1,11 @@
-"""From the start of a process to the first token of an answer: ours, transformers', llama.cpp's if installed, in turn.
+"""Measures the time from the start of a process to the first token: ours, transformers', llama.cpp's if installed.
 
     python benchmarks/cold.py [--repeat 5] [--shape 135m|tiny] [--length 17] [--output out.json] [--force]
 
-SmolLM2-135M's shape with random weights, float32, a prompt of `--length` tokens, files in the page cache. Ours is
-measured with nothing compiled before, and with the compilation cache that an earlier process left. Every run is a new
-process, timed from outside until it says that it has the token. A busy machine is refused unless --force.
+Engines take turns, with random weights of SmolLM2-135M's shape, float32, a prompt of `--length` tokens, and files in
+the page cache. Ours is measured with nothing compiled before, and with the compilation cache that an earlier process
+left. Every run is a new process, timed from outside until it prints the token. A busy machine is refused unless
+--force.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
 prompt = torch.arange(100, 100 + int(sys.argv[2]))[None]
 model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False, streamer=First())
 """
-LENGTH = 17  # tokens of the prompt that the limits are for
+LENGTH = 17  # tokens of the prompt that the limits apply to
 LIMITS = {"ours, nothing cached": 0.75, "ours, cached": 0.45}
 THEIR_PROGRAMS = {"transformers": ["-c", THEIRS], **({"llama.cpp": [llama.__file__]} if llama.INSTALLED else {})}
 
 
 def first_token(program: list[str], directory: str, length: int, cache: str) -> tuple[float, str]:
-    """Seconds until a process of Python prints its first token, and that line."""
+    """Returns the seconds until a Python process prints its first token, and that line."""
     environment = os.environ | {"XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
     started = time.perf_counter()
     with subprocess.Popen(
@@ -80,7 +81,7 @@ def first_token(program: list[str], directory: str, length: int, cache: str) -> 
 
 
 def finished(program: list[str], directory: str, length: int, cache: str) -> None:
-    """One process to its end: it leaves its compiled programs."""
+    """Runs one process to its end, so that it leaves its compiled programs."""
     environment = os.environ | {"XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, *program, directory, str(length)], env=environment, capture_output=True, check=True)
 
@@ -98,7 +99,7 @@ def measure(directory: str, length: int, repeat: int) -> tuple[dict[str, list[fl
     with tempfile.TemporaryDirectory() as warm:
         finished(ours, directory, length, warm)
         for program in THEIR_PROGRAMS.values():
-            first_token(program, directory, length, warm)  # files and libraries are in the page cache from here on
+            first_token(program, directory, length, warm)  # puts files and libraries into the page cache
         for _ in range(repeat):
             for name, program in THEIR_PROGRAMS.items():
                 run(name, program, warm)

@@ -1,11 +1,11 @@
-"""How long a step of greedy decoding takes: ours, PyTorch and transformers, llama.cpp if installed, in turn, float32.
+"""Measures a step of greedy decoding: ours, PyTorch and transformers, llama.cpp if installed, in turn, float32.
 
     python benchmarks/decode.py [--repeat 5] [--shape 135m|tiny] [--output out.json] [--force]
 
 A random model of SmolLM2-135M's shape continues a prompt of 16 tokens. A step's time is that of 65 new tokens less that
-of one, by 64. The limit is the time to read all parameters once, at the rate of a product of a large matrix with a
-vector, which is measured too. Our step is also measured in a cache that a longer prompt left, where the same tokens are
-found in the first of many slots. A busy machine is refused unless --force: a neighbour slows the others more than us.
+of one, divided by 64. The limit is the time to read all parameters once, at the measured rate of a product of a large
+matrix with a vector. Our step is also measured in a cache that a longer prompt left, where the same tokens are in the
+first of many slots. A busy machine is refused unless --force: a neighbour slows the others more than us.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from measured import Worker
 from turns import arguments, compare, in_turn, ratios, report, spread, started
 
 PROMPT, STEPS = 16, 64
-BATCHES = {1: 1.2, 8: 1.25}  # with the speed, in that of torch, that is to be shown
-SHORT, LONG, AT_MOST = "128", "2048", 1.1  # slots of a cache, and how much slower the longer one may be
+BATCHES = {1: 1.2, 8: 1.25}  # batch size -> the speed to reach, relative to torch
+SHORT, LONG, AT_MOST = "128", "2048", 1.1  # slots of two caches, and the largest ratio of a step in the longer one
 LARGE = (16384, 8192)
 
 
@@ -29,7 +29,7 @@ def step_seconds(engine: Worker, batch: int, *slots: int) -> tuple[float, Any]:
 
 
 def bytes_per_second() -> float:
-    """Of reading a float32 matrix of 512 MiB in a product with a vector, the best of five."""
+    """Returns the rate of reading a float32 matrix of 512 MiB in a product with a vector, the best of five."""
     import jax
     import jax.numpy as jnp
 

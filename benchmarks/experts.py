@@ -1,4 +1,4 @@
-"""Products with the chosen experts' matrices: ours against `jax.lax.ragged_dot` and against computing every expert."""
+"""Measures products with the chosen experts' matrices, against `jax.lax.ragged_dot` and against using every expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPERTS, WIDE, NARROW = 16, 1792, 512
 
 
 def milliseconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """The best of five calls, compiled before."""
+    """Returns the time of the best of five calls, compiled before."""
     compiled = jax.jit(function)
     jax.block_until_ready(compiled(*arguments))
     times = []

@@ -1,9 +1,9 @@
-"""What 8-bit storage costs in accuracy: a real model's next-token distributions against its float32 ones.
+"""Measures the accuracy of 8-bit storage: a real model's next-token distributions against its float32 ones.
 
     python benchmarks/int8_error.py MODEL.gguf
 
-Ours is one scale per output row. Beside it: GGUF's Q8_0 (one scale per 32 weights) and PyTorch's dynamic int8 (one
-scale per matrix, activations in 8 bits too), made from the same float32 weights.
+Ours has one scale per output row. It is compared with GGUF's Q8_0 (one scale per 32 weights) and PyTorch's dynamic int8
+(one scale per matrix, activations in 8 bits too), made from the same float32 weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ flour, water, salt and yeast, some patience, and a hot oven."""
 
 
 def compare(logits: Any, reference: Any) -> tuple[float, float, float]:
-    """Mean and largest KL divergence in nats from the reference, and how often the likeliest token is the same."""
+    """Returns mean and largest KL divergence in nats from the reference, and the share of equal likeliest tokens."""
     ours, theirs = (jax.nn.log_softmax(jnp.asarray(x, jnp.float32)) for x in (logits, reference))
     kl = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
     same = jnp.mean(jnp.argmax(ours, -1) == jnp.argmax(theirs, -1))
@@ -37,7 +37,7 @@ def compare(logits: Any, reference: Any) -> tuple[float, float, float]:
 
 
 def q8_0(params: Any) -> Any:
-    """Every kernel and embedding through GGUF's Q8_0 and back."""
+    """Converts every kernel and embedding to GGUF's Q8_0 and back."""
     from gguf import GGMLQuantizationType, quants
 
     kind = GGMLQuantizationType.Q8_0
@@ -49,7 +49,7 @@ def q8_0(params: Any) -> Any:
 
 
 def torch_dynamic(model: Any, ids: np.ndarray, folder: str) -> np.ndarray:
-    """Logits of PyTorch's dynamic quantization of the exported model."""
+    """Returns logits of PyTorch's dynamic quantization of the exported model."""
     import torch
     import transformers
 

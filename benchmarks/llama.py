@@ -1,9 +1,9 @@
 """llama.cpp, where its Python package is installed: a model as float32 GGUF, and greedy decoding of batches.
 
-    python benchmarks/llama.py directory     (what cold.py times: it prints the first token of an answer)
+    python benchmarks/llama.py directory     (the program that cold.py times: it prints the first token of an answer)
 
 It is called through the functions of its C library: the package's own class has no batches, and does work for each
-token that is not llama.cpp's. Keys and values are float32 as in the other engines, where its default is float16.
+token that is not llama.cpp's. Keys and values are float32 as in the other engines; llama.cpp's default is float16.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NOTE = (
 )
 FILE = "model.gguf"
 ERROR = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
-SHORTEST = 256  # tokens that a context has room for, of each sequence; llama.cpp rounds up to multiples of this
+SHORTEST = 256  # the least tokens of each sequence that a context has room for; llama.cpp rounds up to multiples of it
 
 
 def write_model(directory: str) -> None:
-    """Beside the weights of a Llama in `directory`, FILE: the same in float32, with a dummy vocabulary."""
+    """Writes FILE beside the weights of a Llama in `directory`: the same in float32, with a dummy vocabulary."""
     from transformers import AutoModelForCausalLM
 
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -40,7 +40,7 @@ def write_model(directory: str) -> None:
 
 
 class Llama:
-    """A model in memory, and a context for each size of batch that was asked for."""
+    """A model in memory, and a context for each size of batch in use."""
 
     def __init__(self, directory: str):
         import llama_cpp
@@ -56,7 +56,7 @@ class Llama:
         self.context = cache(self._context)
 
     def generate(self, ids_BT: np.ndarray, new: int) -> np.ndarray:
-        """The prompts, and the `new` likeliest tokens after each."""
+        """Returns the prompts, and the `new` likeliest tokens after each."""
         length = ids_BT.shape[1]
         context = self.context(len(ids_BT), max(SHORTEST, 1 << (length + new - 1).bit_length()))
         self.cpp.llama_memory_clear(self.cpp.llama_get_memory(context), False)
@@ -67,7 +67,7 @@ class Llama:
         return np.concatenate(parts, axis=1)
 
     def _context(self, batch: int, length: int) -> Any:
-        """With room for `length` tokens of each sequence, all of which may be read at once."""
+        """Returns a context with room for `length` tokens of each sequence, all of which may be read at once."""
         options = self.cpp.llama_context_default_params()
         options.n_ctx = options.n_batch = batch * length
         options.n_seq_max = batch
@@ -79,7 +79,7 @@ class Llama:
         return context
 
     def _read(self, context: Any, ids_BT: np.ndarray, start: int) -> np.ndarray:
-        """Append tokens to the sequences, from position `start` on; the likeliest next ones, [batch, 1]."""
+        """Appends tokens to the sequences, from position `start` on. Returns the likeliest next ones, [batch, 1]."""
         B, T = ids_BT.shape
         batch = self.cpp.llama_batch_init(B * T, 0, 1)
         batch.n_tokens = B * T

@@ -1,15 +1,15 @@
-"""How fast checkpoints load, as ratios to copying the same bytes from the page cache (the limit) in the same process.
+"""Measures loading, as ratios to copying the same bytes from the page cache (the limit) in the same process.
 
     python benchmarks/load.py [--size 1.1b|135m] [--repeat 11] [--output out.json]
 
 Memory that was free for a while may have gone back to the host, and its first touch then costs 10 to 20 times more. So
-the footprint is touched once, and then two copies, of which the second is timed, and a load take turns: each finds the
+the memory is touched once, and then two copies, of which the second is timed, and a load take turns: each finds the
 memory that the one before has just freed. Turns in which the host still took its time (steal in /proc/stat) do not
-count and are made anew: they may take ten times longer, and the longer something takes, the more of them it has. Each
+count and are repeated: they may take ten times longer, and the longer a case takes, the more of them it has. Each
 engine runs in a process of its own.
-Ratios of ours are to the copy right before each load. Others leave memory in small pieces, which slows the copy down
-that comes next: theirs are to the median of our copies. Files that are mapped cost more when they are first used: so
-the time to touch each page of the result comes with every load. A busy machine is refused unless --force.
+Our ratios are to the copy right before each load. Other engines leave memory in small pieces, which slows the next copy
+down: their ratios are to the median of our copies. Mapped files cost more at their first use, so the time to touch each
+page of the result is measured with every load. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZES = {  # vocabulary, features, hidden, layers, heads, kv heads
     "135m": (49152, 576, 1536, 30, 12, 4),
 }
 SHARDS = 5
-ATTEMPTS, LEAST = 4, 5  # turns made for each that is wanted, at most; with fewer that count, nothing is reported
+ATTEMPTS, LEAST = 4, 5  # turns per counted turn, at most; with fewer counted turns than LEAST nothing is reported
 Results = dict[str, list[dict[str, float]]]
 OURS = {
     "own aligned files, bf16": ("own", "dict(param_dtype=jnp.bfloat16, from_torch=False)"),
@@ -89,7 +89,7 @@ def above(loaded):
     report, owned = loaded[0].load_report, sum(array.nbytes for array in arrays(loaded))
     return report.peak_bytes - (owned - report.bytes_mapped)
 """
-VERSUS = {  # how much of whose time ours may take
+VERSUS = {  # the share of another engine's time that ours may take
     "own aligned files, bf16": ("transformers torch, bf16", 1.0),
     "Hub files, bf16 -> f32": ("transformers torch, f32", 0.7),
 }
@@ -105,7 +105,7 @@ print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 
 
 def make_checkpoint(directory: Path, size: str) -> None:
-    """A random Llama in bfloat16, in shards whose data starts wherever their header ends, as on the Hub."""
+    """Makes a random Llama in bfloat16, in shards whose data starts wherever their header ends, as on the Hub."""
     from safetensors.numpy import save_file
 
     vocab, features, hidden, layers, heads, kv_heads = SIZES[size]
@@ -157,14 +157,14 @@ def normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def touch(size: int) -> None:
-    """Have the host give us `size` bytes, which stay with this machine for a while after they are freed."""
+    """Makes the host give us `size` bytes, which stay with this machine for a while after they are freed."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     np.frombuffer(memory, np.uint8)[::4096] = 1
 
 
 def copy_seconds(files: list[Path]) -> float:
-    """Two threads copy all bytes of `files` from the page cache into fresh huge pages: the limit."""
+    """Copies all bytes of `files` from the page cache into fresh huge pages, with two threads: the limit."""
     total = sum(file.stat().st_size for file in files)
     memory = mmap.mmap(-1, total + (2 << 20), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
@@ -185,7 +185,7 @@ def copy_seconds(files: list[Path]) -> float:
 
 
 def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
-    """In this process: seconds to copy, load and touch, and bytes above the parameters, of turns that count."""
+    """Returns, for turns that count, seconds to copy, load and touch, and the bytes above the parameters."""
     scope: dict[str, Any] = {}
     exec(loader, scope)
     load: Callable[[str], Any] = scope["load"]
@@ -193,8 +193,8 @@ def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
     footprint = 4 * sum(file.stat().st_size for file in files)
     runs: list[dict[str, float]] = []
     touch(footprint)
-    for turn in range(1 + ATTEMPTS * repeat):  # the first imports and compiles
-        copy_seconds(files)  # what it frees, the next copy finds, whatever the host has taken since the last turn
+    for turn in range(1 + ATTEMPTS * repeat):  # the first turn imports and compiles
+        copy_seconds(files)  # frees memory for the next copy, whatever the host has taken since the last turn
         before, copied = stolen(), copy_seconds(files)
         started = time.perf_counter()
         loaded = load(directory)
@@ -206,7 +206,7 @@ def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
         if len(runs) == repeat:
             break
         del loaded
-        gc.collect()  # not in the middle of the next run
+        gc.collect()  # now, and not in the middle of the next run
     if len(runs) < min(LEAST, repeat):
         turns = ATTEMPTS * repeat
         raise SystemExit(f"the host disturbed all but {len(runs)} of {turns} turns: ratios would mean little")
@@ -214,7 +214,7 @@ def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
 
 
 def first_touch(arrays: list[np.ndarray]) -> float:
-    """Seconds to look at one byte of each page."""
+    """Returns the seconds to read one byte of each page."""
     started = time.perf_counter()
     for array in arrays:
         array.reshape(-1).view(np.uint8)[::4096].max(initial=0)
@@ -231,7 +231,7 @@ def run_case(python: str, loader: str, directory: Path, repeat: int) -> list[dic
 
 
 def make_own(source: Path, target: Path) -> None:
-    """Saved by `save_pretrained`, in a process of its own."""
+    """Makes a checkpoint with `save_pretrained`, in a separate process."""
     program = (
         "import jax.numpy as jnp; from easydel import AutoEasyDeLModelForCausalLM as A; "
         f"A.from_pretrained({str(source)!r}, param_dtype=jnp.bfloat16)[0].save_pretrained({str(target)!r})"
@@ -240,14 +240,14 @@ def make_own(source: Path, target: Path) -> None:
 
 
 def int8_under_limit(directory: Path) -> int | None:
-    """Bytes of the int8 parameters, loaded by a process whose data may not exceed `INT8_LIMIT`; None if that failed."""
+    """Returns the bytes of int8 parameters, loaded with data limited to `INT8_LIMIT`; None if that failed."""
     program = INT8_PROGRAM.format(limit=int(INT8_LIMIT))
     done = subprocess.run([sys.executable, "-c", program, str(directory)], capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
 
 
 def with_copies(results: Results) -> Results:
-    """With the copy that each load is to be compared with."""
+    """Adds to each run the copy that the load is compared with."""
     own = [run["copy"] for name in results if name in OURS for run in results[name]]
     typical = {"copy": statistics.median(own)} if own else {}
     return {name: runs if name in OURS else [run | typical for run in runs] for name, runs in results.items()}
@@ -262,7 +262,7 @@ def seconds(runs: list[dict[str, float]]) -> float:
 
 
 def against(name: str, results: Results) -> str:
-    """The time of a case in that of transformers, and which it may be."""
+    """Returns a case's time relative to transformers', with the largest allowed ratio."""
     peer, most = VERSUS.get(name, ("", 0.0))
     return f"{seconds(results[name]) / seconds(results[peer]):.2f} ({most})" if peer in results else ""
 

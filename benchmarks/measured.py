@@ -1,4 +1,4 @@
-"""What all benchmarks share: a quiet machine, a table for people, a file for `benchmarks/report.py`."""
+"""Parts of all benchmarks: a quiet machine, a table for people, a file for `benchmarks/report.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Worker:
-    """A process of an engine: it answers each line of JSON on its stdin by one; `facts` is what it says first."""
+    """A process of an engine. It answers each line of JSON on its stdin by one; `facts` is its first line."""
 
     def __init__(self, *command: str):
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Measured:
-    """A table of what was found. `bars` are the numbers worth a plot, by name, in the unit of `unit`."""
+    """A table of results. `bars` are the numbers to plot, by name, in the unit `unit`."""
 
     title: str
     columns: Sequence[str]
@@ -55,7 +55,7 @@ class Measured:
 
 
 def quiet_machine(*, force: bool) -> dict[str, Any]:
-    """What machine this is; SystemExit if others are busy on it, unless `force`."""
+    """Returns a description of this machine. Raises SystemExit if others are busy on it, unless `force`."""
     load_average, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load_average > 0.5 * cores and not force:
         raise SystemExit(f"the load average is {load_average:.1f} on {cores} cores: ratios would mean little (--force)")
@@ -65,7 +65,7 @@ def quiet_machine(*, force: bool) -> dict[str, Any]:
 
 
 def stolen() -> int:
-    """How long the host has kept processors and memory from this machine so far (steal), in ticks; 0 if not told."""
+    """Returns the time that the host has kept from this machine so far (steal), in ticks; 0 if it is not reported."""
     try:
         return int(Path("/proc/stat").read_text().split()[8])
     except (OSError, IndexError, ValueError):
@@ -86,5 +86,5 @@ def show(measured: Measured) -> None:
 
 
 def write(file: Path, measured: Measured, machine: Mapping[str, Any], **raw: Any) -> None:
-    """For `benchmarks/report.py`, with the raw numbers for whoever doubts."""
+    """Writes a file for `benchmarks/report.py`, with the raw numbers."""
     file.write_text(json.dumps({"machine": machine, **asdict(measured), "raw": raw}, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""How long reading a prompt takes, to its first token: ours, PyTorch and transformers, llama.cpp if installed, in turn.
+"""Measures reading a prompt up to its first token: ours, PyTorch and transformers, llama.cpp if installed, in turn.
 
     python benchmarks/prefill.py [--repeat 5] [--shape 135m|tiny] [--output out.json] [--force]
 
-A random model of SmolLM2-135M's shape, float32. The limit is the time of all products with parameters (embedding and
-head left out: only one position needs logits) at the rate of a large matrix product, which is measured too. A busy
-machine is refused unless --force: a neighbour slows the others more than us.
+A random model of SmolLM2-135M's shape, float32. The limit is the time of all products with parameters (except the
+embedding and the head: only one position needs logits) at the measured rate of a large matrix product. A busy machine
+is refused unless --force: a neighbour slows the others more than us.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from measured import Worker
 from train import SHAPES, flops_per_second
 from turns import arguments, compare, report, started
 
-LENGTHS = {512: 1.05, 2048: 0.95}  # with the speed, in that of torch, that is to be shown
+LENGTHS = {512: 1.05, 2048: 0.95}  # tokens -> the speed to reach, relative to torch
 
 
 def first_token_seconds(engine: Worker, length: int) -> tuple[float, Any]:

@@ -1,4 +1,4 @@
-"""docs/performance.md and its plots, from what the benchmarks wrote with --output.
+"""Writes docs/performance.md and its plots, from the files that the benchmarks wrote with --output.
 
     python benchmarks/report.py benchmarks/results/*.json
 

@@ -1,4 +1,4 @@
-"""Mamba's recurrence over one sequence: ours against one parallel scan over its whole length, in time and memory."""
+"""Measures time and memory of Mamba's recurrence, against one parallel scan over the whole sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LENGTH, CHANNELS, STATES = 2048, 1536, 16
 
 
 def measured(function: Any, *arguments: jax.Array) -> tuple[float, float]:
-    """Milliseconds (the best of three) and megabytes of temporary memory."""
+    """Returns milliseconds (the best of three) and megabytes of temporary memory."""
     compiled = jax.jit(function).lower(*arguments).compile()
     times = []
     for _ in range(4):

@@ -1,10 +1,10 @@
-"""A training step of ours against one of PyTorch and transformers: AdamW, float32, the same random model and tokens.
+"""Compares our training step with one of PyTorch and transformers: AdamW, float32, the same random model and tokens.
 
     python benchmarks/train.py [--turns 5] [--batch 4] [--length 512] [--output out.json]
 
 Each engine runs in a process of its own, and they take turns, so that a slower minute of the machine hits both. In a
-turn an engine makes four steps, and the median of the last three is its time: trainings make many steps in a row, and
-the first one after a pause gets memory that the other engine has just given back, which costs both of them 1 to 3
+turn an engine makes four steps, and the median of the last three is its time: real trainings make many steps in a row,
+and the first one after a pause gets memory that the other engine has just given back, which costs both of them 1 to 3
 seconds; single steps vary by a tenth. The losses of all steps are compared. A busy machine is refused unless --force:
 a neighbour makes threads wait for each other, which slows PyTorch more than us and would flatter us.
 """
@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 from measured import Measured, Worker, quiet_machine, show, write
 
-SHAPES = {  # SmolLM2-135M, one with as many arrays and little in them, and one to try the scripts with
+SHAPES = {  # SmolLM2-135M, a model with as many arrays and little in them, and one to try the scripts with
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
     "narrow": {"vocab_size": 257, "hidden_size": 72, "intermediate_size": 144, "num_hidden_layers": 30},
     "tiny": {"vocab_size": 997, "hidden_size": 144, "intermediate_size": 256, "num_hidden_layers": 2},
 }
 SHARED = {"num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
-TIMED = 3  # steps of a turn, after one that is not
+TIMED = 3  # steps of a turn, after one that is not timed
 RATE, BETAS, DECAY = 1e-4, (0.9, 0.95), 0.1
-# What has to hold: ours at least as fast in every pair, the same losses, and memory for what is not kept.
+# The claims: ours is at least as fast in every pair, has the same losses, and stays within this memory for temporaries.
 LEAST_RATIO, LOSS_TOLERANCE, TEMPORARIES = 1.0, 1e-4, 1.9e9
 Step = Callable[[np.ndarray], float]
 
@@ -95,12 +95,12 @@ def our_step(directory: str, ids: np.ndarray) -> tuple[Step, dict[str, Any]]:
 
 
 def products(parameters: int, tokens: int) -> float:
-    """Floating-point operations of a step in products with the parameters: 2 forward and 4 backward for each."""
+    """Returns floating-point operations of a step in products with parameters: 2 forward and 4 backward for each."""
     return 6.0 * parameters * tokens
 
 
 def flops_per_second(size: int = 3072) -> float:
-    """Of a large float32 product, the best of three."""
+    """Returns the rate of a large float32 product, the best of three."""
     import jax
 
     x = jax.random.normal(jax.random.key(0), (size, size))
@@ -118,7 +118,7 @@ ENGINES = {"torch": torch_step, "easydel": our_step}
 
 
 def serve(engine: str, directory: str, batch: int, length: int, shape: str) -> None:
-    """Make a step for each line on stdin, and answer with its seconds and its loss."""
+    """Makes a step for each line on stdin, and answers with its seconds and its loss."""
     batches = random_batches(batch, length, SHAPES[shape]["vocab_size"])
     first = next(batches)
     step, facts = ENGINES[engine](directory, first)
@@ -138,7 +138,7 @@ def random_batches(batch: int, length: int, vocabulary: int) -> Iterator[np.ndar
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Facts and steps of each engine."""
+    """Returns facts and steps of each engine."""
     with tempfile.TemporaryDirectory() as folder:
         make = [sys.executable, __file__, "--make", folder, "--shape", arguments.shape]
         subprocess.run(make, check=True)
@@ -154,7 +154,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(result: dict[str, Any]) -> list[float]:
-    """Seconds of a step in each turn, after the step that compiled."""
+    """Returns the seconds of a step in each turn, after the step that compiled."""
     seconds = [step["seconds"] for step in result["steps"][1:]]
     turns = [seconds[start : start + 1 + TIMED] for start in range(0, len(seconds), 1 + TIMED)]
     return [statistics.median(turn[1:]) for turn in turns]

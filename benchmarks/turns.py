@@ -1,7 +1,7 @@
 """Engines that generate text with the same random model, each in a process of its own, asked in turn.
 
-What decode.py and prefill.py share. A slower minute of the machine hits the engines alike, since one answers right
-after the other, and every ratio is of such a pair.
+decode.py and prefill.py share it. A slower minute of the machine hits the engines alike, since one answers right after
+the other, and every ratio is of such a pair.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def our_engine(directory: str) -> tuple[Generate, dict[str, Any]]:
     kept = cache(lambda slots: PromptCache())
 
     def generate(ids: np.ndarray, new: int, slots: int | None = None) -> np.ndarray:
-        """With `slots`, in a cache of so many, which the first such call has made for a longer prompt."""
+        """Generates; with `slots`, in a cache of that size, which the first such call has made for a longer prompt."""
         options = greedy if slots is None else greedy | {"prompt_cache": kept(slots)}
         if slots is not None and not kept(slots).reused:
             model.generate(np.resize(ids, (1, slots // 2)), max_new_tokens=2, **options)
@@ -79,9 +79,9 @@ PEERS = [name for name in START if name != "easydel"]
 
 
 def serve(engine: str, directory: str, vocabulary: int) -> None:
-    """For each line on stdin, (batch, length, new tokens, more), answer with seconds and the new tokens.
+    """Answers each line on stdin, (batch, length, new tokens, more), with seconds and the new tokens.
 
-    `more` is what only ours takes.
+    `more` are arguments that only our engine takes.
     """
     generate, facts = START[engine](directory)
     print(json.dumps(facts), flush=True)
@@ -107,7 +107,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 @contextmanager
 def started(shape: str) -> Iterator[dict[str, Worker]]:
-    """The engines by name, with one random model."""
+    """Yields the engines by name, with one random model."""
     with tempfile.TemporaryDirectory() as directory:
         make_model(directory, shape)
         if llama.INSTALLED:
@@ -120,7 +120,7 @@ def started(shape: str) -> Iterator[dict[str, Worker]]:
 
 
 def in_turn(asks: Mapping[str, Callable[[], tuple[float, Any]]], repeat: int) -> dict[str, Any]:
-    """The seconds of each in `rounds`, after one that may compile; and those whose answers differ from the first's."""
+    """Returns each engine's seconds in `rounds`, after one that may compile, and the engines whose answers differ."""
     answers = {name: ask()[1] for name, ask in asks.items()}
     expected = next(iter(answers.values()))
     rounds = [{name: ask()[0] for name, ask in asks.items()} for _ in range(repeat)]
@@ -128,7 +128,7 @@ def in_turn(asks: Mapping[str, Callable[[], tuple[float, Any]]], repeat: int) ->
 
 
 def compare(engines: Mapping[str, Worker], cases: Mapping[str, Ask], repeat: int) -> dict[str, Any]:
-    """`in_turn` of all engines for each case, which asks an engine and gives seconds and tokens."""
+    """Runs `in_turn` on all engines for each case, which asks an engine and returns seconds and tokens."""
     return {
         case: in_turn({name: partial(ask, engine) for name, engine in engines.items()}, repeat)
         for case, ask in cases.items()
@@ -136,12 +136,12 @@ def compare(engines: Mapping[str, Worker], cases: Mapping[str, Ask], repeat: int
 
 
 def ratios(result: Mapping[str, Any], slow: str, fast: str) -> list[float]:
-    """How many times faster `fast` was, in each round."""
+    """Returns the factors by which `fast` was faster, one per round."""
     return [one[slow] / one[fast] for one in result["rounds"]]
 
 
 def spread(values: Sequence[float]) -> list[str]:
-    """Median, minimum and maximum."""
+    """Returns median, minimum and maximum."""
     return [f"{of(values):.2f}" for of in (statistics.median, min, max)]
 
 
@@ -153,7 +153,7 @@ def report(
     engines: Mapping[str, Worker],
     **raw: Any,
 ) -> None:
-    """Print a table, and write JSON. Each result is of `compare`, with its `limit` in seconds, and `least`."""
+    """Prints a table, and writes JSON. Each result is from `compare`, with its `limit` in seconds, and `least`."""
     times = [*(f"{name} ms" for name in PEERS), "ours ms"]
     faster, *others = [[f"{name} / ours", "min", "max"] for name in PEERS]
     columns = ["case", *times, *faster, "at least", *chain(*others), "of the limit", "tokens"]

@@ -1,6 +1,6 @@
 """Hugging Face language models in JAX: one call downloads, converts, shards and quantizes.
 
-The public names are imported when they are first used: `import easydel` alone loads neither JAX nor any model code.
+Public names are imported at their first use: `import easydel` alone loads neither JAX nor any model code.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def __getattr__(name: str) -> Any:
         value = import_module("importlib.metadata").version("easydel")
     else:
         value = getattr(import_module(_HOMES.get(name, "easydel.errors")), name)
-    globals()[name] = value  # the next look-up finds it without coming here
+    globals()[name] = value  # the next look-up finds it without this function
     return value
 
 

@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 class AutoEasyDeLConfig:
-    """Just the config of a model."""
+    """The config of a model, without the model."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub_options: Any) -> HFConfig:
-        """The config.json of a Hub id or path, unchecked against any model. Takes the Hub's options.
+        """Returns the config.json of a Hub id or path, unchecked against any model. Takes the Hub's options.
 
-        Of a multimodal model it is the language model's part, which is all that is loaded.
+        For a multimodal model it is the config of the language model, the only part that is loaded.
         """
         if unknown := sorted(set(hub_options) - set(HUB_OPTIONS)):
             raise ArgumentError(f"unknown arguments {unknown}", hint=f"the Hub's options are {', '.join(HUB_OPTIONS)}")
@@ -42,7 +42,7 @@ class AutoEasyDeLConfig:
 
 
 class AutoEasyDeLModelForCausalLM:
-    """Language models by name; not to be instantiated."""
+    """A loader of language models by name; not to be instantiated."""
 
     encoder_decoder = False
 
@@ -79,18 +79,19 @@ class AutoEasyDeLModelForCausalLM:
         while_loading: Callable[[BaseNNXModule, Tree], object] | None = None,
         **kwargs: Any,
     ) -> tuple[BaseNNXModule, Tree]:
-        """Load a checkpoint: fetch, convert, shard and perhaps quantize it in one streaming pass.
+        """Loads a checkpoint: fetches, converts, shards and perhaps quantizes it in one streaming pass.
 
         Returns the model and its parameters, a nested dict that shares the model's arrays. Kernels are [out, in], as
         in the checkpoint.
 
         Args:
             pretrained_model_name_or_path: Hub id, local directory, or one .safetensors, .gguf or .bin file.
-            device: where parameters go when nothing shards them, and on their way to `shard_fns`. Default: first CPU.
+            device: the place of parameters that nothing shards, and their first place before `shard_fns`. Default: the
+                first CPU.
             dtype: of the computation.
             param_dtype: of the stored parameters.
             precision: of every matrix product; a `jax.lax.Precision` or its name.
-            sharding_axis_dims: sizes of the mesh axes; one -1 takes what is left. The mesh is that of
+            sharding_axis_dims: sizes of the mesh axes; one -1 takes the remaining devices. The mesh is used by
                 `auto_shard_params` or `shard_fns`: without either, asking for one of several devices is an error.
             sharding_axis_names: names of those axes.
             partition_axis: which mesh axis each logical axis of the model is split over.
@@ -101,32 +102,32 @@ class AutoEasyDeLModelForCausalLM:
             backend: the JAX backend whose devices make the mesh.
             config_kwargs: overrides of the model's config.
             auto_shard_params: place every parameter on the mesh by `partition_rules`.
-            partition_rules: ordered (regex on the path, PartitionSpec); default: rules for every family. An error
-                without `auto_shard_params`.
+            partition_rules: ordered (regex on the path, PartitionSpec); default: rules for every family. They are an
+                error without `auto_shard_params`.
             load_in_8bit: store kernels and embeddings as int8 with a scale per row.
-            bit_targeted_params: which to quantize, by leaf, module name or path; default: all that can be.
+            bit_targeted_params: the parameters to quantize, by leaf, module name or path; default: all that can be.
             verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
             from_torch: False if the directory or repository was written by `save_pretrained` of this project.
             scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.
-            stream: do not download weights: receive each part by HTTP ranges straight into memory, each process only
-                its own bytes. Safetensors only; what is a local path is loaded as ever.
+            stream: do not download weights: each process receives its own bytes by HTTP ranges, straight into memory.
+                Safetensors only; local paths are loaded as without it.
             remat: recompute activations in the backward pass: True for all within a layer; "save_attention", "save_mlp"
                 or "save_attention_and_mlp" for all but those; or the name of a `jax.checkpoint_policies` entry.
             progress: show a progress bar; default: if stderr is a terminal.
             donatable: copy each array into memory that JAX owns, so that a training step that donates the parameters
                 updates them in place from the first step on. Otherwise the first such step makes the copy.
-            allow_nonfinite: load weights that are NaN or Inf, which otherwise is an error that names their tensors.
-            compilation_cache: keep compiled programs in the user's cache directory, for all of this process, unless JAX
-                was told of a directory (`jax_compilation_cache_dir`) or to keep none.
+            allow_nonfinite: load weights that are NaN or Inf; otherwise they are an error that names their tensors.
+            compilation_cache: keep compiled programs of this process in the user's cache directory, unless JAX was
+                configured with a directory (`jax_compilation_cache_dir`) or to keep none.
             while_loading: called in a thread while weights are read, with the model and its parameters as shapes
                 (`jax.ShapeDtypeStruct` with dtype and sharding): `easydel.generate.compile_ahead(...)` is one.
-            **kwargs: Hub options (revision, token, cache_dir, subfolder, local_files_only, force_download), anything
-                else overrides the config; a name that neither knows is an error.
+            **kwargs: Hub options (revision, token, cache_dir, subfolder, local_files_only, force_download); any other
+                name overrides the config, and is an error if the config does not know it either.
 
         Raises:
             EasyDeLError: CheckpointError, ConfigError, UnsupportedModelError, ShardingError, HubError, ArgumentError.
         """
-        # what was given, by name: nothing else is defined yet
+        # the given arguments, by name: no other local variable exists yet
         arguments = {name: value for name, value in locals().items() if name not in ("cls", NAME, "kwargs")}
         options = LoadOptions.of(**arguments, **kwargs)
         if options.compilation_cache:
@@ -142,13 +143,13 @@ class AutoEasyDeLModelForCausalLM:
 
 
 class AutoEasyDeLModelForSeq2SeqLM(AutoEasyDeLModelForCausalLM):
-    """Encoder-decoder models by name (BART, T5); same arguments."""
+    """A loader of encoder-decoder models by name (BART, T5), with the same arguments."""
 
     encoder_decoder = True
 
 
 def choose_family(config: HFConfig, *, encoder_decoder: bool) -> Family:
-    """The family for a config. Checkpoints saved as encoder-decoders come back as such, whichever class was asked."""
+    """Returns a config's family. A checkpoint saved as an encoder-decoder is loaded as one by either class."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
@@ -175,7 +176,7 @@ def choose_family(config: HFConfig, *, encoder_decoder: bool) -> Family:
 
 
 def _around(config: HFConfig) -> str:
-    """For a multimodal model that we do not know, what its language model is."""
+    """Returns a note for errors about an unknown multimodal model that says what its language model is."""
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, HFConfig) else None
     return "" if inner is None else f" (multimodal, around {shown(inner)})"

@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache, in the user's cache directory unless JAX was told otherwise."""
+"""JAX's persistent compilation cache, in the user's cache directory unless JAX is configured otherwise."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import jax
 
 MAX_BYTES = 4 << 30
-MIN_SECONDS = 0.03  # to fetch a program takes about a hundredth of a second
+MIN_SECONDS = 0.03  # fetching a program takes about a hundredth of a second
 
 
 def use_compilation_cache() -> Path | None:
-    """Keep compiled programs for the next process; where. None if JAX has a cache already, wants none, or cannot.
+    """Keeps compiled programs for the next process. Returns their directory; None if JAX's settings or the disk forbid.
 
-    Compiled programs are code. A directory that others may write to is therefore left alone.
+    Compiled programs are code, so a directory that others may write to is not used.
     """
     settings: Any = jax.config  # its attributes are made when jax is imported
     if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
@@ -24,7 +24,7 @@ def use_compilation_cache() -> Path | None:
     directory = cache_home() / "easydel" / "xla"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that cannot be written
+    except (OSError, RuntimeError):  # there is no home, or it cannot be written
         return None
     if not _only_ours(directory):
         return None
@@ -33,12 +33,12 @@ def use_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
-    compilation_cache.reset_cache()  # what was compiled before has settled that there is none
+    compilation_cache.reset_cache()  # an earlier compilation has settled that there is no cache
     return directory
 
 
 def cache_home() -> Path:
-    """Where programs of this user keep what they can make again: https://specifications.freedesktop.org/basedir/."""
+    """Returns the user's directory for reproducible files: https://specifications.freedesktop.org/basedir/."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return Path(home) if os.path.isabs(home) else Path.home() / ".cache"
 

@@ -1,8 +1,8 @@
-"""A Hugging Face config.json, read key by key, with a record of what was read.
+"""A Hugging Face config.json, read key by key, with a record of the keys that were read.
 
-Peers break silently in two places: a key that changes the computation and that nobody reads, and the two forms of the
-rotary settings (`rope_theta` and `rope_scaling` at top level until 2025, one `rope_parameters` since). Here the first
-is an error (`families.check_consumed`), and the second is normalised in one place (`HFConfig.rope`).
+Other implementations break silently in two places: at a key that changes the computation and is never read, and at the
+two forms of the rotary settings (`rope_theta` and `rope_scaling` at top level until 2025, one `rope_parameters` since).
+Here an unread key is an error (`Family.record`), and one place normalises the two forms (`HFConfig.rope`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from easydel.keys import Keys
 from easydel.rope_settings import FORMS, TOP, is_setting, merged, problems, with_overrides
 
 MAX_CONFIG_BYTES = 8 << 20
-MAX_CONFIG_ITEMS = 500_000  # some list a name for each of 100,000 labels
+MAX_CONFIG_ITEMS = 500_000  # some configs list a name for each of 100,000 labels
 NOTHING = Keys()
 
 
@@ -27,7 +27,7 @@ class HFConfig:
     """The keys of a config.json as attributes; remembers which were read.
 
     `declared` has the values of keys that the file lacks, and other spellings of keys ("hidden_size": "n_embd").
-    Reading a key that neither has is a `ConfigError`; `get` takes a default. Nested dicts are HFConfigs again.
+    Reading a key that neither has is a `ConfigError`; `get` takes a default. Nested dicts are again HFConfigs.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class HFConfig:
 
     @classmethod
     def from_file(cls, file: Path) -> HFConfig:
-        """Read `file`; a ConfigError says what is wrong with it."""
+        """Reads `file`. Raises ConfigError for a file that is missing, too large, or no JSON object."""
         try:
             if not file.exists():
                 raise ConfigError("no such file", file=file, hint="a model directory needs a config.json")
@@ -64,7 +64,7 @@ class HFConfig:
         return cls(values, file=file)
 
     def for_family(self, declared: Keys, overrides: Mapping[str, Any]) -> HFConfig:
-        """The same config with what a family's class declares, `overrides` on top, and nothing read yet.
+        """Returns the same config with a family's declared keys, `overrides` on top, and nothing read yet.
 
         An override of a rotary setting also changes `rope_parameters`, which would hide it. ArgumentError if it cannot.
         """
@@ -90,7 +90,7 @@ class HFConfig:
         return value if found and value is not None else default
 
     def only(self, key: str, *known: Any, default: Any = None) -> Any:
-        """The value of `key`, one of `known`, the only ones there is code for. The first is the default."""
+        """Returns the value of `key`, one of `known` (by default the first): there is no code for other values."""
         value = self.get(key, known[0] if default is None else default)
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known):
             problem = f"{self._path}{key} is {shown(value)}, known: {', '.join(map(repr, known))}"
@@ -98,7 +98,7 @@ class HFConfig:
         return value
 
     def inside(self, key: str) -> HFConfig:
-        """The config at `key`; an empty one if there is none."""
+        """Returns the config at `key`; an empty one if there is none."""
         found = self.get(key)
         if found is not None and not isinstance(found, HFConfig):
             raise ConfigError(f"{self._path}{key} is {shown(found)}, expected an object", file=self._file)
@@ -153,9 +153,9 @@ class HFConfig:
         return self._declared
 
     def unread(self) -> Iterator[tuple[str, Any, str | None]]:
-        """(key, value, why a model that did not read it cannot honour it) of keys that nothing says are inert.
+        """Yields unread keys that may have an effect: (key, value, reason why a model without them cannot honour it).
 
-        The reason is None where it is not known whether the key has an effect.
+        The reason is None if it is not known whether the key has an effect. Keys known to be inert are left out.
         """
         for key, value in self._values.items():
             if key in self._nested:
@@ -166,7 +166,7 @@ class HFConfig:
                     yield f"{self._path}{key}", value, problem
 
     def sizes(self) -> Iterator[tuple[str, int, bool]]:
-        """(key, value, whether it counts layers) of each size that the file or an override states."""
+        """Yields (key, value, whether it counts layers) of each size that the file or an override states."""
         for key, value in self._values.items():
             if isinstance(value, dict):
                 yield from HFConfig(value, path=f"{self._path}{key}.").sizes()
@@ -174,14 +174,14 @@ class HFConfig:
                 yield f"{self._path}{key}", value, LAYERS.fullmatch(key) is not None
 
     def read_rope(self) -> None:
-        """Takes the rotary settings that are known as read: what a model does not honour of them, its rope refuses."""
+        """Marks the known rotary settings as read: the rope refuses those that a model does not honour."""
         self._read.update(key for key in self if is_setting(key))
         for key, value in self._values.items():
             if isinstance(value, dict):
                 self.inside(key).read_rope()
 
     def rope(self, layer_type: str | None = None) -> dict[str, Any]:
-        """Rotary settings as one flat dict: `rope_type`, `rope_theta`, and what the type needs, from either form.
+        """Returns rotary settings as one flat dict, from either form: `rope_type`, `rope_theta`, and the type's own.
 
         `layer_type` picks an entry where they are nested by layer type.
         """

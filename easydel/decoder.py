@@ -29,7 +29,7 @@ Cache = dict[str, Any]
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a family makes of its config: a whole decoder-only model, without parameters."""
+    """The record of a whole decoder-only model, which a family makes from its config. It holds no parameters."""
 
     vocab: int
     features: int
@@ -40,7 +40,7 @@ class Decoder:
     max_length: int | None
     per_layer: PerLayer | None = None
     stream: Stream | None = None
-    fed: ClassVar[str] = "input_ids"  # what takes a new token
+    fed: ClassVar[str] = "input_ids"  # the argument that takes a new token
     has_encoder: ClassVar[bool] = False
     first_token: ClassVar[int | None] = None  # prompts come from the user
 
@@ -54,7 +54,7 @@ class Decoder:
         head: Head | None = None,
         embed: Embed | None = None,
     ) -> Decoder:
-        """The sizes and tying that nearly every config states under the same names."""
+        """Returns a decoder with the sizes and tying that nearly every config states under the same names."""
         return cls(
             vocab=c.vocab_size,
             features=c.hidden_size,
@@ -67,26 +67,26 @@ class Decoder:
 
     @property
     def layer_stacks(self) -> dict[str, tuple[Block, ...]]:
-        """Where the layers' parameters are."""
+        """The layers' records, by the place of their parameters."""
         return {"model/layers": self.blocks}
 
     def rewinds(self, length: int, end: int) -> int | None:
-        """How many slots it can go back, in a cache for `length` tokens of which `end` were ever written; None: all."""
+        """Number of slots one can go back in a cache for `length` tokens, `end` of them ever written; None: all."""
         return least(block.rewinds(length, end) for block in dict.fromkeys(self.blocks))
 
     @cached_property
     def alike(self) -> tuple[int, ...]:
-        """For each layer the first one with an equal record."""
+        """Numbers of the first layers with equal records, one for each layer."""
         first: dict[Block, int] = {}
         return tuple(first.setdefault(block, index) for index, block in enumerate(self.blocks))
 
     def distinct(self) -> Decoder:
-        """The same model with each kind of layer once: enough to see whether it can run at all."""
+        """Returns the same model with each kind of layer once: enough to see whether it can run at all."""
         return replace(self, blocks=tuple(dict.fromkeys(self.blocks)))
 
     @property
     def longest(self) -> int | None:
-        """Positions beyond which there are no vectors to look up; None where positions are computed."""
+        """Number of positions that there are vectors for; None if positions are computed."""
         return self.embed.longest
 
     @property
@@ -96,28 +96,28 @@ class Decoder:
 
     @staticmethod
     def example(inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a forward pass, given `input_ids`."""
+        """Returns the inputs of a forward pass, given `input_ids`."""
         return inputs
 
     def build(self, policy: Policy) -> DecoderModel:
         return DecoderModel(self, policy)
 
     def logits(self, model: DecoderModel, lm_head: Any, hidden_BTD: jax.Array) -> jax.Array:
-        """[B, T, vocab] in the computation dtype."""
+        """Returns logits [B, T, vocab] in the computation dtype."""
         return self.head.logits(lm_head, model.embed_tokens, hidden_BTD)
 
     def cache(self, batch: int, length: int, policy: Policy) -> Cache:
-        """Room for `length` tokens: layers' caches, how many slots are used, and which may be attended to."""
+        """Returns room for `length` tokens: layers' caches, the number of used slots, and the mask of valid ones."""
         return {"layers": layer_caches(self.blocks, batch, length, policy), **self.slots(batch, length)}
 
     def slots(self, batch: int, length: int) -> Cache:
-        """A cache's book-keeping before any token."""
+        """Returns a cache's book-keeping before any token."""
         prefix = {"prefix": jnp.zeros((batch, length), bool)} if self.prefixed else {}
         return empty_slots(batch, length) | prefix
 
 
 class DecoderModel(TowerModel):
-    """Everything but the head. Called with token ids [B, T], gives hidden states [B, T, D] and the new cache."""
+    """Everything but the head. Maps token ids [B, T] to hidden states [B, T, D] and the new cache."""
 
     def __init__(self, record: Decoder, policy: Policy):
         super().__init__(record, record.vocab, record.features, policy)
@@ -145,14 +145,14 @@ class DecoderModel(TowerModel):
         return (x_BTD, None) if cache is None else (unless_full(x_BTD, cache), {**cache, "layers": layers})
 
     def leave(self, flow: Flow, *, last: bool = False) -> jax.Array:
-        """Returns what the head gets of what flows out of the last layer."""
+        """Returns the head's input, from the flow after the last layer."""
         x_BTD = super().leave(flow, last=last)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
     def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
-        """ArgumentError for inputs that this model has no use for."""
+        """Raises ArgumentError for inputs that this model does not use."""
         if prefix_mask is not None and not self.record.prefixed:
-            raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see those behind them")
+            raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see later ones")
         if token_type_ids is not None and not self.record.embed.types:
             raise ArgumentError("the model takes no token_type_ids")
 
@@ -168,9 +168,9 @@ def make_context(
     *,
     mask_name: str = "attention_mask",
 ) -> tuple[Context, Cache | None]:
-    """Positions and masks of a call, and the cache with its book-keeping brought forward by this call's tokens.
+    """Returns positions and masks of a call, and the cache with its book-keeping advanced by this call's tokens.
 
-    ArgumentError for arrays of other shapes than `shape`, and for tokens that a cache has no room for.
+    Raises ArgumentError for arrays of other shapes than `shape`, and for tokens that the cache has no room for.
     """
     arrays = {mask_name: attention_mask, "position_ids": position_ids, "segment_ids": segment_ids}
     arrays |= {"prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
@@ -199,19 +199,19 @@ def make_context(
 
 
 def empty_slots(batch: int, length: int) -> Cache:
-    """A cache's book-keeping before any token: how many slots are used, and which may be attended to."""
-    # a numpy zero is known in the trace that makes it: nothing is before it
+    """Returns a cache's book-keeping before any token: the number of used slots, and a mask of slots to attend to."""
+    # numpy's zero, unlike JAX's, is known at trace time: attention then sees that nothing is before it
     return {"offset": np.zeros((), np.int32), "valid": jnp.zeros((batch, length), bool)}
 
 
 def check_positions(length: int, longest: int | None, context: Context) -> None:
-    """ArgumentError for more tokens than there are vectors for positions; with a mask, padding may go beyond."""
+    """Raises ArgumentError for more tokens than there are position vectors; with a mask, padding may go beyond."""
     if longest is not None and context.valid_BS is None and longest < length:
         raise ArgumentError(f"{length} tokens are more than the {longest} positions that the model knows")
 
 
 def unless_full(x_BTD: jax.Array, cache: Cache) -> jax.Array:
-    """`x_BTD`, but NaN if more tokens were read into the cache than it has room for."""
+    """Returns `x_BTD`, or NaN if more tokens were read into the cache than it has room for."""
     used, slots = cache["offset"], cache["valid"].shape[1]
     return jnp.where(used <= slots, x_BTD, jnp.nan) if isinstance(used, jax.Array) else x_BTD
 

@@ -1,6 +1,6 @@
 """The encoder-decoder language model: two towers of blocks, the second attending to the output of the first.
 
-To generate, the encoder runs once, and so do the projections of its output to cross-attention's keys and values:
+To generate, run the encoder once; its keys and values for cross-attention are also computed once:
 
     states = model.compiled(encode)(params, input_ids, attention_mask)      # [B, S, D]
     cache = model.init_cache(batch, length)                                 # room for `length` decoder tokens
@@ -8,8 +8,8 @@ To generate, the encoder runs once, and so do the projections of its output to c
     out = model.apply(params, decoder_input_ids=next_token, cache=out.cache)  # from now on the cache is enough
 
 The first call may get `input_ids` in place of `encoder_outputs`. It puts keys, values and the encoder's mask into the
-cache; after it the cache keeps its structure and shapes, so that a loop can carry it. Every array in it but `offset`
-has the batch in front (after the layers, where those are scanned).
+cache. After it the cache keeps its structure and shapes, so that a loop can carry it. Every array in the cache except
+`offset` starts with the batch dimension (after the dimension of layers, where layers are scanned).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from easydel.layers.tower import PerLayer, Stream, TowerModel
 from easydel.policy import Policy
 
 # B batch, S encoder tokens, T decoder tokens, D model
-NO_LABEL = -100  # what Hugging Face's data collators put where no loss is wanted
+NO_LABEL = -100  # the value that Hugging Face's data collators use where no loss is wanted
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Tower:
 
 @dataclass(frozen=True)
 class ShiftRight:
-    """Decoder inputs where none are given: `labels` moved right by one, behind token `first`.
+    """Decoder inputs for calls that give none: `labels` moved right by one, after token `first`.
 
-    `padding` stands where labels have none. `from_inputs`: without labels, the encoder's inputs are moved (BART).
+    `padding` replaces labels that are missing. `from_inputs`: without labels, the encoder's inputs are moved (BART).
     """
 
     first: int | None
@@ -77,7 +77,7 @@ class ShiftRight:
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """What a family makes of its config. Where not `shared`, each tower has token vectors of its own."""
+    """The record of a whole model, made by a family from its config. Unless `shared`, each tower has its own table."""
 
     vocab: int
     features: int
@@ -96,20 +96,20 @@ class EncoderDecoder:
 
     @property
     def first_token(self) -> int | None:
-        """What decoding starts with."""
+        """The token that decoding starts with."""
         return self.shift.first
 
     @property
     def layer_stacks(self) -> dict[str, tuple[Block, ...]]:
-        """Where the layers' parameters are."""
+        """The layers' records, by the place of their parameters."""
         return {"model/encoder/layers": self.encoder.blocks, "model/decoder/layers": self.decoder.blocks}
 
     def rewinds(self, length: int, end: int) -> int | None:
-        """As of a `Decoder`."""
+        """Number of slots one can go back, as in `Decoder`."""
         return least(block.rewinds(length, end) for block in dict.fromkeys(self.decoder.blocks))
 
     def distinct(self) -> EncoderDecoder:
-        """The same model with each kind of layer once: enough to see whether it can run at all."""
+        """Returns the same model with each kind of layer once: enough to see whether it can run at all."""
         encoder, decoder = (
             replace(tower, blocks=tuple(dict.fromkeys(tower.blocks))) for tower in (self.encoder, self.decoder)
         )
@@ -117,30 +117,30 @@ class EncoderDecoder:
 
     @property
     def longest(self) -> int | None:
-        """Positions beyond which there are no vectors to look up; None where positions are computed."""
+        """Number of positions that there are vectors for; None if positions are computed."""
         longest = [tower.embed.longest for tower in (self.encoder, self.decoder)]
         return min((rows for rows in longest if rows is not None), default=None)
 
     @staticmethod
     def example(inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a forward pass, given `input_ids`."""
+        """Returns the inputs of a forward pass, given `input_ids`."""
         return {**inputs, "decoder_input_ids": inputs["input_ids"]}
 
     def build(self, policy: Policy) -> EncoderDecoderModel:
         return EncoderDecoderModel(self, policy)
 
     def logits(self, model: EncoderDecoderModel, lm_head: Any, hidden_BTD: jax.Array) -> jax.Array:
-        """[B, T, vocab] in the computation dtype."""
+        """Returns logits [B, T, vocab] in the computation dtype."""
         return self.head.logits(lm_head, model.embed_tokens, hidden_BTD)
 
     def cache(self, batch: int, length: int, policy: Policy) -> Cache:
-        """Room for `length` decoder tokens; the first call adds what cross-attention needs."""
+        """Returns room for `length` decoder tokens; the first call adds cross-attention's keys and values."""
         layers = layer_caches(self.decoder.blocks, batch, length, policy)
         return {"layers": layers, **empty_slots(batch, length), "cross_valid": None}
 
 
 class EncoderDecoderModel(nnx.Module):
-    """Everything but the head. Gives the decoder's hidden states [B, T, D] and the new cache."""
+    """Everything but the head. Returns the decoder's hidden states [B, T, D] and the new cache."""
 
     def __init__(self, record: EncoderDecoder, policy: Policy):
         def tower(own: Tower) -> TowerModel:
@@ -164,8 +164,11 @@ class EncoderDecoderModel(nnx.Module):
         cache: Cache | None = None,
         segment_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """`input_ids`, `attention_mask` and `position_ids` are the encoder's. `encoder_outputs` [B, S, D] spare running
-        it; a `cache` that earlier calls filled spares both. `segment_ids` are refused."""
+        """Returns the decoder's hidden states and the new cache.
+
+        `input_ids`, `attention_mask` and `position_ids` belong to the encoder. With `encoder_outputs` [B, S, D] the
+        encoder is not run; with a `cache` that earlier calls filled neither is needed. `segment_ids` are refused.
+        """
         if segment_ids is not None:
             hint = "pass one document in each row"
             raise UnsupportedModelError("segment_ids are not implemented for encoder-decoders", hint=hint)
@@ -185,7 +188,7 @@ class EncoderDecoderModel(nnx.Module):
     def encode(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, position_ids: jax.Array | None = None
     ) -> jax.Array:
-        """The encoder's hidden states [B, S, D]."""
+        """Returns the encoder's hidden states [B, S, D]."""
         context, _ = make_context(input_ids.shape, attention_mask, position_ids, None)
         return self._pass(self.encoder, input_ids, context, None)[0]
 
@@ -197,7 +200,7 @@ class EncoderDecoderModel(nnx.Module):
 
 
 def _cross(states_BSD: jax.Array | None, attention_mask: jax.Array | None, cache: Cache | None) -> Cross:
-    """What cross-attention sees; without `states_BSD`, what the cache keeps."""
+    """Returns the input of cross-attention; without `states_BSD` the cache holds its keys and values."""
     if states_BSD is None:
         if cache is None or cache["cross_valid"] is None:
             raise ArgumentError("there is nothing to attend to", hint="pass input_ids, encoder_outputs or a used cache")
@@ -211,5 +214,5 @@ def _cross(states_BSD: jax.Array | None, attention_mask: jax.Array | None, cache
 def encode(
     model: Any, params: Mapping[str, Any], input_ids: jax.Array, attention_mask: jax.Array | None = None
 ) -> jax.Array:
-    """The hidden states [B, S, D] of a model's encoder: a pure function of parameters and inputs, for `compiled`."""
+    """Returns the encoder's hidden states [B, S, D], as a pure function of parameters and inputs, for `compiled`."""
     return model.bound(params).model.encode(input_ids, attention_mask)

@@ -1,4 +1,4 @@
-"""Everything that can go wrong through no fault of ours, as one family of exceptions.
+"""All errors that a caller, a file or a device can cause, as one family of exceptions.
 
 Catch `EasyDeLError` to catch them all. Each is also a `ValueError`, and carries what a program needs to react:
 the file, the tensor, the problem, and a hint what to do next. A bare `KeyError` out of this package is our bug.
@@ -11,7 +11,7 @@ from os import PathLike, fspath
 
 
 class EasyDeLError(ValueError):
-    """Something a user, a checkpoint or a device caused. `str()` is the whole message in one readable piece."""
+    """An error that a user, a checkpoint or a device caused. `str()` is the whole message in one readable piece."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ArgumentError(EasyDeLError):
 
 
 def listed(problems: Sequence[str], limit: int = 20) -> str:
-    """`problems` as an indented list; past `limit`, the count of those left out."""
+    """Returns `problems` as an indented list; past `limit`, the number of the others."""
     shown = [f"\n  - {problem}" for problem in problems[:limit]]
     rest = len(problems) - limit
     return "".join(shown) + (f"\n  ... and {rest} more" if rest > 0 else "")

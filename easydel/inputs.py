@@ -1,4 +1,4 @@
-"""What a model may be called with: ids, masks and positions of tokens."""
+"""Checks of a model's inputs: ids, masks and positions of tokens."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ TOKEN_ARRAYS = (*IDS, "attention_mask", "decoder_attention_mask", "position_ids"
 
 
 def check_flags(**flags: Any) -> None:
-    """ArgumentError with all that are no bool: text such as "False" would count as true."""
+    """Raises ArgumentError with all flags that are no bool: text such as "False" would count as true."""
     wrong = [f"{name}={value!r}" for name, value in flags.items() if not isinstance(value, bool | np.bool_)]
     if wrong:
         raise ArgumentError(f"{', '.join(wrong)}, expected True or False")
 
 
 def token_array(name: str, value: Any, vocabulary: int) -> Any:
-    """The argument as an array [batch, length], if it is one of `TOKEN_ARRAYS`; anything else unchanged.
+    """Returns an argument of `TOKEN_ARRAYS` as an array [batch, length]; any other unchanged.
 
-    ArgumentError for what is no array, for another shape, for ids that are no integers, and for ids of no token. The
-    last is seen in numpy's arrays and in lists alone: looking into JAX's would wait for their device.
+    Raises ArgumentError for values that are no array, for another shape, for ids that are no integers, and for ids of
+    no token. Ids are compared with the vocabulary only in numpy's arrays and lists: for JAX's arrays that would wait
+    for their device.
     """
     if name not in TOKEN_ARRAYS:
         return value
@@ -39,7 +40,7 @@ def token_array(name: str, value: Any, vocabulary: int) -> Any:
 
 
 def host_array(name: str, value: Any) -> np.ndarray:
-    """The argument as numpy's; ArgumentError for rows of unequal lengths, and torch tensors it cannot take."""
+    """Returns the argument as numpy's. ArgumentError for rows of unequal lengths, and torch tensors it cannot take."""
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -49,7 +50,7 @@ def host_array(name: str, value: Any) -> np.ndarray:
 
 
 def check_array(name: str, array: Any) -> None:
-    """ArgumentError for no [batch, length], for nothing, for what are no numbers, and for ids that are no integers."""
+    """Raises ArgumentError unless the array is [batch, length], not empty, and of numbers (for ids: of integers)."""
     if array.ndim != 2:
         hint = f"pass {name}[None] for one sequence" if array.ndim == 1 else None
         raise ArgumentError(f"{name} has shape {array.shape}, expected [batch, length]", hint=hint)
@@ -62,7 +63,7 @@ def check_array(name: str, array: Any) -> None:
 
 
 def check_tokens(name: str, ids: np.ndarray, vocabulary: int) -> None:
-    """ArgumentError with the first of `ids` [batch, length] that is no token."""
+    """Raises ArgumentError with the first of `ids` [batch, length] that is no token."""
     if ids.min() < 0 or ids.max() >= vocabulary:
         row, column = np.argwhere((ids < 0) | (ids >= vocabulary))[0]
         raise ArgumentError(
@@ -71,7 +72,7 @@ def check_tokens(name: str, ids: np.ndarray, vocabulary: int) -> None:
 
 
 def check_shapes(shape: tuple[int, ...], arrays: Mapping[str, Any], *, cached: bool) -> None:
-    """ArgumentError unless all `arrays` that are not None have the `shape` of the ids; positions may have one row."""
+    """Raises ArgumentError unless all `arrays` have the `shape` of the ids or are None; positions may have one row."""
     for name, array in arrays.items():
         if array is None or array.shape == shape or (name == "position_ids" and array.shape == (1, shape[1])):
             continue
@@ -80,7 +81,7 @@ def check_shapes(shape: tuple[int, ...], arrays: Mapping[str, Any], *, cached: b
 
 
 def check_params(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """ArgumentError unless `given` has the paths of `known`."""
+    """Raises ArgumentError unless `given` has the paths of `known`."""
     missing = [f"{path} is missing" for path in known if path not in given]
     unknown = [f"{path} is not the model's" for path in given if path not in known]
     if missing or unknown:
@@ -88,7 +89,7 @@ def check_params(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def check_stored(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """As `check_params`, and unless shapes are those of `known`, int8 is what is int8 there, and floats are floats."""
+    """Raises ArgumentError unless `given` has the paths, shapes and kinds of dtypes (int8, float, ...) of `known`."""
     check_params(known, given)
     problems = []
     for path, leaf in given.items():
@@ -106,7 +107,7 @@ def _are_floats(*dtypes: Any) -> bool:
 
 @contextmanager
 def donations_explained() -> Iterator[None]:
-    """What JAX says of an array that is gone, with where to find what became of it."""
+    """Explains JAX's error about a donated array: it tells where the current parameters are."""
     try:
         yield
     except RuntimeError as error:

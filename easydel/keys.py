@@ -1,4 +1,4 @@
-"""What transformers knows of a config's keys, and which keys matter that it does not know for a model type.
+"""transformers' knowledge of each model type's config keys, and keys that matter even if their type lacks them.
 
 `families/keys.json` is generated from transformers (`make keys`); nothing here needs transformers itself.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 FILE = Path(__file__).parent / "families" / "keys.json"
 
-# Why keys have no effect on what a forward pass, or a training step without dropout, computes, whoever declares them.
+# Reasons why keys do not affect a forward pass, or a training step without dropout, whichever class declares them.
 INERT = {
     "how the file came to be": r"transformers.*|architectures|model_type|auto_map|_?name_or_path"
     r"|_commit_hash|(torch_)?dtype|torchscript|tf_legacy_loss|use_bfloat16|unsloth.*|vocab_file|tokenizer_class",
@@ -35,29 +35,29 @@ INERT = {
     "for tokenizers and `generate`": r".*_token_(id|index)|pad_idx|model_max_length|prefix",
     "read before a family is chosen": r"is_encoder_decoder",
 }
-# Defaults of `generate` that files once had in config.json; a class that declares such a key means something else.
+# Defaults of `generate` that files once had in config.json; in a class that declares one it means something else.
 GENERATION = re.compile(
     r"(max|min)_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p"
     r"|typical_p|(encoder_)?repetition_penalty|length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids|forced_.*"
     r"|num_return_sequences|return_dict_in_generate|remove_invalid_values|exponential_decay_length_penalty"
     r"|(begin_)?suppress_tokens"
 )
-# What keys mean in every model that has them: refused where a model type's class does not know them.
+# The meaning of keys that mean the same in every model: refused where a model type's class does not know them.
 EFFECTS = {
     "rotary positions": r"rope_(parameters|scaling|theta|local_base_freq)|rotary_(dim|emb_base)|partial_rotary_factor",
     "positions by distance": r"alibi",
-    "what a layer sees": r"(use_)?sliding_window|sliding_window_pattern|window_size|attention_chunk_size"
+    "the tokens that a layer sees": r"(use_)?sliding_window|sliding_window_pattern|window_size|attention_chunk_size"
     r"|use_bidirectional_attention|add_cross_attention",
     "layers of several kinds": r"layer_types|no_rope_layers|num_kv_shared_layers|per_layer_config",
     "biases": r"(attention|mlp|qkv|use|use_qkv|lm_head|attention_out)_bias",
     "norms of queries and keys": r"(use_)?qk_(layer)?norm|qk_ln",
     "limits": r"clip_qkv|.*soft_?cap(ping)?|swiglu_limit",
     "factors": r".*_multiplier|logits_scaling|logit_scale|scale_(emb|depth)|embedding_scale|routed_scaling_factor",
-    "how queries or embeddings are scaled": r"query_pre_attn_scalar|scale_attn_by_inverse_layer_idx|scale_embedding"
+    "scales of queries or embeddings": r"query_pre_attn_scalar|scale_attn_by_inverse_layer_idx|scale_embedding"
     r"|dim_model_base",
     "experts": r"n_routed_experts|n_shared_experts|num_shared_experts?|num_local_experts"
     r"|shared_expert_intermediate_size",
-    "where residuals and norms are": r"use_parallel_residual|parallel_attn|do_layer_norm_before"
+    "the places of residuals and norms": r"use_parallel_residual|parallel_attn|do_layer_norm_before"
     r"|apply_residual_connection_post_layernorm",
 }
 OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -66,12 +66,12 @@ FULL = "full_attention"
 
 @dataclass(frozen=True)
 class Keys:
-    """What transformers' config class of one model type declares.
+    """The declarations of transformers' config class of one model type.
 
     `defaults` are the values of keys that a config lacks, `aliases` other spellings (its `attribute_map`: spelling ->
-    key). `rope` are the rotary settings of a config without any, `rope_rest` those that stated ones lack; both are by
-    kind of layer where the class has them so. `nested` names the types of configs inside of this one, `causal_lm` the
-    class that loads it.
+    key). `rope` are the rotary settings of a config without any, `rope_rest` complete a config that states some; both
+    are by kind of layer if the class has them so. `nested` names the types of configs inside of this one, `causal_lm`
+    the class that loads it.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -83,20 +83,20 @@ class Keys:
 
     @classmethod
     def of(cls, model_type: object) -> Keys:
-        """Those of `model_type`; of one that transformers does not know, there are none."""
+        """Returns the keys of `model_type`; none for a type that transformers does not know."""
         return cls(**_file().get(str(model_type), {}))
 
     def inside(self, key: str) -> Keys:
-        """Those of the config at `key`."""
+        """Returns the keys of the config at `key`."""
         return Keys.of(self.nested.get(key))
 
     def spellings(self, key: str) -> list[str]:
-        """The names that `key` may have in a file, from the one that counts where several are there to its own."""
+        """Returns the names that `key` may have in a file, in the order of precedence; its own name is last."""
         own = self.aliases.get(key, key)
         return [*(other for other, name in self.aliases.items() if name == own), own]
 
     def refusal(self, key: str, value: Any) -> str | None:
-        """Why a model that did not read `key` cannot honour `value`; None if it has no effect that is known."""
+        """Returns the reason why a model that did not read `key` cannot honour `value`; None without a known effect."""
         own = self.aliases.get(key, key)
         if value is None or is_inert(key) or is_inert(own):
             return None
@@ -106,7 +106,7 @@ class Keys:
         return None if _is_off(key, value) else effect(key)
 
     def unknown(self, key: str, value: Any) -> bool:
-        """Whether `key` is set and neither declared here nor known to be inert."""
+        """True if `key` is set and neither declared here nor known to be inert."""
         own = self.aliases.get(key, key)
         inert = is_inert(key) or is_inert(own) or GENERATION.fullmatch(key) is not None
         private = key.startswith("_")  # an attribute of transformers' own, which files have by accident
@@ -120,12 +120,12 @@ def is_inert(key: str) -> bool:
 
 @cache
 def effect(key: str) -> str | None:
-    """What `key` means in every model that has it."""
+    """Returns the meaning of `key` in every model that has it."""
     return next((meaning for meaning, pattern in EFFECTS.items() if re.fullmatch(pattern, key)), None)
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """Whether what the key is about is off with that value, or does nothing. 1 is a value; of a factor it is none."""
+    """True if the value switches the feature off or has no effect. 1 has none as a factor, but is a real limit."""
     if value in OFF and value is not True:
         return True
     if effect(key) == "factors":

@@ -1,57 +1,50 @@
-"""The steps of a load once its arguments are understood and its headers read: model, plan, weights."""
+"""The steps of a load once its arguments are understood and its headers read: the model, and its weights."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, reduce
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.config import HFConfig, shown
-from easydel.decoder import Decoder
-from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError, listed
+from easydel.config import HFConfig
+from easydel.errors import ConfigError, listed
 from easydel.families import Family
 from easydel.generate.settings import read_defaults
 from easydel.model import BaseNNXModule
-from easydel.module import CausalLMOutput, LanguageModel, forward
+from easydel.module import LanguageModel
 from easydel.options import LoadOptions, Reading
 from easydel.policy import Policy
+from easydel.prepare import Prepared, prepare
 from easydel.progress import progress_bar
-from easydel.quantize import Int8, make_int8
 from easydel.report import print_sizes
 from easydel.sharding import check_heads
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
-from easydel.tree import Tree, annotate, bind, flatten, unflatten
+from easydel.tree import Tree, annotate, bind, unflatten
 from easydel.weights import mxfp4
 from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
-from easydel.weights.expressions import source_names
-from easydel.weights.names import OWN
-from easydel.weights.plan import Plan, head_differs, make_plan
-from easydel.weights.saved import MANIFEST, Manifest
+from easydel.weights.plan import head_differs
 from easydel.weights.sources import TensorSource
 
 logger = logging.getLogger(__name__)
-# Reading is many short calls, each of which needs the interpreter for a moment: while another thread traces, they would
-# otherwise wait 5 ms for it every time.
+# Reading consists of many short calls, each of which needs the interpreter for a moment. While another thread traces,
+# each of them would otherwise wait 5 ms for it.
 SWITCH_SECONDS = 1e-4
-SLACK = 64  # sizes may be products of others, and of parts that this family does not have
+SLACK = 64  # sizes may be products of others, and belong to parts that this family does not have
 
 
 def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
-    """The model without values, checked against the sizes of the checkpoint and of the mesh.
+    """Returns the model without values, checked against the sizes of the checkpoint and of the mesh.
 
-    As in transformers, a head that the file holds and that differs from the token vectors is not tied to them.
+    As in transformers, a head is not tied if the file holds one that differs from the token vectors.
     """
     check_sizes(config, source.tensors)
     record, names = family.record(config)
@@ -69,7 +62,7 @@ def build_model(family: Family, config: HFConfig, policy: Policy, source: Checkp
 
 
 def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
-    """ConfigError for sizes far beyond what the checkpoint can fill, before anything of that size is built."""
+    """Raises ConfigError for sizes far beyond the checkpoint's, before anything of that size is built."""
     sizes = [max(tensor.shape, default=1) for tensor in tensors.values()]
     widest = SLACK * max(sizes, default=1)
     problems = [
@@ -82,7 +75,7 @@ def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
 
 
 def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
-    """ShardingError if the heads of some layer cannot be split over the mesh."""
+    """Raises ShardingError if the heads of some layer cannot be split over the mesh."""
     blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
     for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
         check_heads(heads, kv_heads, mesh, model.policy.axes)
@@ -91,9 +84,9 @@ def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
 def load_weights(
     model: BaseNNXModule, source: CheckpointSource, options: LoadOptions, check_others: Callable[[], None]
 ) -> Tree:
-    """Check everything from headers, then read the weights into the model. Returns its parameters.
+    """Checks everything from headers, then reads the weights into the model. Returns its parameters.
 
-    `check_others` is called now and then, and raises what went wrong in another process.
+    `check_others` is called now and then, and raises if another process failed.
     """
     if any(isinstance(tensor, mxfp4.Mxfp4Tensor) for tensor in source.tensors.values()):
         mxfp4.refuse_remote(source.checkpoint)
@@ -108,33 +101,6 @@ def load_weights(
     return tree
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What will be read, decided and checked from headers: every parameter by path, its dtype and its sharding.
-
-    Those in `int8` are quantized on the way.
-    """
-
-    plan: Plan
-    shapes: Mapping[str, jax.ShapeDtypeStruct]
-    int8: Collection[str]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parameters."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in self.shapes.values())
-
-
-def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
-    """What is left to decide about a load, and the last checks before weights are read."""
-    plan, int8 = plan_for(model, source, options.int8)
-    leaves = flatten(model.params)
-    placed = options.placement.shardings_of(leaves)
-    trace(model, options.input_shape)
-    shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[p]) for p, leaf in leaves.items()}
-    return Prepared(plan, shapes, int8)
-
-
 def read(
     prepared: Prepared,
     model: BaseNNXModule,
@@ -142,7 +108,7 @@ def read(
     options: LoadOptions,
     check_others: Callable[[], None],
 ) -> dict[str, jax.Array]:
-    """The parameters by path; what reading them took is `model.load_report`.
+    """Returns the parameters by path, and stores the cost of reading them in `model.load_report`.
 
     NaN and Inf among the weights are an error, unless they are allowed; mapped weights of our own files were checked
     when they were written.
@@ -169,7 +135,7 @@ def read(
 
 
 def _arrival(placement: Placement, reading: Reading) -> Arrived | None:
-    """What is done to each array as it arrives, if anything is."""
+    """Returns the function to apply to each array as it arrives, if there is one."""
     if reading.donatable:
         return lambda path, array: placement.placed(path, owned(array))
     return placement.placed if placement.functions else None
@@ -194,78 +160,5 @@ def _meanwhile(
 
 
 def owned(array: jax.Array) -> jax.Array:
-    """The same values in memory of JAX's own, which donation can reuse; that of a mapped file or an arena it cannot."""
+    """Returns the same values in memory that JAX owns: donation cannot reuse that of a mapped file or an arena."""
     return jax.jit(jnp.copy, out_shardings=array.sharding)(array)
-
-
-def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None = None) -> tuple[Plan, Collection[str]]:
-    """The plan for a model whose parameters are floats so far, and which of them are quantized while they are read.
-
-    `int8` says which are to be; those that the directory stores as int8 become int8 in any case.
-    """
-    table = OWN if source.manifest is not None else model.names
-    stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
-    leaves = flatten(model.params)
-    shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    file = source.checkpoint.catalog
-    integers = {path for path in model.buffers if not np.issubdtype(leaves[path].dtype, np.floating)}
-    choices = {"tied": model.record.head.tied, "file": file, "integers": integers}
-    plan = make_plan(shapes, model.canonical_paths(), table, source.tensors, **choices)
-    take_dtypes(model, plan)
-    chosen = () if int8 is None else make_int8(model, int8.targets)
-    return plan, set(chosen) - set(stored)
-
-
-def take_dtypes(model: LanguageModel, plan: Plan) -> None:
-    """Give the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
-    leaves = flatten(model.params)
-    for path in model.buffers:
-        stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
-        dtype = jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
-        bind(model, unflatten({path: jax.ShapeDtypeStruct(leaves[path].shape, dtype)}))
-
-
-def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collection[str]:
-    """Turn what the manifest in `file` says is int8 into that; CheckpointError if the model cannot hold it."""
-    if not manifest.int8:
-        return ()
-    paths, wanted = model.canonical_paths(), set(manifest.int8)
-    try:
-        stored = make_int8(model, [path for path, parts in paths.items() if wanted.issuperset(parts)])
-    except ArgumentError:
-        stored = []
-    if unknown := sorted(wanted.difference(*(paths[path] for path in stored))):
-        names = ", ".join(map(shown, unknown[:8]))
-        problem = f"says of {names} that it is stored as int8, which this model cannot"
-        partly = any(len(parts) > 1 and not wanted.isdisjoint(parts) for parts in paths.values())
-        hint = "stacked layers are int8 all or none: load it without scan_layers" if partly else None
-        raise CheckpointError(problem, file=file, hint=hint)
-    return stored
-
-
-def trace(model: LanguageModel, input_shape: tuple[int, int]) -> None:
-    """Run the model on shapes alone, so that what cannot work fails here."""
-    longest = model.record.longest
-    if longest is not None and input_shape[1] > longest:
-        raise ArgumentError(f"input_shape={input_shape!r} is longer than the model's {longest} positions")
-    try:
-        _check_runs(model.record.distinct(), model.policy, input_shape)
-    except EasyDeLError:
-        raise
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        problem = f"describes a model that cannot run ({type(error).__name__}: {str(error)[:500]})"
-        raise ConfigError(problem, file=model.config.file) from error
-
-
-@lru_cache
-def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
-    """Once for each kind of model in a process: its trace takes longer than all other planning.
-
-    `record` has one layer of each kind, so a model is built of it anew; the config has no say in what it computes.
-    """
-    model = LanguageModel(record, HFConfig({}), policy)
-
-    def run(params: Tree, input_ids: jax.Array) -> CausalLMOutput:
-        return forward(model, params, record.example({"input_ids": input_ids}))
-
-    jax.eval_shape(run, model.params, jax.ShapeDtypeStruct(input_shape, jnp.int32))

@@ -28,9 +28,9 @@ class BaseNNXModule(LanguageModel):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **arguments: Any) -> tuple[BaseNNXModule, Tree]:
-        """The model in a directory that `save_pretrained` wrote, and its parameters; encoder-decoders as such.
+        """Returns the model that `save_pretrained` wrote to a directory, and its parameters; encoder-decoders as such.
 
-        `arguments` are those of `AutoEasyDeLModelForCausalLM.from_pretrained`, all but `from_torch`.
+        `arguments` are those of `AutoEasyDeLModelForCausalLM.from_pretrained`, except `from_torch`.
         """
         from easydel.auto import AutoEasyDeLModelForCausalLM  # the one import upwards: it has to build this class
 
@@ -52,11 +52,13 @@ class BaseNNXModule(LanguageModel):
         rng: jax.Array | None = None,
         **arguments: Any,
     ) -> GenerateOutput:
-        """Go on from the prompts `input_ids` [batch, length]; the result's `.sequences` has them and the new tokens.
+        """Continues the prompts `input_ids` [batch, length]; the result's `.sequences` has prompts and new tokens.
 
         Args:
-            attention_mask: 0 on padding, which belongs on the left. Default: on `pad_token_id`, unless it is an end.
-            generation_config: a dict, or transformers' object; over the checkpoint's own, `self.generation_config`.
+            attention_mask: 0 on padding, which belongs on the left. Default: 0 on `pad_token_id`, unless that is also
+                an end token.
+            generation_config: a dict, or transformers' object; takes precedence over the checkpoint's own,
+                `self.generation_config`.
             params: parameters to use instead of the model's own.
             streamer: called with the tokens [batch] of each step, or a streamer of transformers (`put`, `end`).
             prompt_cache: a `easydel.generate.PromptCache`: what one conversation computed in earlier calls is not
@@ -64,15 +66,15 @@ class BaseNNXModule(LanguageModel):
             seed: of sampling; each row has random numbers of its own, whatever the others are. None draws one, and the
                 result's `.seed` says which.
             rng: a key of `jax.random` instead of `seed`.
-            **arguments: transformers' names, over `generation_config`: max_new_tokens, max_length, min_new_tokens,
-                min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size,
-                eos_token_id (one or several), pad_token_id, forced_eos_token_id, num_return_sequences,
-                prefill_chunk_size. As there, 20 new tokens is the default, and top_k=50 when sampling; None switches
-                off.
+            **arguments: transformers' names, which take precedence over `generation_config`: max_new_tokens,
+                max_length, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
+                no_repeat_ngram_size, eos_token_id (one or several), pad_token_id, forced_eos_token_id,
+                num_return_sequences, prefill_chunk_size. As in transformers, the default is 20 new tokens, and top_k=50
+                when sampling; None switches an argument off.
 
         Raises:
-            ArgumentError: for names that are unknown, or not implemented and not without effect; for prompts that are
-                empty, or leave no room.
+            ArgumentError: for names that are unknown, or that are not implemented and would change the result; for
+                prompts that are empty, or leave no room.
         """
         return generate(
             self,
@@ -94,11 +96,11 @@ class BaseNNXModule(LanguageModel):
         *,
         allow_nonfinite: bool = False,
     ) -> None:
-        """Write the parameters as they are stored, for `from_pretrained(directory, from_torch=False)`.
+        """Writes the parameters as they are stored, for `from_pretrained(directory, from_torch=False)`.
 
-        `params` None means the model's own. The directory appears, or is replaced, whole. Parameters that are NaN or
-        Inf are refused, unless `allow_nonfinite`. Of parameters that are spread over processes, each process has to
-        call this, and the first one writes.
+        `params` None means the model's own. The directory appears, or is replaced, as a whole. Parameters that are NaN
+        or Inf are refused, unless `allow_nonfinite`. If parameters are spread over processes, every process has to call
+        this, and the first one writes.
         """
         check_flags(allow_nonfinite=allow_nonfinite)
         save(
@@ -118,12 +120,12 @@ class BaseNNXModule(LanguageModel):
         dtype: Any = None,
         allow_nonfinite: bool = False,
     ) -> None:
-        """Write a Hugging Face checkpoint that transformers loads: bit for bit the original where nothing was cast.
+        """Writes a Hugging Face checkpoint that transformers loads: bit for bit the original where nothing was cast.
 
-        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own, as what is
-        not learned always does. Parameters that are NaN or Inf are refused, unless `allow_nonfinite`, and so are
-        numbers that float16 cannot hold. Of parameters that are spread over processes, each process has to call this,
-        and the first one writes.
+        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own dtype; buffers
+        always keep theirs. Parameters that are NaN or Inf are refused, unless `allow_nonfinite`, and so are numbers
+        that float16 cannot hold. If parameters are spread over processes, every process has to call this, and the first
+        one writes.
         """
         check_flags(allow_nonfinite=allow_nonfinite)
         export(
@@ -139,7 +141,7 @@ class BaseNNXModule(LanguageModel):
         )
 
     def _stored(self, params: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """What is to be written: the model's own, or `params` if they fit it."""
+        """Returns the parameters to write: the model's own, or `params` if they fit the model."""
         if params is None:
             return self.params
         check_stored(flatten(self.params), flatten(params))
@@ -149,7 +151,7 @@ class BaseNNXModule(LanguageModel):
         return f"{type(self).__name__} of {self.describe()}"
 
     def describe(self) -> str:
-        """One line per kind of parameter: path with layers as *, shape, dtype, how many, and how they are sharded."""
+        """Returns a line per kind of parameter: path with layers as *, shape, dtype, count, and sharding."""
         groups: dict[tuple[str, ...], int] = {}
         for path, leaf in flatten(self.params).items():
             spec = getattr(getattr(leaf, "sharding", None), "spec", "one device")

@@ -1,4 +1,4 @@
-"""A language model without verbs: records built into modules, with pure, jitted forward passes."""
+"""A language model without verbs: modules built from records, with pure, jitted forward passes."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from easydel.weights.names import Names
 @jax.tree_util.register_dataclass
 @dataclass
 class CausalLMOutput:
-    """`logits` [batch, length, vocab]; `cache` as it is after the call, or None."""
+    """`logits` [batch, length, vocab]; `cache` after the call, or None."""
 
     logits: jax.Array
     cache: Any = None
 
 
-# Compiled forward passes by model; weak, so that a model's arrays go when the model goes.
+# Compiled forward passes by model; weak, so that a model's arrays are freed with the model.
 _COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], jax.stages.Wrapped]] = WeakKeyDictionary()
 
 
-OPTIONS = "jit_options"  # the attribute of a function that has those of `jax.jit`
+OPTIONS = "jit_options"  # the attribute of a function that holds its options for `jax.jit`
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def program(*, donate: int | None = None, static: int | None = None) -> Callable[[Function], Function]:
-    """Says how a function of a model and of arrays is jitted by `LanguageModel.compiled`.
+    """Marks a function of a model and arrays with the way in which `LanguageModel.compiled` jits it.
 
-    Its argument number `donate` is given up to it, and it is compiled for each value of number `static`. Arguments are
-    counted behind the model.
+    Argument number `donate` is donated to it, and the function is compiled for each value of argument number `static`.
+    Numbers do not count the model.
     """
     options = {"donate_argnums": donate, "static_argnums": static}
 
@@ -58,7 +58,7 @@ def program(*, donate: int | None = None, static: int | None = None) -> Callable
 
 
 class LanguageModel(nnx.Module):
-    """What generation, training, adapters and saving need of a model: its records, its parameters, its forward pass.
+    """A model as generation, training, adapters and saving need it: its records, its parameters, its forward pass.
 
     `model(input_ids)` computes with the model's own parameters, `model.apply(params, input_ids)` with any. `params` (a
     nested dict) shares the arrays of the module. Both calls are jitted inside; under an outer `jax.jit` or `jax.grad`
@@ -68,12 +68,12 @@ class LanguageModel(nnx.Module):
     def __init__(
         self, record: Decoder, config: HFConfig, policy: Policy, names: Names | None = None, origin: Path | None = None
     ):
-        """`names` is the checkpoint's table (for `export`), `origin` the directory that the model came from."""
+        """Takes the checkpoint's table `names` (for `export`) and the directory `origin` that the model came from."""
         self.model = record.build(policy)
         self.lm_head = record.head.build(record.features, record.vocab, policy)
         self.record, self.config, self.policy = record, config, policy
         self.names, self.origin = names or Names(), origin
-        # loading puts the checkpoint's, and what it cost, here
+        # loading replaces these by the checkpoint's own, and by the cost of the load
         self.generation_config = HFConfig({})
         self.load_report: LoadReport | None = None
 
@@ -93,8 +93,9 @@ class LanguageModel(nnx.Module):
         return frozenset(paths_of(self, Buffer))
 
     def num_params(self) -> int:
-        """How many numbers the parameters hold; a tied embedding counts once, the scales of int8 parameters and what
-        is not learned do not.
+        """Number of values in the parameters.
+
+        A tied embedding counts once. Scales of int8 parameters and buffers do not count.
         """
         leaves, buffers = flatten(self.params), self.buffers
         return sum(leaf.size for path, leaf in leaves.items() if path not in buffers and not path.endswith("_scale"))
@@ -102,12 +103,12 @@ class LanguageModel(nnx.Module):
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **inputs: Any
     ) -> CausalLMOutput:
-        """Logits for `input_ids` [batch, length]. `attention_mask` (same shape) is 0 on padding; without
-        `position_ids`, positions count attended tokens. `cache` (from `init_cache`) carries earlier tokens; ids and
-        masks are then those of the new ones.
+        """Returns logits for `input_ids` [batch, length].
 
+        `attention_mask` (same shape) is 0 on padding. Without `position_ids`, positions count attended tokens. `cache`
+        (from `init_cache`) carries earlier tokens; ids and masks are then those of the new tokens.
         `segment_ids` (same shape, integers) are for rows that several documents are packed into: tokens see their own
-        segment only, positions start anew in each. A segment begins wherever the id is not that of the token before.
+        segment only, and positions start anew in each. A segment begins wherever the id differs from the one before.
         """
         return self.apply(self.params, input_ids, attention_mask, position_ids, **inputs)
 
@@ -119,7 +120,7 @@ class LanguageModel(nnx.Module):
         position_ids: Any = None,
         **inputs: Any,
     ) -> CausalLMOutput:
-        """As `model(...)`, with `params` for parameters: a pure function for jax.jit, jax.grad and optax."""
+        """Returns the result of `model(...)` with these `params`: a pure function for jax.jit, jax.grad and optax."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         vocabulary = self.record.vocab
         given = {name: token_array(name, value, vocabulary) for name, value in inputs.items() if value is not None}
@@ -127,19 +128,20 @@ class LanguageModel(nnx.Module):
             return self.compiled(forward)(params, given)
 
     def init_cache(self, batch: int, length: int) -> Any:
-        """An empty cache for `length` tokens of `batch` sequences; the logits of those beyond are NaN."""
+        """Returns an empty cache for `length` tokens of `batch` sequences. Logits of tokens beyond `length` are NaN."""
         return self.record.cache(batch, length, self.policy)
 
     def bound(self, params: Mapping[str, Any]) -> Self:
-        """A copy of this module's structure around other parameters, for use under a trace."""
+        """Returns a copy of this module's structure around other parameters, for use under a trace."""
         copy = replica(self)
         bind(copy, params)
         return copy
 
     def compiled(self, function: Callable[..., Any]) -> jax.stages.Wrapped:
-        """`jax.jit` of `function(model, ...)` without its first argument, made once per model, as `program` says.
+        """Returns `jax.jit` of `function(model, ...)` without its first argument, made once per model.
 
-        `function` may use the structure of the model, but takes parameters as arguments.
+        `program` marks a function with options. It may use the structure of the model, but takes parameters as
+        arguments.
         """
         known = _COMPILED.setdefault(self, {})
         if function not in known:
@@ -153,11 +155,11 @@ class LanguageModel(nnx.Module):
         return known[function]
 
     def forget_compiled(self) -> None:
-        """For when the modules themselves have changed: what was compiled for parameters of the same shapes is old."""
+        """Drops compiled functions after a change of the modules themselves, which shapes alone may not show."""
         _COMPILED.pop(self, None)
 
     def canonical_paths(self) -> dict[str, list[str]]:
-        """Each parameter's path -> the per-layer paths it stands for: itself, or one for each stacked layer."""
+        """Maps each parameter's path to the per-layer paths it stands for: itself, or one for each stacked layer."""
         paths = list(flatten(self.params))
         if not self.policy.scan_layers:
             return {path: [path] for path in paths}
@@ -170,7 +172,7 @@ class LanguageModel(nnx.Module):
 
 
 def _expanded(path: str, starts: Mapping[str, Sequence[str]]) -> list[str]:
-    """The path with its beginning replaced by each of those that it stands for."""
+    """Returns the path with its beginning replaced by each of the beginnings that it stands for."""
     start = next(filter(path.startswith, starts), "")
     return [layer + path.removeprefix(start) for layer in starts.get(start, ("",))]
 
@@ -186,7 +188,7 @@ def _as_split(model: LanguageModel, params: Mapping[str, Any]) -> Mapping[str, A
 
 
 def forward(model: LanguageModel, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
-    """Logits of every token, as a pure function of parameters and inputs."""
+    """Returns logits of every token, as a pure function of parameters and inputs."""
     check_params(flatten(model.params), flatten(params))
     takes = signature(type(model.model).__call__).parameters
     known = [name for name in takes if name != "self"]

@@ -1,7 +1,7 @@
-"""Models of images or sound around a language model: how to read the language model, and nothing else, of their files.
+"""Models of images or sound around a language model: reads the language model, and nothing else, from their files.
 
 transformers keeps the language model's settings in the config's `text_config`. Its tensors are called
-language_model.model.layers... on the Hub, and model.language_model.layers... where newer versions wrote them.
+language_model.model.layers... on the Hub, and model.language_model.layers... in files of newer versions.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ OUTER_FIRST = ("bos_token_id", "eos_token_id", "pad_token_id")  # as in transfor
 
 @dataclass(frozen=True)
 class Wrapper:
-    """How one multimodal model_type is read.
+    """One multimodal model_type.
 
-    `text` makes the language model's keys of the whole config, `ignored` are regular expressions of the names of
-    tensors that are not the language model's. Any other that it has no place for is an error.
+    `text` extracts the language model's keys from the whole config. `ignored` are regular expressions of the names of
+    tensors that are not the language model's. Any other tensor without a place in it is an error.
     """
 
     model_type: str
@@ -37,11 +37,11 @@ class Wrapper:
     ignored: tuple[str, ...]
 
     def language_config(self, config: HFConfig) -> HFConfig:
-        """The config of the language model alone, as its own checkpoint would have it."""
+        """Returns the config of the language model alone, as its own checkpoint would have it."""
         return HFConfig(self.text(config), file=config.file)
 
     def language_tensors(self, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-        """Its tensors, by the names that they have in a checkpoint of their own."""
+        """Returns the language model's tensors, by their names in a checkpoint of its own."""
         found: dict[str, TensorSource] = {}
         for name, tensor in tensors.items():
             if any(re.fullmatch(pattern, name) for pattern in self.ignored):
@@ -54,7 +54,7 @@ class Wrapper:
 
 
 def text_config(*, tied: bool | None) -> TextFunction:
-    """What makes the keys of a language model of the `text_config` in a config. `tied` is as in `completed`."""
+    """Returns a function from a config to the keys of its `text_config`, completed. `tied` is as in `completed`."""
 
     def keys(c: HFConfig) -> dict[str, Any]:
         text = nested(c)
@@ -65,7 +65,7 @@ def text_config(*, tied: bool | None) -> TextFunction:
 
 
 def nested(c: HFConfig) -> dict[str, Any]:
-    """`text_config` as it is."""
+    """Returns `text_config` unchanged."""
     found = c.get("text_config")
     if not isinstance(found, HFConfig):
         wanted = "an object with the settings of the language model"
@@ -74,10 +74,10 @@ def nested(c: HFConfig) -> dict[str, Any]:
 
 
 def completed(c: HFConfig, text: Mapping[str, Any], *, tied: bool | None = None) -> dict[str, Any]:
-    """`text`, which has a model_type, with what transformers takes of the outer config `c`, and with its class.
+    """Returns `text`, which has a model_type, with its class and the keys that transformers takes from outer configs.
 
-    Whether the head is tied is for the outer config to say. `tied` is what transformers takes for granted where it does
-    not; with None, a head is tied if either says so.
+    The outer config says whether the head is tied. `tied` is transformers' default if the outer config does not say;
+    with None, a head is tied if either config says so.
     """
     if not isinstance(text["model_type"], str):
         raise ConfigError(f"text_config.model_type is {shown(text['model_type'])}, expected a name", file=c.file)

@@ -1,27 +1,40 @@
-"""The arguments of a load, checked together and put in the form that its steps take."""
+"""The arguments of a load, checked together and converted to the form that its steps take."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from easydel.arguments import (
+    AXIS_DIMS,
+    Checks,
+    batch_and_length,
+    check_rules,
+    check_targets,
+    device_of,
+    mapping_of,
+    mesh_of,
+    precision_of,
+    remat_of,
+    resolved_axes,
+    tuple_of,
+)
 from easydel.config import HFConfig
-from easydel.errors import ArgumentError, EasyDeLError, listed
+from easydel.errors import ArgumentError
 from easydel.families import Family
 from easydel.hub import fetch, stream
 from easydel.inputs import check_flags
-from easydel.policy import REMAT, REMAT_POLICIES, Policy, float_dtype
+from easydel.policy import Policy, float_dtype
 from easydel.quantize import Int8
-from easydel.sharding import PartitionAxis, Rules, make_mesh
+from easydel.sharding import PartitionAxis, Rules
 from easydel.sharding.axes import AXES
 from easydel.sharding.placement import Placement, flat_functions
 
@@ -46,15 +59,11 @@ ELSEWHERE = {
     CHECKPOINTING: "pass remat=True",
     "trust_remote_code": "leave trust_remote_code out: code in a repository is never run here",
 }
-CPU = "cpu"
-AXIS_DIMS = (1, -1, 1, 1)
-FAILED: Any = object()  # stands for what could not be made of an argument
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How weights are read, and what is told of it, once everything is planned."""
+    """Options of reading weights and of reporting on it, once everything is planned."""
 
     progress: bool | None = None
     donatable: bool = False
@@ -65,9 +74,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What `from_pretrained` was asked for besides the name; `LoadOptions.of` makes one of its arguments.
+    """All arguments of `from_pretrained` besides the name, checked. `LoadOptions.of` makes them from the arguments.
 
-    `hub` and `more` are its other arguments: the Hub's options, and what has to be a key of the config.
+    `hub` holds the Hub's options, and `more` the arguments that have to be keys of the config.
     """
 
     policy: Policy
@@ -114,10 +123,10 @@ class LoadOptions:
         while_loading: Callable[[Any, Any], object] | None = None,
         **kwargs: Any,
     ) -> LoadOptions:
-        """The arguments of `AutoEasyDeLModelForCausalLM.from_pretrained`, which says what they mean.
+        """Returns the options for the arguments of `AutoEasyDeLModelForCausalLM.from_pretrained`, which explains them.
 
-        Raises one error that lists everything that is wrong with them. What has to be a key of the config is checked by
-        `configured`.
+        Raises one error that lists everything that is wrong with the arguments. `configured` checks arguments that have
+        to be keys of the config.
         """
         check = Checks()
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
@@ -136,23 +145,23 @@ class LoadOptions:
             compilation_cache=compilation_cache,
             **{name: hub[name] for name in HUB_FLAGS if name in hub},
         )
-        check(_check_targets, bit_targeted_params, load_in_8bit)
-        check(_check_rules, partition_rules, auto_shard_params)
-        overrides = check(_mapping, "config_kwargs", config_kwargs)
-        given = check(_mapping, "shard_fns", shard_fns)
+        check(check_targets, bit_targeted_params, load_in_8bit)
+        check(check_rules, partition_rules, auto_shard_params)
+        overrides = check(mapping_of, "config_kwargs", config_kwargs)
+        given = check(mapping_of, "shard_fns", shard_fns)
         functions = check(flat_functions, {} if auto_shard_params else given)
-        home = check(_device, device)
-        dims = check(_tuple, "sharding_axis_dims", sharding_axis_dims)
-        names = check(_tuple, "sharding_axis_names", sharding_axis_names)
-        traced = check(_batch_and_length, check(_tuple, "input_shape", input_shape))
+        home = check(device_of, device)
+        dims = check(tuple_of, "sharding_axis_dims", sharding_axis_dims)
+        names = check(tuple_of, "sharding_axis_names", sharding_axis_names)
+        traced = check(batch_and_length, check(tuple_of, "input_shape", input_shape))
         used = bool(auto_shard_params) or shard_fns is not None
-        mesh = check(_mesh, dims, names, backend, used=used)
-        axes = check(_resolved, partition_axis, names)
+        mesh = check(mesh_of, dims, names, backend, used=used)
+        axes = check(resolved_axes, partition_axis, names)
         numbers = {
             "dtype": check(float_dtype, "dtype", dtype),
             "param_dtype": check(float_dtype, "param_dtype", param_dtype),
-            "precision": check(_precision, precision),
-            "remat": check(_remat, remat),
+            "precision": check(precision_of, precision),
+            "remat": check(remat_of, remat),
         }
         check.refuse()
         if auto_shard_params and shard_fns is not None:
@@ -180,38 +189,13 @@ class LoadOptions:
         )
 
     def obtain(self, name: str | Path) -> Path | Streamed:
-        """The local files of a Hub id or path, or with `stream` the repository whose weights stay where they are."""
+        """Returns the local files of a Hub id or path, or with `stream` a repository whose weights stay on the Hub."""
         return (stream if self.stream else fetch)(name, **self.hub)
 
     def configured(self, family: Family, config: HFConfig) -> HFConfig:
-        """The config with what overrides it; ArgumentError for arguments that nobody knows."""
+        """Returns the config with its overrides. Raises ArgumentError for arguments that are unknown to it too."""
         own = _known_keys(self.config_kwargs, config, family)
         return family.configured(config, {**own, **_known(self.more, config, family)})
-
-
-class Checks:
-    """Calls that may refuse an argument, all made before one error tells of every refusal."""
-
-    def __init__(self) -> None:
-        self.errors: list[EasyDeLError] = []
-
-    def __call__(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """The result of `function`; `FAILED` if it refuses, or is to be given what failed before."""
-        if any(argument is FAILED for argument in arguments):
-            return FAILED
-        try:
-            return function(*arguments, **options)
-        except EasyDeLError as error:
-            self.errors.append(error)
-            return FAILED
-
-    def refuse(self) -> None:
-        """Raises the one error as it is, or an ArgumentError that lists several."""
-        if len(self.errors) == 1:
-            raise self.errors[0]
-        if self.errors:
-            problems = [str(error) for error in self.errors]
-            raise ArgumentError(f"the arguments have {len(problems)} problems:{listed(problems)}")
 
 
 def _known(kwargs: Mapping[str, Any], config: HFConfig, family: Family) -> Mapping[str, Any]:
@@ -239,77 +223,3 @@ def _meant(name: str) -> str | None:
         return ELSEWHERE[name]
     close = get_close_matches(name, [*signature(LoadOptions.of).parameters, *HUB_OPTIONS], 1, 0.8)
     return f"did you mean {close[0]}?" if close else None
-
-
-def _check_targets(targets: Any, load_in_8bit: bool) -> None:
-    if targets is None:
-        return
-    if not load_in_8bit:
-        raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
-    names = isinstance(targets, Sequence | Set) and not isinstance(targets, str)
-    if not (names and targets and all(isinstance(name, str) for name in targets)):
-        raise ArgumentError(f"bit_targeted_params={targets!r}, expected a list of names, or None for all")
-
-
-def _check_rules(rules: Any, auto_shard_params: bool) -> None:
-    if rules is not None and not auto_shard_params:
-        raise ArgumentError("partition_rules has no effect without auto_shard_params=True")
-
-
-def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ArgumentError(f"{name} is a {type(value).__name__}, expected a dict")
-    return value
-
-
-def _tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ArgumentError(f"{name}={value!r}, expected a tuple")
-    return tuple(value)
-
-
-def _batch_and_length(shape: tuple[Any, ...]) -> tuple[int, int]:
-    if len(shape) != 2 or any(type(dim) is not int or dim < 1 for dim in shape):
-        raise ArgumentError(f"input_shape={shape!r}, expected (batch, length), both at least 1")
-    return cast(tuple[int, int], shape)
-
-
-def _device(device: Any) -> Any:
-    if device is None:
-        return jax.local_devices(backend=CPU)[0]
-    if not isinstance(device, jax.Device):
-        raise ArgumentError(f"device={device!r}, expected a device", hint='jax.devices("cpu")[0] is one')
-    return device
-
-
-def _mesh(dims: tuple[Any, ...], names: tuple[Any, ...], backend: str | None, *, used: bool) -> jax.sharding.Mesh:
-    """The mesh of that shape; ArgumentError if somebody asks for one of several devices that nothing uses."""
-    mesh = make_mesh(dims, names, backend)
-    if not used and mesh.size > 1 and dims != AXIS_DIMS:
-        problem = f"sharding_axis_dims={dims} has no effect"
-        raise ArgumentError(problem, hint="pass auto_shard_params=True or shard_fns")
-    return mesh
-
-
-def _resolved(axes: Any, names: tuple[Any, ...]) -> PartitionAxis:
-    if not isinstance(axes, PartitionAxis):
-        raise ArgumentError(f"partition_axis is a {type(axes).__name__}, expected a PartitionAxis")
-    return axes.resolve(names)
-
-
-def _precision(value: Any) -> Any:
-    try:
-        return None if value is None else jax.lax.Precision(value)
-    except ValueError:
-        choices = "fastest (default), high, highest"
-        raise ArgumentError(f"precision={value!r} is not known", hint=f"use one of {choices}") from None
-
-
-def _remat(value: Any) -> str | None:
-    if isinstance(value, bool | np.bool_) or value is None:
-        return REMAT if value else None
-    if value not in (REMAT, *REMAT_POLICIES):
-        raise ArgumentError(f"remat={value!r} is not known", hint=f"use True, or {', '.join(REMAT_POLICIES)}")
-    return value

@@ -1,4 +1,4 @@
-"""How a model computes: precision and placement, decided once at load and handed to every module."""
+"""The precision and placement of a model's computation, decided once at load and handed to every module."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from easydel.ops.ring import Ring
 from easydel.sharding import PartitionAxis, constrain
 from easydel.sharding.axes import AxisName
 
-ATTENTION_OUTPUT, MLP_HIDDEN = "attention_output", "mlp_hidden"  # what layers name for the backward pass
-REMAT = "everything"  # recomputes all of a layer but its input
-# What else is kept: what attention gives before its output projection; what goes into the activation of an MLP.
+ATTENTION_OUTPUT, MLP_HIDDEN = "attention_output", "mlp_hidden"  # names of activations for the backward pass
+REMAT = "everything"  # recomputes everything in a layer except its input
+# Activations that are kept besides: attention's output before its projection; the input of an MLP's activation.
 KEPT = {
     "save_attention": (ATTENTION_OUTPUT,),
     "save_mlp": (MLP_HIDDEN,),
@@ -24,7 +24,7 @@ KEPT = {
 }
 REMAT_POLICIES = (
     *KEPT,
-    # those of jax.checkpoint_policies that are policies; the others make some, and need arguments
+    # the policies of jax.checkpoint_policies; its other functions make policies, and need arguments
     "everything_saveable",
     "nothing_saveable",
     "dots_saveable",
@@ -32,7 +32,7 @@ REMAT_POLICIES = (
     "dots_with_no_batch_dims_saveable",
     "checkpoint_dots_with_no_batch_dims",
 )
-# Those of 8 bits and fewer hold too few numbers without scales, which nothing here gives them.
+# Floats of 8 bits and fewer hold too few numbers without scales, which nothing here provides.
 FLOATS = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
 
 
@@ -41,8 +41,8 @@ class Policy:
     """Computation dtype, storage dtype, matmul precision, and the mesh that activations are constrained to.
 
     `mesh` None means one device, or placement chosen by the user: nothing is constrained. `scan_layers` stacks equal
-    layers and runs them by `jax.lax.scan`. `remat` names what the backward pass recomputes: "everything", all but what
-    a name in `KEPT` keeps, or as a policy in `jax.checkpoint_policies` says; None keeps all activations.
+    layers and runs them by `jax.lax.scan`. `remat` chooses what the backward pass recomputes: "everything", everything
+    but the activations of a name in `KEPT`, or by a policy of `jax.checkpoint_policies`; None keeps all activations.
     """
 
     dtype: jnp.dtype = field(default_factory=lambda: jnp.dtype(jnp.float32))
@@ -56,7 +56,7 @@ class Policy:
 
     @property
     def remat_policy(self) -> Callable[..., bool] | None:
-        """What `jax.checkpoint` keeps."""
+        """Returns the policy of activations that `jax.checkpoint` keeps."""
         if self.remat in (None, REMAT):
             return None
         if self.remat in KEPT:
@@ -65,28 +65,28 @@ class Policy:
 
     @property
     def ring(self) -> Ring | None:
-        """How attention goes round the devices that a sequence is split over; None without `shard_attention`."""
+        """Returns the ring of devices that a sequence is split over; None without `shard_attention`."""
         if self.mesh is None or not self.shard_attention:
             return None
         axes = self.axes
         return Ring(self.mesh, axes.batch_axis, axes.sequence_axis, axes.head_axis, axes.kv_head_axis)
 
     def shard(self, x: jax.Array, *axes: AxisName) -> jax.Array:
-        """Constrain activation `x` to mesh axes, one per dimension; a mesh axis that does not divide is dropped."""
+        """Constrains activation `x` to mesh axes, one per dimension; a mesh axis that does not divide is dropped."""
         return constrain(x, self.mesh, axes)
 
     def logical_axes(self, names: tuple[str | None, ...]) -> tuple[AxisName, ...]:
-        """The mesh axes of logical ones, "batch" for `PartitionAxis.batch_axis`; heads only if `shard_attention`."""
+        """Returns the mesh axes of logical ones ("batch" is `batch_axis`); heads only if `shard_attention`."""
         whole = () if self.shard_attention else ("head", "kv_head", "head_dim")
         return tuple(None if name is None or name in whole else getattr(self.axes, f"{name}_axis") for name in names)
 
     def shard_hidden(self, x: jax.Array) -> jax.Array:
-        """Constrain what flows between layers, [batch, length, ..., features]."""
+        """Constrains the values between layers, [batch, length, ..., features]."""
         axes, between = self.axes, (None,) * (x.ndim - 3)
         return self.shard(x, axes.batch_axis, axes.sequence_axis, *between, axes.activation_hidden_axis)
 
     def shard_heads(self, x_BTNC: jax.Array, *, kv: bool = False) -> jax.Array:
-        """Constrain per-head activations [batch, length, heads, channels], if `shard_attention`."""
+        """Constrains per-head activations [batch, length, heads, channels], if `shard_attention`."""
         if not self.shard_attention:
             return x_BTNC
         heads = self.axes.kv_head_axis if kv else self.axes.head_axis
@@ -94,10 +94,10 @@ class Policy:
 
 
 def float_dtype(name: str, value: Any) -> jnp.dtype:
-    """The one of `FLOATS` that argument `name` says; ArgumentError if it is none."""
+    """Returns the dtype, one of `FLOATS`, that argument `name` chooses. Raises ArgumentError for any other."""
     hint = "use jnp.float32, jnp.bfloat16 or jnp.float16"
     try:
-        dtype = None if value is None else jnp.dtype(value)  # numpy takes None for float64
+        dtype = None if value is None else jnp.dtype(value)  # numpy would take None for float64
     except (TypeError, ValueError):
         dtype = None
     if dtype is None:

@@ -1,4 +1,4 @@
-"""Many processes, one outcome: where one fails, all raise its error."""
+"""Many processes with one outcome: if one fails, all raise its error."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _numbers = count()
 
 @contextmanager
 def one_outcome() -> Iterator[Callable[[], None]]:
-    """Run the same work in every process of `jax.distributed`; yields a function to call now and then meanwhile.
+    """Runs the same work in every process of `jax.distributed`; yields a function to call now and then meanwhile.
 
-    If the work of one fails, that function, or the end of the `with`, raises its error in all others too, naming the
-    process; what is not an EasyDeLError arrives as one. Without `jax.distributed` it does nothing.
+    If the work of one process fails, that function, or the end of the `with`, raises its error in all others too,
+    naming the process; other exceptions arrive as an EasyDeLError. Without `jax.distributed` it does nothing.
     """
     client = _client()
     if client is None:
@@ -48,9 +48,9 @@ def one_outcome() -> Iterator[Callable[[], None]]:
 
 
 def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable[[], T]]], None]) -> None:
-    """`use(values)` in process 0, where each of `values` needs all processes to call it.
+    """Calls `use(values)` in process 0, although each of `values` has to be called by all processes together.
 
-    The others call those that process 0 does, in the same order, and drop what comes out. If `use` fails, all raise its
+    The others make the same calls as process 0, in the same order, and drop the results. If `use` fails, all raise its
     error. All have to call this, with the same values.
     """
     from jax.experimental import multihost_utils
@@ -59,7 +59,7 @@ def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable
         return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
     def called(number: int) -> T:
-        with lock:  # what process 0 says, and does then, is one turn, whichever of its threads it is
+        with lock:  # announcing a number and calling its value is one turn, whichever thread of process 0 takes it
             told(number)
             return values[number]()
 
@@ -76,7 +76,7 @@ def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable
 
 
 def _client() -> Any:
-    """The client of the coordination service that `jax.distributed.initialize` started, or None."""
+    """Returns the client of the coordination service that `jax.distributed.initialize` started, or None."""
     from jax._src import distributed  # it has no public name; orbax reaches it the same way
 
     return distributed.global_state.client

@@ -1,4 +1,4 @@
-"""Progress of long work, drawn only where somebody watches."""
+"""Progress of long work, drawn only on terminals."""
 
 from __future__ import annotations
 

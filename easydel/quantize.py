@@ -1,7 +1,7 @@
 """8-bit storage: one float32 scale per output row, symmetric, rounded to nearest.
 
 Kernels, expert kernels and embeddings can be quantized. Norms, biases, routers and the small parameters of recurrent
-mixers never are: they are tiny, and errors there spread.
+mixers never are: they are tiny, and their errors spread.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from easydel.errors import ArgumentError
 from easydel.tree import flatten, params_of, unfilled
 
 QUANTIZED = ("kernel", "embedding")
-# In float32, a number below 2**22 plus this is an integer: its lowest bits are the number, rounded to nearest even.
+# Adding this to a float32 below 2**22 rounds it to an integer, which is in the lowest bits; half goes to even.
 ROUNDING = np.float32(3 << 22)
 TINY = np.finfo(np.float32).tiny  # below it, 1 / scale would not be finite
 
 
 @dataclass(frozen=True)
 class Int8:
-    """Asks for 8-bit storage of the parameters that `targets` name, as in `make_int8`; None means all that can be."""
+    """A request for 8-bit storage of the parameters that `targets` name (None: all possible), as in `make_int8`."""
 
     targets: Collection[str] | None = None
 
 
 def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 of the same shape and float32 scales, one per row (all but the last dimension); row = int8 * scale."""
+    """Returns int8 of the same shape, and a float32 scale per row (all but the last dimension): row = int8 * scale."""
     values, scales = rounded_rows(np.array(rows, dtype=np.float32))
     return values.astype(np.int8), scales
 
 
 def rounded_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `quantize_rows`, without memory of its own: `rows`, float32 and contiguous, are consumed.
+    """Quantizes as `quantize_rows` does, without memory of its own: `rows`, float32 and contiguous, are consumed.
 
-    What comes back in their memory are int32 of which only the lowest byte counts: casting keeps just that. A row with
-    NaN or Inf becomes NaN as a whole, by its scale.
+    Returns int32 in the same memory, of which only the lowest byte counts (casting keeps just that), and scales. A row
+    with NaN or Inf becomes NaN as a whole, by its scale.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are reported by name when all is read, or wanted
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are allowed, or reported by name after reading
         top = np.maximum(rows.max(axis=-1, keepdims=True, initial=0), -rows.min(axis=-1, keepdims=True, initial=0))
         scale = np.where(top == 0, np.float32(1), np.maximum(top / np.float32(127), TINY))
         np.multiply(rows, np.float32(1) / scale, out=rows)
@@ -51,10 +51,10 @@ def rounded_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_int8(module: Any, targets: Collection[str] | None) -> list[str]:
-    """Turn the targeted parameters of a model without values into int8 with scales; their paths.
+    """Declares the targeted parameters int8, with a scale per row, before any value is loaded. Returns their paths.
 
     `targets` are leaf names ("kernel"), names of modules ("q_proj") or paths ("lm_head/kernel"); None means all.
-    ArgumentError for a target that names nothing that can be quantized.
+    Raises ArgumentError for a target that names nothing that can be quantized.
     """
     possible = dict(_quantizable(module))
     names = list(possible if targets is None else targets)
@@ -79,7 +79,7 @@ def _selects(target: str, path: str) -> bool:
 
 
 def _quantizable(module: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Paths of the leaves that have a place for a scale, and the modules that own them."""
+    """Lists paths of the leaves that have a place for a scale, with the modules that own them."""
     found: list[tuple[str, Any]] = []
     for leaf in QUANTIZED:
         if hasattr(module, f"{leaf}_scale"):

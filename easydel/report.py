@@ -11,7 +11,7 @@ from easydel.checkpoint import Checkpoint
 
 
 def print_sizes(checkpoint: Checkpoint, params: Mapping[str, jax.Array]) -> None:
-    """A table on stdout: what the files hold against what was made of it, by dtype."""
+    """Prints a table by dtype on stdout: the tensors of the files beside the loaded parameters."""
     from rich.console import Console
     from rich.table import Table
 

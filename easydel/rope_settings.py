@@ -1,6 +1,6 @@
-"""Rotary settings in one form, whichever a config states them in.
+"""Rotary settings in one form, from either form of a config.
 
-Until 2025 `rope_theta` and `rope_scaling` were at top level, since then all of it is in one `rope_parameters`.
+Until 2025 `rope_theta` and `rope_scaling` were at top level; since then all settings are in one `rope_parameters`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from easydel.expected import is_number, shown
 from easydel.keys import FULL, Keys
 
 Settings = dict[str, Any]
-# What `HFConfig.rope` reads: one of the forms, and what is at top level beside it.
+# The keys that `HFConfig.rope` reads: one of the forms, and keys at top level beside it.
 FORMS = ("rope_parameters", "rope_scaling")
 ORIGINAL = "original_max_position_embeddings"
 TOP = ("rope_theta", "partial_rotary_factor", ORIGINAL, "max_position_embeddings")
-# Settings at top level that are not looked at where `rope_parameters` states them.
+# Settings at top level that are ignored where `rope_parameters` states them.
 FALLBACKS = ("rope_theta", "partial_rotary_factor", "rope_local_base_freq")
 LISTS = ("short_factor", "long_factor")
-# Settings that some code reads; of others it is told that they are ignored.
+# Settings that some code reads; any other is reported as ignored.
 OTHERS = ("rope_type", "type", "truncate", "mrope_section", "mrope_interleaved", *LISTS)
 OF_FAMILIES = ("alpha", "llama_4_scaling_beta", "short_mscale", "long_mscale")
 STRETCHED = ("llama3", "yarn", "longrope")  # from an original length
-# What each of the settings has to be, whichever type uses them.
+# Settings that have to be positive numbers, whichever type uses them.
 NUMBERS = re.compile(
     r"rope_theta|factor|(low|high)_freq_factor|attention_factor|partial_rotary_factor|beta_(fast|slow)"
     r"|original_max_position_embeddings|mscale(_all_dim)?"
@@ -33,7 +33,7 @@ NUMBERS = re.compile(
 
 
 def merged(stated: Mapping[str, Any], top: Mapping[str, Any], declared: Keys, layer_type: str | None) -> Settings:
-    """One flat dict of what a config states in either form and at top level, completed with what its class declares."""
+    """Returns a config's settings, in either form and at top level, as one flat dict with its class's defaults."""
     kind = layer_type or FULL
     rest = _of_layer(declared.rope_rest, kind)
     above = {key: top[key] for key in ("rope_theta", "partial_rotary_factor") if top[key] is not None}
@@ -44,7 +44,7 @@ def merged(stated: Mapping[str, Any], top: Mapping[str, Any], declared: Keys, la
         settings = {**_of_layer(declared.rope, kind), **above}
     settings["rope_type"] = settings.get("rope_type") or settings.get("type") or "default"
     settings.pop("type", None)
-    if settings["rope_type"] == "su":  # as the first Phi-3 files called it
+    if settings["rope_type"] == "su":  # its name in the first Phi-3 files
         settings["rope_type"] = "longrope"
     settings.setdefault("rope_theta", 10000.0)
     if settings["rope_type"] in STRETCHED:
@@ -55,7 +55,7 @@ def merged(stated: Mapping[str, Any], top: Mapping[str, Any], declared: Keys, la
 
 
 def problems(settings: Settings) -> list[str]:
-    """What makes no sense in `merged` settings."""
+    """Returns the errors in `merged` settings."""
     found = [problem for key, value in settings.items() if (problem := _problem(key, value))]
     if settings.get(ORIGINAL, 0) is None:
         found.append(f"{settings['rope_type']} needs max_position_embeddings, which is missing")
@@ -66,12 +66,12 @@ def problems(settings: Settings) -> list[str]:
 
 
 def is_setting(key: str) -> bool:
-    """Whether `key` of rotary settings is one that a rope, or some family, computes with."""
+    """True if `key` of rotary settings is one that a rope, or some family, computes with."""
     return key in (*OTHERS, *OF_FAMILIES, "max_position_embeddings") or NUMBERS.fullmatch(key) is not None
 
 
 def with_overrides(values: Settings, declared: Keys, overrides: Mapping[str, Any]) -> Settings:
-    """`values`, in whose `rope_parameters` or `rope_scaling` a setting that is stated there is the overridden one."""
+    """Returns `values` with overridden rotary settings also replaced in `rope_parameters` or `rope_scaling`."""
     form = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
     settings = values.get(form)
     spellings = [(key, name) for key in FALLBACKS for name in declared.spellings(key)]
@@ -89,7 +89,7 @@ def with_overrides(values: Settings, declared: Keys, overrides: Mapping[str, Any
 
 
 def is_by_layer(settings: Mapping[str, Any]) -> bool:
-    """Whether these are rotary settings for each type of layers, in place of some for all."""
+    """True if these are rotary settings for each type of layer, not one set for all."""
     return bool(settings) and all(isinstance(entry, dict) or entry is None for entry in settings.values())
 
 
@@ -102,7 +102,7 @@ def _problem(key: str, value: Any) -> str | None:
         return None
     if key == "rope_type" and not isinstance(value, str):
         return f"rope_type is {shown(value)}, expected a string"
-    if key.startswith("mscale") and value == 0:  # as if it were not there
+    if key.startswith("mscale") and value == 0:  # 0 means that there is none
         return None
     if NUMBERS.fullmatch(key) and not (is_number(value) and value > 0):
         return f"{key} is {shown(value)}, expected a positive number"

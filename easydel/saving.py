@@ -1,4 +1,4 @@
-"""Writing models: `save_pretrained` in our own layout, `export` as a Hugging Face checkpoint."""
+"""Writes models: `save_pretrained` in our own layout, `export` as a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from easydel.weights.expressions import source_names
 from easydel.weights.names import OWN, Names
 from easydel.weights.saved import Manifest
 
-MAX_SHARD_BYTES = 5 << 30  # what transformers writes
-# Files beside the weights that belong to the model: they are copied along, and those of a tokenizer with care.
+MAX_SHARD_BYTES = 5 << 30  # as in transformers
+# Files beside the weights that belong to the model and are copied along; for those of a tokenizer see `_companions`.
 GENERATION = "generation_config.json"
 TOKENIZER = frozenset(CONFIGS | VOCABULARIES) - {"config.json", GENERATION}
 logger = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ def save(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Parameters as they are stored, int8 included, under their own names, layer by layer.
+    """Writes parameters as they are stored, int8 included, under their own names, layer by layer.
 
-    Raises CheckpointError, and leaves what was there, if one is NaN or Inf: loading relies on it.
+    Raises CheckpointError, and leaves the old files, if one is NaN or Inf: loading relies on finite weights.
     """
     place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths)
     int8 = tuple(part for part in parameters.shapes() if parameters.is_quantized(part))
@@ -60,7 +60,7 @@ def save(
 
 
 def _without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path; ArgumentError if there are adapters, which these files have no place for."""
+    """Returns leaves by path. Raises ArgumentError if there are adapters, which these files have no place for."""
     leaves = flatten(params)
     if any(path.endswith(ADAPTERS) for path in leaves):
         hint = "easydel.lora.save_adapters writes them alone, merge_adapters adds them to the kernels"
@@ -82,7 +82,7 @@ def _finite(
 
 
 def _cast(directory: Path, dtype: np.dtype | None, tensor: Entry) -> Entry:
-    """The tensor as `dtype`, if there is one; CheckpointError if it does not fit."""
+    """Returns the tensor as `dtype`, if that is given. Raises CheckpointError if a value does not fit."""
     name, shape, own, values = tensor
     wanted = own if dtype is None else dtype
 
@@ -110,10 +110,10 @@ def export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_nonfinite: bool = False,
 ) -> None:
-    """A directory that transformers loads: its names, its layouts, int8 dequantized; `dtype` None keeps each dtype.
+    """Writes a directory that transformers loads, in its names and layouts, with int8 dequantized.
 
-    What the parameters `fixed` hold has its own dtype in either case.
-    Raises CheckpointError, and leaves what was there, if a tensor is NaN or Inf, or too large for float16.
+    `dtype` None keeps each parameter's dtype; parameters in `fixed` keep theirs in any case.
+    Raises CheckpointError, and leaves the old files, if a tensor is NaN or Inf, or too large for float16.
     """
     place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths, dequantized=True)
     tensors = entries(parameters, names)
@@ -132,7 +132,7 @@ def export(
 
 
 def _tensors_of(paths: Collection[str], parameters: Parameters, names: Names) -> Collection[str]:
-    """The checkpoint's names of what parameters with these paths hold."""
+    """Returns the checkpoint's names of the tensors that parameters with these paths hold."""
     shapes = parameters.shapes()
     parts = [part for path in paths for part in parameters.layer_paths[path]]
     return source_names({part: names.expression(part, shapes) for part in parts}).keys()
@@ -160,7 +160,7 @@ def _write(
 def _companions(origin: Path | None, directory: Path) -> dict[str, Path]:
     """What to copy: generation settings, and what `directory` lacks of the tokenizer unless it has another one.
 
-    A tokenizer consists of several files: never some of one and some of another.
+    If `directory` has another tokenizer, none of its files are copied: a tokenizer's files must not be mixed.
     """
     if origin is None or not origin.is_dir():
         return {}

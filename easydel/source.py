@@ -28,7 +28,7 @@ SETTINGS = ("config.json", "generation_config.json", MANIFEST)
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint whose headers were read: its config, its tensors, and the manifest if `save_pretrained` wrote it."""
+    """A checkpoint with its headers read: its config, its tensors, and the manifest if `save_pretrained` wrote it."""
 
     path: Path
     config: HFConfig
@@ -38,13 +38,13 @@ class CheckpointSource:
     identity: tuple[int, int] | None = None
 
     def check_same(self) -> None:
-        """CheckpointError if the directory was replaced since its first file was read: some files would be older."""
+        """Raises CheckpointError if the directory was replaced since its first file was read: files would not match."""
         if self.identity is not None and identity_of(self.path) != self.identity:
             raise CheckpointError("was replaced while it was read", file=self.path, hint="load it again")
 
 
 def identity_of(path: Path) -> tuple[int, int]:
-    """Which directory or file it is, whatever its name is."""
+    """Returns numbers that identify a directory or file, whatever its name."""
     try:
         found = path.stat()
     except OSError as error:
@@ -53,8 +53,9 @@ def identity_of(path: Path) -> tuple[int, int]:
 
 
 def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
-    """Read config and headers: of a directory, of one file with a config.json beside it (GGUF holds its own), or of a
-    repository whose weights stay on the Hub.
+    """Reads config and headers of a directory, a single file, or a repository whose weights stay on the Hub.
+
+    A single file needs a config.json beside it, unless it is a GGUF file, which holds its own.
     """
     path = where if isinstance(where, Path) else where.directory
     directory, identity = path if path.is_dir() else path.parent, identity_of(path)
@@ -79,7 +80,7 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
 
 
 def language_model(source: CheckpointSource) -> CheckpointSource:
-    """What `source` holds of a language model: all, or of a multimodal checkpoint that part, as one of its own."""
+    """Returns `source`, or for a multimodal checkpoint its language model as a source of its own."""
     outer = source.config
     wrapper = find_wrapper(outer.get("model_type"))
     if wrapper is None or source.manifest is not None:
@@ -93,7 +94,7 @@ def language_model(source: CheckpointSource) -> CheckpointSource:
         problem = f"is a {wrapper.model_type} whose language model is {shown(config.model_type)}: not implemented"
         raise UnsupportedModelError(problem, file=outer.file, hint=error.hint) from None
     logger.warning(
-        "%s: of this %s the language model alone is loaded (%s): text, no images or sound",
+        "%s: only the language model of this %s is loaded (%s): text, no images or sound",
         source.path,
         wrapper.model_type,
         config.model_type,
@@ -102,9 +103,9 @@ def language_model(source: CheckpointSource) -> CheckpointSource:
 
 
 def read_config(path: Path) -> HFConfig:
-    """The config at `path`: a directory, or one file beside a config.json. A GGUF file holds its own.
+    """Returns the config at `path`: a directory, or one file beside a config.json. A GGUF file holds its own.
 
-    Of a multimodal model that we know, it is the language model's.
+    For a known multimodal model it is the language model's config.
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     if path.suffix != ".gguf" and (file.is_file() or not list(path.glob("*.gguf"))):
@@ -121,9 +122,9 @@ def gguf_config(checkpoint: Checkpoint) -> HFConfig:
 
 
 def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Mapping[str, TensorSource]]:
-    """The config without what it says of packed weights, and tensors that decode them.
+    """Returns the config without its entry on packed weights, and tensors that decode them.
 
-    UnsupportedModelError if a quantization library packed them in a way that is not known here.
+    Raises UnsupportedModelError if a quantization library packed them in a way that is not known here.
     """
     settings = config.get("quantization_config")
     if not settings:

@@ -1,4 +1,4 @@
-"""How many threads to use."""
+"""The number of threads to use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import os
 
 
 def thread_count(most: int) -> int:
-    """One for each processor that this process may use, at most `most`."""
+    """Returns the number of processors that this process may use, at most `most`."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, most)

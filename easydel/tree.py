@@ -1,4 +1,4 @@
-"""Between NNX modules and plain nested dicts of arrays.
+"""Converts between NNX modules and plain nested dicts of arrays.
 
 Modules define a model; every hot path runs `jax.jit` on plain dicts, which cost a tenth per call.
 """
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 Tree = dict[str, Any]
-ADAPTERS = ("lora_A", "lora_B")  # what adapters are called among parameters
+ADAPTERS = ("lora_A", "lora_B")  # names of adapters among parameters
 
 
 def _children(module: Any) -> Iterable[tuple[str, Any]]:
@@ -24,7 +24,7 @@ def _children(module: Any) -> Iterable[tuple[str, Any]]:
 
 
 def params_of(module: Any) -> Tree:
-    """Every `nnx.Param` below `module` as a nested dict; layers of a list are keyed "0", "1", ..."""
+    """Returns every `nnx.Param` below `module` as a nested dict; layers of a list are keyed "0", "1", ..."""
     tree: Tree = {}
     for name, child in _children(module):
         kind = _kind(type(child))
@@ -38,7 +38,7 @@ def params_of(module: Any) -> Tree:
 
 
 def paths_of(module: Any, kind: type[nnx.Param]) -> Iterator[str]:
-    """The paths of the parameters below `module` that are of this `kind`."""
+    """Yields the paths of the parameters below `module` that are of this `kind`."""
     for name, child in _children(module):
         if isinstance(child, kind):
             yield name
@@ -48,7 +48,7 @@ def paths_of(module: Any, kind: type[nnx.Param]) -> Iterator[str]:
 
 @cache
 def _kind(found: type) -> type | None:
-    """Asked once per type: NNX answers isinstance slowly, and each call of a model asks for thousands of parts."""
+    """Returns a type's NNX kind, once per type: NNX answers isinstance slowly, and each call asks for thousands."""
     return next((kind for kind in (nnx.Param, nnx.List, nnx.Module) if issubclass(found, kind)), None)
 
 
@@ -61,13 +61,13 @@ def unfilled(shape: tuple[int, ...], dtype: Any) -> nnx.Param:
 
 
 def replica(module: Any) -> Any:
-    """Another module like this one, with parameters of its own; a thirtieth of the time that building it takes."""
+    """Returns a copy of a module with parameters of its own, in a thirtieth of the time of building one."""
     leaves, structure = jax.tree.flatten(module)
     return jax.tree.unflatten(structure, leaves)
 
 
 def bind(module: Any, params: Mapping[str, Any]) -> None:
-    """Give the parameters of `module` the values of a nested dict like that of `params_of`."""
+    """Gives the parameters of `module` the values of a nested dict like that of `params_of`."""
     for name, value in params.items():
         child = module[int(name)] if isinstance(module, nnx.List) else getattr(module, name)
         if isinstance(value, Mapping):
@@ -102,7 +102,7 @@ def splits_of(module: Any) -> dict[str, NamedSharding]:
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path, "model/layers/0/self_attn/q_proj/kernel"."""
+    """Returns leaves by path, "model/layers/0/self_attn/q_proj/kernel"."""
     return dict(_leaves(tree, ""))
 
 
@@ -115,7 +115,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """The nested dict whose leaves `flat` lists by path."""
+    """Returns the nested dict whose leaves `flat` lists by path."""
     tree: Tree = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")

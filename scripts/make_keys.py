@@ -1,7 +1,7 @@
-"""Write easydel/families/keys.json: what transformers' config classes declare, for every kind of language model it has.
+"""Writes easydel/families/keys.json: the declarations of transformers' config classes, for every language model it has.
 
-`make keys` runs this; a test holds the file against it. See easydel/keys.py for what the fields mean. Keys that are
-inert whoever declares them (`keys.INERT`) are left out.
+`make keys` runs this, and a test compares the file with it. easydel/keys.py explains the fields. Keys that are inert in
+every class (`keys.INERT`) are left out.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ KINDS = (
     modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
-READ = ("pad_token_id", "decoder_start_token_id", "router_jitter_noise")  # of inert ones, by some model nevertheless
+READ = ("pad_token_id", "decoder_start_token_id", "router_jitter_noise")  # inert keys, which some model reads anyway
 RESTS = ("rope_theta", "partial_rotary_factor")
-NEEDED = {"gemma4_assistant": {"hidden_size_per_layer_input": 0}}  # without which a class refuses its own defaults
+NEEDED = {"gemma4_assistant": {"hidden_size_per_layer_input": 0}}  # without it the class refuses its own defaults
 NOT_TEXT = ("vision", "audio", "image", "vq", "projector", "backbone", "qformer", "codec", "tokenizer", "speech")
 
 
 def rows(config_class: Any, name: str) -> dict[str, dict[str, Any]]:
-    """The row called `name` of that config class, and those of the configs inside, which it names."""
+    """Returns the row called `name` of that config class, and the rows of its nested configs, which it names."""
     fields = {found.name: found.default for found in dataclasses.fields(config_class)}
     kept = {
         config_class.attribute_map.get(key, key): value
@@ -56,7 +56,7 @@ def rows(config_class: Any, name: str) -> dict[str, dict[str, Any]]:
 
 
 def ropes(config_class: Any, rotary: bool) -> dict[str, Any]:
-    """Rotary settings of a config without any, and what those that state none of `RESTS` are completed with."""
+    """Returns rotary settings of a config without any, and the completion of settings without some of `RESTS`."""
     if not rotary:
         return {}
     needed = NEEDED.get(config_class.model_type, {})
@@ -68,14 +68,14 @@ def ropes(config_class: Any, rotary: bool) -> dict[str, Any]:
             settings.pop(key, None)
     try:
         rest = config_class(**needed, rope_parameters=probe).rope_parameters or {}
-    except KeyError:  # the class refuses settings without
+    except KeyError:  # the class refuses a config without settings
         return {"rope": given}
     rests = {kind: {key: rest[kind][key] for key in RESTS if key in rest[kind]} for kind in kinds}
     return {"rope": given, "rope_rest": rests or {key: rest[key] for key in RESTS if key in rest}}
 
 
 def text() -> str:
-    """The file's content: a row for each model type."""
+    """Returns the file's content: a row for each model type."""
     types = sorted({model_type for kind in KINDS for model_type in kind} & set(CONFIG_MAPPING))
     found = {name: row for model_type in types for name, row in rows(CONFIG_MAPPING[model_type], model_type).items()}
     lines = [f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in sorted(found.items())]

@@ -1,4 +1,4 @@
-"""The command as tests run it, in this process and as users do, and the tiny model they give it."""
+"""Runs the command for tests, in this process and in one of its own, and makes the tiny model they use."""
 
 from __future__ import annotations
 

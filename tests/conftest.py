@@ -1,4 +1,4 @@
-"""The whole suite runs on eight virtual CPU devices; JAX reads this when it starts its first backend."""
+"""Runs the whole suite on eight virtual CPU devices; JAX reads the setting when it starts its first backend."""
 
 from __future__ import annotations
 

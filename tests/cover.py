@@ -1,4 +1,4 @@
-"""The cases that show every idea at least once: what the costly tests run on.
+"""A set of cases that together show every idea, for the costly tests.
 
 Whether layers can be scanned, split or stored in 8 bits depends on the records that a model is made of and on the kinds
 of entries in its table of names, not on its family. So those are a case's features, and `COVER` is a small set of cases

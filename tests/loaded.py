@@ -1,4 +1,4 @@
-"""A tiny model as transformers made it and as we loaded it, with inputs for both and the logits to expect."""
+"""A tiny model as transformers made it and as we loaded it, with inputs for both and the expected logits."""
 
 from __future__ import annotations
 

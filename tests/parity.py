@@ -1,4 +1,4 @@
-"""Reference models: made by transformers from a config, with every parameter random, saved where we load them."""
+"""Reference models: made by transformers from a config, with every parameter random, and saved for us to load."""
 
 from __future__ import annotations
 

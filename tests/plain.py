@@ -1,4 +1,4 @@
-"""Softmax attention as textbooks have it, all scores at once: what the fast ones are compared with."""
+"""Textbook softmax attention, with all scores at once: the reference for the fast kernels."""
 
 from __future__ import annotations
 

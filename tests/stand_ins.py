@@ -1,4 +1,4 @@
-"""Small records of what blocks can be made of: a stand-in for each idea, whichever family comes to use it."""
+"""Small records for each idea that a block can be made of, in place of the families that use it."""
 
 from __future__ import annotations
 
@@ -99,10 +99,9 @@ class Borrowing(Part):
 class BorrowingLayer(nnx.Module):
     def __init__(self, features: int, policy: Policy):
         self.down_proj = Linear(features, features, policy)
-        self.features, self.policy = features, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        common = shared_module("common", FFN, self.features, self.policy, context)
+        common = shared_module("common", context)
         return self.down_proj(common(x_BTD, context, None)[0]), cache
 
 

@@ -28,6 +28,7 @@ from easydel import (
     ShardingError,
     loading,
     options,
+    prepare,
 )
 from easydel.tree import flatten
 
@@ -158,7 +159,7 @@ def test_shard_attention_computation_constrains_heads(directory: Path):
 
 def test_input_shape_is_traced_before_weights_are_read(directory: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setattr(loading, "forward", lambda model, params, inputs: seen.append(inputs["input_ids"].shape))
+    monkeypatch.setattr(prepare, "forward", lambda model, params, inputs: seen.append(inputs["input_ids"].shape))
     monkeypatch.setattr(loading, "execute", lambda *_, **__: pytest.fail("read weights") if not seen else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load(directory, input_shape=(3, 7))

@@ -1,4 +1,4 @@
-"""Attention by chunks against plain softmax attention, and what it holds and reads while it runs."""
+"""Attention by chunks: its results against plain softmax attention, and the memory it holds and reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key that a family reads, with values that cannot be meant: refused by name, or as good as another."""
+"""Senseless values of every key that a family reads are refused by name, or as good as another value."""
 
 from __future__ import annotations
 

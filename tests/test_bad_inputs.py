@@ -1,4 +1,4 @@
-"""Whatever lies in a directory: one readable EasyDeLError in time; nothing else opened, run or allocated."""
+"""Every bad directory gives one readable EasyDeLError in time, and nothing else is opened, run or allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a directory are the checkpoint."""
+"""The choice of a directory's files that are the checkpoint."""
 
 from __future__ import annotations
 

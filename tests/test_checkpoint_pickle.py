@@ -1,4 +1,4 @@
-"""Pickles that torch.save would not write: refused by name, whatever they hold, with nothing executed."""
+"""Pickles that torch.save would not write are refused by name, and nothing in them is executed."""
 
 from __future__ import annotations
 

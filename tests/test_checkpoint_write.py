@@ -1,4 +1,4 @@
-"""Written checkpoints are what was given, load by mapping, and replace what was there as a whole or not at all."""
+"""Written checkpoints have the given tensors, load by mapping, and replace the old files as a whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command as a whole: its help, its errors, and what its options mean."""
+"""The command as a whole: its help, its errors, and the meaning of its options."""
 
 from __future__ import annotations
 

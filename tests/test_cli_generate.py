@@ -1,4 +1,4 @@
-"""`easydel generate` and `easydel chat`: the text is that of transformers, and nothing else is on stdout."""
+"""`easydel generate` and `easydel chat` print transformers' text, and nothing else is on stdout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`easydel inspect` and `easydel plan`: what headers tell, against what is there once loaded."""
+"""`easydel inspect` and `easydel plan` predict from headers the model that is then loaded."""
 
 from __future__ import annotations
 

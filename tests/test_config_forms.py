@@ -1,4 +1,4 @@
-"""Configs in the forms they had over the years, and what they ask that we do not do."""
+"""Configs in the forms they had over the years, and settings that are refused because there is no code for them."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_an_override_that_rope_parameters_would_hide_is_refused(
     ("model_type", "asked", "why"),
     [
         ("mistral", {"layer_types": [FULL, SLIDING]}, "layers of several kinds"),
-        ("llama", {"sliding_window": 5}, "what a layer sees"),
+        ("llama", {"sliding_window": 5}, "the tokens that a layer sees"),
         ("mistral", {"attention_bias": True, "mlp_bias": True}, "biases"),
         ("qwen2", {"clip_qkv": 3.0}, "limits"),
         ("phi3", {"attention_multiplier": 0.5}, "factors"),

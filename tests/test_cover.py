@@ -1,4 +1,4 @@
-"""Every record and every choice between records stands in a case, so the cover has it too."""
+"""Every record and every choice between records is in a case, so the cover has it too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ UNUSED = {
     "Block.ffn_residual=Parallel": "the residual of a whole block has it",
     "Block.ffn_residual=Post": "the residual of a whole block has it",
     "Block.ffn_residual=Sequential": "the residual of a whole block has it",
-    "Block.mixer=None": "of hybrids whose layers are either a mixer or a feed-forward",
     "CrossAttention.softcap=set": "of encoder-decoders with caps",
     "CrossAttention.states=set": "of towers with widths of their own",
     "Gate.bias=True": "of gates to come",

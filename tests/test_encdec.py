@@ -1,4 +1,4 @@
-"""What only encoder-decoders do: two inputs, of which either may be padded, shifted, or computed before."""
+"""The features that only encoder-decoders have: two inputs, of which either may be padded, shifted, or precomputed."""
 
 from __future__ import annotations
 

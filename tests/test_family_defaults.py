@@ -1,4 +1,4 @@
-"""What a config says is read or refused, and what it lacks is what transformers assumes."""
+"""Every key of a config is read or refused, and a missing key has the value that transformers assumes."""
 
 from __future__ import annotations
 

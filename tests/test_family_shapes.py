@@ -1,4 +1,4 @@
-"""What every case's model answers without a single value: where its parameters go, and what can be done with them."""
+"""Properties of every case's model without a single value: its parameters' places, and possible operations on them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ IN_FLOATS = {
     "mlp/gate/kernel": "a router is small, and its errors change the choice of experts",
     "mixer/x_proj/kernel": "states decay by exponentials of what it makes",
     "mixer/dt_proj/kernel": "states decay by exponentials of what it makes",
+    "mixer/x_proj_weight": "states decay by exponentials of what it makes",
+    "mixer/dt_proj_weight": "states decay by exponentials of what it makes",
+    "mixer/input_gate_weight": "states add up what it lets in",
+    "mixer/recurrent_gate_weight": "states decay by exponentials of what it makes",
     "mixer/conv1d/kernel": "it has a few numbers per channel",
     "mixer/A_log": "states decay by exponentials of its exponentials",
 }

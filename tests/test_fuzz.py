@@ -1,4 +1,4 @@
-"""Valid files with random changes: only EasyDeLErrors come out of loading them, soon, and without much memory.
+"""Valid files with random changes: loading them raises only EasyDeLErrors, soon, and without much memory.
 
 Each format gets five seconds; FUZZ_SECONDS in `make fuzz` gives it longer.
 """

@@ -1,4 +1,4 @@
-"""Generated tokens against transformers' own, and however they are computed."""
+"""Generated tokens equal transformers' own, in whichever way they are computed."""
 
 from __future__ import annotations
 

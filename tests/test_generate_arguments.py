@@ -1,4 +1,4 @@
-"""What `generate` takes: transformers' names and defaults, the checkpoint's own, and what is refused."""
+"""The arguments of `generate`: transformers' names and defaults, the checkpoint's own, and refused ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt's pass layer by layer: which programs are made, and that tokens are those of one program for all layers."""
+"""A prompt's pass layer by layer: its programs, and tokens that equal those of one program for all layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that are read in parts, or were partly read before, give the tokens of those read at once."""
+"""Prompts that are read in parts, or were partly read before, give the same tokens as prompts read at once."""
 
 from __future__ import annotations
 

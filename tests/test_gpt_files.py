@@ -238,10 +238,10 @@ def test_config_as_on_the_hub_is_read_without_a_warning(model_type: str):
         ("mpt", {"norm_type": "rmsnorm"}, "norm_type is 'rmsnorm'"),
         ("mpt", {"logit_scale": "inv_sqrt_d_model"}, "logit_scale is 'inv_sqrt_d_model'"),
         ("mpt", {"embedding_fraction": 0.5}, "embedding_fraction is 0.5"),
-        ("falcon", {"apply_residual_connection_post_layernorm": True}, "where residuals and norms are"),
+        ("falcon", {"apply_residual_connection_post_layernorm": True}, "the places of residuals and norms"),
         ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn=2"),
         ("gpt_neo", {"attention_layers": ["sparse"] * 24}, "attention types sparse"),
-        ("gptj", {"scale_attn_by_inverse_layer_idx": True}, "how queries or embeddings are scaled"),
+        ("gptj", {"scale_attn_by_inverse_layer_idx": True}, "scales of queries or embeddings"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(model_type: str, config: dict[str, Any], named: str):

@@ -1,4 +1,4 @@
-"""Files that are not what the Hub says: found, fetched once more, refused; and found only once."""
+"""Files that differ from the Hub's hash are found, fetched once more, and refused; and they are found only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is called with: anything that does not fit is refused, or shows in the logits."""
+"""A model's inputs: arrays that do not fit are refused, and all others have an effect on the logits."""
 
 from __future__ import annotations
 

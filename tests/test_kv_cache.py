@@ -1,4 +1,4 @@
-"""Layers that see a window keep its keys and values and no others, and nobody can tell from the numbers."""
+"""Layers with a window keep only its keys and values, without any effect on the numbers."""
 
 from __future__ import annotations
 

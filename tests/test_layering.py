@@ -1,4 +1,4 @@
-"""The shape of the code: who may import whom, and how long a file may be."""
+"""The shape of the code: allowed imports, and the length of files."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ LAYERS = [
     {"layers", "weights", "hub", "tokenizer"},
     {"decoder", "encdec", "multimodal"},
     {"families"},
-    {"options", "source"},
+    {"options", "arguments", "source"},
     {"module"},
     {"generate", "lora", "saving", "progress", "report"},
     {"model"},
-    {"loading"},
+    {"loading", "prepare"},
     {"auto"},
     {"train"},
     {"cli"},

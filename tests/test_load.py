@@ -1,4 +1,4 @@
-"""The loading engine: which bytes are read, where they end up, and how much memory that takes."""
+"""The loading engine: the bytes it reads, the places it puts them, and the memory it takes."""
 
 from __future__ import annotations
 

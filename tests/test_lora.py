@@ -1,4 +1,4 @@
-"""Adapters: what they compute, their files, and that nothing else learns."""
+"""Adapters: their results, their files, and that nothing else learns."""
 
 from __future__ import annotations
 

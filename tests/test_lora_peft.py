@@ -1,4 +1,4 @@
-"""Adapters in files, as PEFT 0.21 takes and writes them. It is not installed here: its rules are written out."""
+"""Adapters in files, as PEFT 0.21 takes and writes them. PEFT is not installed here: its rules are written out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs and files of mixtures of experts and recurrent models as they are on the Hub, and what is refused."""
+"""Configs and files of mixtures of experts and recurrent models as they are on the Hub, and refused ones."""
 
 from __future__ import annotations
 

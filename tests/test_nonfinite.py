@@ -1,4 +1,4 @@
-"""NaN and Inf among weights are found while loading, wherever they are and however they are read."""
+"""Loading finds NaN and Inf among weights, wherever they are and however they are read."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from easydel.families import find_family
-from easydel.loading import build_model, plan_for
+from easydel.loading import build_model
 from easydel.policy import Policy
+from easydel.prepare import plan_for
 from easydel.sharding import PartitionAxis, default_rules, make_mesh, shardings
 from easydel.source import open_source
 from easydel.tree import flatten

@@ -1,4 +1,4 @@
-"""Rows of numbers as int8 and a scale each."""
+"""Rows of numbers stored as int8 with a scale each."""
 
 from __future__ import annotations
 

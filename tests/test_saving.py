@@ -1,4 +1,4 @@
-"""Saving real models: whoever looks, whenever the writer dies or the disk is full, finds one whole model."""
+"""Saving real models: at any moment, even if the writer dies or the disk is full, readers find one whole model."""
 
 from __future__ import annotations
 

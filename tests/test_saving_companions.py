@@ -1,4 +1,4 @@
-"""What lies in the directory that a model is saved into, and belongs to the user, stays as it is."""
+"""Saving into a directory leaves the user's own files in it unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents packed into one row: each gives the logits, the loss and the gradients that it gives alone."""
+"""Documents packed into one row: each gives the same logits, loss and gradients as it does alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a token sees is what its sight says, in whichever row or document it stands."""
+"""A token sees the slots that its sight allows, in whichever row or document it stands."""
 
 from __future__ import annotations
 

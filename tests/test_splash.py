@@ -1,4 +1,4 @@
-"""The TPU kernel: when it is chosen, that it lowers for TPUs, and what it computes, interpreted on CPUs."""
+"""The TPU kernel: the choice of it, its lowering for TPUs, and its results, interpreted on CPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers that are no tokenizer.json: read as transformers reads them, without torch."""
+"""Tokenizers without a tokenizer.json: read as transformers reads them, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`easydel train`: what it writes can be loaded, and what it cannot do is a line on stderr."""
+"""`easydel train` writes models that load, and reports impossible requests in a line on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents to batches: nothing is lost, everything can be repeated, and what cannot be read is named."""
+"""From documents to batches: nothing is lost, everything can be repeated, and unreadable files are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss in groups of tokens against the plain one over all logits at once."""
+"""The loss in groups of tokens against the plain loss over all logits at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer: killed and started again it is where it would have been, bit for bit."""
+"""The trainer: killed and started again, it continues bit for bit as if it had not been stopped."""
 
 from __future__ import annotations
 

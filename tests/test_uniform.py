@@ -1,4 +1,4 @@
-"""Whatever a model is made of, it is the same model however it is stored, split, scanned, rounded or differentiated.
+"""A model stays the same model when it is stored, split, scanned, rounded or differentiated, whatever it is made of.
 
 These are claims about records and tables of names, so they are tested on cases that have all of those together
 (`cover`), and with --all-cases on every case.

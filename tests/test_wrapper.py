@@ -1,4 +1,4 @@
-"""What the config of a multimodal model says of its language model, as transformers reads it."""
+"""The settings of a language model in a multimodal model's config, as transformers reads them."""
 
 from __future__ import annotations
 

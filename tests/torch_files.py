@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, and how reading refuses them."""
+"""Files as torch.save writes them, and a check that reading refuses them."""
 
 from __future__ import annotations
 

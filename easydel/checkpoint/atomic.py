@@ -1,10 +1,11 @@
-"""Replacing a directory as a whole: whoever looks, whenever the writer dies, sees the old one or the new one.
+"""Replaces a directory as a whole: at any moment, even if the writer dies, readers see the old one or the new one.
 
 The new directory is made beside the target as `<target>.tmp-<pid>-<random>` and put in its place by one exchange of the
 two names. Where the system cannot exchange (it is Linux's renameat2), the old one is renamed to `<target>.old-...`:
 a writer killed right then leaves only that, and `recover_directory` renames it back.
 
-A writer holds a lock on its temporary directory, which the system drops when it dies: unlocked ones are litter.
+A writer holds a lock on its temporary directory, which the system releases when the writer dies: unlocked ones are
+litter.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from easydel.errors import ArgumentError, CheckpointError
 
-# What belongs to a saved model even if the next save does not write it: shards of a larger one, marks of another kind.
+# Files of a saved model that the next save removes even if it does not write them: more shards, marks of another kind.
 OWNED = (
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -45,13 +46,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 @contextmanager
 def atomic_directory(target: str | os.PathLike[str], *, owned: Sequence[str] = OWNED) -> Iterator[Path]:
-    """An empty directory that takes the place of `target` at the end of the block, or vanishes if the block raises.
+    """Yields an empty directory that takes the place of `target` after the block, or vanishes if the block raises.
 
     Files in an existing `target` are carried over, except those that the block wrote anew and those whose name matches
-    a pattern in `owned`. All is on the disk when the block has ended. Raises CheckpointError if that cannot be done,
-    ArgumentError if `target` is no path.
+    a pattern in `owned`. Everything is on the disk when the block has ended. Raises CheckpointError if that cannot be
+    done, ArgumentError if `target` is no path.
     """
-    place = Path(os.path.realpath(as_path(target)))  # a link to a directory goes on being one
+    place = Path(os.path.realpath(as_path(target)))  # a link to a directory remains a link
     _check_replaceable(target, place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -64,16 +65,16 @@ def atomic_directory(target: str | os.PathLike[str], *, owned: Sequence[str] = O
         yield fresh
         _sync(fresh)
         _replace(fresh, place, owned)
-    except OSError as error:  # of the block, too: the disk may be full at any file
+    except OSError as error:  # also of the block: the disk may be full at any file
         raise _refused(place, error) from error
     finally:
-        # After an exchange this is the old one. What cannot be removed now is litter for the next writer.
+        # After an exchange this is the old directory. What cannot be removed now is litter for the next writer.
         shutil.rmtree(fresh, ignore_errors=True)
         os.close(lock)
 
 
 def as_path(directory: Any) -> Path:
-    """ArgumentError for what is no path, or is none to the system."""
+    """Returns the directory as a path. Raises ArgumentError if it is not one, or not one to the system."""
     try:
         path = Path(directory)
         if b"\0" not in os.fsencode(path):
@@ -84,20 +85,20 @@ def as_path(directory: Any) -> Path:
 
 
 def recover_directory(target: str | os.PathLike[str]) -> None:
-    """Put back what a dead writer renamed away from `target` and had no time to replace."""
+    """Restores the directory that a dead writer renamed away from `target` and did not replace."""
     place = Path(os.path.realpath(target))
     if os.path.lexists(place) or not os.path.isdir(place.parent):
         return
-    with suppress(OSError):  # another process was quicker, or it may not: then the caller finds nothing, and says so
+    with suppress(OSError):  # another process was quicker, or this one lacks permission: then the caller finds nothing
         if aside := sorted(_siblings(place, ".old-"), key=lambda path: path.stat().st_ctime_ns):
             aside[-1].rename(place)
 
 
 def _check_replaceable(target: str | os.PathLike[str], place: Path) -> None:
-    """CheckpointError if processes would go on working in the directory that was there, which is then deleted."""
+    """Raises CheckpointError if the directory is, or holds, the working directory, which would be deleted."""
     if not os.fspath(target):
         raise CheckpointError("an empty path, expected a directory to write")
-    with suppress(FileNotFoundError):  # it is gone already
+    with suppress(FileNotFoundError):  # the working directory is gone already
         if Path.cwd().is_relative_to(place):
             hint = "save into a directory below it, or work in another one"
             raise CheckpointError("is, or holds, the working directory, and would be replaced", file=place, hint=hint)
@@ -115,7 +116,7 @@ def _siblings(place: Path, mark: str) -> list[Path]:
 
 
 def _remove_litter(place: Path) -> None:
-    """Temporary directories that no living writer holds, and old ones that were replaced."""
+    """Removes temporary directories that no living writer holds, and old ones that were replaced."""
     for path in _siblings(place, ".tmp-") + (_siblings(place, ".old-") if place.exists() else []):
         with suppress(OSError):  # held by a living writer, or removed meanwhile
             lock = _lock(path)
@@ -165,7 +166,7 @@ def _replace(fresh: Path, place: Path, owned: Sequence[str]) -> None:
 
 
 def _carry_over(old: Path, new: Path, owned: Sequence[str]) -> None:
-    """Give `new` the files that are not ours, as hard links: until the exchange `old` stays whole."""
+    """Links into `new` the files that are not ours, as hard links: until the exchange `old` stays whole."""
     for entry in sorted(old.iterdir()):
         if os.path.lexists(new / entry.name) or any(fnmatch(entry.name, pattern) for pattern in owned):
             continue
@@ -186,7 +187,7 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def _exchange(left: Path, right: Path) -> bool:
-    """Swap two names in one step; False if this system cannot."""
+    """Swaps two names in one step. Returns False if this system cannot."""
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if swap is None:
         return False

@@ -11,7 +11,7 @@ _CHUNK = 1 << 18  # elements to decode at a time: they stay in the cache, and no
 
 @cache
 def block_layout(encoding: str) -> tuple[int, int]:
-    """(elements, bytes) of one block of the type named `encoding`, such as (32, 20) for Q4_1."""
+    """Returns (elements, bytes) of one block of the type named `encoding`, such as (32, 20) for Q4_1."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     return GGML_QUANT_SIZES[GGMLQuantizationType[encoding]]
@@ -19,7 +19,7 @@ def block_layout(encoding: str) -> tuple[int, int]:
 
 @cache
 def can_decode(encoding: str) -> bool:
-    """Whether the installed `gguf` package can turn blocks of this type into numbers."""
+    """True if the installed `gguf` package can turn blocks of this type into numbers."""
     _, size = block_layout(encoding)
     try:
         dequantize(np.zeros((1, 1, size), np.uint8), encoding)
@@ -29,7 +29,7 @@ def can_decode(encoding: str) -> bool:
 
 
 def dequantize(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """float32 values of `blocks`, uint8 [..., blocks, bytes of a block], as [..., blocks * elements]."""
+    """Returns float32 values [..., blocks * elements] of `blocks`, uint8 [..., blocks, bytes of a block]."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize as decode
 
@@ -43,7 +43,7 @@ def dequantize(blocks: np.ndarray, encoding: str) -> np.ndarray:
     decoded = out.reshape(-1, elements)
     step = _CHUNK // elements
     for start in range(0, len(rows), step):
-        with np.errstate(over="ignore", invalid="ignore"):  # a scale may be Inf or NaN: so is then the value
+        with np.errstate(over="ignore", invalid="ignore"):  # a scale may be Inf or NaN, and the values with it
             chunk = rows[start : start + step].reshape(1, -1)  # as one row: `decode` loops over rows in Python
             decoded[start : start + step] = decode(chunk, kind).reshape(-1, elements)
     return out

@@ -1,4 +1,4 @@
-"""Which files of a directory hold the weights."""
+"""Finds the files of a directory that hold the weights."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PREFERENCE = (  # as transformers prefers them, then ours
     f"{OWN}.safetensors",
     f"{OWN}.safetensors.index.json",
 )
-_GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # as llama.cpp's gguf-split names them
-_MAX_INDEX_BYTES = 32 << 20  # that of 200,000 tensors has 22 MB
+_GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # the names that llama.cpp's gguf-split gives
+_MAX_INDEX_BYTES = 32 << 20  # the index of 200,000 tensors has 22 MB
 _MAX_ENTRIES = 400_000
 _MAX_SHARDS = 10_000
 _MAX_NAME_BYTES = 255  # NAME_MAX of every usual file system
 
 
 def find_checkpoint(directory: Path) -> list[Path]:
-    """The weight files of a local directory, or the lone file that was passed, for `open_checkpoint`.
+    """Returns the weight files of a local directory, or the single given file, for `open_checkpoint`.
 
     The first that exists of model.safetensors, its index with all shards, pytorch_model.bin, its index with all shards,
     the same of easydel.safetensors, one GGUF file (or all parts of one). An index comes before its shards.
@@ -53,7 +53,7 @@ def find_checkpoint(directory: Path) -> list[Path]:
 
 
 def read_index(file: Path, *, local: bool = True) -> dict[str, str]:
-    """The table from tensor name to shard name of an index, every shard a plain name (if `local`, of a file)."""
+    """Returns an index's table from tensor to shard. Shards are plain names, if `local` of existing files."""
     try:
         if file.stat().st_size > _MAX_INDEX_BYTES:
             raise CheckpointError(f"is larger than {_MAX_INDEX_BYTES} bytes", file=file)
@@ -87,7 +87,7 @@ def _check_shards(file: Path, weight_map: Mapping[str, Any], problems: Problems,
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` can only be a file right inside the directory, on any system."""
+    """True if `name` can only be a file right inside the directory, on any system."""
     fits = 0 < len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES
     return fits and name not in (".", "..") and not any(char in "/\\:\0" for char in name)
 
@@ -123,7 +123,7 @@ def _one_split(parts: Sequence[re.Match[str] | None]) -> bool:
 
 
 def check_links(directory: Path, files: Sequence[Path]) -> None:
-    """Raises unless files lie in the directory itself, or are linked as in the Hub's cache, from snapshots to blobs."""
+    """Raises CheckpointError unless files lie in the directory itself, or are the Hub cache's links to its blobs."""
     problems = Problems(directory)
     for file in files:
         if not is_inside(directory, file):
@@ -132,7 +132,7 @@ def check_links(directory: Path, files: Sequence[Path]) -> None:
 
 
 def is_inside(directory: Path, file: Path) -> bool:
-    """Whether following links from `file` ends in `directory` itself, or in the blobs of a Hub cache around it."""
+    """True if links from `file` end in `directory` itself, or in the blobs of a Hub cache around it."""
     home, target = Path(os.path.realpath(directory)), Path(os.path.realpath(file))
     cache = next((parent.parent for parent in [home, *home.parents] if parent.name == "snapshots"), None)
     return target.parent == home or (cache is not None and target.parent == cache / "blobs")

@@ -38,7 +38,7 @@ _SCALARS = {
     11: "<i8",
     12: "<f8",
 }
-# Bounds far above what models have: reading them all takes about a second.
+# Bounds far above the sizes of models: reading as much as they allow takes about a second.
 MAX_TENSORS = 100_000
 MAX_TEXTS = 1 << 21  # a vocabulary of 262,144 tokens has 800,000 with its merges
 _MAX_PAIRS = 1 << 16
@@ -60,7 +60,7 @@ PLAIN: dict[str, np.dtype] = {
 
 
 class Record(NamedTuple):
-    """What the file says about one tensor: `shape` in numpy's order, `offset` from the start of the data."""
+    """The file's entry for one tensor: `shape` in numpy's order, `offset` from the start of the data."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Record(NamedTuple):
 
 
 def read_gguf(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
-    """The tensors of one file in the order of their bytes, and its metadata.
+    """Returns the tensors of one file in the order of their bytes, and its metadata.
 
     Metadata values are int, float, bool, str, list[str], or a numpy array for a list of numbers.
     """
@@ -82,14 +82,14 @@ def read_gguf(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
     problems = Problems(file)
     tensors = [tensor for record in records if (tensor := _tensor(file, record, start, alignment, problems))]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    if not problems.found:  # a broken record would show up as a hole again
+    if not problems.found:  # a broken record would be reported a second time, as a hole
         _check_tiling(tensors, start, alignment, len(cursor.content), problems)
     problems.check(hint="the file is damaged or incomplete; download it again")
     return tensors, metadata
 
 
 def check_split(files: Sequence[Path], metadata: Mapping[str, Any], tensors: int) -> None:
-    """Raises unless all parts of a file that gguf-split cut are there."""
+    """Raises CheckpointError unless all parts made by gguf-split are given."""
     expected = metadata.get("split.tensors.count", tensors)
     if expected != tensors:
         raise CheckpointError(
@@ -118,7 +118,7 @@ class _Cursor:
         return int.from_bytes(self.take(size, what), "little")
 
     def count(self, smallest: int, most: int, what: str) -> int:
-        """A 64-bit number, up to `most`, of things of at least `smallest` bytes each, that must fit into the file."""
+        """Reads a 64-bit count, up to `most`, of entries of at least `smallest` bytes, which must fit into the file."""
         count = self.unsigned(8, what)
         if count * smallest > len(self.content) - self.position:
             raise CheckpointError(f"{what}: {count} entries cannot fit into the rest of the file", file=self.file)
@@ -257,7 +257,7 @@ def _blocks(kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _check_tiling(tensors: Sequence[Tensor], start: int, alignment: int, size: int, problems: Problems) -> None:
-    """Each tensor begins where the one before it ends, rounded up to the alignment, and the last ends the file."""
+    """Checks that each tensor begins where the one before ends, rounded up, and that the last one ends the file."""
     for tensor in tensors:
         if tensor.offset + tensor.nbytes > size:
             missing = tensor.offset + tensor.nbytes - size

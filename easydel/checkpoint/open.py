@@ -28,13 +28,13 @@ _READERS: dict[Format, Callable[[Path], tuple[list[Tensor], dict[str, Any]]]] = 
     "torch": read_torch,
     "gguf": read_gguf,
 }
-REMOTE_THREADS = 8  # waiting for headers, mostly
+REMOTE_THREADS = 8  # they mostly wait for headers
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Tensors by name, in the order of their bytes; `metadata` is what the files say besides.
+    """Tensors by name, in the order of their bytes; `metadata` holds the other entries of the files.
 
-    `catalog` is the file that says which tensors there are: the index, without one the (first) file of weights.
+    `catalog` is the file that lists the tensors: the index, or without one the (first) file of weights.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Checkpoint(Mapping[str, Tensor]):
 def open_checkpoint(files: Sequence[Path]) -> Checkpoint:
     """Reads the headers of all files, which must be of one format, and checks them: no weight is read.
 
-    An index (`*.index.json`) among the files brings its shards along, and every name in it must be in the shard it
-    says. Tensors that an index does not mention are kept. Raises CheckpointError.
+    An index (`*.index.json`) among the files includes its shards, and every name in it must be in the stated shard.
+    Tensors that an index does not mention are kept. Raises CheckpointError.
     """
     files = [Path(file) for file in files]
     indexes = {file: read_index(file) for file in files if file.name.endswith(INDEX_SUFFIX)}
@@ -91,7 +91,7 @@ def open_checkpoint(files: Sequence[Path]) -> Checkpoint:
 
 
 def open_remote(files: Mapping[Path, ByteSource], index: Path | None = None) -> Checkpoint:
-    """As `open_checkpoint`, of safetensors files elsewhere, all in one folder; a local `index` names them."""
+    """Opens safetensors files on another machine, all in one folder; a local `index` names them."""
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
         headers = {file: pool.submit(read_safetensors, file, source) for file, source in files.items()}
         tensors, metadata = _read_all(list(files), lambda file: headers[file].result())
@@ -162,5 +162,5 @@ def _check_index(index: Path, folder: Path, names: Mapping[str, str], tensors: M
 
 
 def _told(file: Path, folder: Path) -> str:
-    """The name of a file in `folder`, the whole path of any other."""
+    """Returns the name of a file in `folder`, the whole path of any other."""
     return file.name if file.parent == folder else str(file)

@@ -1,7 +1,8 @@
 """An interpreter for the part of the pickle format that torch.save writes. It cannot run code.
 
-Python's own unpickler looks up and calls what the file names, and allocates what the file asks for. This one knows
-plain values, containers and the constructors of an allow-list; every other global and opcode is refused by name.
+Python's own unpickler looks up and calls functions that the file names, and allocates as much as the file asks for.
+This one knows plain values, containers and the constructors of an allow-list; every other global and opcode is refused
+by name.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _PROTO, _FRAME, _STOP = 0x80, 0x95, 0x2E
 
 @dataclass(frozen=True)
 class Constructor:
-    """What a REDUCE may apply: `build` gets the arguments from the file and must check them."""
+    """A function that a REDUCE may call: `build` gets the arguments from the file and must check them."""
 
     name: str
     build: Callable[..., Any]
@@ -46,10 +47,10 @@ def unpickle(
     persistent: Callable[[object], object],
     max_steps: int = MAX_STEPS,
 ) -> tuple[Any, int]:
-    """The object whose pickle starts `data`, and the number of bytes that it took.
+    """Returns the object whose pickle starts `data`, and the number of bytes that it took.
 
     A global "module.name" becomes `allowed["module.name"]`; a persistent id becomes `persistent(id)`. Each opcode is a
-    step, and makes an object of at most some hundred bytes besides what it copies from the file.
+    step, and makes an object of at most some hundred bytes in addition to its copies from the file.
     """
     machine = _Machine(data[:MAX_PICKLE_BYTES], allowed, persistent, max_steps)
     try:
@@ -155,7 +156,7 @@ class _Machine:
         key = f"{module}.{name}"
         if key not in self.allowed:
             raise CheckpointError(
-                f"its pickle refers to {key[:200]!r}, which is not on the list of what a state dict needs; "
+                f"its pickle refers to {key[:200]!r}, which is not on the list of names that a state dict needs; "
                 "nothing of it was executed",
                 hint="save the state dict alone, best as safetensors",
             )
@@ -174,7 +175,7 @@ class _Machine:
         self.stack.append(function.build(*arguments))
 
     def build(self) -> None:
-        """The attributes of an OrderedDict, as torch keeps `_metadata` in one: not needed."""
+        """Skips the attributes of an OrderedDict, in which torch keeps `_metadata`: they are not needed."""
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is not dict or type(state) is not dict:
             raise TypeError("attributes of something that is no dict")

@@ -1,4 +1,4 @@
-"""Collects what is wrong with the files of a checkpoint, to tell it all at once."""
+"""Collects the problems of a checkpoint's files, to report them all at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMPOSTORS = (
 
 @dataclass
 class Problems:
-    """What is wrong with one file; `check` raises it."""
+    """The problems of one file; `check` raises them."""
 
     file: Path
     found: list[tuple[str | None, str]] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Problems:
         self.found.append((tensor, problem))
 
     def check(self, hint: str | None = None) -> None:
-        """Raises one CheckpointError that tells every problem, if there is any."""
+        """Raises one CheckpointError that lists every problem, if there is any."""
         if len(self.found) == 1:
             tensor, problem = self.found[0]
             raise CheckpointError(problem, file=self.file, tensor=tensor, hint=hint)
@@ -42,7 +42,7 @@ class Problems:
 
 
 def refuse_impostor(file: Path, head: bytes) -> None:
-    """Raises if the first bytes of a file show that it is something else than weights in the expected format."""
+    """Raises CheckpointError if the first bytes of a file are those of another format."""
     if not head:
         raise CheckpointError("is empty", file=file, hint="download the file again")
     start = head.lstrip()[:64]

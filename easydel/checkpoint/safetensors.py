@@ -25,8 +25,8 @@ MAX_HEADER_BYTES = 32 << 20  # the reference implementation takes 100 MB; real o
 _MAX_ITEMS = 1_200_000  # the entry of a tensor of two dimensions has 8
 LENGTH_BYTES = 8
 KEYS = {"dtype", "shape", "data_offsets"}
-Placed = tuple[int, int, Tensor]  # with the bytes after the header where it begins and ends
-_REMOTE_HEAD = 64  # the length, and enough to know an impostor by
+Placed = tuple[int, int, Tensor]  # first and last (excluded) byte after the header, and the tensor
+_REMOTE_HEAD = 64  # bytes: the length, and enough to recognize another format
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -53,16 +53,16 @@ NAMES: dict[np.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_safetensors(file: Path, source: ByteSource | None = None) -> tuple[list[Tensor], dict[str, str]]:
-    """The tensors of one file in the order of their bytes, and its `__metadata__`. Reads the header only.
+    """Returns the tensors of one file in the order of their bytes, and its `__metadata__`. Reads the header only.
 
-    From `source` if it is given: then `file` is only what errors call it.
+    If `source` is given, the bytes come from there, and `file` is only the name for errors.
     """
     header, start, size = _header(file) if source is None else _remote_header(file, source)
     problems = Problems(file)
     metadata = _metadata(header.pop("__metadata__", {}), problems)
     found = [placed for name, entry in header.items() if (placed := _tensor(file, name, entry, start, problems))]
     found.sort(key=itemgetter(0, 1))
-    if not problems.found:  # a broken entry would show up as a hole again
+    if not problems.found:  # a broken entry would be reported a second time, as a hole
         _check_tiling(found, size - start, problems)
     problems.check(hint="the file is damaged or was not written by safetensors; get it again")
     tensors = [tensor for _, _, tensor in found]
@@ -158,7 +158,7 @@ def _tensor(file: Path, name: str, entry: object, start: int, problems: Problems
 
 @lru_cache(1024)  # a checkpoint has thousands of tensors, and few shapes
 def _layout(shape: tuple[int, ...], dtype: np.dtype) -> tuple[str | None, int, tuple[int, ...]]:
-    """What is wrong with the shape, or None; how many bytes that takes, and its strides."""
+    """Returns the problem of the shape (or None), the bytes that it takes, and its strides."""
     problem = shape_problem(shape, dtype.itemsize)
     return problem, math.prod(shape) * dtype.itemsize, () if problem else row_major(shape, dtype.itemsize)
 
@@ -175,7 +175,7 @@ def _offsets_problem(shape: list[int], dtype: np.dtype, offsets: object, expecte
 
 
 def _check_tiling(tensors: list[Placed], size: int, problems: Problems) -> None:
-    """Each of the `size` bytes after the header belongs to exactly one tensor."""
+    """Checks that each of the `size` bytes after the header belongs to exactly one tensor."""
     position = 0
     for begin, end, tensor in tensors:
         if begin != position:

@@ -1,4 +1,4 @@
-"""JSON of strangers: its size in memory is bounded before it is parsed, and keys that are there twice are told."""
+"""Strict JSON for untrusted files: bounds its size in memory before parsing, and reports repeated keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _COSTLY = (b"{", b"[", b",")  # each makes an object, or a place for one, of up 
 
 
 class Repeat(NamedTuple):
-    """`key` is twice in the object `inside`, with equal values or not."""
+    """A `key` that occurs twice in the object `inside`, with equal values or not."""
 
     inside: dict[str, Any]
     key: str
@@ -17,9 +17,9 @@ class Repeat(NamedTuple):
 
 
 def parse_json(text: bytes, limit: int) -> tuple[Any, list[Repeat]]:
-    """The value of UTF-8 `text` of at most `limit` objects, lists and their items, and what is in it twice.
+    """Returns the value of UTF-8 `text` with at most `limit` objects, lists and items, and its repeated keys.
 
-    Raises ValueError; for what is nested too deeply, too, and for long numbers.
+    Raises ValueError, also for deep nesting and for long numbers.
     """
     if (count := sum(map(text.count, _COSTLY))) > limit:
         raise ValueError(f"it has {count} objects and items, more than {limit}")

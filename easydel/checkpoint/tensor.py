@@ -36,12 +36,12 @@ class ByteSource(Protocol):
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies and what it holds. Nothing of its data is read before `read`.
+    """The place and type of one tensor in a file. None of its data is read before `read`.
 
-    `dtype` is what `read` returns: an ml_dtypes type for bfloat16 and float8, float32 for block-quantized GGUF types.
-    `strides` are in bytes, row-major unless a PyTorch file stores a view. `encoding` None means that the bytes are the
-    array; otherwise it names the GGUF block type ("Q4_1"), and the last stride is from block to block. With a `source`
-    the bytes come from there, and `file` is only what errors call it.
+    `dtype` is the dtype that `read` returns: an ml_dtypes type for bfloat16 and float8, float32 for block-quantized
+    GGUF types. `strides` are in bytes, row-major unless a PyTorch file stores a view. `encoding` None means that the
+    bytes are the array; otherwise it names the GGUF block type ("Q4_1"), and the last stride is from block to block.
+    With a `source` the bytes come from there, and `file` is only the name for errors.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Tensor:
         return extent((*self.shape[:-1], self.shape[-1] // elements), self.strides, size)
 
     def read(self, index: tuple[slice, ...] = (), mapping: mmap.mmap | None = None) -> np.ndarray:
-        """The slice `index`, as numpy would take it; `mapping` is the mapped file, if the caller has it.
+        """Returns the slice `index`, as numpy would take it; `mapping` is the mapped file, if the caller has it.
 
-        A zero-copy, read-only view of the mapped file if the bytes are the array. Otherwise a new array, for which only
-        the blocks that hold the slice are decoded. From a `source`, the tensor is fetched whole.
+        It is a zero-copy, read-only view of the mapped file if the bytes are the array. Otherwise it is a new array,
+        for which only the blocks that hold the slice are decoded. From a `source`, the tensor is fetched whole.
         """
         if self.source is not None:
             array = np.empty(self.shape, self.dtype)
@@ -92,12 +92,12 @@ class Tensor:
         first, last = min(wanted) // elements, max(wanted) // elements
         values = dequantize(blocks[(*full[:-1], slice(first, last + 1))], encoding)
         base = first * elements
-        stop = wanted.stop - base  # before the first element when stepping backwards: no such slice index
+        stop = wanted.stop - base  # may be before the first element when stepping backwards: that is no slice index
         return values[..., slice(wanted.start - base, stop if stop >= 0 else None, wanted.step)]
 
 
 def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Strides in bytes of a C-contiguous array."""
+    """Returns the strides in bytes of a C-contiguous array."""
     strides, step = [], itemsize
     for dim in reversed(shape):
         strides.append(step)
@@ -106,14 +106,14 @@ def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
 
 
 def extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> int:
-    """Bytes from the first to the last element of a strided array, both included."""
+    """Returns the bytes from the first to the last element of a strided array, both included."""
     if 0 in shape:
         return 0
     return sum((dim - 1) * stride for dim, stride in zip(shape, strides, strict=True)) + itemsize
 
 
 def name_problem(name: str) -> str | None:
-    """Why no tensor can have this name, or None: it has to fit into messages and tables."""
+    """Returns the reason why no tensor can have this name, or None: it has to fit into messages and tables."""
     if len(name) > MAX_NAME:
         return f"its name has {len(name)} characters, more than {MAX_NAME}"
     if not name.isprintable():
@@ -122,7 +122,7 @@ def name_problem(name: str) -> str | None:
 
 
 def shape_problem(shape: object, itemsize: int) -> str | None:
-    """Why numpy could not hold an array of this shape, or None."""
+    """Returns the reason why numpy could not hold an array of this shape, or None."""
     if not isinstance(shape, list | tuple) or any(type(dim) is not int or dim < 0 for dim in shape):
         return f"the shape {str(shape)[:100]} is not a list of non-negative integers"
     if len(shape) > MAX_DIMS:
@@ -133,9 +133,9 @@ def shape_problem(shape: object, itemsize: int) -> str | None:
 
 
 def map_file(file: Path) -> mmap.mmap:
-    """The file as read-only memory: one mapping per file, released with the last array that looks at it.
+    """Returns the file as read-only memory: one mapping per file, released with the last array that views it.
 
-    The key holds inode and time so that a file replaced under the same name is mapped anew.
+    The key holds inode and time, so that a file replaced under the same name is mapped anew.
     """
     try:
         with file.open("rb") as handle:
@@ -153,7 +153,7 @@ def map_file(file: Path) -> mmap.mmap:
         raise CheckpointError(f"cannot be read: {error}", file=file) from error
 
 
-# Bits of positive infinity: what is larger, as an integer, is NaN. Of types that cannot be infinite, the first NaN.
+# Bits of positive infinity: larger ones, as an integer, are NaN. For types without infinity, the first NaN.
 _INFINITY = {
     np.dtype(np.float64): 0x7FF0 << 48,
     np.dtype(np.float32): 0x7F80 << 16,
@@ -166,11 +166,11 @@ _CACHED_BYTES = 1 << 20
 
 
 def has_nonfinite(values: np.ndarray) -> bool:
-    """Whether any value is NaN or Inf; False for dtypes that are no floats.
+    """True if any value is NaN or Inf; False for dtypes that are no floats.
 
-    The highest bit of the exponent is set in numbers from 2 on, in Inf and in NaN. Of most weights an OR of all bits
-    tells that there are none, in one pass at the speed of the processor's cache. Otherwise two maxima over integers
-    tell: sign and magnitude of a float compare like an int if positive, and like an unsigned one if negative.
+    The highest bit of the exponent is set in numbers from 2 on, in Inf and in NaN. For most weights an OR of all bits
+    rules these out, in one pass at the speed of the processor's cache. Otherwise two maxima over integers decide: sign
+    and magnitude of a float compare like an int if positive, and like an unsigned one if negative.
     """
     if (limit := _INFINITY.get(values.dtype)) is None or not values.size:
         return False

@@ -1,7 +1,8 @@
-"""What torch.save wrote, read without torch: https://docs.pytorch.org/docs/stable/notes/serialization.html
+"""Files of torch.save, read without torch: https://docs.pytorch.org/docs/stable/notes/serialization.html
 
-Since version 1.6 a zip archive, uncompressed: `<root>/data.pkl` holds the objects, `<root>/data/<key>` the bytes of
-each storage. Before that a sequence of pickles followed by the storages. Tensors are views of storages, also shared.
+Since version 1.6 they are uncompressed zip archives: `<root>/data.pkl` holds the objects, `<root>/data/<key>` the bytes
+of each storage. Before that they are a sequence of pickles followed by the storages. Tensors are views of storages,
+which several tensors may share.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from easydel.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-NESTED = ("state_dict", "model")  # as training scripts wrap a state dict
+NESTED = ("state_dict", "model")  # the keys under which training scripts put a state dict
 _TAR_MAGIC_AT = 257
 
 
 def read_torch(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
-    """The tensors of a state dict in the order of their bytes. `metadata["ignored"]` names what else was beside it."""
+    """Returns a state dict's tensors in the order of their bytes. `metadata["ignored"]` names its other entries."""
     content = memoryview(map_file(file))
     if content[:4] == b"PK\x03\x04":
         value, spans = _read_zip(file)
@@ -110,7 +111,7 @@ def _check_legacy_header(file: Path, load: Callable[[], Any]) -> None:
 def _legacy_spans(
     file: Path, content: memoryview, position: int, keys: list[str], storages: Mapping[str, Storage]
 ) -> dict[str, Span]:
-    """Each storage is its number of elements in 8 bytes, then the elements."""
+    """Returns the bytes of each storage: the number of its elements in 8 bytes, then the elements."""
     spans: dict[str, Span] = {}
     for key in keys:
         storage = storages.get(key)
@@ -130,7 +131,7 @@ def _legacy_spans(
 
 
 def _state_dict(file: Path, value: object) -> tuple[dict[str, View], list[str]]:
-    """The tensors of a flat dict, or of the one under a well-known key if the dict has none, and what was left out."""
+    """Returns the tensors of a dict, or else of the dict under a well-known key, and the names of other entries."""
     kind = "tensor" if isinstance(value, View) else type(value).__name__
     if not isinstance(value, dict):
         raise CheckpointError(f"holds a {kind}, not a state dict", file=file)

@@ -1,4 +1,4 @@
-"""What the pickle of a state dict may refer to, as records instead of torch's own classes."""
+"""The objects that the pickle of a state dict may refer to, as records instead of torch's own classes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class View:
 
 
 def storage_from_id(identifier: object, length: int) -> Storage:
-    """The storage that a persistent id of `length` items names: ("storage", type, key, device, elements[, view])."""
+    """Returns the storage of a persistent id of `length` items: ("storage", type, key, device, elements[, view])."""
     if not isinstance(identifier, tuple) or len(identifier) != length or identifier[0] != "storage":
         raise TypeError("a persistent id that is no storage")
     _, kind, key, _, elements, *view = identifier

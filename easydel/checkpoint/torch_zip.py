@@ -1,8 +1,8 @@
-"""The zip archive around a state dict: records as they are, one after the other, and nothing between them.
+"""The zip archive around a state dict: uncompressed records, one after the other, with nothing between them.
 
-https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT: before each record lies a header of its own (4.3.7), after
-it perhaps a descriptor (4.3.9), and the directory of all (4.3.12) at the end. What the directory says must be what the
-headers say: readers differ in which of the two they believe, and a file must not be two things.
+https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT: before each record lies its own header (4.3.7), after it
+perhaps a descriptor (4.3.9), and the directory of all records (4.3.12) is at the end. Directory and headers must agree:
+readers differ in which of the two they trust, and a file must not mean two things.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SMALL = ("data.pkl", "byteorder")
 
 
 def read_archive(file: Path) -> dict[str, Span]:
-    """Where the bytes of each record lie, by its name below the archive's root folder. CheckpointError if unsound."""
+    """Returns the bytes of each record, by name below the archive's root folder. CheckpointError if it is unsound."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos, end = archive.infolist(), archive.start_dir
@@ -83,7 +83,7 @@ def _record_problem(info: zipfile.ZipInfo) -> str | None:
 
 
 def _spans(file: Path, records: Mapping[str, zipfile.ZipInfo], end: int) -> dict[str, Span]:
-    """All records tile the file up to `end`, where the directory begins."""
+    """Checks that the records tile the file up to `end`, where the directory begins. Returns their bytes."""
     content = map_file(file)
     spans: dict[str, Span] = {}
     position = 0
@@ -102,7 +102,7 @@ def _spans(file: Path, records: Mapping[str, zipfile.ZipInfo], end: int) -> dict
 
 
 def _data_start(file: Path, content: mmap.mmap, info: zipfile.ZipInfo) -> int:
-    """Behind the record's own header, with the name and the padding that belong to it."""
+    """Returns the first byte after the record's own header, including the header's name and padding."""
     at = info.header_offset
     raw = content[at : at + _HEADER.size]
     if len(raw) < _HEADER.size or raw[:4] != b"PK\x03\x04":
@@ -123,7 +123,7 @@ def _data_start(file: Path, content: mmap.mmap, info: zipfile.ZipInfo) -> int:
 
 
 def _record_end(content: mmap.mmap, info: zipfile.ZipInfo, end: int) -> int:
-    """`end` of the bytes, and of the descriptor that follows them if the record says so."""
+    """Returns `end` of the bytes, or of the descriptor that follows them if the record says so."""
     if info.flag_bits & _DESCRIBED:
         for size, form in _DESCRIPTORS.items():
             raw = content[end : end + size]
@@ -133,7 +133,7 @@ def _record_end(content: mmap.mmap, info: zipfile.ZipInfo, end: int) -> int:
 
 
 def _check_small(file: Path, records: Mapping[str, zipfile.ZipInfo], spans: Mapping[str, Span]) -> None:
-    """Size and checksum of what is read at once; a checksum of 0 is how torch.save writes none."""
+    """Checks size and checksum of records that are read at once; torch.save writes 0 in place of a checksum."""
     content = map_file(file)
     for name in filter(spans.__contains__, _SMALL):
         start, size = spans[name]

@@ -1,4 +1,4 @@
-"""Writing safetensors files that load by mapping alone, one tensor in memory at a time."""
+"""Writes safetensors files that load by mapping alone, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from easydel.threads import thread_count
 
 __all__ = ["atomic_directory", "recover_directory", "write_safetensors"]
 
-DATA_ALIGNMENT = 4096  # a page, so that the data can be mapped as it is
-TENSOR_ALIGNMENT = 64  # what jax.device_put needs of numpy memory to take it without a copy
+DATA_ALIGNMENT = 4096  # a page, so that the data can be mapped unchanged
+TENSOR_ALIGNMENT = 64  # jax.device_put takes numpy memory of this alignment without a copy
 MAX_THREADS = 8  # more do not make a disk faster
-_CHUNK_BYTES = 16 << 20  # how much of a strided array is made contiguous at a time
+_CHUNK_BYTES = 16 << 20  # bytes of a strided array that are made contiguous at a time
 
 
 class Entry(NamedTuple):
-    """A tensor to write; `values` is called once, when it is its turn."""
+    """A tensor to write; `values` is called once, right before it is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,9 +54,9 @@ def write_safetensors(
     index.
 
     Data starts at a multiple of 4096 in each file. The format allows no gaps, so tensors whose size is a multiple of 64
-    bytes come first and are all aligned to that, in the order given; the rest follow, the more aligned sizes first.
+    bytes come first, in the given order, and all are aligned to that; the rest follow, the more aligned sizes first.
 
-    OSError, as of a full disk, is for `atomic_directory` around it to explain: only that knows the target.
+    An OSError, for instance of a full disk, passes to the `atomic_directory` around it, which knows the target.
     """
     entries = [Entry(name, tuple(shape), np.dtype(dtype), values) for name, shape, dtype, values in tensors]
     _check(directory, entries)
@@ -85,7 +85,7 @@ def _check(directory: Path, entries: Sequence[Entry]) -> None:
 
 
 def _shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
-    """In the order given, as many into each as fit, but at least one."""
+    """Fills shards in the given order, with as many tensors as fit, but at least one."""
     shards: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -98,7 +98,7 @@ def _shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
 
 
 def _alignment(size: int) -> int:
-    """The largest power of two that divides `size`, up to 64: what the tensor after it can rely on."""
+    """Returns the largest power of two up to 64 that divides `size`: the alignment of the tensor after it."""
     return math.gcd(size, TENSOR_ALIGNMENT)
 
 
@@ -109,7 +109,7 @@ def _names(stem: str, count: int) -> list[str]:
 
 
 def _write_file(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
-    """Header, then every tensor at its place, by a few threads; at most one tensor of each is in memory."""
+    """Writes the header, then every tensor at its place, by a few threads with one tensor in memory each."""
     header = _header(file, entries, metadata)
     ends = accumulate((entry.nbytes for entry in entries), initial=len(header))
     with file.open("xb", buffering=0) as handle:

@@ -1,4 +1,4 @@
-"""The command `easydel`: one file per command; JAX is imported inside them, so that --help answers at once."""
+"""The command `easydel`, with one file per command. JAX is imported inside commands, so that --help answers at once."""
 
 from easydel.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The commands put together, and what becomes of errors."""
+"""The group of commands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from easydel.cli.train import train
 from easydel.cli.verify import verify
 from easydel.errors import EasyDeLError
 
-REFUSED = 2  # as for wrong arguments
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+REFUSED = 2  # the exit code of wrong arguments
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 DEBUG = "--debug"
 
 
 class Commands(TyperGroup):
-    """The group of commands, which tells errors in a line and takes --debug anywhere."""
+    """The group of commands, which reports errors in one line and accepts --debug anywhere."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
@@ -44,13 +44,13 @@ class Commands(TyperGroup):
 
 @contextmanager
 def told(*, debug: bool) -> Iterator[None]:
-    """Errors that are not ours as one message on stderr, and the exit code; with `debug` as they come."""
+    """Reports errors that are no bugs as one message on stderr, and exits; with `debug` it raises them unchanged."""
     try:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        raise  # whoever read our output has left, and the caller of this knows what to do
+        raise  # the reader of our output has left, and the caller of this function handles that
     except (EasyDeLError, OSError) as error:
         if debug:
             raise
@@ -72,7 +72,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option(DEBUG, help="Show where an error comes from; also after a command.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error; also after a command.")] = False,
 ) -> None:
     """Hugging Face language models in JAX: load, shard, generate, train, check and convert.
 
@@ -85,7 +85,7 @@ for command in (generate, chat, inspect, plan, train, verify, export, families):
 
 
 def main() -> None:
-    """Run the command with the arguments of this process."""
+    """Runs the command with the arguments of this process."""
     warnings.showwarning = _warn
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("easydel").setLevel(logging.INFO)
@@ -96,5 +96,5 @@ def main() -> None:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning without the line of our source that raised it."""
+    """Prints a warning without the line of our source that raised it."""
     print(f"easydel: warning: {message}", file=sys.stderr)

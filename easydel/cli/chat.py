@@ -28,7 +28,7 @@ def chat(
     hub: Hub,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
 ) -> None:
-    """Talk to a model; it remembers what was said. /clear forgets that, /quit ends.
+    """Talk to a model, which remembers the conversation. /clear forgets it, /quit ends.
 
     From a pipe, each line is a message.
     """
@@ -44,7 +44,7 @@ def chat(
 
 
 def converse(model: BaseNNXModule, tokenizer: Tokenizer, beginning: Messages, arguments: dict[str, Any]) -> None:
-    """Answer each line of stdin until /quit or the end; what was said before is not computed again."""
+    """Answers each line of stdin until /quit or the end; earlier messages are not computed again."""
     from easydel.generate import PromptCache
 
     said = list(beginning)
@@ -61,7 +61,7 @@ def converse(model: BaseNNXModule, tokenizer: Tokenizer, beginning: Messages, ar
 
 
 def _turn(model: BaseNNXModule, tokenizer: Tokenizer, said: Messages, arguments: dict[str, Any]) -> Messages:
-    """The conversation after the model's answer; if there is none, and somebody can try again, without the question."""
+    """Returns the conversation after the model's answer; without the question if the answer failed interactively."""
     from easydel.cli.streaming import answer
 
     try:
@@ -76,7 +76,7 @@ def _turn(model: BaseNNXModule, tokenizer: Tokenizer, said: Messages, arguments:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or comes from a pipe, line by line."""
+    """Yields lines that are typed, or come from a pipe."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
             yield line.strip()

@@ -1,4 +1,4 @@
-"""Our logits against those of transformers, for the same random tokens."""
+"""Compares our logits with those of transformers, for the same random tokens."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Comparison:
 
 
 def compare(path: Path, length: int) -> Comparison:
-    """Both models' logits of the same random tokens."""
+    """Compares both models' logits of the same random tokens."""
     inputs, ours = _our_logits(path, length)
     theirs = _their_logits(path, inputs)
-    # an encoder's padding is nothing that its decoder sees
+    # a decoder does not see an encoder's padding, so all of its tokens count
     counted = np.ones(ours.shape[:2], bool) if DECODER_IDS in inputs else inputs["attention_mask"].astype(bool)
     ours, theirs = ours[counted], theirs[counted]
     return Comparison(
@@ -53,7 +53,7 @@ def compare(path: Path, length: int) -> Comparison:
 
 
 def _our_logits(path: Path, length: int) -> tuple[Inputs, np.ndarray]:
-    """What both models get, and our logits; the model is gone afterwards."""
+    """Returns the inputs of both models, and our logits; the model is freed afterwards."""
     from easydel.auto import AutoEasyDeLModelForCausalLM
 
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, precision="highest")
@@ -92,7 +92,7 @@ def _is_multimodal(path: Path) -> bool:
 
 
 def _their_model(path: Path, auto: Any) -> Any:
-    """transformers' model of what we loaded; code in the checkpoint is not run."""
+    """Returns transformers' model of the same checkpoint; code in the checkpoint is not run."""
     import torch
     import transformers
 
@@ -112,5 +112,5 @@ def _their_model(path: Path, auto: Any) -> Any:
             local_files_only=True,
             **options,
         ).eval()
-    except Exception as error:  # whatever another program finds wrong
+    except Exception as error:  # any error of another program
         raise CheckpointError(f"transformers cannot load it: {type(error).__name__}: {error}", file=path) from error

@@ -21,7 +21,7 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; it must not exist yet, or be empty.")],
     hub: Hub,
-    dtype: Annotated[str | None, typer.Option(help="Of the written weights. Default: as they are stored.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the written weights. Default: as stored.")] = None,
 ) -> None:
     """Write a model as a Hugging Face checkpoint, which transformers loads.
 
@@ -43,7 +43,7 @@ def export(
 
 
 def lossless_dtype(checkpoint: Checkpoint) -> str:
-    """A dtype that holds every number of the checkpoint: its own if there is one of 16 bits, else float32."""
+    """Returns a dtype that holds every number of the checkpoint: its only dtype if that has 16 bits, else float32."""
     from easydel.weights.sources import is_number
 
     dtypes = {str(tensor.dtype) for tensor in checkpoint.values() if is_number(tensor.dtype)}

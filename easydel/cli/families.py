@@ -49,7 +49,7 @@ def _description(function: Callable[..., Any]) -> str:
 def _facts(
     model_type: str, description: str, *, encoder_decoder: bool = False, multimodal: bool = False
 ) -> dict[str, Any]:
-    """`multimodal`: of such a model the language model is loaded, and nothing else."""
+    """Returns a row of the table. `multimodal` marks models of which only the language model is loaded."""
     return {
         "model_type": model_type,
         "encoder_decoder": encoder_decoder,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to go on from; - reads stdin.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads stdin.")],
     model: ModelOption,
     sampling: Sampling,
     loading: Loading,
@@ -25,9 +25,9 @@ def generate(
         typer.Option("--chat/--no-chat", help="Use the chat template. Default: if the tokenizer has one."),
     ] = None,
 ) -> None:
-    """Print what a model says to PROMPT, as it says it.
+    """Print a model's answer to PROMPT while it is generated.
 
-    The model is split over all devices, or those of --mesh; a table on stderr says what went where.
+    The model is split over all devices, or those of --mesh; a table on stderr shows the placement.
     """
     arguments = sampling.arguments()
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -44,7 +44,7 @@ def generate(
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool | None) -> list[int]:
-    """Ids of `text`, as the first message of a chat if `chat`, or if None and there is a template."""
+    """Returns the ids of `text`, as a chat's first message if `chat`, or if that is None and there is a template."""
     if bool(tokenizer.templates) if chat is None else chat:
         return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
     return tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""`easydel inspect`: what a checkpoint holds, from its headers."""
+"""`easydel inspect`: the contents of a checkpoint, from its headers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _dtypes(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 
 
 def _tensors(checkpoint: Checkpoint) -> list[Facts]:
-    """Tensors whose names differ by numbers only, put together."""
+    """Groups tensors whose names differ by numbers only."""
     counts = Counter(
         (re.sub(r"\b\d+\b", "*", tensor.name), tensor.shape, tensor.encoding or str(tensor.dtype))
         for tensor in checkpoint.values()
@@ -85,10 +85,11 @@ def _tensors(checkpoint: Checkpoint) -> list[Facts]:
 
 
 def _architecture(source: CheckpointSource) -> Facts:
-    """What our model of it says; `problem` is why it cannot be loaded, if it cannot."""
+    """Returns the properties of our model of the checkpoint; `problem` is the reason if it cannot be loaded."""
     from easydel.auto import choose_family
-    from easydel.loading import build_model, plan_for
+    from easydel.loading import build_model
     from easydel.policy import Policy
+    from easydel.prepare import plan_for
     from easydel.source import language_model
 
     facts: Facts = {}
@@ -159,7 +160,7 @@ def _print(facts: Facts) -> None:
 
 
 def _printable(text: Any) -> str:
-    """A config may hold half of a character, which no terminal takes."""
+    """Escapes half a character, which a config may hold and no terminal takes."""
     return str(text).encode(errors="backslashreplace").decode()
 
 

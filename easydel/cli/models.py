@@ -1,4 +1,4 @@
-"""Loading for the commands: a name or path -> local files -> a model on this machine's devices."""
+"""Loads models for the commands: from a name or path to local files, and to a model on this machine's devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def local_files(model: str, hub: Hub) -> Path:
-    """The directory or file of `model`, downloaded if it is a Hub id."""
+    """Returns the directory or file of `model`, downloaded if it is a Hub id."""
     from easydel.hub import fetch
 
     return fetch(model, **hub.arguments())
@@ -42,16 +42,16 @@ def is_saved(where: Path | Streamed) -> bool:
 
 
 def mesh_sizes(mesh: str | None, devices: int) -> tuple[int, ...]:
-    """The sizes that --mesh asks for; without it, all devices along fsdp."""
+    """Returns the sizes that --mesh asks for; without it, all devices along fsdp."""
     from easydel.sharding.mesh import filled
 
     return filled((1, -1, 1, 1) if mesh is None else parse_mesh(mesh), devices)
 
 
 def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
-    """The model at `path`, split over the mesh if that has more than one device; stderr is told what went where.
+    """Returns the model at `path`, split over the mesh if that has several devices; stderr gets a table of the split.
 
-    `more` goes to `from_pretrained`.
+    `more` is passed to `from_pretrained`.
     """
     import math
 
@@ -80,7 +80,7 @@ def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
 
 
 def print_placement(model: BaseNNXModule) -> None:
-    """What lies where, as the arrays themselves say, on stderr."""
+    """Prints the placement of parameters, as the arrays report it, on stderr."""
     from easydel.cli.where import mesh_text, print_rows, rows_of
     from easydel.sharding import bytes_per_device
     from easydel.tree import flatten

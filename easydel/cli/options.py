@@ -16,9 +16,9 @@ from easydel.errors import ArgumentError
 if TYPE_CHECKING:
     from easydel.sharding import PartitionAxis
 
-MESH = "Sizes of the mesh axes dp,fsdp,tp,sp: 1,2,4,1 or fsdp=2,tp=4; one -1 takes what is left."
+MESH = "Sizes of the mesh axes dp,fsdp,tp,sp: 1,2,4,1 or fsdp=2,tp=4; one -1 takes the remaining devices."
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-# The likeliest token each time, whatever the checkpoint's generation_config says; only its ends of sequence count.
+# Greedy decoding, whatever the checkpoint's generation_config says; only its end tokens count.
 GREEDY = {
     "do_sample": False,
     "repetition_penalty": 1.0,
@@ -46,11 +46,11 @@ def _sample(help: str, *names: str) -> Any:
 
 @dataclass(frozen=True)
 class Hub:
-    """Which version of a repository, and how it is reached."""
+    """The version of a repository, and the way to reach it."""
 
     revision: Annotated[str | None, _hub("Branch, tag or commit.")] = None
     token: Annotated[str | None, _hub("Access token; better set HF_TOKEN: others can see a command line.")] = None
-    local_files_only: Annotated[bool, _hub("Use what was downloaded before.", "--local-files-only")] = False
+    local_files_only: Annotated[bool, _hub("Use only earlier downloads.", "--local-files-only")] = False
 
     def arguments(self) -> dict[str, Any]:
         return {"revision": self.revision, "token": self.token, "local_files_only": self.local_files_only}
@@ -58,11 +58,11 @@ class Hub:
 
 @dataclass(frozen=True)
 class Loading:
-    """Where a model goes, and in which precision."""
+    """The placement of a model, and its precision."""
 
     mesh: Annotated[str | None, _load(f"{MESH} Default: every device along fsdp.")] = None
-    dtype: Annotated[str, _load("Of the computation.")] = "float32"
-    param_dtype: Annotated[str, _load("Of the stored parameters.")] = "float32"
+    dtype: Annotated[str, _load("Dtype of the computation.")] = "float32"
+    param_dtype: Annotated[str, _load("Dtype of the stored parameters.")] = "float32"
     int8: Annotated[bool, _load("Store kernels and embeddings as int8 with scales.", "--int8")] = False
     replicate_kv: Annotated[
         bool, _load("Keep key and value heads whole on each device: for tp beyond their number.", "--replicate-kv")
@@ -70,14 +70,14 @@ class Loading:
     scan_layers: Annotated[bool, _load("Stack equal layers: compiles faster.", "--scan-layers")] = False
 
     def __post_init__(self):
-        """Refuse what cannot be before anything is downloaded."""
+        """Refuses impossible combinations before anything is downloaded."""
         for dtype in (self.dtype, self.param_dtype):
             full_dtype(dtype)
         if self.mesh is not None:
             parse_mesh(self.mesh)
 
     def axes(self) -> PartitionAxis:
-        """Which mesh axis splits what."""
+        """Returns the mesh axes that each logical axis is split over."""
         from easydel.sharding import PartitionAxis
 
         return PartitionAxis(kv_head_axis=None) if self.replicate_kv else PartitionAxis()
@@ -85,7 +85,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen."""
+    """The options of choosing tokens."""
 
     max_new_tokens: Annotated[int, _sample("At most this many tokens.", "--max-new-tokens", "-n")] = 256
     sample: Annotated[
@@ -107,7 +107,7 @@ class Sampling:
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """What `generate` takes."""
+        """Returns the arguments for `generate`."""
         choices = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
         chosen = {name: value for name, value in choices.items() if value is not None}
         if self.sample is False and chosen and self.temperature != 0:
@@ -122,7 +122,7 @@ class Sampling:
 
 
 def parse_mesh(text: str) -> tuple[int, ...]:
-    """Sizes of dp, fsdp, tp, sp from "1,2,4,1" or "fsdp=2,tp=4"; at most one is -1."""
+    """Returns sizes of dp, fsdp, tp, sp from "1,2,4,1" or "fsdp=2,tp=4"; at most one is -1."""
     from easydel.sharding import AXES
 
     parts = [part.strip() for part in text.split(",")]
@@ -141,14 +141,14 @@ def parse_mesh(text: str) -> tuple[int, ...]:
 
 
 def full_dtype(name: str) -> str:
-    """ "bf16" as "bfloat16"; ArgumentError for what is no dtype of weights."""
+    """Returns a full name, "bfloat16" for "bf16". Raises ArgumentError for names that are no dtype of weights."""
     if name not in {*DTYPES, *DTYPES.values()}:
         raise ArgumentError(f"{name!r} is no dtype of weights", hint=f"use {', '.join(DTYPES.values())}")
     return DTYPES.get(name, name)
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with each parameter that is a record replaced by the record's fields."""
+    """Returns `command` with each parameter that is a record replaced by the record's fields."""
     hints = get_type_hints(command, include_extras=True)
     records = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
 

@@ -1,4 +1,4 @@
-"""`easydel plan`: what a model would cost each device of a mesh, computed from headers."""
+"""`easydel plan`: the memory that a model would need on each device of a mesh, computed from headers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer(StrEnum):
-    """What training keeps for each parameter besides its gradient."""
+    """The optimizer, which decides how many moments training keeps for each parameter."""
 
     adamw = "adamw"
     sgd = "sgd"
@@ -36,7 +36,7 @@ class Optimizer(StrEnum):
 
 
 MOMENTS = {Optimizer.adamw: 2, Optimizer.sgd: 0}
-NOT_COUNTED = "activations, logits and what XLA needs meanwhile come on top"
+NOT_COUNTED = "activations, logits and XLA's temporary memory come on top"
 
 LENGTH = 2048
 
@@ -59,16 +59,16 @@ def plan(
     model: Model,
     hub: Hub,
     loading: Loading,
-    device_memory: Annotated[str | None, typer.Option(help="Of each device, such as 16GiB.")] = None,
+    device_memory: Annotated[str | None, typer.Option(help="Memory of each device, such as 16GiB.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     length: Annotated[
-        int | None, typer.Option(min=1, help=f"Tokens of each, prompt and answer. Default: {LENGTH}, or the context.")
+        int | None, typer.Option(min=1, help=f"Tokens, prompt and answer. Default: {LENGTH}, or the context.")
     ] = None,
-    optimizer: Annotated[Optimizer, typer.Option(help="Training with it; none: generation.")] = Optimizer.none,
+    optimizer: Annotated[Optimizer, typer.Option(help="Plan training with it; none: generation.")] = Optimizer.none,
     reads: Annotated[bool, typer.Option(help="List every read: parameter, tensor, file, bytes, what is done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what each device of a mesh would hold, what is replicated and why, and whether it fits.
+    """Compute the memory on each device of a mesh, list replicated parameters with the reasons, and check that it fits.
 
     No weights are read, and the devices of the mesh need not exist. The exit code is 0 whether it fits or not.
     """
@@ -119,7 +119,7 @@ def plan(
 
 
 def _mesh(text: str | None) -> AbstractMesh:
-    """The mesh without devices; those of this machine are counted only where the sizes depend on them."""
+    """Returns the mesh without devices. This machine's devices are counted only where the sizes depend on them."""
     import jax
 
     from easydel.sharding import AXES
@@ -132,21 +132,22 @@ def _mesh(text: str | None) -> AbstractMesh:
 def _model(where: Path | Streamed, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, Collection[str]]:
     """The model without values, checked against the checkpoint and the mesh as loading would.
 
-    Also where its weights come from, and which of them are quantized on the way.
+    Also returns the plan of its weights, and the parameters that would be quantized while reading.
     """
     import jax
     import jax.numpy as jnp
 
     from easydel.auto import choose_family
-    from easydel.loading import build_model, plan_for
+    from easydel.loading import build_model
     from easydel.policy import Policy
+    from easydel.prepare import plan_for
     from easydel.quantize import Int8
     from easydel.source import language_model, open_source
 
     policy = Policy(
         dtype=jnp.dtype(full_dtype(loading.dtype)),
         param_dtype=jnp.dtype(full_dtype(loading.param_dtype)),
-        mesh=cast(jax.sharding.Mesh, mesh),  # checks and shapes ask it for nothing that an abstract one lacks
+        mesh=cast(jax.sharding.Mesh, mesh),  # checks and shapes use nothing that an abstract mesh lacks
         axes=loading.axes().resolve(mesh.axis_names),
         scan_layers=loading.scan_layers,
     )
@@ -168,7 +169,7 @@ def _placed(model: BaseNNXModule, mesh: AbstractMesh) -> tuple[dict[str, NamedSh
 
 
 def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: int) -> int:
-    """Bytes on each device of the cache that `generate` makes, split as it says itself."""
+    """Returns the bytes on each device of the cache that `generate` makes, split as its arrays declare."""
     import jax
     import numpy as np
 

@@ -23,7 +23,7 @@ def reads_of(
     placed: Mapping[str, NamedSharding],
     mesh: AbstractMesh,
 ) -> list[ReadStep]:
-    """Every read of a load by all processes together; parts that several devices hold are read once."""
+    """Lists every read of a load by all processes together; parts that several devices hold are read once."""
     import numpy as np
 
     from easydel.tree import flatten
@@ -35,7 +35,7 @@ def reads_of(
 
 
 def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:
-    """Into how many parts each dimension is split."""
+    """Returns the number of parts of each dimension."""
     from easydel.sharding.axes import names_in
 
     axes = [*spec, *[None] * (dims - len(spec))]
@@ -43,7 +43,7 @@ def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:
 
 
 def bytes_by_action(reads: Iterable[ReadStep]) -> dict[str, int]:
-    """Bytes of files by what is done with them."""
+    """Returns the bytes of files for each action on them."""
     totals: dict[str, int] = {}
     for step in reads:
         totals[step.action] = totals.get(step.action, 0) + step.nbytes

@@ -20,7 +20,7 @@ Tokens = SimpleQueue[int | None]
 
 
 def compiled_for(prompt: Sequence[int], arguments: dict[str, Any]) -> Callable[..., None]:
-    """What compiles, while a model loads, all that `answer` runs for the same prompt and arguments."""
+    """Returns a function that compiles, while a model loads, the programs of `answer` for this prompt and arguments."""
     _check(prompt)
     from easydel.generate import compile_ahead
 
@@ -28,9 +28,9 @@ def compiled_for(prompt: Sequence[int], arguments: dict[str, Any]) -> Callable[.
 
 
 def answer(model: BaseNNXModule, tokenizer: Tokenizer, prompt: Sequence[int], arguments: dict[str, Any]) -> str:
-    """What the model goes on to say after the ids `prompt`; written to stdout piece by piece, and returned.
+    """Writes the model's continuation of the ids `prompt` to stdout, piece by piece, and returns it.
 
-    The tokens are decoded in a thread of their own: `generate` pushes them, while the tokenizer pulls.
+    The tokens are decoded in a separate thread: `generate` pushes them, while the tokenizer pulls.
     """
     _check(prompt)
     tokens: Tokens = SimpleQueue()

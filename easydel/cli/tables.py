@@ -10,11 +10,11 @@ from easydel.errors import ArgumentError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-PIPE_WIDTH = 160  # no terminal tells how wide lines may be
+PIPE_WIDTH = 160  # characters; for output that is no terminal, which has no width
 
 
 def size(count: float) -> str:
-    """Bytes as people read them: "1.5 GiB"."""
+    """Returns bytes in a readable unit: "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -23,7 +23,7 @@ def size(count: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from "16GiB", "80 GB" or a bare number."""
+    """Returns bytes from "16GiB", "80 GB" or a bare number."""
     number = text.strip().rstrip("BKMGTibkmgt").strip()
     unit = text.strip()[len(number) :].strip().upper()
     unit = f"{unit}IB" if unit in ("K", "M", "G", "T") else unit or "B"
@@ -44,7 +44,7 @@ def print_table(
     total: Sequence[str] | None = None,
     file: TextIO | None = None,
 ) -> None:
-    """A table on `file` (default: stdout); the columns `numbers` are aligned on the right, `total` is the last row."""
+    """Prints a table on `file` (default: stdout). Columns in `numbers` are right-aligned, `total` is the last row."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -64,7 +64,7 @@ def print_table(
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """One "name  value" per line on stdout."""
+    """Prints one "name  value" per line on stdout."""
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")

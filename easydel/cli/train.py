@@ -31,18 +31,18 @@ def _lora(help: str, *names: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Course:
-    """How long, on how much at a time, and how fast."""
+    """The options of the training itself: its length, batches and rates."""
 
-    steps: Annotated[int, _train("How many steps.")] = 100
+    steps: Annotated[int, _train("Number of steps.")] = 100
     batch: Annotated[int, _train("Sequences in a step.")] = 8
     length: Annotated[int, _train("Tokens in a sequence.")] = 512
     accumulate: Annotated[int, _train("Compute a step in this many parts, one after the other: saves memory.")] = 1
-    learning_rate: Annotated[float, _train("At its peak; it falls to a tenth as a cosine.")] = 1e-5
+    learning_rate: Annotated[float, _train("Peak of the rate; it falls to a tenth as a cosine.")] = 1e-5
     warmup: Annotated[int, _train("Steps in which the learning rate rises from 0.")] = 0
-    weight_decay: Annotated[float, _train("Of kernels and embeddings.")] = 0.0
+    weight_decay: Annotated[float, _train("Decay of kernels and embeddings.")] = 0.0
     clip: Annotated[float, _train("Largest norm of all gradients together.")] = 1.0
     z_loss: Annotated[float, _train("Weight of the squared log of the softmax's denominator.")] = 0.0
-    seed: Annotated[int, _train("Of the order of the text's pieces, and of new adapters.", min=0)] = 0
+    seed: Annotated[int, _train("Seed of the order of the text's pieces, and of new adapters.", min=0)] = 0
     save_every: Annotated[int, _train("Steps between checkpoints.")] = 100
     separate_documents: Annotated[
         bool, _train("Tokens see their own document only, though several share a sequence.", "--separate-documents")
@@ -69,17 +69,17 @@ class Course:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Which adapters to train in place of the model's own parameters."""
+    """The adapters to train in place of the model's own parameters."""
 
     lora_rank: Annotated[int | None, _lora("Train adapters of this rank, and nothing else.")] = None
-    lora_alpha: Annotated[float | None, _lora("They count times alpha / rank. Default: the rank.")] = None
+    lora_alpha: Annotated[float | None, _lora("Adapters are scaled by alpha / rank. Default: the rank.")] = None
     lora_targets: Annotated[
         str | None,
         _lora("Names of modules, such as q_proj,v_proj, or a regular expression. Default: all but the head."),
     ] = None
 
     def add(self, model: BaseNNXModule, seed: int) -> dict[str, Any]:
-        """The model's parameters, with adapters if they are wanted."""
+        """Returns the model's parameters, with adapters if they are wanted."""
         from easydel.lora import ALL_LINEAR, LoRA, add_adapters
 
         if self.lora_rank is None:
@@ -90,7 +90,7 @@ class Adapters:
         return add_adapters(model, LoRA(self.lora_rank, alpha, targets), seed=seed)
 
     def check(self, int8: bool) -> None:
-        """Refuse what cannot be before anything is downloaded."""
+        """Refuses impossible combinations before anything is downloaded."""
         given = {"--lora-alpha": self.lora_alpha, "--lora-targets": self.lora_targets}
         idle = [name for name, value in given.items() if value is not None]
         if self.lora_rank is None and idle:
@@ -100,7 +100,7 @@ class Adapters:
 
 
 def configured(context: typer.Context, model: str) -> str:
-    """MODEL as it is; of a .yaml file the model that it names, while the rest of it becomes the options' defaults."""
+    """Returns MODEL, or the model that a .yaml file names; the file's other entries become the options' defaults."""
     if not model.endswith((".yaml", ".yml")):
         return model
     values = {str(key).replace("-", "_"): value for key, value in _read_yaml(Path(model)).items()}
@@ -127,7 +127,7 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
 
 
 def _plain(key: str, value: Any, file: str) -> Any:
-    """A value as the command line would have it: lists are joined."""
+    """Returns a value in the form of the command line: lists are joined."""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ",".join(value)
     if not isinstance(value, str | int | float | None):
@@ -154,7 +154,7 @@ def train(
 ) -> None:
     """Fine-tune MODEL on TEXT with AdamW, and write a model that transformers loads, or adapters that PEFT loads.
 
-    Started again with the same arguments after it was stopped, it goes on from its last checkpoint.
+    Started again with the same arguments after it was stopped, it continues from its last checkpoint.
 
     All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """
@@ -214,7 +214,7 @@ def _write(model: BaseNNXModule, out: Path, adapters: Adapters) -> Path:
 
 
 def _losses(out: Path, steps: int) -> str:
-    """The first and the last loss of the log, as far as it is there."""
+    """Returns the first and the last loss of the log, as far as it exists."""
     from easydel.train.trainer import LOSSES, read_losses
 
     lines = read_losses(out)

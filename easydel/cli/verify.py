@@ -1,4 +1,4 @@
-"""`easydel verify`: our logits against those of transformers."""
+"""`easydel verify`: compares our logits with those of transformers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def verify(
 
 
 def refuse_missing(packages: Sequence[str]) -> None:
-    """ArgumentError if one of `packages` is not installed: they are no dependencies of ours."""
+    """Raises ArgumentError if one of `packages` is not installed: they are no dependencies of ours."""
     if missing := [name for name in packages if find_spec(name) is None]:
         names = " and ".join(missing)
         raise ArgumentError(f"verify needs {names}, not installed here", hint=f"pip install {' '.join(missing)}")

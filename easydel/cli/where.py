@@ -1,4 +1,4 @@
-"""Which parameters lie where: footprints put together in a few rows."""
+"""The placement of parameters: footprints summed up in a few rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALE = "_scale"
 
 @dataclass(frozen=True)
 class Row:
-    """Parameters of one kind that are split alike; bytes are those of all of them together."""
+    """Parameters of one kind with the same split; bytes are their sums."""
 
     group: str
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class Row:
 
 
 def rows_of(footprints: Iterable[Footprint], mesh: Mapping[str, int]) -> list[Row]:
-    """Rows in the order of the model; `mesh` is the size of each axis."""
+    """Returns rows in the order of the model; `mesh` is the size of each axis."""
     kinds: dict[tuple[str, str, str], list[Footprint]] = {}
     for print_ in footprints:
         why = print_.why.removeprefix(f"{print_.path}: ")
@@ -53,7 +53,7 @@ def rows_of(footprints: Iterable[Footprint], mesh: Mapping[str, int]) -> list[Ro
 
 
 def group_of(path: str) -> str:
-    """The part of a model that a parameter belongs to, by its canonical path."""
+    """Returns the part of a model that a parameter belongs to, by its canonical path."""
     *modules, _ = path.split("/")
     if "norm" in modules[-1]:
         return "norms"
@@ -71,14 +71,14 @@ def group_of(path: str) -> str:
 
 
 def split_of(spec: Iterable[Any], mesh: Mapping[str, int]) -> str:
-    """The mesh axes of each dimension, "[tp, fsdp]"; "whole" where none is split."""
+    """Returns the mesh axes of each dimension, "[tp, fsdp]"; "whole" if none is split."""
     dims = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
     parts = ["*".join(name for name in names if mesh[name] > 1) or "-" for names in dims]
     return f"[{', '.join(parts)}]" if set(parts) - {"-"} else "whole"
 
 
 def print_rows(rows: Sequence[Row], file: TextIO | None = None) -> None:
-    """The rows as a table, with what they come to."""
+    """Prints the rows as a table, with their totals."""
     tensors, total_bytes, device_bytes = (
         sum(getattr(row, name) for row in rows) for name in ("tensors", "total_bytes", "device_bytes")
     )
@@ -95,12 +95,12 @@ def print_rows(rows: Sequence[Row], file: TextIO | None = None) -> None:
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
-    """ "dp=1 fsdp=8 tp=1 sp=1"."""
+    """Returns the mesh as text, "dp=1 fsdp=8 tp=1 sp=1"."""
     return " ".join(f"{name}={count}" for name, count in mesh.items())
 
 
 def _name(path: str) -> str:
-    """What a parameter is called in a row: its module, or what it is to it."""
+    """Returns a parameter's name in a row: its module, or its role in the module."""
     *_, module, leaf = path.split("/")
     if leaf.endswith(SCALE):
         return "int8 scales"

@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """How one model_type is read: `build` makes the record, `names` its checkpoint's table.
+    """One model_type: `build` makes the record from a config, `names` is the table of its checkpoints' names.
 
-    What a config lacks, and other spellings of keys, are those of transformers' class (`keys.Keys`), but for `defaults`
-    and `aliases`. `inert` keys have no effect in this family: each with the reason. `peft_lacks` are modules whose
-    adapters PEFT does not load.
+    Defaults and other spellings of keys are those of transformers' class (`keys.Keys`), changed by `defaults` and
+    `aliases`. `inert` keys have no effect in this family: each with the reason. `peft_lacks` are modules whose adapters
+    PEFT does not load.
     """
 
     model_type: str
@@ -55,13 +55,13 @@ class Family:
         return replace(theirs, defaults=defaults, aliases=aliases)
 
     def knows(self, key: str) -> bool:
-        """Whether `key` may be set where a config does not have it: it is declared, or it means the same everywhere."""
+        """True if `key` may be added to a config: it is declared, or means the same everywhere."""
         declared = self.declared
         known = {*declared.defaults, *declared.aliases, *declared.nested, *self.aliases.values(), *self.inert}
         return key in known or key in (*FORMS, *FALLBACKS) or effect(key) is not None
 
     def record(self, config: HFConfig) -> tuple[Decoder, Names]:
-        """The model and table for `config` (made by `configured`); refuses what the config asks and we do not do."""
+        """Returns the model's record and table for `config` (made by `configured`). Refuses settings without code."""
         try:
             record = self.build(config)
             names = self.names if isinstance(self.names, Names) else self.names(config)
@@ -78,22 +78,22 @@ class Family:
         return record, names
 
     def _check_consumed(self, config: HFConfig) -> None:
-        """Refuse keys that were not read and have an effect; tell of those that nothing is known of."""
+        """Refuses unread keys with an effect; warns of unread keys whose effect is unknown."""
         unread = [found for found in config.unread() if found[0] not in self.inert]
         if refused := [f"{key}={shown(value)} ({problem})" for key, value, problem in unread if problem is not None]:
             raise UnsupportedModelError(
-                f"the config asks {self.model_type} for what it does not do:{listed(refused)}",
+                f"the config has settings that {self.model_type} does not implement:{listed(refused)}",
                 file=config.file,
                 hint="remove the keys if they have no effect (config_kwargs={key: None})",
             )
         if unread:
             names = ", ".join(sorted(key for key, _, _ in unread))
             logger.warning(
-                "%s: keys that no %s is known to have: %s; ignored", config.file or "config", self.model_type, names
+                "%s: keys that are not known for %s: %s; ignored", config.file or "config", self.model_type, names
             )
 
     def _culprits(self, config: HFConfig) -> list[str]:
-        """The keys each of which, were it not in `config`, would leave one that can be built."""
+        """Returns the keys whose removal from `config` would each make the model buildable."""
         return [f"{key}={shown(value)}" for key, value in dict(config).items() if self._builds_without(key, config)]
 
     def _builds_without(self, key: str, config: HFConfig) -> bool:
@@ -111,7 +111,7 @@ class Family:
 def family(
     model_type: str, names: Names | Callable[[HFConfig], Names], *, encoder_decoder: bool = False, **fields: Any
 ) -> Callable[[FamilyFunction], FamilyFunction]:
-    """Register the decorated function for `model_type`; `fields` are further ones of `Family`."""
+    """Registers the decorated function for `model_type`; `fields` are further fields of `Family`."""
 
     def register(function: FamilyFunction) -> FamilyFunction:
         key = (model_type, encoder_decoder)
@@ -123,12 +123,12 @@ def family(
 
 
 def find_wrapper(model_type: object) -> Wrapper | None:
-    """How to read the language model of that multimodal model_type, if it is one that we know."""
+    """Returns the multimodal model_type of that name, if it is known."""
     return WRAPPERS.get(str(model_type))
 
 
 def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
-    """The family of that model_type; UnsupportedModelError lists those that exist.
+    """Returns the family of that model_type. Raises UnsupportedModelError, which lists the known ones.
 
     A type that only has an encoder-decoder form is found in either case.
     """
@@ -152,19 +152,19 @@ def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
 
 
 def all_families() -> list[Family]:
-    """Every family, sorted by name."""
+    """Returns every family, sorted by name."""
     for module in _modules():
         importlib.import_module(f"{__name__}.{module}")
     return sorted(_FAMILIES.values(), key=lambda family: family.name)
 
 
 def all_wrappers() -> Mapping[str, Wrapper]:
-    """Every multimodal model_type whose language model can be loaded, if there is a family for that."""
+    """Returns every multimodal model_type whose language model can be loaded, if there is a family for that."""
     return WRAPPERS
 
 
 def _import_module_of(model_type: object) -> None:
-    """The file named after it, if there is one, registers what it has."""
+    """Imports the file named after the type, if there is one; that registers its families."""
     module = re.sub(r"\W", "_", str(model_type))
     if module in _modules():
         importlib.import_module(f"{__name__}.{module}")
@@ -172,5 +172,5 @@ def _import_module_of(model_type: object) -> None:
 
 @cache
 def _modules() -> list[str]:
-    """The files of families; those that several of them share begin with an underscore."""
+    """Returns the files of families; files that several of them share begin with an underscore."""
     return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]

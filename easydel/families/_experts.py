@@ -1,36 +1,36 @@
-"""Feed-forwards of experts that several families share: which layers have them, and what is beside them."""
+"""Feed-forwards of experts in the forms of several families: layers that have them, and dense ones beside them."""
 
 from easydel.families._parts import GLU, Groups, HFConfig, MoE, Part, TopK
 
-# PEFT 0.21 takes these, of any MLP beside routed experts, for parts of fused experts (its
+# Beside routed experts, PEFT 0.21 takes these modules of any MLP for parts of fused experts (its
 # utils/transformers_weight_conversion.py): it puts adapters on the experts instead, and warns of missing keys at most.
 FUSED_BY_PEFT = ("gate_proj", "up_proj", "down_proj")
 CORRECTED = {"gate.correction_bias": "gate.e_score_correction_bias"}
 
 
 def experts(c: HFConfig, router: TopK, *, bias: bool = False) -> MoE:
-    """DeepSeek's: shared experts are one of the size of all of them; only they may have a `bias`."""
+    """Returns DeepSeek's experts: the shared ones are one of their total size, and only they may have a `bias`."""
     expert, shared = GLU(c.moe_intermediate_size, c.hidden_act), c.moe_intermediate_size * (c.n_shared_experts or 0)
     return MoE(c.n_routed_experts, expert, router, GLU(shared, c.hidden_act, bias) if shared else None)
 
 
 def after_first(c: HFConfig, router: TopK, *, bias: bool = False) -> list[Part]:
-    """`experts` in every `moe_layer_freq`-th layer from `first_k_dense_replace` on."""
+    """Returns a list with `experts` in every `moe_layer_freq`-th layer from `first_k_dense_replace` on."""
     sparse, dense = experts(c, router, bias=bias), GLU(c.intermediate_size, c.hidden_act, bias)
     first, step = c.first_k_dense_replace, c.get("moe_layer_freq", 1)
     return [sparse if i >= first and i % step == 0 else dense for i in range(c.num_hidden_layers)]
 
 
 def corrected_router(c: HFConfig) -> TopK:
-    """DeepSeek-V3's choice by sigmoids, corrected to spread the load."""
-    c.only("scoring_func", "sigmoid", "noaux_tc")  # "noaux_tc": as files of dots.llm1 call it
+    """Returns DeepSeek-V3's router: sigmoids, corrected to spread the load."""
+    c.only("scoring_func", "sigmoid", "noaux_tc")  # "noaux_tc" is the name in files of dots.llm1
     c.only("topk_method", "noaux_tc")
     groups = Groups(c.n_group, c.topk_group, best=2) if c.n_group else None
     return TopK(c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor, "sigmoid", True, groups)
 
 
 def in_steps(c: HFConfig, shared: GLU | None = None) -> list[Part]:
-    """Qwen's: experts in every `decoder_sparse_step`-th layer outside `mlp_only_layers`, dense ones in the others."""
+    """Returns Qwen's list: experts in every `decoder_sparse_step`-th layer outside `mlp_only_layers`, else dense."""
     dense, expert = GLU(c.intermediate_size, c.hidden_act), GLU(c.moe_intermediate_size, c.hidden_act)
     router = TopK(c.num_experts_per_tok, c.norm_topk_prob)
     sparse = MoE(c.num_experts, expert, router, shared, shared_gate=shared is not None)

@@ -1,4 +1,4 @@
-"""Layers of several kinds: which is which, what each of them sees, and the rotary settings of each."""
+"""Layers of several kinds: the kind of each layer, its window, and its rotary settings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ SLIDING = "sliding_attention"
 
 
 def layer_types(c: HFConfig, default: Sequence[str], known: Sequence[str] = (FULL, SLIDING)) -> Sequence[str]:
-    """The kind of each layer, one of `known`: `layer_types` where the config has them."""
+    """Returns the kind of each layer, one of `known`: from `layer_types` if the config has it."""
     return checked_types(c, "layer_types", c.get("layer_types") or default, known)
 
 
 def checked_types(c: HFConfig, key: str, kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    """`kinds`, which are the value of `key`, one of `known` for each layer."""
+    """Returns `kinds`, the value of `key`, checked to be one of `known` for each layer."""
     if len(kinds) != c.num_hidden_layers:
         raise ConfigError(f"{len(kinds)} {key} for {c.num_hidden_layers} layers", file=c.file)
     if unknown := sorted(set(kinds) - set(known)):
@@ -24,27 +24,27 @@ def checked_types(c: HFConfig, key: str, kinds: Sequence[str], known: Sequence[s
 
 
 def alternating(c: HFConfig, period: int) -> Sequence[str]:
-    """The kind of each layer; by default every `period`-th one sees everything."""
+    """Returns the kind of each layer; by default every `period`-th layer sees everything."""
     return layer_types(c, [SLIDING if (i + 1) % period else FULL for i in range(c.num_hidden_layers)])
 
 
 def windows(c: HFConfig, kinds: Sequence[str]) -> list[int | None]:
-    """The window of each layer: `sliding_window` where its kind is sliding."""
+    """Returns the window of each layer: `sliding_window` where its kind is sliding."""
     size = c.sliding_window
     return [size if kind == SLIDING else None for kind in kinds]
 
 
 def upper_windows(c: HFConfig) -> list[int | None]:
-    """The window of each layer, as Qwen has it: by default, layers from `max_window_layers` on have one."""
+    """Returns the window of each layer as Qwen has it: by default, layers from `max_window_layers` on have one."""
     used, size, first = c.use_sliding_window, c.sliding_window, c.max_window_layers
     kinds = layer_types(c, [SLIDING if used and size and i >= first else FULL for i in range(c.num_hidden_layers)])
     return [size if used and kind == SLIDING else None for kind in kinds]
 
 
 def ropes(c: HFConfig, local: str) -> dict[str, dict[str, Any]]:
-    """The rotary settings of each kind of layer.
+    """Returns the rotary settings of each kind of layer.
 
-    Before `rope_parameters`, `rope_scaling` was for full layers alone, and `local` had the theta of sliding ones.
+    Before `rope_parameters`, `rope_scaling` applied to full layers alone, and `local` held the theta of sliding ones.
     """
     nested = SLIDING in c.get("rope_parameters", {})
     theta = c.get(local, c.declared.rope_rest[SLIDING]["rope_theta"])

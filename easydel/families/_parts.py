@@ -1,4 +1,4 @@
-"""What families are made of, in one place to import it from: records, tables of names, and `family` itself."""
+"""The building blocks of families, to import from one place: records, tables of names, and `family` itself."""
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
@@ -6,10 +6,12 @@ from easydel.encdec import EncoderDecoder, ShiftRight, Tower
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
 from easydel.layers.attention import Attention, Heads, QKNorm, Weights
+from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
-from easydel.layers.embed import Embed, Head, Learned
+from easydel.layers.embed import Embed, Head, Learned, Sinusoidal
 from easydel.layers.mamba import Mamba
+from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.moe import Groups, MoE, TopK
@@ -19,5 +21,5 @@ from easydel.layers.position import ALiBi, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.residual import FromRead, Parallel, Post, Sequential
 from easydel.layers.rope import LongRope, Rope, Yarn, rope_from_settings, yarn_gain
-from easydel.ops.attend import Around, Causal, Sight
+from easydel.ops.attend import Around, Causal, Chunks, Sight
 from easydel.weights.names import GATE_UP, QKV, Fused, Names, concatenated, grouped, interleaved, one_row

@@ -42,7 +42,7 @@ class XIELULayer(nnx.Module):
 
 
 class Curve(nnx.Module):
-    """A parabola above zero, below it an integrated ELU; `beta` is the slope between. Alphas go through softplus."""
+    """A parabola above zero, an integrated ELU below; `beta` is the slope at zero. Alphas go through softplus."""
 
     def __init__(self, policy: Policy):
         self.alpha_p, self.alpha_n = parameter((1,), policy), parameter((1,), policy)

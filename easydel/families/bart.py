@@ -41,7 +41,7 @@ SHARED, ENCODER, DECODER = (
 NAMES = Names(
     {r"model\.embed_tokens": "model.shared", r"lm_head\.bias": "final_logits_bias"} | RENAMES,
     ignored=(
-        r"(model\.)?(shared|(en|de)coder\.embed_tokens)\.weight",  # copies of what is read
+        r"(model\.)?(shared|(en|de)coder\.embed_tokens)\.weight",  # copies of the tensor that is read
         r"(model\.)?(en|de)coder\.version",
         r"classification_head\..*",
     ),
@@ -51,7 +51,7 @@ NAMES = Names(
 )
 CAUSAL = Names(
     {"model": "model.decoder"} | RENAMES,
-    # what transformers keeps for an encoder, or what is left of one
+    # tensors that transformers keeps for an encoder, or the rest of one
     ignored=(r".*encoder_attn.*", r"(model\.)?(encoder\..*|shared\.weight|decoder\.version)", "final_logits_bias"),
     substitutes={DECODER: (SHARED,)},
 )

@@ -7,7 +7,7 @@ from easydel.families.llama import NAMES, attention
 
 
 def parallel(c: HFConfig, mixers: Sequence[Part]) -> Decoder:
-    """Command's decoder around `mixers`: one norm before both halves of each block."""
+    """Returns Command's decoder around `mixers`: one norm before both halves of each block."""
     norm, ffn = LayerNorm(c.layer_norm_eps, biased=False), GLU(c.intermediate_size, c.hidden_act)
     blocks = [Block(mixer, ffn, attn_in=norm, residual=Parallel()) for mixer in mixers]
     head = Head(c.tie_word_embeddings, scale=c.logit_scale)

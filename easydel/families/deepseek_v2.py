@@ -18,15 +18,19 @@ from easydel.families._parts import (
 NAMES = base.NAMES.extended({"shared_expert": "shared_experts"})
 
 
-def latent_attention(c: HFConfig, *, interleaved: bool = True) -> MLA:
-    """The scale grows with YaRN's stretch where `mscale_all_dim` says so; latents have norms of their own eps."""
+def latent_attention(c: HFConfig, *, interleaved: bool = True, value_dim: int | None = None) -> MLA:
+    """The scale grows with YaRN's stretch where `mscale_all_dim` says so; latents have norms of their own eps.
+
+    `value_dim` is the size of value heads where the config states none.
+    """
     settings, plain, rotated, heads = c.rope(), c.qk_nope_head_dim, c.qk_rope_head_dim, c.num_attention_heads
     c.only("num_key_value_heads", heads, default=heads)
     position, scale = rope_from_settings(settings, rotated, interleaved=interleaved), (plain + rotated) ** -0.5
     if isinstance(position.scaling, Yarn) and settings.get("mscale_all_dim"):
         scale *= yarn_gain(position.scaling.factor, settings["mscale_all_dim"]) ** 2
     latent = {"q_rank": c.q_lora_rank, "norm": RMSNorm(1e-6), "bias": c.attention_bias}
-    return MLA(heads, plain, c.v_head_dim, c.kv_lora_rank, position, scale=scale, **latent)
+    values = c.v_head_dim if value_dim is None else c.get("v_head_dim", value_dim)
+    return MLA(heads, plain, values, c.kv_lora_rank, position, scale=scale, **latent)
 
 
 @family("deepseek_v2", NAMES, inert={"head_dim": "it follows from the others"}, peft_lacks=FUSED_BY_PEFT)

@@ -6,7 +6,7 @@ from easydel.families._parts import Decoder, HFConfig, Names, family
 
 
 def names(c: HFConfig) -> Names:
-    """Layers past the last predict tokens further ahead, for speculation: they are left out."""
+    """Returns the table. It ignores layers past the last one, which predict tokens further ahead, for speculation."""
     first, ahead = c.num_hidden_layers, c.get("num_nextn_predict_layers", 1)
     extra = "|".join(str(layer) for layer in range(first, first + ahead))
     return v2.NAMES.extended(CORRECTED, ignored=(rf"model\.layers\.({extra})\..*",) if ahead else ())

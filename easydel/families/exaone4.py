@@ -11,7 +11,7 @@ KINDS = {"L": SLIDING, "G": FULL}
 
 
 def kinds(c: HFConfig) -> Sequence[str]:
-    """The type of each layer. A pattern says how often one is full, or spells it out: "LLLG"; then the last one is."""
+    """Returns the type of each layer. A pattern is the period of full layers, or text ("LLLG"; the last is full)."""
     pattern = c.get("sliding_window_pattern", 4)
     if not isinstance(pattern, str):
         return alternating(c, pattern if c.sliding_window else 1)
@@ -19,7 +19,7 @@ def kinds(c: HFConfig) -> Sequence[str]:
     return layer_types(c, [*spelled, FULL])
 
 
-# sliding_window_pattern: 4, but a number is not all that it can be
+# sliding_window_pattern: the class's default is 4, but the key may also hold text
 @family("exaone4", olmo2.NAMES, defaults={"sliding_window_pattern": None})
 def exaone4(c: HFConfig) -> Decoder:
     norm, window = QKNorm(RMSNorm(c.rms_norm_eps)), c.sliding_window

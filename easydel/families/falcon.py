@@ -31,7 +31,7 @@ from easydel.layers.context import Context
 
 @dataclass(frozen=True)
 class ScaledALiBi(ALiBi):
-    """Scaled like the scores, with positions, slopes and their products rounded to bfloat16."""
+    """ALiBi scaled like the scores, with positions, slopes and their products rounded to bfloat16."""
 
     head_dim: int = 64
 
@@ -45,11 +45,11 @@ class ScaledALiBi(ALiBi):
 
 
 def bfloat16_values(x: jax.Array) -> jax.Array:
-    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)  # casts there and back may be left out by XLA
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)  # XLA may leave out casts there and back
 
 
 def separate_norms(c: HFConfig) -> bool:
-    """Whether parallel attention and feed-forward have a norm each."""
+    """True if parallel attention and feed-forward have a norm each."""
     return bool(c.new_decoder_architecture) and c.get("num_ln_in_parallel_attn", 2) == 2
 
 

@@ -17,7 +17,7 @@ NAMES = LLAMA.extended(
 
 
 def sandwich(c: HFConfig, mixers: Sequence[Part]) -> Decoder:
-    """Gemma's decoder around `mixers`, with four norms in each block."""
+    """Returns Gemma's decoder around `mixers`, with four norms in each block."""
     norm, ffn = gemma.norm(c), GLU(c.intermediate_size, c.hidden_activation)
     blocks = [Block(mixer, ffn, attn_in=norm, attn_out=norm, ffn_in=norm, ffn_out=norm) for mixer in mixers]
     head = Head(c.tie_word_embeddings, softcap=c.final_logit_softcapping)

@@ -36,14 +36,14 @@ NAMES = Names(RENAMES, FUSED, transposed=CONV1D, ignored=(MASKS,), prefix="trans
 
 
 def attention(c: HFConfig, **choices: Any) -> Attention:
-    """As many key heads as heads, biases on all projections; `choices` override."""
+    """Returns attention with as many key heads as heads and biases on all projections; `choices` override."""
     heads = c.num_attention_heads
     own = {"kv": heads, "dim": c.hidden_size // heads, "bias": True, "out_bias": True}
     return assembled(heads, own | choices)
 
 
 def pre_norm(c: HFConfig, mixers: Sequence[Part], hidden: int | None) -> Decoder:
-    """GPT-2's blocks around `mixers`; `hidden` features in the feed-forward, by default 4 times the model's."""
+    """Returns GPT-2's blocks around `mixers`; `hidden` features in the feed-forward, by default 4 times the model's."""
     norm, ffn = LayerNorm(c.layer_norm_epsilon), MLP(hidden or 4 * c.hidden_size, c.activation_function)
     blocks = [Block(mixer, ffn, attn_in=norm, ffn_in=norm) for mixer in mixers]
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm, embed=Embed(Learned(c.max_position_embeddings)))

@@ -11,7 +11,7 @@ NAMES = Names(
 
 
 def kinds(c: HFConfig) -> list[str]:
-    """What each layer sees; `attention_types` is [[kinds in turn, how many times], ...]."""
+    """Returns the kind of each layer; `attention_types` is [[kinds in turn, number of repetitions], ...]."""
     types = c.get("attention_types", [[["global", "local"], 12]])
     found = c.get("attention_layers", [kind for turn, times in types for kind in turn * times])
     if len(found) != c.num_hidden_layers:

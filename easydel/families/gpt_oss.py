@@ -26,7 +26,7 @@ NAMES = base.NAMES.extended(
 
 @dataclass(frozen=True)
 class ClampedGLU(GLU):
-    """A GLU of `gate * sigmoid(alpha * gate)` and `up + 1`, both limited: gates from above, ups on both sides."""
+    """A GLU, `gate * sigmoid(alpha * gate) * (up + 1)`, with limits: on `gate` from above, on `up` on both sides."""
 
     alpha: float = 1.702
     limit: float = 7.0
@@ -43,5 +43,5 @@ def gpt_oss(c: HFConfig) -> Decoder:
     choices = {"sinks": True, "bias": c.attention_bias, "out_bias": c.attention_bias}
     mixers = [base.attention(c, window=window, **choices) for window in windows(c, kinds)]
     expert = ClampedGLU(c.intermediate_size, "silu", bias=True, alpha=c.swiglu_alpha, limit=c.swiglu_limit)
-    router = TopK(c.num_experts_per_tok, renormalize=True, bias=True)  # a softmax over the chosen ones alone
+    router = TopK(c.num_experts_per_tok, renormalize=True, bias=True)  # the same as a softmax over the chosen ones
     return base.pre_norm(c, mixers, [MoE(c.num_local_experts, expert, router)] * len(mixers))

@@ -1,16 +1,23 @@
 """Granite 3 (Granite Team 2024, the Granite 3.0 technical report): Llama with a multiplier at each junction."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from easydel.families import llama as base
-from easydel.families._parts import GLU, Decoder, Embed, Head, HFConfig, Part, Sequential, family
+from easydel.families._parts import GLU, Attention, Decoder, Embed, Head, HFConfig, Part, Sequential, family
 
 
-def multiplied(c: HFConfig, ffn: Part) -> Decoder:
-    """Granite's decoder with `ffn` in each layer."""
-    bias, layers = c.attention_bias, c.num_hidden_layers
-    mixer = base.attention(c, bias=bias, out_bias=bias, scale=c.attention_multiplier)
-    plain = base.pre_norm(c, [mixer] * layers, [ffn] * layers)
+def attention(c: HFConfig, **choices: Any) -> Attention:
+    """Returns Llama's attention with a scale of its own; `choices` override."""
+    own = {"bias": c.attention_bias, "out_bias": c.attention_bias, "scale": c.attention_multiplier}
+    return base.attention(c, **(own | choices))
+
+
+def multiplied(c: HFConfig, ffn: Part, mixers: Sequence[Part] | None = None) -> Decoder:
+    """Returns Granite's decoder with `ffn` in each layer, and its attention unless `mixers` are given."""
+    chosen: Sequence[Part] = mixers or [attention(c)] * c.num_hidden_layers
+    plain = base.pre_norm(c, chosen, [ffn] * len(chosen))
     return replace(
         plain,
         blocks=tuple(replace(block, residual=Sequential(c.residual_multiplier)) for block in plain.blocks),

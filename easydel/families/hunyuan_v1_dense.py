@@ -9,7 +9,7 @@ NAMES = base.NAMES.extended({"q_norm": "query_layernorm", "k_norm": "key_layerno
 
 
 def rope(c: HFConfig) -> dict[str, Any]:
-    """Rotary settings; with a fixed `alpha`, a dynamic rope is one of another theta (NTK-aware scaling)."""
+    """Returns rotary settings; a dynamic rope with a fixed `alpha` is one of another theta (NTK-aware scaling)."""
     settings = c.rope()
     if settings["rope_type"] != "dynamic" or not (alpha := settings.get("alpha")):
         return settings
@@ -18,7 +18,7 @@ def rope(c: HFConfig) -> dict[str, Any]:
 
 
 def attention(c: HFConfig) -> Attention:
-    """Files state what is always done; `use_cla` would hand keys and values on from layer to layer."""
+    """Returns the attention. Keys for its fixed choices are checked; `use_cla` would hand keys and values on."""
     for key, known in {"use_qk_norm": True, "use_rotary_pos_emb": True, "use_mla": False, "use_cla": False}.items():
         c.only(key, known)
     norm, bias = QKNorm(RMSNorm(c.rms_norm_eps), rotated=True), c.attention_bias

@@ -10,7 +10,7 @@ NAMES = dense.NAMES.extended({"mlp.gate": "mlp.gate.wg", "shared_expert": "share
 @family(
     "hunyuan_v1_moe",
     NAMES,
-    defaults={"moe_topk": None},  # 1, but a number is not all that it can be
+    defaults={"moe_topk": None},  # the class's default is 1, but the key may also hold a list
     inert={"num_shared_expert": "one, as big as the others"},
     peft_lacks=FUSED_BY_PEFT,
 )

@@ -26,9 +26,9 @@ NAMES = Names(ignored=(r".*rotary_emb\.inv_freq",))
 def attention(
     c: HFConfig, *, rope: Mapping[str, Any] | None = None, interleaved: bool = False, **choices: Any
 ) -> Attention:
-    """Grouped-query attention with rotary positions, as nearly every family has it; `choices` override its fields.
+    """Returns grouped-query attention with rotary positions, as nearly every family has it; `choices` override fields.
 
-    `rope` are rotary settings other than those of the config. Fields of `Heads` and `Weights` are given by their names.
+    `rope` are rotary settings to use instead of the config's. Fields of `Heads` and `Weights` are given by their names.
     """
     heads = c.num_attention_heads
     head_dim = c.get("head_dim") or c.hidden_size // heads
@@ -41,7 +41,7 @@ def attention(
 
 
 def assembled(heads: int, choices: Mapping[str, Any]) -> Attention:
-    """Attention of `heads` heads, with the fields of its records side by side in `choices`."""
+    """Returns attention of `heads` heads; `choices` has fields of `Attention`, `Heads` and `Weights` side by side."""
 
     def taken(record: type) -> dict[str, Any]:
         return {field.name: rest.pop(field.name) for field in fields(record) if field.name in rest}
@@ -60,7 +60,7 @@ def assembled(heads: int, choices: Mapping[str, Any]) -> Attention:
 
 
 def pre_norm(c: HFConfig, mixers: Sequence[Part], ffns: Sequence[Part] | None = None, *, bias: bool = False) -> Decoder:
-    """Llama's blocks around `mixers`, one for each layer, and `ffns`: by default GLUs, perhaps with `bias`."""
+    """Returns Llama's blocks around `mixers`, one for each layer, and `ffns`: by default GLUs, perhaps with `bias`."""
     norm = RMSNorm(c.rms_norm_eps)
     ffns = ffns or [GLU(c.intermediate_size, c.hidden_act, bias)] * len(mixers)
     blocks = [Block(mixer, ffn, attn_in=norm, ffn_in=norm) for mixer, ffn in zip(mixers, ffns, strict=True)]

@@ -10,7 +10,7 @@ PEFT_LACKS = ("out_proj",)  # the fast path for CUDA reads its kernel itself, so
 
 
 def recurrent(c: HFConfig, norm: RMSNorm | None = None) -> Decoder:
-    """Mamba's decoder; `norm` is that of time steps, B and C."""
+    """Returns Mamba's decoder; `norm` acts on time steps, B and C."""
     inner = c.get("intermediate_size", int(c.expand * c.hidden_size))
     rank = c.get("time_step_rank", "auto")
     rank = math.ceil(c.hidden_size / 16) if rank == "auto" else rank

@@ -20,10 +20,10 @@ NAMES = Names(RENAMES, (Fused("self_attn.Wqkv", QKV),), prefix="transformer")
     "mpt",
     NAMES,
     aliases={"max_position_embeddings": "max_seq_len"},
-    inert={"attn_config.attn_impl": "what computes it", "learned_pos_emb": "there are none beside ALiBi"},
+    inert={"attn_config.attn_impl": "a choice of kernel", "learned_pos_emb": "there are none beside ALiBi"},
 )
 def mpt(c: HFConfig) -> Decoder:
-    """transformers computes as if the values here were the only ones."""
+    """Returns the decoder. transformers assumes the values below without reading the keys; any other is refused."""
     settings, norm = c.inside("attn_config"), LayerNorm(c.layer_norm_epsilon, biased=False)
     c.only("no_bias", True)
     c.only("norm_type", "low_precision_layernorm", "layernorm")

@@ -1,4 +1,4 @@
-"""Models of images or sound, and the language model inside of each: all that is read of them. A row for each type."""
+"""Models of images or sound, of which only the language model is read. A row for each type."""
 
 from easydel.families.qwen2_vl import VISUAL, qwen2_text, qwen3_text
 from easydel.multimodal import Wrapper, text_config
@@ -9,6 +9,7 @@ ROWS = (
     Wrapper("gemma3", "Gemma 3 with images (Gemma Team 2025, arXiv:2503.19786)", text_config(tied=True), IMAGES),
     Wrapper("got_ocr2", "GOT-OCR 2 (Wei et al. 2024, arXiv:2409.01704)", text_config(tied=True), IMAGES),
     Wrapper("internvl", "InternVL 3 (Zhu et al. 2025, arXiv:2504.10479)", text_config(tied=True), IMAGES),
+    Wrapper("llama4", "Llama 4 (Meta 2025)", text_config(tied=False), (r"(model\.)?vision_model\..*", *IMAGES)),
     Wrapper("llava", "LLaVA (Liu et al. 2023, arXiv:2304.08485)", text_config(tied=None), IMAGES),
     Wrapper("llava_next", "LLaVA-NeXT (Liu et al. 2024)", text_config(tied=False), (*IMAGES, NEWLINE)),
     Wrapper("mistral3", "Mistral Small 3.1, Ministral 3 (Mistral AI 2025)", text_config(tied=True), IMAGES),

@@ -14,7 +14,7 @@ NAMES = base.NAMES.extended(
 
 
 def post_norm(c: HFConfig, mixers: Sequence[Part], ffn: Part | None = None) -> Decoder:
-    """OLMo 2's blocks around `mixers`, one for each layer, and `ffn`: by default a GLU."""
+    """Returns OLMo 2's blocks around `mixers`, one for each layer, and `ffn`: by default a GLU."""
     norm, ffn = RMSNorm(c.rms_norm_eps), ffn or GLU(c.intermediate_size, c.hidden_act)
     blocks = [Block(mixer, ffn, attn_out=norm, ffn_out=norm) for mixer in mixers]
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm)

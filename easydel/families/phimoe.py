@@ -27,9 +27,10 @@ from easydel.families._parts import (
 
 @dataclass(frozen=True)
 class SparseMixer(TopK):
-    """Two experts, each weighted among those whose score is less than a share of `slack` below it.
+    """Two experts, each weighted among the experts whose score is less than a share of `slack` below its own.
 
-    The choice at inference (Liu et al. 2024, arXiv:2409.12136, section 2); in training the paper draws at random.
+    This is the choice at inference (Liu et al. 2024, arXiv:2409.12136, section 2); in training the paper draws at
+    random.
     """
 
     slack: float = 0.02
@@ -42,7 +43,7 @@ class SparseMixer(TopK):
         return weights_BTK, jnp.concatenate([first, second], axis=-1)
 
     def _best(self, logits_BTE: jax.Array, eligible_BTE: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The index of the best eligible expert and its weight, [B, T, 1] each."""
+        """Returns the index of the best eligible expert and its weight, [B, T, 1] each."""
         chosen, best = jnp.argmax(eligible_BTE, -1, keepdims=True), jnp.max(eligible_BTE, -1, keepdims=True)
         far_BTE = (best - logits_BTE) / jnp.maximum(jnp.abs(logits_BTE), best) > self.slack
         weights_BTE = jax.nn.softmax(jnp.where(far_BTE, -jnp.inf, eligible_BTE))
@@ -51,7 +52,7 @@ class SparseMixer(TopK):
 
 @dataclass(frozen=True)
 class TwoGains(Rope):
-    """LongRoPE whose gain, too, is another one beyond the original length: `long_gain`."""
+    """LongRoPE with another gain, `long_gain`, beyond the original length."""
 
     long_gain: float = 1.0
 
@@ -63,9 +64,9 @@ class TwoGains(Rope):
 
 
 def attention(c: HFConfig) -> Attention:
-    """The config states LongRoPE's gains. Long factors count beyond the original length, as in the authors' code.
+    """Returns attention with LongRoPE's gains from the config, and its long factors beyond the original length.
 
-    transformers 5.23 takes the short ones there, though with the long ones' gain.
+    So does the authors' code. transformers 5.23 uses the short factors there, though with the long ones' gain.
     """
     settings, choices = c.rope(), {"bias": c.attention_bias, "out_bias": c.attention_bias, "window": c.sliding_window}
     if (kind := settings["rope_type"]) not in ("default", "longrope"):

@@ -16,7 +16,7 @@ SECTIONS = ("mrope_section", "mrope_interleaved")
 
 
 def qwen2_text(c: HFConfig) -> dict[str, Any]:
-    """Files on the Hub have the text's keys among the outer ones."""
+    """Returns the text model's config. Files on the Hub have its keys among the outer ones."""
     flat = {key: value for key, value in c.to_dict().items() if key not in NOT_TEXT}
     return completed(c, plain(c, flat if c.get("text_config") is None else nested(c), "qwen2"))
 
@@ -26,7 +26,7 @@ def qwen3_text(c: HFConfig) -> dict[str, Any]:
 
 
 def plain(c: HFConfig, text: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """The config of the `model_type` that computes the same for text; what it lacks is not the same in both."""
+    """Returns a config of `model_type` that computes the same for text; missing keys get this type's own defaults."""
     declared = Keys.of(c.model_type).inside("text_config")
     theirs = {key: value for key, value in {**declared.rope_rest, **declared.defaults}.items() if value is not None}
     forms = {form: text[form] for form in ("rope_parameters", "rope_scaling") if isinstance(text.get(form), dict)}

@@ -8,7 +8,7 @@ from easydel.families._parts import Attention, ConfigError, Decoder, HFConfig, f
 
 
 def mixers(c: HFConfig) -> list[Attention]:
-    """Each layer's attention. `no_rope_layers` has 1 where there is rope; the others may have a window instead."""
+    """Returns each layer's attention. `no_rope_layers` has 1 for rope; the other layers may have a window instead."""
     interval, layers = c.no_rope_layer_interval, range(c.num_hidden_layers)
     ropes = c.get("no_rope_layers") or [(layer + 1) % interval for layer in layers]
     if len(ropes) < len(layers):

@@ -28,7 +28,7 @@ SELF = "layer.0.SelfAttention"
 
 
 def in_feed_forwards(ours: str, theirs: str) -> dict[str, str]:
-    """Renames of what belongs to a feed-forward: the last of two layers in the encoder, of three in the decoder."""
+    """Returns renames for a feed-forward: it is the last of two layers in the encoder, of three in the decoder."""
     towers = {"encoder": "layer.1", "decoder": "layer.2"}
     return {rf"model\.{name}\.layers\.\*\.{ours}": f"{name}.block.*.{last}.{theirs}" for name, last in towers.items()}
 
@@ -56,7 +56,7 @@ NAMES = Names(
 
 
 def feed_forward(c: HFConfig) -> GLU | MLP:
-    """`dense_act_fn` and `is_gated_act` are what transformers made of `feed_forward_proj` when it saved the config."""
+    """Returns the feed-forward. transformers saves `dense_act_fn` and `is_gated_act`, made from `feed_forward_proj`."""
     gate, _, act = c.feed_forward_proj.rpartition("-")
     act = c.get("dense_act_fn") or ("gelu_new" if c.feed_forward_proj == "gated-gelu" else act)
     return GLU(c.d_ff, act) if c.get("is_gated_act", gate == "gated") else MLP(c.d_ff, act, bias=False)

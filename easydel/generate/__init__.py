@@ -48,7 +48,7 @@ def generate(
     rng: jax.Array | None = None,
     **arguments: Any,
 ) -> GenerateOutput:
-    """See `BaseNNXModule.generate`."""
+    """Continues prompts, as `BaseNNXModule.generate` explains."""
     run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
     if params is None:
         params = model.params
@@ -72,10 +72,10 @@ def compile_ahead(
     rng: jax.Array | None = None,
     **arguments: Any,
 ) -> Callable[[LanguageModel, Mapping[str, Any]], None]:
-    """For `from_pretrained(while_loading=...)`: compile what `generate` needs for such arguments while weights load.
+    """Returns a function for `from_pretrained(while_loading=...)` that compiles the programs of `generate`.
 
-    The arguments are those of `BaseNNXModule.generate`. A later call with as many rows, prompts of about the same
-    length (what matters is the bucket: 128, 256, 512, ...) and the same kind of `streamer` then finds it all compiled.
+    The arguments are those of `BaseNNXModule.generate`. A later call with as many rows, the same kind of `streamer` and
+    prompts of about the same length (in the same bucket: 128, 256, 512, ...) finds all programs compiled.
     """
 
     def compile_for(model: LanguageModel, shapes: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ def compile_ahead(
 
 @dataclass(frozen=True)
 class _Run:
-    """The arguments of a call, understood: prompts as given and as computed with, rules, how many new tokens.
+    """The arguments of a call, understood: prompts as given and as computed with, rules, number of new tokens.
 
     Of a prompt at most `chunk` tokens are read at once. `seed` is None unless tokens are sampled with one.
     """
@@ -126,14 +126,14 @@ def _prepared(
 def read_inputs(
     model: LanguageModel, settings: GenerateSettings, input_ids: Any, attention_mask: Any
 ) -> tuple[Prompt, Prompt | None]:
-    """The prompts, or the decoder's first tokens and the encoder's input; each row as often as it is wanted."""
+    """Returns the prompts, or the decoder's first tokens and the encoder's input; rows are repeated as requested."""
     repeats = settings["num_return_sequences"]
     if repeats > 1 and not settings["do_sample"]:
         raise ArgumentError(f"num_return_sequences={repeats} without sampling", hint="pass do_sample=True")
     record = model.record
     if not record.has_encoder:
         ends, pad = ending(settings)
-        padding = None if pad in ends else pad  # as in transformers: an end may stand inside of a prompt
+        padding = None if pad in ends else pad  # as in transformers: an end token may be part of a prompt
         return read_prompt(input_ids, attention_mask, record.vocab, padding).repeated(repeats), None
     source = read_prompt(input_ids, attention_mask, record.vocab, None).repeated(repeats)
     known = (settings["decoder_start_token_id"], settings["bos_token_id"], record.first_token)
@@ -144,7 +144,7 @@ def read_inputs(
 
 
 def bucketed(prompt: Prompt, source: Prompt | None) -> tuple[Prompt, Prompt | None]:
-    """Both at lengths that programs are compiled for; a decoder's first tokens are always one."""
+    """Returns both padded to lengths that programs are compiled for; a decoder always begins with one token."""
     if source is None:
         return prompt.padded(prompt_bucket(prompt.length)), None
     return prompt, source.extended(prompt_bucket(source.length))

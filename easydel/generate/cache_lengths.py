@@ -1,4 +1,4 @@
-"""Caches of a decode: how long they are, how they grow, where they live."""
+"""Caches of a decode: their lengths, their growth, their place."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from easydel.policy import Policy
 from easydel.sharding.axes import AxisName
 
 SHORTEST = 128
-# How much further a cache reaches at first, and by which factor it grows: attention pays for every slot, used or not,
-# while each length compiles a program of its own.
+# How far a cache reaches beyond the prompt at first, and the factor it grows by: attention costs time for every slot,
+# used or not, while each length compiles a program of its own.
 AHEAD = 128
 GROWTH = 4
 SHORTEST_PROMPT = 16
@@ -22,14 +22,14 @@ HALF_STEPS_FROM = 256
 
 
 def prompt_bucket(length: int) -> int:
-    """The padded length of a prompt: a power of two, and from 256 on also those times 1.5."""
+    """Returns the padded length of a prompt: a power of two, or from 256 on also 1.5 times one."""
     bucket = _power(length, SHORTEST_PROMPT)
     between = bucket // 4 * 3
     return between if between >= max(length, HALF_STEPS_FROM) else bucket
 
 
 def cache_lengths(prompt: int, new: int) -> list[int]:
-    """The lengths, powers of two, that a cache has while `new` tokens follow `prompt` slots."""
+    """Returns the lengths, powers of two, that a cache has while `new` tokens follow `prompt` slots."""
     last = _power(prompt + new, SHORTEST)
     lengths = [_power(prompt + min(new, AHEAD), SHORTEST)]
     while lengths[-1] < last:
@@ -38,8 +38,8 @@ def cache_lengths(prompt: int, new: int) -> list[int]:
 
 
 def cache_stages(slots: int, new: int) -> list[tuple[int, int]]:
-    """The lengths that the cache has in turn, each with the number of new tokens that it has room for."""
-    if new == 1:  # it came with the prompt
+    """Returns the successive lengths of the cache, each with the number of new tokens that it has room for."""
+    if new == 1:  # the only token was made with the prompt
         return []
     return [(length, min(new, length - slots)) for length in cache_lengths(slots, new)]
 
@@ -49,7 +49,7 @@ def _power(length: int, least: int) -> int:
 
 
 def extended(tree: Any, shapes: Any) -> Any:
-    """`tree` with its arrays padded by zeros at the end, to `shapes`; where those are None, as it is."""
+    """Returns `tree` with its arrays padded by zeros at the end, to `shapes`; arrays whose shape is None stay."""
 
     def extend(shape: jax.ShapeDtypeStruct | None, part: Any) -> Any:
         if shape is None or part.shape == shape.shape:
@@ -71,6 +71,6 @@ def sharded(cache: Any, policy: Policy) -> Any:
 
 
 def mesh_axes(cached: Cached, policy: Policy) -> tuple[AxisName, ...]:
-    """Returns the mesh axis of each dimension of a cached array, that of layers in front included."""
+    """Returns the mesh axis of each dimension of a cached array, including the dimension of layers in front."""
     split = policy.logical_axes(cached.axes)
     return (None,) * (cached.array.ndim - len(split)) + split

@@ -33,9 +33,9 @@ def decode(
     kept: PromptCache | None = None,
     chunk: int | None = None,
 ) -> np.ndarray:
-    """The new tokens [B, at most `new`]; `listen` gets those of each step as soon as they are there.
+    """Returns the new tokens [B, at most `new`]; `listen` gets those of each step as soon as they are made.
 
-    `kept` is what an earlier call left, and gets what this one leaves; of a prompt `chunk` tokens are read at once.
+    `kept` holds the state that an earlier call left, and takes this call's. At most `chunk` tokens are read at once.
     """
     state, made, slots = begin(model, params, prompt, source, rules, kept, chunk)
     run = _looped if listen is None else partial(_streamed, listen)
@@ -48,7 +48,7 @@ def decode(
 def _looped(
     model: LanguageModel, params: Params, state: DecodeState, made: Made, rules: Rules, new: int, slots: int
 ) -> tuple[np.ndarray, DecodeState]:
-    """Loops inside of programs, one for each length of the cache."""
+    """Decodes by loops inside programs, one program for each length of the cache."""
     finish_compiling(model)
     for length, limit in cache_stages(slots, new):
         state = model.compiled(grow)(state, length)
@@ -68,7 +68,7 @@ def _streamed(
     new: int,
     slots: int,
 ) -> tuple[np.ndarray, DecodeState]:
-    """Each step is sent off before the tokens of the one before are waited for; not the first, which may compile."""
+    """Starts each step before waiting for the tokens of the one before, except the first step, which may compile."""
     tokens = [np.asarray(made.tokens_B)]
     listen(tokens[0])
     finish_compiling(model)
@@ -76,7 +76,7 @@ def _streamed(
     coming = None if bool(made.done) else next(steps, None)
     while coming is not None:
         (state, made), coming = coming, next(steps, None)
-        state = state if coming is None else coming[0]  # the step that was sent off has taken the cache
+        state = state if coming is None else coming[0]  # the step that was started has consumed the cache
         tokens.append(np.asarray(made.tokens_B))
         listen(tokens[-1])
         if bool(made.done):
@@ -87,7 +87,7 @@ def _streamed(
 def _steps(
     model: LanguageModel, params: Params, state: DecodeState, rules: Rules, new: int, slots: int
 ) -> Iterator[tuple[DecodeState, Made]]:
-    """The steps after the first token, each sent off when it is asked for."""
+    """Yields the steps after the first token, each started when it is asked for."""
     count = 1
     for length, limit in cache_stages(slots, new):
         state = model.compiled(grow)(state, length)

@@ -1,4 +1,4 @@
-"""Compiling what `generate` will run before the parameters are there: while they load."""
+"""Compiles the programs of `generate` before the parameters exist: while they load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easydel.generate.prompt import Prompt
 from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 
-# What is still being compiled for a model. Weak, so that nothing keeps the model.
+# The compilations still running for a model. Weak, so that this keeps no model alive.
 _PENDING: WeakKeyDictionary[LanguageModel, Future[None]] = WeakKeyDictionary()
 
 
@@ -31,10 +31,10 @@ def compile_programs(
     *,
     streamed: bool,
 ) -> None:
-    """Compile what `decode` runs for these arguments until its cache grows a second time; JAX keeps the programs.
+    """Compiles the programs of `decode` for these arguments, until its cache grows a second time; JAX keeps them.
 
-    Returns when the first token can be made; the rest goes on in a thread, which `finish_compiling` waits for.
-    `shapes` are the parameters as `jax.ShapeDtypeStruct` with the sharding that they will have.
+    Returns when the first token can be made; a thread compiles the rest, and `finish_compiling` waits for it. `shapes`
+    are the parameters as `jax.ShapeDtypeStruct` with the sharding that they will have.
     """
     known: dict[Any, Any] = {}
 
@@ -57,7 +57,7 @@ def compile_programs(
 
 
 def finish_compiling(model: LanguageModel) -> None:
-    """Wait for what is being compiled for a model, rather than compile it a second time."""
+    """Waits for a model's running compilations, rather than compile the same programs a second time."""
     if pending := _PENDING.pop(model, None):
         pending.result()
 
@@ -65,7 +65,7 @@ def finish_compiling(model: LanguageModel) -> None:
 def _compiled(
     model: LanguageModel, function: Callable[..., Any], arguments: tuple[Any, ...], known: dict[Any, Any]
 ) -> Any:
-    """The results of a program as shapes; `known` are those of programs that were compiled already."""
+    """Returns the results of a program as shapes; `known` holds those of programs that were compiled already."""
     leaves, structure = jax.tree.flatten(arguments)
     key = (function, structure, *map(_described, leaves))
     if key not in known:
@@ -80,5 +80,5 @@ def _compiled(
 
 
 def _described(leaf: Any) -> Any:
-    """What a program is compiled for: shape, dtype and place of an array, or the number that an argument is."""
+    """Returns the key that programs are compiled for: shape, dtype and place of an array, or an argument's number."""
     return leaf if isinstance(leaf, int) else (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None))

@@ -1,4 +1,4 @@
-"""From prompts to the state after the first new token: in one pass, in parts, or from what a conversation left."""
+"""From prompts to the state after the first new token: in one pass, in parts, or from an earlier turn's state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def begin(
     kept: PromptCache | None = None,
     chunk: int | None = None,
 ) -> tuple[DecodeState, Made, int]:
-    """The state, its first token, and the slot of that token. At most `chunk` tokens of a prompt are read at once."""
+    """Returns the state, its first token, and that token's slot. At most `chunk` tokens are read at once."""
     found = None if kept is None else kept.take(model, params, prompt)
     if found is not None:
         state, start, rest = found
@@ -43,7 +43,7 @@ def begin(
 def _read(
     model: LanguageModel, params: Params, state: DecodeState, prompt: Prompt, start: int, rules: Rules, chunk: int
 ) -> tuple[DecodeState, Made, int]:
-    """`prompt` from slot `start` on, `chunk` tokens at a time; the last ones are padded on the right."""
+    """Reads `prompt` from slot `start` on, `chunk` tokens at a time; the last chunk is padded on the right."""
     size, end = prompt_bucket(chunk) if chunk == prompt.length else chunk, start + prompt.length
     room = cache_lengths(start + -(-prompt.length // size) * size, 1)[-1]
     room = max(room, cache_lengths(state.tokens_BS.shape[1], 0)[-1])  # after one new token there is one more than slots

@@ -1,8 +1,8 @@
 """A prompt's pass in small programs: one before the layers, one for each kind of layer, one behind them.
 
-Layers of a kind share a program, whatever their parameters are. A program of all layers takes as many times longer to
-compile, to fetch from the compilation cache, and to prepare for its first run; and it is no faster then, unless prompts
-are long: of these a few layers go together. A step of decoding is one program: there the calls would count.
+Layers of a kind share a program, whatever their parameters. One program for all N layers would take about N times as
+long to compile, load and warm up, and run no faster. Only for long prompts is it worth grouping a few layers. A step of
+decoding is one program: there the calls themselves would count.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from easydel.tree import flatten
 
 Params = Mapping[str, Any]
 Program = Callable[[Callable[..., Any]], Callable[..., Any]]
-# Of prompts with more tokens in all, so many layers share a call. On CPUs the temporaries of each call are new memory,
-# whose first touch takes 5 % of such a pass where layers are called one by one, 3 % so; more would compile longer.
+# Number of layers that share a call, for prompts of more than LONG tokens in all. On CPUs the temporaries of each call
+# are new memory: its first touch takes 5 % of a pass of single layers, 3 % with groups. Larger groups compile longer.
 LONG = 1024
 TOGETHER = 3
-REPEATS = 4  # layers of a kind, on average, from which three programs are quicker to make than one
+REPEATS = 4  # average number of layers of a kind from which three programs compile faster than one
 
 
 def first_pass(
     program: Program, model: LanguageModel, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
 ) -> tuple[DecodeState, Made]:
-    """The state after the first new token, by the programs that are best for the model. `source` is for an encoder.
+    """Returns the state after the first new token, by the programs that suit the model. `source` is for an encoder.
 
-    `program` makes one of the functions of `programs` something that takes its arguments after the model.
+    `program` converts a function of `programs` to one that takes its arguments after the model.
     """
     kinds = kinds_of_layers(model, params)
     if len(kinds) < REPEATS * max(len(set(kinds)), 1):
@@ -51,9 +51,9 @@ def first_pass(
 
 
 def kinds_of_layers(model: LanguageModel, params: Params) -> Sequence[int]:
-    """For each layer the first one of its kind: with an equal record, and parameters of the same names.
+    """Returns for each layer the number of the first one with an equal record and parameters of the same names.
 
-    Nothing where layers cannot be called one by one: behind an encoder, and where they are stacked.
+    Empty if layers cannot be called one by one: behind an encoder, and where they are stacked.
     """
     if model.record.has_encoder or model.policy.scan_layers:
         return []
@@ -65,5 +65,5 @@ def kinds_of_layers(model: LanguageModel, params: Params) -> Sequence[int]:
 
 
 def _layer(params: Params, index: int) -> Params:
-    """By name: trees that JAX has mapped are in another order."""
+    """Returns a layer's parameters by name: trees that JAX has mapped are in another order."""
     return params["model"]["layers"][str(index)]

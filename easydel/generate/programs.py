@@ -1,7 +1,7 @@
-"""What is compiled: a prompt's pass, whole or in three parts, the cache's growth, one step, and the loop over steps.
+"""The compiled programs: a prompt's pass (whole or in three parts), the cache's growth, one step, a loop of steps.
 
-The programs take parameters and states as plain pytrees and give up (donate) the state they get, so that the cache is
-updated in place. They are compiled for shapes; whatever else differs between calls is traced.
+The programs take parameters and states as plain pytrees and donate the state they get, so that the cache is updated in
+place. They are compiled for shapes; everything else that differs between calls is traced.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Params = Mapping[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeState:
-    """A decode between two steps. `tokens_BS` holds prompts and new tokens, in the slots that they have in the cache.
+    """A decode between two steps. `tokens_BS` holds prompts and new tokens, in the same slots as the cache.
 
-    `first_B` is the first slot of each row that is not padding, `slot` the one that the next token goes to, `count`
-    how many were made. Rows in `finished_B` have met their end and go on with padding.
+    `first_B` is the first slot of each row that is not padding, `slot` the slot of the next token, `count` the number
+    of tokens made. Rows in `finished_B` have met an end token and continue with padding.
     """
 
     cache: Any
@@ -46,7 +46,7 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Made:
-    """What a step made: a token for each row, and whether all rows have finished."""
+    """The result of a step: a token for each row, and whether all rows have finished."""
 
     tokens_B: jax.Array
     done: jax.Array
@@ -55,7 +55,7 @@ class Made:
 def prefill(
     model: LanguageModel, params: Params, prompt: Prompt, source: Prompt | None, rules: Rules
 ) -> tuple[DecodeState, Made]:
-    """The state after the first new token; its cache has room for the prompts alone. `source` is for an encoder."""
+    """Returns the state after the first new token, with room for the prompts alone. `source` is for an encoder."""
     B, T = prompt.ids_BT.shape
     own, cache = model.bound(params), model.init_cache(B, T)
     if source is None:
@@ -68,7 +68,7 @@ def prefill(
 
 
 def enter(model: LanguageModel, outer: Params, prompt: Prompt) -> tuple[Flow, Context]:
-    """Returns what the first layer gets of the prompts, and the context of all layers.
+    """Returns the first layer's input for the prompts, and the context of all layers.
 
     `outer` are the parameters without those of layers.
     """
@@ -85,9 +85,9 @@ def pass_layers(
     flow: Flow,
     context: Context,
 ) -> tuple[Flow, list[Any]]:
-    """Returns what flows out of layers one behind the other, from number `first` on, and their caches.
+    """Runs consecutive layers, from number `first` on. Returns the flow after them, and their caches.
 
-    They are like the layers of numbers `kinds`, with parameters of their own.
+    Their records are those of the layers with numbers `kinds`; their parameters are their own.
     """
     B, T = context.positions_BT.shape
     caches = []
@@ -101,14 +101,14 @@ def pass_layers(
 
 
 def leave(model: LanguageModel, outer: Params, flow: Flow, prompt: Prompt, rules: Rules) -> tuple[DecodeState, Made]:
-    """Returns the state after the first new token, of what flows out of the last layer; without the layers' caches."""
+    """Returns the state after the first new token, from the flow after the last layer; without the layers' caches."""
     own, (_, cache) = model.bound(outer), _start(model, prompt)
     logits_BV = own.record.logits(own.model, own.lm_head, own.model.leave(flow, last=True))[:, 0]
     return _first(model, cache, prompt, logits_BV, rules)
 
 
 def _start(model: LanguageModel, prompt: Prompt) -> tuple[Context, Cache]:
-    """What layers share, and the cache's book-keeping after the prompts."""
+    """Returns the layers' context, and the cache's book-keeping after the prompts."""
     shape = prompt.ids_BT.shape
     empty = {**model.record.slots(*shape), "layers": None}
     context, cache = make_context(shape, jnp.asarray(prompt.attended_BT), None, empty)
@@ -119,7 +119,7 @@ def _start(model: LanguageModel, prompt: Prompt) -> tuple[Context, Cache]:
 def _first(
     model: LanguageModel, cache: Any, prompt: Prompt, logits_BV: jax.Array, rules: Rules
 ) -> tuple[DecodeState, Made]:
-    """The state after the token that `logits_BV` call for; nothing but the prompts was read into `cache`."""
+    """Returns the state after the token chosen from `logits_BV`; nothing but the prompts was read into `cache`."""
     B, T = prompt.ids_BT.shape
     tokens_BS = jnp.pad(prompt.ids_BT, ((0, 0), (0, 1)))  # the first new token follows the prompt
     first_B = jnp.argmax(prompt.attended_BT, axis=1).astype(jnp.int32)
@@ -129,7 +129,7 @@ def _first(
 
 @program(static=1)
 def empty(model: LanguageModel, first_B: jax.Array, length: int) -> DecodeState:
-    """The state before any token is read, with room for `length` of them."""
+    """Returns the state before any token is read, with room for `length` tokens."""
     B, zero = len(first_B), jnp.zeros((), jnp.int32)
     cache, tokens_BS = model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)
     return _placed(model, DecodeState(cache, tokens_BS, first_B, zero, zero, jnp.zeros((B,), bool)))
@@ -139,9 +139,9 @@ def empty(model: LanguageModel, first_B: jax.Array, length: int) -> DecodeState:
 def extend(
     model: LanguageModel, params: Params, state: DecodeState, part: Prompt, start: jax.Array, count: jax.Array
 ) -> tuple[DecodeState, jax.Array]:
-    """The state after reading the first `count` tokens of `part` into the slots from `start` on, and logits [B, V].
+    """Reads the first `count` tokens of `part` into the slots from `start` on. Returns the state, and logits [B, V].
 
-    Nothing is known any more of what was in these slots and behind them.
+    The previous contents of these slots and of all later ones no longer count.
     """
     own, slots_S = model.bound(params), jnp.arange(state.tokens_BS.shape[1])
     before = {**state.cache, "offset": start, "valid": state.cache["valid"] & (slots_S < start)}
@@ -159,13 +159,13 @@ def extend(
 
 @program(donate=0)
 def emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
-    """The state with the token that `logits_BV` call for."""
+    """Returns the state with the token chosen from `logits_BV`."""
     return _emit(model, state, logits_BV, rules)
 
 
 @program(static=1)
 def grow(model: LanguageModel, state: DecodeState, length: int) -> DecodeState:
-    """The same with room for `length` tokens, if there is less."""
+    """Returns the same state with room for `length` tokens, if it has less."""
     B, length = state.tokens_BS.shape[0], max(length, state.tokens_BS.shape[1])
     shapes = jax.eval_shape(lambda: (model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)))
     cache, tokens_BS = extended((state.cache, state.tokens_BS), shapes)
@@ -174,7 +174,7 @@ def grow(model: LanguageModel, state: DecodeState, length: int) -> DecodeState:
 
 @program(donate=1)
 def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules) -> tuple[DecodeState, Made]:
-    """One more token for each row."""
+    """Makes one more token for each row."""
     own = model.bound(params)
     last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BS, state.slot - 1, 1, axis=1)
     hidden_B1D, cache = own.model(**{model.record.fed: last_B1}, cache=state.cache)
@@ -186,7 +186,7 @@ def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules)
 def loop(
     model: LanguageModel, params: Params, state: DecodeState, rules: Rules, limit: jax.Array
 ) -> tuple[DecodeState, Made]:
-    """Steps until all rows have finished, or have `limit` new tokens."""
+    """Runs steps until all rows have finished, or have `limit` new tokens."""
 
     def goes_on(carry: tuple[DecodeState, Made]) -> jax.Array:
         return (carry[0].count < limit) & ~carry[1].done
@@ -194,11 +194,11 @@ def loop(
     last_B = jnp.zeros_like(state.first_B)
     made = Made(last_B, jnp.all(state.finished_B))
     state, made = jax.lax.while_loop(goes_on, lambda carry: step(model, params, carry[0], rules), (state, made))
-    return _placed(model, state), made  # what holds inside of a loop need not hold for its result
+    return _placed(model, state), made  # constrained again: sharding inside while_loop does not carry to its result
 
 
 def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
-    """The state with the token that `logits_BV` call for."""
+    """Returns the state with the token chosen from `logits_BV`."""
     policy = model.policy
     logits_BV = policy.shard(logits_BV, policy.axes.batch_axis, None)
     slots_S = jnp.arange(state.tokens_BS.shape[1])
@@ -217,6 +217,6 @@ def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules:
 
 
 def _placed(model: LanguageModel, state: DecodeState) -> DecodeState:
-    """With the cache split over the mesh, and tokens whole on every device, so that any process can read them."""
+    """Splits the cache over the mesh, and keeps tokens whole on every device, so that any process can read them."""
     tokens_BS = model.policy.shard(state.tokens_BS, None, None)
     return replace(state, cache=sharded(state.cache, model.policy), tokens_BS=tokens_BS)

@@ -18,27 +18,27 @@ from easydel.inputs import check_array, check_tokens, host_array
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and which of them are attended to. Compiled programs take it too."""
+    """Token ids, and the mask of attended ones. Compiled programs take it too."""
 
     ids_BT: np.ndarray
     attended_BT: np.ndarray
 
     @property
     def length(self) -> int:
-        """Tokens of each row, padding included."""
+        """Number of tokens in each row, padding included."""
         return self.ids_BT.shape[1]
 
     @property
     def attended(self) -> int:
-        """Attended tokens of the longest prompt."""
+        """Number of attended tokens in the longest prompt."""
         return int(self.attended_BT.sum(axis=1).max())
 
     def repeated(self, times: int) -> Prompt:
-        """Each row `times` times."""
+        """Returns the prompt with each row repeated `times` times."""
         return self if times == 1 else Prompt(self.ids_BT.repeat(times, 0), self.attended_BT.repeat(times, 0))
 
     def padded(self, length: int) -> Prompt:
-        """With padding on the left, `length` tokens; rows that end in padding are moved to the right."""
+        """Returns `length` tokens, padded on the left; rows that end in padding are moved to the right."""
         ids, attended = self.ids_BT, self.attended_BT
         if not attended[:, -1].all():
             order = np.argsort(attended, axis=1, kind="stable")
@@ -46,11 +46,11 @@ class Prompt:
         return Prompt(ids, attended)._widened((length - self.length, 0))
 
     def part(self, start: int, length: int) -> Prompt:
-        """`length` tokens of each row, from `start` on."""
+        """Returns `length` tokens of each row, from `start` on."""
         return Prompt(*(part[:, start : start + length] for part in (self.ids_BT, self.attended_BT)))
 
     def extended(self, length: int) -> Prompt:
-        """With padding on the right, `length` tokens."""
+        """Returns `length` tokens, padded on the right."""
         return self._widened((0, length - self.length))
 
     def _widened(self, space: tuple[int, int]) -> Prompt:
@@ -58,15 +58,16 @@ class Prompt:
 
 
 def start_tokens(token: int, rows: int) -> Prompt:
-    """What the decoder behind an encoder begins with: `token` alone, in each row."""
+    """Returns the first tokens of a decoder behind an encoder: `token` alone, in each row."""
     ids = np.full((rows, 1), token, np.int32)
     return Prompt(ids, np.ones(ids.shape, bool))
 
 
 def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: int | None) -> Prompt:
-    """ArgumentError unless `input_ids` [B, T] are tokens of the vocabulary, one or more of them attended in each row.
+    """Returns the prompts. Without `attention_mask`, all tokens that are not `padding` are attended.
 
-    Without `attention_mask`, all are attended that are not `padding`.
+    Raises ArgumentError unless `input_ids` [B, T] are tokens of the vocabulary, at least one of them attended in each
+    row.
     """
     ids = _array("input_ids", input_ids)
     check_tokens("input_ids", ids, vocabulary)

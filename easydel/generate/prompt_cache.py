@@ -1,4 +1,4 @@
-"""What a conversation has computed so far, for its next turn."""
+"""The computed state of a conversation, kept for its next turn."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ Params = Mapping[str, Any]
 class PromptCache:
     """Keys and values of one sequence, from call to call of `generate(..., prompt_cache=cache)`.
 
-    A call computes only what its prompt does not have in common, from the beginning on, with what was read and made
-    before; the tokens are those of a call without it. It holds arrays on the model's devices until `clear`. Models
+    A call computes only the part of its prompt that differs from the tokens read and made before, counted from the
+    beginning; its result is the same as without the cache. It holds arrays on the model's devices until `clear`. Models
     with recurrent mixers cannot go back to an earlier token: their prompts are always computed anew. So are those of
-    models with windows, once a conversation is 64 tokens longer than one, if they differ from it by more than 64
-    tokens before the furthest that was ever read.
+    models with windows if the conversation is more than 64 tokens longer than the window, and the prompt goes back by
+    more than 64 tokens from the furthest token that was ever read.
     """
 
     def __init__(self) -> None:
         self.reused = 0
-        """Tokens that the last call did not have to compute."""
+        """Number of tokens that the last call did not have to compute."""
         self._state: DecodeState | None = None
         self._owner: tuple[LanguageModel, list[Any]] | None = None
-        self._end = 0  # of all slots that were ever written, also those of what the conversation went back from
+        self._end = 0  # counts all slots ever written, including those of abandoned turns
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drops the kept state."""
         self._state, self._owner, self.reused, self._end = None, None, 0, 0
 
     def take(self, model: LanguageModel, params: Params, prompt: Prompt) -> tuple[DecodeState, int, Prompt] | None:
-        """The state, the slot to go on from, and what is left to read; None if nothing can be used.
+        """Returns the state, the slot to continue from, and the rest of the prompt; None if nothing can be used.
 
-        The state is given away (programs donate it): if a call fails, the next one begins anew. ArgumentError if
+        The state is given away (programs donate it): if a call fails, the next one begins anew. Raises ArgumentError if
         `prompt` has several rows.
         """
         if len(prompt.ids_BT) != 1:
@@ -53,7 +53,7 @@ class PromptCache:
             return None
         first, slot = int(state.first_B[0]), int(state.slot)
         attended = np.flatnonzero(prompt.attended_BT[0])
-        # a token that is not attended to, between others, keeps them apart: what is kept would be in other slots
+        # masked tokens between attended ones would lie in slots of their own, which the kept state does not have
         if len(attended) < np.ptp(attended) + 1 or not np.asarray(state.cache["valid"])[0, first : slot - 1].all():
             return None
         tokens = prompt.ids_BT[0][attended]
@@ -68,7 +68,7 @@ class PromptCache:
         return state, first + common, Prompt(rest, np.ones(rest.shape, bool))
 
     def keep(self, model: LanguageModel, params: Params, state: DecodeState) -> None:
-        """Take what a call leaves behind."""
+        """Takes over the state that a call leaves behind."""
         end = max(self._end, int(state.cache["offset"]))
         if model.record.rewinds(state.cache["valid"].shape[1], end) != 0:
             self._state, self._owner, self._end = state, (model, jax.tree.leaves(params)), end
@@ -81,6 +81,6 @@ def _within_reach(model: LanguageModel, state: DecodeState, end: int, slot: int)
 
 
 def _same(owner: tuple[LanguageModel, list[Any]], model: LanguageModel, params: Params) -> bool:
-    """Whether the very same arrays computed what is kept."""
+    """True if the very same arrays computed the kept state."""
     leaves = jax.tree.leaves(params)
     return owner[0] is model and len(leaves) == len(owner[1]) and all(map(lambda a, b: a is b, leaves, owner[1]))

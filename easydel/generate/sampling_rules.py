@@ -1,4 +1,4 @@
-"""From settings to what the programs take."""
+"""From settings to the rules that programs take."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from easydel.generate.settings import GenerateSettings
 from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules, Sampling
 
-DEFAULT_NEW_TOKENS = 20  # max_length of transformers; since its version 5 it counts new tokens if nobody sets it
+DEFAULT_NEW_TOKENS = 20  # max_length of transformers; since its version 5 it counts new tokens unless it is set
 LEAST_CANDIDATES = 64
-# Tokens whose scores differ are further apart than chance reaches; scores divided by much less would overflow.
+# At this temperature any difference of scores exceeds the noise of sampling; a much lower one would overflow scores.
 LEAST_TEMPERATURE = 1e-20
 
 
 def ending(settings: GenerateSettings) -> tuple[list[int], int | None]:
-    """The tokens that end a row, and the one that fills it up: if none is named, the first of those."""
+    """Returns the tokens that end a row, and the token that fills it up (by default the first end token)."""
     named = settings["eos_token_id"]
     ends = [token for token in (named if isinstance(named, list) else [named]) if token is not None and token >= 0]
     pad = settings["pad_token_id"]
@@ -31,7 +31,7 @@ def ending(settings: GenerateSettings) -> tuple[list[int], int | None]:
 
 
 def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt, source: Prompt | None) -> int:
-    """How many tokens at most follow the prompts; ArgumentError if there is no room for one, or not for as many."""
+    """Returns the largest number of new tokens. Raises ArgumentError if there is no room for one, or for as many."""
     new, total, longest = settings["max_new_tokens"], settings["max_length"], model.record.longest
     read = prompt.attended if source is None else max(prompt.attended, source.attended)
     if longest is not None and read > longest:
@@ -45,7 +45,7 @@ def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt,
         raise ArgumentError(
             f"a prompt of {prompt.length} tokens leaves no room for new ones in {total}", hint="pass max_new_tokens"
         )
-    # the last token is never fed, so it takes no position
+    # the last token is never fed back, so it takes no position
     if longest is not None and prompt.attended + new - 1 > longest:
         raise ArgumentError(
             f"{prompt.attended} tokens of prompt and {new} new ones exceed the model's {longest} positions",
@@ -55,7 +55,7 @@ def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt,
 
 
 def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: int, *, length: int, new: int) -> Rules:
-    """`settings` as arrays, None where they change nothing. `length` is the prompts', `vocabulary` counts tokens."""
+    """Returns `settings` as arrays, None if without effect. `length` is the prompts', `vocabulary` counts tokens."""
     ends, pad = ending(settings)
     least = settings["min_new_tokens"]
     if least is None:
@@ -76,7 +76,7 @@ def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: i
 
 
 def make_sampling(settings: GenerateSettings, key: np.ndarray, vocabulary: int) -> Sampling:
-    """How to draw. Among how many candidates is a power of two, so that few values of top_k compile anew."""
+    """Returns the settings of a draw. The number of candidates is a power of two, so that few top_k values compile."""
     top_k, top_p, min_p = settings["top_k"], settings["top_p"], settings["min_p"]
     narrowed = bool(top_k) and top_k < vocabulary
     return Sampling(

@@ -1,4 +1,4 @@
-"""What a call of `generate` asks for: its arguments, else what the checkpoint says, else transformers' defaults."""
+"""The settings of a call of `generate`: its arguments, else the checkpoint's, else transformers' defaults."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DEFAULTS: GenerateSettings = {
     "forced_eos_token_id": None,
     "prefill_chunk_size": None,
 }
-# Names that change what is generated, and their values that don't; None and what is false never do.
+# Names that change the result, and their values that do not; None and false values never do.
 REFUSED: Mapping[str, Any] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
     **dict.fromkeys(
@@ -89,7 +89,7 @@ _POSITIVE: Check = (lambda value: _is_whole(value) and value > 0, "a whole numbe
 _COUNT: Check = (lambda value: _is_whole(value) and value >= 0, "a whole number, not below 0")
 _SHARE: Check = (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
 _FACTOR: Check = (lambda value: _is_number(value) and 0 < value < float("inf"), "a number above 0")
-# Negative tokens stand in some files for none.
+# In some files a negative number means no token.
 _TOKEN: Check = (_is_whole, "a token's number")
 CHECKS: Mapping[str, Check] = {
     "max_new_tokens": _POSITIVE,
@@ -111,16 +111,19 @@ CHECKS: Mapping[str, Check] = {
 
 
 def read_defaults(directory: Path | None, config: HFConfig, *, own: bool) -> HFConfig:
-    """generation_config.json in `directory`; without one, or if weights have their `own` config, what `config` says."""
+    """Returns generation_config.json in `directory`, else the settings in `config`.
+
+    The settings of `config` count if there is no such file, or if the weights have their `own` config.
+    """
     if not own and directory is not None and os.path.lexists(directory / FILE):
         return HFConfig.from_file(directory / FILE)
     return HFConfig({name: config[name] for name in config if name in KNOWN}, file=config.file)
 
 
 def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, Any]) -> GenerateSettings:
-    """A value for each name in DEFAULTS; ArgumentError with all that are unknown, not implemented or make no sense.
+    """Returns a value for each name in DEFAULTS. ArgumentError lists all that are unknown, unsupported or senseless.
 
-    In `defaults` and `generation_config` None means not given; in `arguments` it switches something off.
+    In `defaults` and `generation_config` None means not given; in `arguments` it switches a setting off.
     """
     given = {name: _plain(value) for name, value in (_as_mapping(generation_config) | dict(arguments)).items()}
     inherited = {name: value for name, value in dict(defaults).items() if name in KNOWN and value is not None}
@@ -170,7 +173,7 @@ def _as_mapping(generation_config: Any) -> GenerateSettings:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy and JAX, and sequences, as Python's own."""
+    """Returns numbers of NumPy and JAX, and sequences, as Python's own."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):

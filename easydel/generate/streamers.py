@@ -1,4 +1,4 @@
-"""Who hears of tokens while they are made."""
+"""Listeners to tokens while they are made."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Listen = Callable[[np.ndarray], Any]
 
 @contextmanager
 def listener(streamer: Any, prompt_BT: np.ndarray) -> Iterator[Listen | None]:
-    """A function of each step's tokens [B]; None if there is no streamer.
+    """Yields a function of each step's tokens [B]; None if there is no streamer.
 
-    A streamer of transformers (an object with `put` and `end`) gets the prompt first, and hears of the end.
+    A streamer of transformers (an object with `put` and `end`) gets the prompt first, and is told of the end.
     """
     if streamer is None:
         yield None

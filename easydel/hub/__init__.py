@@ -1,4 +1,4 @@
-"""A name or a path -> local files: only what loading needs, from the Hub or from its cache on this machine.
+"""From a name or path to local files: only those that loading needs, from the Hub or its cache on this machine.
 
 Code is never downloaded, and pickles only where a repository has no safetensors.
 """
@@ -31,12 +31,12 @@ def fetch(
     force_download: bool = False,
     weights: bool = True,
 ) -> Path:
-    """The local directory, or the one file, that holds the config, tokenizer and weights of `name_or_path`.
+    """Returns the local directory, or single file, that holds the config, tokenizer and weights of `name_or_path`.
 
-    What exists locally is returned as it is. Anything else is a Hub id, whose files are downloaded to the Hub's cache;
-    if the Hub cannot be reached, or `local_files_only`, a complete earlier download serves. Each file is compared once
-    with the hash that the Hub states. With `weights` False the weights stay where they are, unless the only config is
-    the one inside a GGUF file. The other arguments are those of `huggingface_hub`. Raises `HubError` saying what to do.
+    An existing local path is returned unchanged. Anything else is a Hub id, whose files are downloaded to the Hub's
+    cache; if the Hub cannot be reached, or `local_files_only`, a complete earlier download is used. Each file is
+    compared once with the hash that the Hub states. With `weights` False no weights are downloaded, unless the only
+    config is inside a GGUF file. The other arguments are those of `huggingface_hub`. Raises `HubError` with a hint.
     """
     path = named(name_or_path)
     if exists(path):
@@ -59,7 +59,7 @@ def stream(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path | Streamed:
-    """As `fetch`, but safetensors weights stay on the Hub, to be read by ranges. What is local is just its path."""
+    """Fetches as `fetch` does, but leaves safetensors weights on the Hub, to be read by ranges."""
     path = named(name_or_path)
     if exists(path):
         return existing(path, subfolder)

@@ -1,4 +1,4 @@
-"""Trying again, within bounds: how often, how long to wait, and what huggingface_hub must not decide by itself."""
+"""Retries within bounds: their number, the waits between them, and limits on the retries of huggingface_hub itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _installing = threading.Lock()
 
 
 def persist(action: Callable[[], _T], attempts: int = ATTEMPTS) -> _T:
-    """What `action` returns, tried up to `attempts` times while it raises `Transient`.
+    """Returns the result of `action`, tried up to `attempts` times while it raises `Transient`.
 
     Waits 1, 2, 4, ... seconds between tries, or as long as the Hub asks if that is longer; gives up at once if the Hub
     asks for more than `LONGEST_WAIT`.
@@ -59,10 +59,10 @@ def persist(action: Callable[[], _T], attempts: int = ATTEMPTS) -> _T:
 
 @contextmanager
 def attempt(repo: str, revision: str | None) -> Iterator[None]:
-    """Requests of huggingface_hub on this thread fail as a `HubError`, the first time rather than the sixth.
+    """Makes requests of huggingface_hub on this thread fail as a `HubError` at the first failure, not the sixth.
 
     By itself it would wait for however long a server asks, and ask a silent one for the same file for six minutes.
-    It still takes up a download again that breaks or stalls in the middle.
+    It still resumes a download that breaks or stalls in the middle.
     """
     _install()
     before = _attempt.set(_Attempt(repo, revision))
@@ -74,7 +74,7 @@ def attempt(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _install() -> None:
-    """Have the client that huggingface_hub shares ask us; on threads without an `attempt` that changes nothing."""
+    """Hooks into huggingface_hub's shared HTTP client. Requests on threads without an `attempt` are unaffected."""
     with _installing:
         client = get_session()
         hooks = client.event_hooks
@@ -88,7 +88,7 @@ def _check_request(request: Any) -> None:
     if current is None or request.method != "HEAD":
         return
     url = str(request.url)
-    if url in current.asked:  # it gets no answer, and now takes six more tries of a minute each
+    if url in current.asked:  # this URL already failed: a retry costs six more one-minute attempts
         hint = "check the connection, or pass a local directory"
         raise Transient(f"the Hub at {endpoint()} does not answer any more", file=current.repo, hint=hint)
     current.asked.add(url)

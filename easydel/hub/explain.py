@@ -1,4 +1,4 @@
-"""What huggingface_hub raises -> one line that says what happened, and one that says what to do."""
+"""From errors of huggingface_hub to one line that says what happened, and one that says what to do."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _SECRET = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+|(?<=//)[^/@\s]+@|(?<=\?)[^\s
 
 
 class HubUnreachable(HubError):
-    """No answer of the Hub, or one that says that it has a problem itself: an earlier download may serve instead."""
+    """No answer from the Hub, or one that reports a problem of its own: an earlier download may be used instead."""
 
 
 class Transient(HubUnreachable):
-    """What another try may get past; `wait` is for how many seconds the Hub asked to be left alone."""
+    """A failure that another try may get past; `wait` is the number of seconds that the Hub asked to wait."""
 
     wait: float = 0
 
 
 @contextmanager
 def explaining(repo: str, revision: str | None) -> Iterator[None]:
-    """Raise what huggingface_hub raises as a `HubError` about the repository `repo`."""
+    """Converts errors of huggingface_hub to a `HubError` about the repository `repo`."""
     try:
         yield
     except EasyDeLError:
         raise
-    except Exception as error:  # it lets through whatever the network, the disk or a strange answer causes
+    except Exception as error:  # it lets through every error of the network, the disk or a strange answer
         raise explained(error, repo, revision) from error
 
 
@@ -68,23 +68,23 @@ def explained(error: BaseException, repo: str, revision: str | None) -> HubError
 
 
 def stranger(repo: str, address: str) -> HubError:
-    """Something else than a Hub answered: a network's log-in page, a proxy, or a wrong HF_ENDPOINT."""
+    """Returns the error for an answer of something else than a Hub: a log-in page, a proxy, or a wrong HF_ENDPOINT."""
     hint = "log in to the network with a browser, or check the proxy and HF_ENDPOINT"
     return HubUnreachable(f"a web page answers in place of the Hub at {public(address)}", file=repo, hint=hint)
 
 
 def endpoint() -> str:
-    """The Hub's address, without a password that HF_ENDPOINT may hold."""
+    """Returns the Hub's address, without a password that HF_ENDPOINT may hold."""
     return public(constants.ENDPOINT)
 
 
 def public(text: str) -> str:
-    """`text` without tokens, passwords, and the signatures in addresses of files."""
+    """Returns `text` without tokens, passwords, and the signatures in addresses of files."""
     return _SECRET.sub("...", text)
 
 
 def _refused(error: HfHubHTTPError, repo: str, revision: str | None) -> HubError:
-    """What an HTTP status means; the Hub answers 401 for whatever a stranger may not know to exist."""
+    """Explains an HTTP status. The Hub answers 401 for anything whose existence it hides from strangers."""
     status = error.response.status_code
     page = f"{endpoint()}/{repo}"
     if isinstance(error, errors.GatedRepoError):
@@ -103,7 +103,7 @@ def _refused(error: HfHubHTTPError, repo: str, revision: str | None) -> HubError
 
 
 def _refused_otherwise(error: HfHubHTTPError, status: int, repo: str, page: str) -> HubError:
-    """What a status means that comes without one of the Hub's error codes."""
+    """Explains a status without one of the Hub's error codes."""
     problem = f"the Hub answered {status} {error.response.reason_phrase}".rstrip()
     answering = urlsplit(str(error.response.url)).netloc
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT:
@@ -112,7 +112,7 @@ def _refused_otherwise(error: HfHubHTTPError, status: int, repo: str, page: str)
         problem = "the Hub allows no more requests for now (429)"
         return _later(Transient(problem, file=repo, hint=f"wait, or {_LOG_IN}"), error.response.headers)
     if answering.rpartition("@")[2] != urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]:
-        # Where large files lie, access comes with the address, which expires; the next try gets a new one.
+        # Large files lie elsewhere, and their address includes the access, which expires; the next try gets a new one.
         return Transient(f"{problem.replace('the Hub', public(answering))}", file=repo, hint=_LATER)
     if status == HTTPStatus.UNAUTHORIZED:
         return HubError("the Hub does not accept the token", file=repo, hint=_LOG_IN)
@@ -124,7 +124,7 @@ def _refused_otherwise(error: HfHubHTTPError, status: int, repo: str, page: str)
 
 
 def _later(error: Transient, headers: Mapping[str, str]) -> Transient:
-    """`error` with the seconds that Retry-After (a number or a date) or the Hub's own RateLimit header asks for."""
+    """Returns `error` with the wait in seconds from Retry-After (a number or a date) or the Hub's RateLimit header."""
     said = headers.get("retry-after", "").strip()
     if said.isdecimal():
         error.wait = float(said)
@@ -139,7 +139,7 @@ def _later(error: Transient, headers: Mapping[str, str]) -> Transient:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error` and what caused it, outermost first: huggingface_hub wraps the telling one."""
+    """Yields `error` and its causes, outermost first: huggingface_hub wraps the error that explains most."""
     while error is not None:
         yield error
         error = error.__cause__

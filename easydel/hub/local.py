@@ -1,4 +1,4 @@
-"""Paths: those that exist, and those that were mistyped."""
+"""Local paths: existing ones, and mistyped ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SHOWN = 300  # characters of a path
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at `path`, or was until a writer died in the middle of replacing it."""
+    """True if there is something at `path`, or was until a writer died in the middle of replacing it."""
     try:
         recover_directory(path)
         if path.is_dir():
@@ -32,14 +32,14 @@ def exists(path: Path) -> bool:
 
 
 def named(name_or_path: str | PathLike[str]) -> Path:
-    """The local path of that name. HubError for an empty one, which would be the working directory."""
+    """Returns the local path of that name. HubError for an empty one, which would be the working directory."""
     if not str(name_or_path).strip():
         raise HubError("is empty, expected a Hub id, a directory or a file", file=repr(name_or_path))
     return Path(name_or_path).expanduser()
 
 
 def existing(path: Path, subfolder: str) -> Path:
-    """`subfolder` of the directory `path`, or the weight file `path` itself."""
+    """Returns `subfolder` of the directory `path`, or the weight file `path` itself."""
     inner = path / subfolder if subfolder else path
     if not exists(inner):
         raise HubError(f"has no folder {subfolder!r}", file=path, hint=similar(inner))
@@ -50,7 +50,7 @@ def existing(path: Path, subfolder: str) -> Path:
 
 
 def refuse_path(name: str | PathLike[str]) -> None:
-    """Raise for a name that cannot be a Hub id, hence must be a path, and does not exist."""
+    """Raises HubError for a name that cannot be a Hub id, hence must be a path, and does not exist."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     problem = "no such file or directory"
@@ -64,7 +64,7 @@ def refuse_path(name: str | PathLike[str]) -> None:
 
 
 def similar(path: Path) -> str | None:
-    """A hint for a path that does not exist: what is called nearly so, or what the last parent that exists holds."""
+    """Returns a hint for a path that does not exist: similar names, or the contents of its last existing parent."""
     path = path.expanduser()
     parent = next((parent for parent in path.parents if parent.is_dir()), None)
     if parent is None:

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def at_once(action: Callable[[_S], _T], items: Collection[_S], halted: Event) -> list[_T]:
-    """`action` of each of `items`, several at a time; the first error sets `halted`."""
+    """Returns `action` of each of `items`, several at a time; the first error sets `halted`."""
     with ThreadPoolExecutor(_THREADS) as pool:
         futures = [pool.submit(action, item) for item in items]
         try:
@@ -31,13 +31,13 @@ def at_once(action: Callable[[_S], _T], items: Collection[_S], halted: Event) ->
 
 
 def go_on(halted: Event) -> None:
-    """Raise if another file failed."""
+    """Raises HubError if another file failed."""
     if halted.is_set():
         raise HubError("was given up, since another file failed")
 
 
 def bar(halted: Event) -> type[tqdm]:
-    """A progress bar that shows on a terminal only, and that ends its download, maybe gigabytes early, if `halted`."""
+    """Returns a progress bar for terminals only, whose updates end their download early if `halted` is set."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any):

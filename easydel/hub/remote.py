@@ -1,4 +1,4 @@
-"""A repository of the Hub: what it lists, what of it is here already, and bringing the rest."""
+"""A repository of the Hub: its listing, the files that are here already, and downloading the rest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Repository:
-    """One revision of a repository, the folder in it that is meant, and how to get at it."""
+    """One revision of a repository, a folder in it, and the ways to access it."""
 
     id: str
     revision: str | None
@@ -37,7 +37,7 @@ class Repository:
     halted: Event = field(default_factory=Event, init=False, repr=False, compare=False)
 
     def needed(self, names: Collection[str], shards: Callable[[str], Collection[str]], *, weights: bool) -> list[str]:
-        """Which of the repository's files loading needs; `shards` reads the shard names of an index."""
+        """Returns the repository's files that loading needs; `shards` reads the shard names of an index."""
         prefix = f"{self.subfolder}/" if self.subfolder else ""
         inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
         inside = {name for name in inside if "/" not in name or is_template(name)}
@@ -48,7 +48,7 @@ class Repository:
 
 
 class Listing(NamedTuple):
-    """The files of one commit, each with the hash that the Hub states of it, if it does."""
+    """The files of one commit, each with the hash that the Hub states, if it states one."""
 
     commit: str
     files: Mapping[str, Digest | None]
@@ -62,7 +62,7 @@ class Earlier(NamedTuple):
 
 
 def obtain(repo: Repository, *, local_files_only: bool, weights: bool) -> Path:
-    """The local folder with the files that loading needs: up to date if the Hub answers, else as downloaded before."""
+    """Returns the local folder of the needed files: up to date if the Hub answers, else as downloaded before."""
     earlier = cached(repo, weights=weights)
     if local_files_only:
         return serve(repo, earlier, HubError("local_files_only forbids downloading"))
@@ -79,7 +79,7 @@ def obtain(repo: Repository, *, local_files_only: bool, weights: bool) -> Path:
 
 
 def ask(repo: Repository) -> Listing:
-    """What the Hub lists now."""
+    """Returns the Hub's current listing."""
     with attempt(repo.id, repo.revision):
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         api = HfApi(token=repo.token)
@@ -94,7 +94,7 @@ def ask(repo: Repository) -> Listing:
 
 
 def download(repo: Repository, listing: Listing, *, weights: bool) -> Path:
-    """Bring what loading needs to the Hub's cache, and return its folder there; what is there already costs nothing."""
+    """Downloads the needed files to the Hub's cache and returns their folder; files that are there cost nothing."""
 
     def shards(index: str) -> list[str]:
         return shard_names(bring(repo, listing, index))
@@ -107,7 +107,7 @@ def download(repo: Repository, listing: Listing, *, weights: bool) -> Path:
 
 
 def bring(repo: Repository, listing: Listing, name: str) -> Path:
-    """The file `name` as the Hub states it: one that differs is removed and fetched once more."""
+    """Returns the file `name` with the hash that the Hub states: one that differs is removed and fetched once more."""
     found: list[Digest] = []
     stated = None
     while len(found) < 2:
@@ -129,7 +129,7 @@ def bring(repo: Repository, listing: Listing, name: str) -> Path:
 
 
 def cached(repo: Repository, *, weights: bool) -> Earlier | EasyDeLError:
-    """An earlier download that is complete, or why there is none."""
+    """Returns a complete earlier download, or the reason why there is none."""
     try:
         with explaining(repo.id, repo.revision):
             folder = _commit_folder(repo, repo.revision)
@@ -140,7 +140,7 @@ def cached(repo: Repository, *, weights: bool) -> Earlier | EasyDeLError:
 
 
 def serve(repo: Repository, earlier: Earlier | EasyDeLError, reason: HubError) -> Path:
-    """The folder of `earlier`, checked; `reason` says why there cannot be a new download."""
+    """Returns the folder of `earlier`, checked; `reason` says why there cannot be a new download."""
     hint = reason.hint or "load it once without that"
     if isinstance(earlier, EasyDeLError):
         revision = "" if repo.revision is None else f" (revision {repo.revision!r})"
@@ -176,7 +176,7 @@ def _download(repo: Repository, commit: str, name: str, *, again: bool) -> Path:
 
 
 def _stated(entry: Digest | None, file: Path) -> Digest | None:
-    """What the Hub states of `file`: mirrors that list no sha256, or nothing, still name the file by it."""
+    """Returns the hash that the Hub states of `file`; mirrors that list none still name its blob by it."""
     if entry is not None and entry.kind == "sha256":
         return entry
     name = named(file)
@@ -184,14 +184,14 @@ def _stated(entry: Digest | None, file: Path) -> Digest | None:
 
 
 def _storage(file: Path, name: str) -> Path:
-    """The repository's folder in the cache: snapshots/<commit>/<name> is in it."""
+    """Returns the repository's folder in the cache, which contains snapshots/<commit>/<name>."""
     return file.parents[name.count("/") + 2]
 
 
 def _commit_folder(repo: Repository, revision: str | None) -> Path:
-    """The folder that huggingface_hub keeps the files of `revision` in, whether or not they are complete."""
+    """Returns the folder in which huggingface_hub keeps the files of `revision`, whether or not they are complete."""
     try:
-        # It checks what the pattern matches: without one, every file that the repository has would have to be there.
+        # It checks files that match a pattern; without one, every file of the repository would have to exist.
         folder = snapshot_download(
             repo.id, revision=revision, cache_dir=repo.cache_dir, local_files_only=True, allow_patterns=[]
         )
@@ -201,7 +201,7 @@ def _commit_folder(repo: Repository, revision: str | None) -> Path:
 
 
 def _remember(revision: str, commit: str, folder: Path) -> None:
-    """Note which commit `revision` is, as huggingface_hub does, but once all is here: till then the last one serves."""
+    """Notes the commit of `revision`, as huggingface_hub does, but only once all of its files are here."""
     refs = folder.parent.parent / "refs"
     ref = Path(os.path.normpath(refs / revision))
     if revision == commit or not ref.is_relative_to(refs):

@@ -1,4 +1,4 @@
-"""Which files of a repository's folder loading needs."""
+"""Selects the files of a repository's folder that loading needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIGS = {
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json"),
 }
-# What transformers' tokenizers call their files.
+# File names of transformers' tokenizers.
 VOCABULARIES = {
     *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model"),
     *("spm.model", "source.spm", "target.spm", "vocab.json", "merges.txt", "vocab.txt", "bpe.codes"),
@@ -27,10 +27,10 @@ _GGUF_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")  # as llama.cpp's gguf-sp
 def needed(
     names: Collection[str], shards: Callable[[str], Collection[str]], *, weights: bool = True, where: str
 ) -> list[str]:
-    """Those of `names`, the files of one folder, that loading needs; `shards` reads the shard names of an index.
+    """Returns those of `names`, the files of one folder, that loading needs; `shards` reads an index's shard names.
 
-    Weights are the first there is of model.safetensors, its index and shards, pytorch_model.bin, its index and shards,
-    one GGUF file (or all parts of one). Errors call the folder `where`.
+    Weights are the first that exists of model.safetensors, its index and shards, pytorch_model.bin, its index and
+    shards, one GGUF file (or all parts of one). Errors call the folder `where`.
     """
     side: list[str] = sorted((CONFIGS | VOCABULARIES | {MANIFEST}).intersection(names))
     side += sorted(filter(is_template, names))
@@ -57,7 +57,7 @@ def is_template(name: str) -> bool:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The shards that an index file names, each a plain file name."""
+    """Returns the shards that an index file names, each a plain file name."""
     return sorted(set(read_index(index, local=False).values()))
 
 

@@ -1,8 +1,8 @@
 """Weights that stay on the Hub: any range of a file's bytes, received straight into the caller's memory.
 
-The Hub is asked once per file where it lies; its token goes to the Hub's own origin alone. Every answer must state the
-range, the size and the ETag that the others did, so that parts of two versions never mix. Parts cannot be compared with
-the hash of the whole file: what the connection's encryption does not protect, nothing does.
+The Hub is asked once per file for the file's address; its token goes to the Hub's own origin alone. Every answer must
+state the requested range, and the same size and ETag as the others, so that two versions never mix. Parts cannot be
+compared with the hash of the whole file: the connection's encryption is their only protection.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHANGED_HINT = "somebody changed it; load it again"
 
 
 class Location(NamedTuple):
-    """Where the Hub says that a file lies, and what it says of it; `url` may be signed, and expire."""
+    """A file's address and properties as the Hub states them; `url` may be signed, and expire."""
 
     url: str
     size: int
@@ -40,14 +40,14 @@ class Location(NamedTuple):
 
 @dataclass
 class RemoteFile:
-    """A file of one commit on the Hub; threads may share it. `shown` is what errors call it."""
+    """A file of one commit on the Hub; threads may share it. `shown` is its name in errors."""
 
     repo: Repository
     commit: str
     name: str
     _location: Location | None = field(default=None, repr=False)
     _first: Location | None = field(default=None, repr=False)
-    _etag: str | None = None  # of the content where the file lies: another than the Hub's own
+    _etag: str | None = None  # of the content at the file's address, which differs from the Hub's own
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -60,7 +60,7 @@ class RemoteFile:
         return persist(self._locate).size
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from `offset` on. A connection that breaks is taken up where it broke."""
+        """Fills `out` with the bytes from `offset` on. A connection that breaks is resumed where it broke."""
         done = 0
 
         def receive() -> None:
@@ -85,7 +85,7 @@ class RemoteFile:
             persist(receive)
 
     def _answer(self, location: Location, start: int, stop: int) -> Any:
-        """A context with the response. Only the Hub itself gets the token: elsewhere the address is all it takes."""
+        """Returns a context with the response. Only the Hub itself gets the token: elsewhere the address is enough."""
         home = _origin(location.url) == _origin(constants.ENDPOINT)
         headers = build_hf_headers(token=self.repo.token if home else False)
         headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -93,7 +93,7 @@ class RemoteFile:
         return get_session().stream("GET", location.url, headers=headers, timeout=timeout, follow_redirects=False)
 
     def _locate(self) -> Location:
-        """Where the file lies now; raises if the Hub has another one by that name than at the first time."""
+        """Returns the file's current address. Raises HubError if the Hub's file is not the one of the first time."""
         with self._lock:
             if self._location is None:
                 url = hf_hub_url(self.repo.id, self.name, revision=self.commit)
@@ -109,7 +109,7 @@ class RemoteFile:
             return self._location
 
     def _check(self, response: Any, location: Location, start: int, stop: int) -> None:
-        """Raise unless the answer is that range of that version of the file."""
+        """Raises HubError unless the answer is that range of that version of the file."""
         status, headers = response.status_code, response.headers
         if status >= HTTPStatus.MULTIPLE_CHOICES and status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             self._forget(location)  # the address may have expired: the next try asks for a new one
@@ -144,7 +144,7 @@ class RemoteFile:
 
 
 class Streamed(NamedTuple):
-    """A repository whose weights stay where they are: its small files in a local `directory`, weights by shown path."""
+    """A repository whose weights stay on the Hub: small files in a local `directory`, weights by shown path."""
 
     directory: Path
     index_file: Path | None
@@ -152,7 +152,7 @@ class Streamed(NamedTuple):
 
 
 def open_stream(repo: Repository) -> Streamed:
-    """Fetch the config, tokenizer and index of a repository, and point at its safetensors files."""
+    """Fetches the config, tokenizer and index of a repository, and locates its safetensors files."""
     listing = persist(lambda: ask(repo))
     if not any(name.endswith((".safetensors", f".safetensors{INDEX_SUFFIX}")) for name in listing.files):
         _refuse(repo)

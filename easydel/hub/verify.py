@@ -1,7 +1,7 @@
-"""Is a file what the Hub says it is? Hashed once: a note in the cache remembers it.
+"""Checks files against the hashes that the Hub states. A file is hashed once: a note in the cache remembers it.
 
-huggingface_hub compares only sizes. Of a large file the Hub states the sha256; of a small one, which lies in git
-itself, the id that git gives it: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+huggingface_hub compares only sizes. For a large file the Hub states the sha256; for a small one, which is stored in git
+itself, git's id: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 _log = logging.getLogger(__name__)
 _BLOCK = 4 << 20  # bytes hashed at a time; hashlib lets other threads run meanwhile
-_NOTES = ".easydel/verified"  # in the repository's folder, of which huggingface_hub reads only what it knows
+_NOTES = ".easydel/verified"  # in the repository's folder, where huggingface_hub ignores files it does not know
 
 
 class Digest(NamedTuple):
@@ -29,7 +29,7 @@ class Digest(NamedTuple):
 
 
 def named(file: Path) -> Digest | None:
-    """The hash in the name of the blob that `file` links to: what the Hub said when it was downloaded, if anything."""
+    """Returns the hash in the name of the blob that `file` links to: the Hub's answer to the download, if any."""
     name = _stored(file).name
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return Digest("sha256", name)
@@ -37,7 +37,7 @@ def named(file: Path) -> Digest | None:
 
 
 def differs(file: Path, stated: Digest, storage: Path) -> Digest | None:
-    """The hash of `file`, if it is not `stated`. Reads the file unless a note in the folder `storage` spares that."""
+    """Returns the hash of `file`, if it is not `stated`. Skips reading the file if `storage` has a note of it."""
     content = _stored(file)
     note = storage / _NOTES / (content if content.is_relative_to(storage) else file).relative_to(storage)
     state = content.stat()
@@ -59,13 +59,13 @@ def differs(file: Path, stated: Digest, storage: Path) -> Digest | None:
 
 
 def discard(file: Path) -> None:
-    """Remove `file`, and the blob that it links to."""
+    """Removes `file`, and the blob that it links to."""
     _stored(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)
 
 
 def _stored(file: Path) -> Path:
-    """Where the cache keeps the content of `file`: one link further, since a blob may itself be a link."""
+    """Returns the cache's place of the content of `file`: one link further, since a blob may itself be a link."""
     return Path(os.path.normpath(file.parent / os.readlink(file))) if file.is_symlink() else file
 
 

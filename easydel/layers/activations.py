@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """The function of that name; UnsupportedModelError lists the known ones."""
+    """Returns the function of that name. Raises UnsupportedModelError, which lists the known names."""
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"activation {name!r:.100} is not known", hint=f"known: {', '.join(sorted(ACTIVATIONS))}"

@@ -30,7 +30,7 @@ from easydel.policy import ATTENTION_OUTPUT, Policy
 
 @dataclass(frozen=True)
 class Heads:
-    """`count` query heads that share `kv` key and value heads, each of `dim` channels; `value_dim` if values differ.
+    """`count` query heads over `kv` key and value heads, with `dim` channels each (`value_dim` in values, if given).
 
     `biased` names the projections with a bias, some of "qkvo". With `keys_as_values` there is no projection to values.
     """
@@ -50,9 +50,9 @@ class Heads:
 
 @dataclass(frozen=True)
 class Weights:
-    """How scores become weights: `scale` (default: dim ** -0.5), a tanh `softcap`, a learned logit per head (`sinks`).
+    """The way from scores to weights: `scale` (default: dim ** -0.5), tanh `softcap`, and `sinks`, a logit per head.
 
-    The sinks take weight and give nothing (GPT-OSS). `value_scale` multiplies the values.
+    A sink is learned, and takes weight but adds no value (GPT-OSS). `value_scale` multiplies the values.
     """
 
     scale: float | GrowingScale | None = None
@@ -65,8 +65,8 @@ class Weights:
 class QKNorm:
     """Norms on queries and keys: over each head's channels, or (`whole`) over all heads at once (OLMo 2).
 
-    The scale is one for all heads, or with `per_head` each head has its own (Cohere). With `rotated` they come after
-    the rope (Hunyuan). `values` is a norm over each value head's channels.
+    All heads use one scale, unless `per_head` gives each its own (Cohere). With `rotated` the norms follow the rope
+    (Hunyuan). `values` is a norm over each value head's channels.
     """
 
     norm: AnyNorm
@@ -83,7 +83,7 @@ class QKNorm:
 
 @dataclass(frozen=True)
 class Gate:
-    """Multiplies what attention gives by `act` of a projection of its input: by channel, or by head (`per_head`)."""
+    """A gate on the attention's output: `act` of a projection of the layer's input, per channel or per head."""
 
     act: str = "sigmoid"
     per_head: bool = False
@@ -92,14 +92,14 @@ class Gate:
 
 @dataclass(frozen=True)
 class HandOn:
-    """Keys and values are handed on to later layers as `name`."""
+    """Hands this layer's keys and values on to later layers, as `name`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class TakeOver:
-    """Keys and values are those that an earlier layer handed on as `name`: there are no projections to them."""
+    """Uses the keys and values that an earlier layer handed on as `name`; the layer has no projections to them."""
 
     name: str
 
@@ -108,9 +108,9 @@ class TakeOver:
 class Attention(Part):
     """Softmax attention.
 
-    `position` None leaves order to the sight alone (NoPE) or to embeddings added before the first layer. `clip` limits
-    q, k and v to [-clip, clip] (DBRX, OLMo). `out_norm` acts on all heads together, before the projection to the
-    output. `select` is a part that chooses keys for each query: its module returns a `Select` in place of an output.
+    Without a `position`, order comes from the sight alone (NoPE) or from embeddings added before the first layer.
+    `clip` limits q, k and v to [-clip, clip] (DBRX, OLMo). `out_norm` acts on all heads together, before the output
+    projection. `select` is a part that chooses keys for each query: its module returns a `Select` as its output.
     """
 
     name: ClassVar[str] = "self_attn"
@@ -130,7 +130,7 @@ class Attention(Part):
 
     @property
     def kept_window(self) -> int | None:
-        """How much of the past a cache has to keep; None: all. Biases and selections are for all slots."""
+        """Number of past tokens that a cache has to keep (None: all). Biases and selections need every slot."""
         plain = isinstance(self.position, Rope | None) and self.select is None
         return reach(self.sight) if plain else None
 
@@ -196,7 +196,7 @@ class AttentionLayer(nnx.Module):
             setattr(self, record.select.name, record.select.build(features, policy))
         sinks = parameter((heads.count,), policy)
         self.sinks = sinks if record.weights.sinks else None
-        self.features, self.record, self.policy = features, record, policy
+        self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array | Handed, Any]:
         record = self.record
@@ -222,7 +222,7 @@ class AttentionLayer(nnx.Module):
         return Handed(y_BTD, values) if values else y_BTD, cache
 
     def _queries(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        """[B, T, N, C], rotated and normed."""
+        """Returns queries [B, T, N, C], rotated and normed."""
         record, scale = self.record, self.record.weights.scale
         q_BTNC = self._heads(self.q_proj(x_BTD), self.q_norm if record.norms else None, record.heads.dim, context)
         if isinstance(scale, GrowingScale):
@@ -230,7 +230,7 @@ class AttentionLayer(nnx.Module):
         return q_BTNC
 
     def _seen(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[Seen, Any]:
-        """What queries see, of this layer's own keys and values or of an earlier layer's, and the new cache."""
+        """Returns the keys and values to attend to, this layer's own or an earlier layer's, and the new cache."""
         record, heads, norms = self.record, self.record.heads, self.record.norms
         if isinstance(record.keys, TakeOver):
             return context.handed[record.keys.name], cache
@@ -255,7 +255,7 @@ class AttentionLayer(nnx.Module):
     def _heads(
         self, x_BTE: jax.Array, norm: Norm | None, channels: int, context: Context, *, kv: bool = False
     ) -> jax.Array:
-        """Queries or keys [B, T, heads, C], clipped, normed and rotated."""
+        """Returns queries or keys [B, T, heads, C], clipped, normed and rotated."""
         record, norms = self.record, self.record.norms
         if norms is not None and norm is not None and norms.whole:
             x_BTE = norm(x_BTE)
@@ -276,12 +276,12 @@ class AttentionLayer(nnx.Module):
         return Scores(scale, weights.softcap, sight, self.policy.precision)
 
     def _sight(self, context: Context) -> Sight:
-        """What order leaves to queries; where tokens of a prefix see each other, `_selection` sees to it."""
+        """Returns the sight to attend with; where a prefix is given, `_selection` masks what is not seen."""
         sight = self.record.sight
         return Causal() if isinstance(sight, Prefix) and context.prefix_BS is None else sight
 
     def _selection(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[Select | None, Any, dict[str, Any]]:
-        """What chooses keys for each query, its new cache, and what it hands on."""
+        """Returns the choice of keys for each query, the chooser's new cache, and the values it hands on."""
         record = self.record
         if record.select is None:
             prefixed = isinstance(record.sight, Prefix) and context.prefix_BS is not None
@@ -297,10 +297,10 @@ class AttentionLayer(nnx.Module):
             return None
         if position.shared is None:
             return self.relative_attention_bias(slots, context.offset)
-        return shared_module(position.shared, position, self.features, self.policy, context)(slots, context.offset)
+        return shared_module(position.shared, context)(slots, context.offset)
 
     def _finished(self, x_BTD: jax.Array, out_BTNV: jax.Array) -> jax.Array:
-        """The heads' outputs side by side, gated and normed."""
+        """Returns the heads' outputs side by side, gated and normed."""
         gate, (B, T) = self.record.gate, x_BTD.shape[:2]
         if gate is not None:
             gates_BTNV = activation(gate.act)(self.gate_proj(x_BTD)).reshape(B, T, out_BTNV.shape[2], -1)
@@ -310,7 +310,7 @@ class AttentionLayer(nnx.Module):
 
 
 def prefix_select(context: Context) -> Select:
-    """Returns what a causal query sees where the tokens of its row's prefix see each other."""
+    """Returns a selection that is causal, except that all tokens of a row's prefix see each other."""
     prefix_BS = context.prefix_BS
     assert prefix_BS is not None
 

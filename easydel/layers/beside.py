@@ -17,7 +17,7 @@ from easydel.policy import Policy
 
 @dataclass(frozen=True)
 class Beside(Part):
-    """The sum of what `parts` make of the same input, each scaled: by `scales_in` before it, by `scales` after it.
+    """The sum of the outputs of `parts` for one input. `scales_in` multiply each part's input, `scales` its output.
 
     As in Falcon-H1 (TII 2025, arXiv:2507.22448), whose layers have attention beside Mamba 2. Parts keep their names.
     """

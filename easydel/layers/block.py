@@ -16,7 +16,7 @@ from easydel.layers.residual import Residual, Sequential
 from easydel.layers.rope import Rope
 from easydel.policy import Policy
 
-# What flows from layer to layer: "x" [B, T, D], what families widen it by, and values that layers hand on.
+# The values that flow from layer to layer: "x" [B, T, D] (families may widen it), and values that layers hand on.
 Flow = dict[str, Any]
 
 
@@ -24,9 +24,9 @@ Flow = dict[str, Any]
 class Block:
     """Norms before (`*_in`) and after (`*_out`) the mixer and the feed-forward, each optional.
 
-    `residual` says how what they make is joined to what they read, `ffn_residual` so for the feed-forward if it is
-    another. In the decoder of an encoder-decoder, `cross` stands between mixer and feed-forward, with norms of its own.
-    What others need to know of the layer it answers by asking its parts.
+    `residual` joins each part's output to its input; the feed-forward uses `ffn_residual` instead, if it is given. In
+    the decoder of an encoder-decoder, `cross` stands between mixer and feed-forward, with norms of its own. Questions
+    about the layer (caches, ropes, heads) are answered by asking its parts.
     """
 
     mixer: Part | None
@@ -50,11 +50,11 @@ class Block:
         return ((slot, part) for slot, part in slots.items() if part is not None)
 
     def cache(self, batch: int, length: int, dtype: Any) -> dict[str, Any]:
-        """Returns each part's empty cache; that of cross-attention is made by the first call."""
+        """Returns each part's empty cache; cross-attention gets its own in the first call."""
         return {slot: part.cache(batch, length, dtype) for slot, part in self.parts()}
 
     def is_fresh(self, cache: dict[str, Any]) -> bool:
-        """True if the next call adds arrays to this cache: what it makes of an encoder's output."""
+        """True if the next call adds arrays to this cache: keys and values made of an encoder's output."""
         return self.cross is not None and cache["cross"] is None
 
     def ropes(self) -> Iterable[Rope]:
@@ -131,7 +131,7 @@ class BlockLayer(nnx.Module):
 
 
 class _Run:
-    """One call of a layer: runs its parts, and collects what they cache and hand on."""
+    """One call of a layer: runs its parts, and collects their new caches and the values they hand on."""
 
     def __init__(self, layer: BlockLayer, flow: Flow, context: Context, cache: Any):
         self.layer, self.flow, self.context = layer, flow, context

@@ -13,18 +13,23 @@ from easydel.policy import Policy
 
 
 class CausalConv(nnx.Module):
-    """Each channel's last `width` inputs, weighted by `kernel` [channels, 1, width], which is never quantized."""
+    """A weighted sum of each channel's last `width` inputs. `kernel` [channels, 1, width] is never quantized."""
 
     def __init__(self, channels: int, width: int, policy: Policy, *, bias: bool):
         self.kernel = parameter((channels, 1, width), policy)
         self.bias = parameter((channels,), policy) if bias else None
 
-    def __call__(self, x_BTI: jax.Array, past_BWI: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Outputs [B, T, I], and the inputs that the next call needs as `past_BWI` (None: zeros)."""
-        (batch, length, channels), width = x_BTI.shape, self.kernel.shape[-1]
+    def __call__(
+        self, x_BTI: jax.Array, past_BWI: jax.Array | None = None, channels: slice = slice(None)
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns outputs [B, T, I] and the inputs that the next call needs as `past_BWI` (None: zeros).
+
+        `channels` says which of them `x_BTI` has.
+        """
+        (batch, length, count), width = x_BTI.shape, self.kernel.shape[-1]
         if past_BWI is None:
-            past_BWI = jnp.zeros((batch, width - 1, channels), x_BTI.dtype)
+            past_BWI = jnp.zeros((batch, width - 1, count), x_BTI.dtype)
         inputs = jnp.concatenate([past_BWI.astype(x_BTI.dtype), x_BTI], axis=1)
-        kernel = self.kernel[...].astype(x_BTI.dtype)
+        kernel = self.kernel[...][channels].astype(x_BTI.dtype)
         y_BTI = sum((inputs[:, i : i + length] * kernel[:, 0, i] for i in range(width)), jnp.zeros_like(x_BTI))
-        return y_BTI if self.bias is None else y_BTI + self.bias[...].astype(y_BTI.dtype), inputs[:, length:]
+        return y_BTI if self.bias is None else y_BTI + self.bias[...][channels].astype(y_BTI.dtype), inputs[:, length:]

@@ -22,9 +22,10 @@ from easydel.policy import ATTENTION_OUTPUT, Policy
 
 @dataclass(frozen=True)
 class CrossAttention(Part):
-    """Every decoder token sees every real token of the encoder; `scale` defaults to head_dim ** -0.5.
+    """Attention in which every decoder token sees every real token of the encoder.
 
-    `biased` names the projections with a bias, some of "qkvo". `states` is the encoder's width, if it has another.
+    `scale` defaults to head_dim ** -0.5. `biased` names the projections with a bias, some of "qkvo". `states` is the
+    encoder's width, if it differs from the decoder's.
     """
 
     name: ClassVar[str] = "cross_attn"
@@ -44,7 +45,7 @@ class CrossAttention(Part):
 
 
 class CrossAttentionLayer(nnx.Module):
-    """Called with what earlier calls returned as keys and values, or None: then they are made of `context.cross`."""
+    """Attends with the keys and values that an earlier call returned, or (None) with new ones from `context.cross`."""
 
     def __init__(self, record: CrossAttention, features: int, policy: Policy):
         wide, narrow = record.heads * record.head_dim, record.kv_heads * record.head_dim
@@ -70,7 +71,7 @@ class CrossAttentionLayer(nnx.Module):
         return self.o_proj(out_BTNC.reshape(*x_BTD.shape[:2], -1)), kept
 
     def keys_and_values(self, states_BSD: jax.Array) -> KVCache:
-        """[B, K, S, C] each; they depend on the encoder alone and serve every step of a generation."""
+        """Returns keys and values [B, K, S, C]. They depend on the encoder alone and serve every generated token."""
         projected = {"k": self.k_proj(states_BSD), "v": self.v_proj(states_BSD)}
         shard, axes = self.policy.shard_heads, ("batch", "kv_head", None, "head_dim")
         heads = {name: shard(self._heads(part), kv=True).swapaxes(1, 2) for name, part in projected.items()}

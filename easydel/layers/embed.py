@@ -31,8 +31,9 @@ class Learned:
 class Sinusoidal:
     """Sines, then cosines, of position + `offset` (Vaswani et al. 2017, arXiv:1706.03762): no table, no last position.
 
-    Wavelengths grow geometrically from 2 pi to 10000 times that; with `endpoint` the last one is exactly that long
-    (tensor2tensor, fairseq), else the next one would be (the paper). `interleaved` has them as sine, cosine, sine, ...
+    Wavelengths grow geometrically from 2 pi to 10000 times that. With `endpoint` the last wavelength is exactly that
+    long (tensor2tensor, fairseq); without it the next one would be (the paper). `interleaved` orders the channels as
+    sine, cosine, sine, ...
     """
 
     offset: int = 0
@@ -48,7 +49,7 @@ class Waves(nnx.Module):
         self.record, self.features, self.policy = record, features, policy
 
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
-        """[B, T, D] in the computation dtype; angles need float32's whole mantissa."""
+        """Returns position vectors [B, T, D] in the computation dtype; angles need float32's whole mantissa."""
         half = self.features // 2
         steps = np.arange(half, dtype=np.float32) / np.float32(half - self.record.endpoint)
         angles = positions_BT[..., None].astype(jnp.float32) * np.exp(-np.log(np.float32(10000)) * steps)
@@ -65,9 +66,10 @@ class Waves(nnx.Module):
 class Embed:
     """Token vectors of `width` (default: the model's) times `scale`, plus positions and types, then a norm.
 
-    Where `width` differs from the model's, a projection leads to it, with a `bias` or without: `projected` "before"
-    positions are added (OPT-350m), or "after" the norm (ELECTRA). Every token is of the first of `types` token types
-    unless they are given. With `float32` what layers add to stays in float32, whatever dtype they compute in (Mamba).
+    If `width` differs from the model's, a projection (with or without `bias`) converts it: `projected` "before"
+    positions are added (OPT-350m), or "after" the norm (ELECTRA). Every token has the first of `types` token types
+    unless the caller gives them. With `float32` the residual stream stays in float32, whatever dtype layers compute in
+    (Mamba).
     """
 
     positions: Learned | Sinusoidal | None = None
@@ -81,13 +83,13 @@ class Embed:
 
     @property
     def longest(self) -> int | None:
-        """Positions beyond which there are no vectors to look up; None where positions are computed."""
+        """Number of positions that the table has vectors for; None if positions are computed."""
         return self.positions.rows if isinstance(self.positions, Learned) else None
 
 
 @dataclass(frozen=True)
 class Transform:
-    """norm(act(dense(x))) before a head's product (BERT); `width` is that of the result, if it is another."""
+    """norm(act(dense(x))) before a head's product (BERT). `width` is the width of the result, if it is another."""
 
     act: str
     norm: AnyNorm | None
@@ -98,7 +100,7 @@ class Transform:
 class Head:
     """Logits: the tied embedding or a kernel of its own, times `scale`, capped by tanh (Gemma 2).
 
-    `width` is what it reads where the model's features are projected first, as `Embed.width`.
+    `width` is the width of the head's input where the model's features are projected first, as `Embed.width`.
     """
 
     tied: bool
@@ -109,7 +111,7 @@ class Head:
     transform: Transform | None = None
 
     def build(self, features: int, rows: int, policy: Policy) -> Any:
-        """None if there is nothing but the tied embedding."""
+        """Returns the head's module; None if it has nothing but the tied embedding."""
         change = self.transform
         inputs = (change and change.width) or self.width or features
         head: Any
@@ -123,7 +125,7 @@ class Head:
         return head
 
     def logits(self, lm_head: Any, embed_tokens: Embedding | None, hidden_BTD: jax.Array) -> jax.Array:
-        """[B, T, vocab] in the computation dtype. `lm_head` is what `build` made, `embed_tokens` what it is tied to."""
+        """Returns logits [B, T, vocab] in the computation dtype. `lm_head` is the module from `build`."""
         if self.transform is not None:
             hidden_BTD = activation(self.transform.act)(lm_head.dense(hidden_BTD))
             hidden_BTD = hidden_BTD if lm_head.norm is None else lm_head.norm(hidden_BTD)
@@ -140,7 +142,7 @@ class Head:
 
 
 class TiedHead(nnx.Module):
-    """What a head has besides the token embedding: a bias of `rows`, perhaps a transform (`dense`, `norm`)."""
+    """The parameters of a tied head besides the embedding: a bias of `rows`, perhaps a transform (`dense`, `norm`)."""
 
     def __init__(self, rows: int | None, policy: Policy):
         self.bias = None if rows is None else parameter((rows,), policy)

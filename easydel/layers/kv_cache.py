@@ -1,7 +1,7 @@
-"""Keys and values from call to call: all of a sequence's, or of its end, for layers that see a window of it.
+"""Keys and values kept from call to call: of the whole sequence, or of its end for layers with a window.
 
-Slot s of the sequence lies at place s of the cache, or, if that has fewer, at s modulo their number: what a token
-overwrites there has left the window of all that follow. Who goes back to an earlier slot asks `reachable`.
+Slot s of the sequence lies at place s of the cache, or at s modulo the number of places if there are fewer. A token
+there overwrites one that has left the window of all later tokens. `reachable` says how far back a caller may go.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from easydel.ops.sight import is_causal, reach
 
 # B batch, T tokens of this call, S slots of the sequence, P places of the cache, K kv heads, C head channels
 KVCache = dict[str, Cached]
-# By how many tokens a conversation can go back (`PromptCache`) without losing what is in the window there.
+# Number of tokens that a conversation can go back (`PromptCache`) without losing keys of the window there.
 REWIND = 64
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seen:
-    """What queries see: keys and values, which of them may be attended to, and the queries' place among them.
+    """The keys and values that queries attend to, with their masks and the queries' place among them.
 
-    The first query is in slot `slot` of the keys, or in `known_slot` where the trace knows it.
+    The first query is in slot `slot` of the keys, or in `known_slot` where that is known at trace time.
     """
 
     k_BKSC: jax.Array
@@ -40,7 +40,7 @@ class Seen:
     scores: Scores = field(metadata={"static": True})
 
     def masks(self) -> dict[str, Any]:
-        """Returns the arguments of `attend` that say what is seen."""
+        """Returns the arguments of `attend` that restrict which keys are seen."""
         offset = self.known_slot if self.slot is None else self.slot
         return {"offset": offset, "valid_BS": self.valid_BS, "starts_BT": self.starts_BT}
 
@@ -55,14 +55,14 @@ def empty_keys(
 
 
 def places(length: int, window: int | None) -> int:
-    """How many a cache has, for sequences of `length`."""
+    """Number of places in a cache for sequences of `length`."""
     return length if window is None else min(length, window + REWIND)
 
 
 def reachable(length: int, window: int | None, end: int) -> int | None:
-    """How many slots one can go back, so that the cache still holds what the token there may attend to.
+    """Number of slots one can go back so that the cache still holds everything the token there may attend to.
 
-    `end` counts all slots ever written, including those of a turn that was abandoned. None: all of them.
+    `end` counts all slots ever written, including those of a turn that was abandoned. None: all slots.
     """
     kept = places(length, window)
     return None if window is None or end <= kept else kept - window + 1
@@ -76,9 +76,9 @@ def update(
     scores: Scores,
     starts_BT: jax.Array | None = None,
 ) -> tuple[KVCache | None, Seen]:
-    """Returns the cache with this call's keys and values, and what its queries see.
+    """Returns the cache with this call's keys and values, and the keys and values that its queries attend to.
 
-    `starts_BT` is the first slot of the sequence that each query sees, if it is not the first of all.
+    `starts_BT` is the first slot of the sequence that each query sees, if not the first of all.
     """
     valid_BS = context.valid_BS
 
@@ -92,7 +92,7 @@ def update(
     assert valid_BS is not None
     new = {name: part.astype(cache[name].array.dtype) for name, part in (("k", k_BKTC), ("v", v_BKTC))}
     P, T = cache["k"].array.shape[2], k_BKTC.shape[2]
-    if valid_BS.shape[1] == P:  # of the whole sequence
+    if valid_BS.shape[1] == P:  # the cache holds the whole sequence
         cache = _written(cache, new, offset)
         return cache, seen(cache["k"].array, cache["v"].array, valid_BS, starts_BT, offset, scores)
     window = reach(scores.sight)
@@ -122,13 +122,14 @@ def _written(cache: KVCache, new: dict[str, jax.Array], place: jax.Array | int) 
 
 
 def _rolled(cache: KVCache, new: dict[str, jax.Array], offset: jax.Array | int, valid_BT: jax.Array | None) -> KVCache:
-    """Returns the cache with the last of several tokens that goes to each place.
+    """Writes the last of several tokens that go to each place. Returns the new cache.
 
-    Padding at the end is left out: real tokens may come to its slots, and see what it would have overwritten.
+    Padding at the end is left out: real tokens may be written to its slots later, and must still see the tokens that
+    the padding would have overwritten.
     """
     P, T = cache["k"].array.shape[2], new["k"].shape[2]
     count = T if valid_BT is None else jnp.max(jnp.where(valid_BT, jnp.arange(1, T + 1), 0))
-    first_P = (jnp.arange(P) - offset) % P  # the tokens that go to a place are this one, and those P, 2 P, ... later
+    first_P = (jnp.arange(P) - offset) % P  # a place gets this token, and those P, 2 P, ... later
     last_P = first_P + jnp.maximum(count - 1 - first_P, 0) // P * P
     stays_P1 = (first_P >= count)[:, None]
 
@@ -139,7 +140,7 @@ def _rolled(cache: KVCache, new: dict[str, jax.Array], offset: jax.Array | int, 
 
 
 def _valid_in_window(valid_BS: jax.Array, kept: int, first_B1: jax.Array | int, slot: jax.Array | int) -> jax.Array:
-    """[B, P]: which of the cache's `kept` places the token in `slot`, the last one written, may attend to."""
+    """Returns the mask [B, P] of places that the token in `slot`, the last one written, may attend to."""
     slots_P = slot - (slot - jnp.arange(kept)) % kept
     seen_BP = (slots_P >= 0) & (slots_P >= first_B1)
     return jnp.take(valid_BS, jnp.maximum(slots_P, 0), axis=1) & seen_BP

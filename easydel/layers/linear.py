@@ -17,7 +17,7 @@ from easydel.tree import unfilled
 
 
 class Buffer(nnx.Param):
-    """A parameter that nothing is learned for: a constant, a table of integers, a bias that balances experts.
+    """A parameter that is not learned: a constant, a table of integers, a bias that balances experts.
 
     It is never trained, cast to `param_dtype`, or quantized: loading leaves it the dtype of its file, and the module
     casts it where it computes. No gradient reaches it.
@@ -38,7 +38,7 @@ def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
 
 
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
-    """`x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
+    """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
     whole = policy.mesh is None or policy.mesh.size == 1
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
@@ -95,6 +95,6 @@ class Embedding(nnx.Module):
         return rows * jnp.take(self.embedding_scale[...], index, axis=0, mode="clip")[..., None].astype(rows.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Products of `x` [..., features] with every row: tied logits."""
+        """Returns the products of `x` [..., features] with every row: tied logits."""
         y = contract(x, self.embedding[...], self.policy)
         return y if self.embedding_scale is None else y * self.embedding_scale[...].astype(y.dtype)

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434): keys and values are made of one small latent."""
+"""Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434): keys and values come from one small latent."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ LatentCache = dict[str, Cached]
 class MLA(Part):
     """Attention whose cache is a latent of `kv_rank` channels and one rotated key for all heads.
 
-    Each head's query and key have `plain_dim` channels without position and `rotated_dim` (default: position.dim) that
-    `position` rotates, if there is one. With `q_rank` queries come from a latent too. `norm` is that of the latents,
-    `bias` that of the projections to them and of the output; `scale` defaults to head_dim ** -0.5. `select` is a part
-    that chooses keys for each query, as in `Attention`.
+    Each head's query and key have `plain_dim` channels without position, and `rotated_dim` more that `position` rotates
+    (its `dim`; without a `position`, `unrotated_dim`). With `q_rank` queries come from a latent too. `norm` acts on the
+    latents; `bias` belongs to the projections to them and to the output. `scale` defaults to head_dim ** -0.5. `select`
+    is a part that chooses keys for each query, as in `Attention`.
     """
 
     name: ClassVar[str] = "self_attn"
@@ -84,7 +84,7 @@ class MLA(Part):
         return None
 
     def absorbs(self, queries: int, slots: int) -> bool:
-        """Whether attending to the latents themselves takes fewer products than making keys and values of them all."""
+        """True if attending to the latents themselves takes fewer products than computing keys and values first."""
         made = self.kv_rank * (self.plain_dim + self.value_dim)
         absorbed = queries * (slots * 2 * (self.kv_rank + self.rotated_dim) + made)
         return absorbed < slots * (queries * (self.head_dim + self.value_dim) + made)
@@ -137,7 +137,7 @@ class MLALayer(nnx.Module):
         return Handed(y_BTD, values) if values else y_BTD, cache
 
     def _queries(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The queries' latent (without one, the input itself), and the queries of all heads."""
+        """Returns the queries' latent (without one, the input itself) and the queries of all heads."""
         record = self.record
         if record.q_rank is None:
             latent_BTR, q = x_BTD, self.q_proj(x_BTD)
@@ -149,7 +149,7 @@ class MLALayer(nnx.Module):
     def _expanded(
         self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
     ) -> jax.Array:
-        """Keys and values of every head are made of the latents."""
+        """Attends with every head's keys and values, computed from the latents."""
         record = self.record
         latent_BSR, k_BSP = jnp.split(latent_B1SL[:, 0], [record.kv_rank], axis=-1)
         made = self.kv_b_proj(latent_BSR).reshape(*latent_BSR.shape[:2], record.heads, -1)
@@ -162,7 +162,7 @@ class MLALayer(nnx.Module):
     def _absorbed(
         self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
     ) -> jax.Array:
-        """The kernel that would make keys is applied to queries, the one for values to what attention returns."""
+        """Attends to the latents: the kernel of keys is applied to queries, the kernel of values to the output."""
         record, precision, int8_scale = self.record, self.policy.precision, self.kv_b_proj.kernel_scale
         kernel = self.kv_b_proj.kernel[...].astype(q_BTNC.dtype).reshape(record.heads, -1, record.kv_rank)
         key_NCR, value_NVR = jnp.split(kernel, [record.plain_dim], axis=1)
@@ -172,7 +172,7 @@ class MLALayer(nnx.Module):
             value_NVR = value_NVR * scale[:, record.plain_dim :, None]
         q_BTNR = jnp.einsum("BTNC,NCR->BTNR", q_BTNC, key_NCR, precision=precision)
         q_BTNL = jnp.concatenate([q_BTNR, q_BTNP], axis=-1)
-        # the rotated keys come along as values and are dropped: cheaper than a copy of the cache without them
+        # the rotated keys are passed as values too and dropped after: cheaper than a copy of the cache without them
         out_BTNR = self._attend(q_BTNL, latent_B1SL, latent_B1SL, context, select)[..., : record.kv_rank]
         return jnp.einsum("BTNR,NVR->BTNV", out_BTNR, value_NVR, precision=precision)
 

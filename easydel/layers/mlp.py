@@ -31,13 +31,13 @@ class GLU(Part):
     norm: AnyNorm | None = None
 
     def __post_init__(self):
-        activation(self.act)  # refuses unknown names before there is a model
+        activation(self.act)  # refuses unknown names before a model is built
 
     def build(self, features: int, policy: Policy) -> MLPLayer:
         return MLPLayer(self, features, policy)
 
     def combine(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        """Returns what `down` reads, of what the projections in `inner` gave."""
+        """Returns the input of `down`, from the outputs of the projections in `inner`."""
         gate, up = saved(gate), saved(up)
         return activation(self.act)(gate) * up
 
@@ -59,12 +59,12 @@ class MLP(Part):
         return MLPLayer(self, features, policy)
 
     def combine(self, up: jax.Array) -> jax.Array:
-        """Returns what `down` reads."""
+        """Returns the input of `down`, from the output of `up`."""
         return activation(self.act)(saved(up))
 
 
 class MLPLayer(nnx.Module):
-    """The projections that the record lists, and the one back to the model's features."""
+    """The projections that the record lists, and the projection back to the model's features."""
 
     def __init__(self, record: GLU | MLP, features: int, policy: Policy):
         for name in record.inner:
@@ -79,5 +79,5 @@ class MLPLayer(nnx.Module):
 
 
 def saved(x: jax.Array) -> jax.Array:
-    """Returns `x` under the name by which remat policies find what to keep."""
+    """Returns `x` under the name by which remat policies choose what to keep."""
     return checkpoint_name(x, MLP_HIDDEN)

@@ -27,9 +27,9 @@ from easydel.tree import Tree, params_of
 
 @dataclass(frozen=True)
 class Groups:
-    """Experts stand in `count` equal groups, and only those of the `kept` best groups can be chosen.
+    """`count` equal groups of experts, of which only the `kept` best can be chosen from.
 
-    A group is as good as its `best` best experts together (DeepSeek-V2, arXiv:2405.04434: 1; V3, arXiv:2412.19437: 2).
+    A group's score is the sum of its `best` highest scores (DeepSeek-V2, arXiv:2405.04434: 1; V3, arXiv:2412.19437: 2).
     """
 
     count: int
@@ -37,7 +37,7 @@ class Groups:
     best: int = 1
 
     def limit(self, scores_BTE: jax.Array) -> jax.Array:
-        """The scores, with -inf for experts of the other groups."""
+        """Returns the scores, with -inf for experts of the other groups."""
         grouped = scores_BTE.reshape(*scores_BTE.shape[:-1], self.count, -1)
         worth = jnp.sum(jax.lax.top_k(grouped, self.best)[0], axis=-1)
         _, kept = jax.lax.top_k(worth, self.kept)
@@ -58,10 +58,10 @@ class Router:
         raise NotImplementedError(type(self).__name__)
 
     def check(self, experts: int) -> None:
-        """ConfigError if so many experts cannot be chosen from."""
+        """Raises ConfigError if the router cannot choose among that many experts."""
 
     def reads(self) -> Iterable[str]:
-        """Lists what it reads of the context that only some models have, as `Part.reads`: hash routers read ids_BT."""
+        """Lists fields of the context that the router reads, as `Part.reads` does: hash routers read ids_BT."""
         return ()
 
 
@@ -69,8 +69,8 @@ class Router:
 class TopK(Router):
     """The `k` experts with the highest scores, weighted by them.
 
-    `renormalize` makes the weights sum to 1, then `scale` multiplies them. If `corrected`, a learned bias for each
-    expert counts in the choice, but not in the weights (DeepSeek-V3); a `bias` is part of the scores (GPT-OSS).
+    `renormalize` makes the weights sum to 1, then `scale` multiplies them. If `corrected`, a learned bias per expert
+    counts in the choice but not in the weights (DeepSeek-V3); a `bias` is part of the scores (GPT-OSS).
     """
 
     k: int
@@ -85,7 +85,7 @@ class TopK(Router):
         return Gate(self, experts, features, policy)
 
     def check(self, experts: int) -> None:
-        """ConfigError if so many experts cannot be chosen from."""
+        """Raises ConfigError if the router cannot choose among that many experts."""
         groups = self.groups or Groups(1, 1)
         size = experts // groups.count if groups.count else 0
         if not (size * groups.count == experts and 0 < groups.kept <= groups.count and groups.best <= size):
@@ -94,7 +94,7 @@ class TopK(Router):
             raise ConfigError(f"{self.k} of {size * groups.kept} experts cannot be chosen")
 
     def choose(self, logits_BTE: jax.Array, correction_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Weights and indices of the chosen experts, [B, T, K] each, from float32 logits."""
+        """Returns weights and indices of the chosen experts, [B, T, K] each, from float32 logits."""
         scores = jax.nn.softmax(logits_BTE) if self.score == "softmax" else jax.nn.sigmoid(logits_BTE)
         eligible = scores if correction_E is None else scores + correction_E
         if self.groups is not None:
@@ -108,7 +108,7 @@ class TopK(Router):
 
 @dataclass(frozen=True)
 class MoE(Part):
-    """`experts` times `expert`, of which `router` chooses; `shared` acts on every token.
+    """`experts` copies of `expert`, among which `router` chooses; `shared` acts on every token.
 
     The router's weights multiply the experts' outputs, or (`weigh`) their inputs (Llama 4). With `shared_gate` the
     shared expert's output is multiplied by the sigmoid of a learned projection (Qwen2-MoE). Beyond the experts, `zero`
@@ -168,8 +168,8 @@ class MoELayer(nnx.Module):
 class Gate(nnx.Module):
     """The router's parameters: `kernel` [experts, features], perhaps `bias` and `correction_bias` [experts].
 
-    They are never quantized. The correction, which balances the experts' load, is never cast to 16 bits either: that
-    would move experts past each other.
+    They are never quantized. The correction, which balances the experts' load, is never cast to 16 bits either:
+    rounding would change which experts are chosen.
     """
 
     def __init__(self, router: TopK, experts: int, features: int, policy: Policy):
@@ -179,7 +179,7 @@ class Gate(nnx.Module):
         self.router, self.policy = router, replace(policy, dtype=jnp.dtype(jnp.float32))
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
-        """Weights and indices of the chosen experts, [B, T, K] each."""
+        """Returns weights and indices of the chosen experts, [B, T, K] each."""
         logits_BTE = contract(x_BTD, self.kernel[...], self.policy)
         if self.bias is not None:
             logits_BTE = logits_BTE + self.bias[...].astype(logits_BTE.dtype)
@@ -196,7 +196,7 @@ class ExpertLinear(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """All experts of a layer. Over a mesh, each device computes what its part of the experts makes of its tokens."""
+    """All experts of a layer. Over a mesh, each device applies its share of the experts to its tokens."""
 
     def __init__(self, record: MoE, features: int, policy: Policy):
         count, hidden, bias = record.experts, record.expert.hidden, record.expert.bias
@@ -213,7 +213,7 @@ class Experts(nnx.Module):
 
     def _mix_over(self, mesh: Mesh, params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
         axes, record = self.policy.axes, self.record
-        # the sizes that are split: experts, and the inner dimension of each
+        # the sizes that may be split: the number of experts, and the inner dimension of each
         expert, mlp = fit((record.experts, record.expert.hidden), (axes.expert_axis, axes.mlp_axis), mesh)
         summed = (*names_in(expert), *names_in(mlp))
         split_otherwise = (axes.batch_axis, axes.sequence_axis, axes.hidden_axis)
@@ -224,11 +224,11 @@ class Experts(nnx.Module):
             stored = (expert, hidden, mlp) if name == "down_proj" else (expert, mlp, hidden)
             split = PartitionSpec(expert, None, mlp) if name == "down_proj" else PartitionSpec(expert, mlp, None)
             specs[name] = {leaf: split if leaf == "kernel" else PartitionSpec(*split[:2]) for leaf in leaves}
-            # what rules left whole (experts that are indivisible) is cut before the hidden dimension is gathered
+            # kernels stored whole (experts that cannot be divided) are cut before the hidden dimension is gathered
             cut[name] = leaves | {"kernel": self.policy.shard(leaves["kernel"], *stored)}
 
         def local(params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
-            if mlp is not None and "bias" in params["down_proj"]:  # every part of an expert would add it
+            if mlp is not None and "bias" in params["down_proj"]:  # every share of an expert would add it
                 first = jax.lax.axis_index(mlp) == 0
                 params = params | {"down_proj": params["down_proj"] | {"bias": params["down_proj"]["bias"] * first}}
             start = 0 if expert is None else jax.lax.axis_index(expert) * params["down_proj"]["kernel"].shape[0]
@@ -241,7 +241,7 @@ class Experts(nnx.Module):
         return mapped(cut, x_BTD, weights, chosen)
 
     def _mix(self, params: Tree, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
-        """The weighted sum of the chosen experts in `params`; those that are not in it (index out of range) give 0."""
+        """Returns the weighted sum of the chosen experts; experts that `params` lacks (index out of range) give 0."""
         experts, choices = params["down_proj"]["kernel"].shape[0], chosen_BTK.shape[-1]
         flat_M = chosen_BTK.reshape(-1)
         flat_M = jnp.where((flat_M >= 0) & (flat_M < experts), flat_M, experts)

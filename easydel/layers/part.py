@@ -1,7 +1,7 @@
 """The one protocol for every part of a block: attention, recurrence, feed-forward, cross-attention.
 
 A part is a record. It builds a module that is called as `module(x, context, cache)` and returns its output and the new
-cache, and it answers for itself what others need to know of it.
+cache. Questions about the part (its caches, ropes, heads, ...) are answered by methods of the record.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Cached:
     """An array that a layer carries from call to call, with the logical axis of each dimension.
 
     Axes are names of `PartitionAxis` without "_axis" ("batch", "kv_head", "mlp"), or None for a dimension that is
-    never split. They stay with the array, so that whoever places a cache need not know its layer. Where layers are
-    scanned, a dimension of layers stands in front.
+    never split. They travel with the array, so that code that places a cache need not know its layer. Where layers are
+    scanned, the array has one more dimension in front.
     """
 
     array: jax.Array
@@ -32,7 +32,7 @@ class Cached:
 
 
 def empty(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Cached:
-    """Returns zeros to write a cache into."""
+    """Returns zeros with these axes, to write a cache into."""
     assert len(shape) == len(axes)
     return Cached(jnp.zeros(shape, dtype), axes)
 
@@ -54,7 +54,7 @@ class Handed(NamedTuple):
 
 
 class Part:
-    """A record of one part of a block, with the answers of a part that acts on each token alone.
+    """A record of one part of a block. The answers given here are right for a part that acts on each token alone.
 
     `name` is the module's place in parameter paths ("self_attn", "mixer", "mlp").
     """
@@ -70,33 +70,33 @@ class Part:
         return None
 
     def ropes(self) -> Iterable[Rope]:
-        """Lists the ropes whose angles its module asks the context for."""
+        """Lists the ropes whose angles the part's module asks the context for."""
         return ()
 
     def head_sizes(self) -> Iterable[HeadSizes]:
-        """Lists the heads that a mesh has to divide."""
+        """Lists the head counts that a mesh has to divide."""
         return ()
 
     def shares(self) -> Iterable[tuple[str, Part]]:
-        """Lists parts whose parameters it has in common with other layers, by their names in the model."""
+        """Lists parts whose parameters several layers share, with their names in the model."""
         return ()
 
     def hands_on(self) -> Iterable[str]:
-        """Lists the names of values that it hands on to later layers."""
+        """Lists the names of the values that the part hands on to later layers."""
         return ()
 
     def reads(self) -> Iterable[str]:
-        """Lists what it reads of the context that only some models have: ids_BT, entered_BTD, prefix_BS."""
+        """Lists fields of the context that the part reads and few models need: ids_BT, entered_BTD, prefix_BS."""
         return ()
 
     def rewinds(self, length: int, end: int) -> int | None:
-        """How many slots it can go back, in a cache for `length` tokens of which `end` were ever written.
+        """Number of slots one can go back, in a cache for `length` tokens of which `end` were ever written.
 
-        None: all of them. A part that carries anything answers 0, unless it knows better.
+        None: all slots. A part with a cache answers 0 unless it overrides this.
         """
         return None if self.cache(1, 1, jnp.float32) is None else 0
 
 
 def least(reaches: Iterable[int | None]) -> int | None:
-    """The smallest number of slots, where None stands for all of them."""
+    """Returns the smallest number of slots; None, which stands for all slots, is the largest."""
     return min((slots for slots in reaches if slots is not None), default=None)

@@ -1,4 +1,4 @@
-"""Kinds of position that attention can know, besides rotation: what they add to scores, and how they scale them."""
+"""Kinds of position besides rotation: biases on the scores, and scales that depend on the position."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easydel.layers.context import Context, counted
 
 @dataclass(frozen=True)
 class ALiBi:
-    """Scores fall linearly with distance, steeper for some heads (Press et al. 2021, arXiv:2108.12409).
+    """Scores that fall linearly with distance, steeper for some heads (Press et al. 2021, arXiv:2108.12409).
 
     `max_bias` is 8 in the paper and sets the steepest slope of a power-of-two head count, 2 ** (-max_bias / heads).
     """
@@ -24,7 +24,7 @@ class ALiBi:
     max_bias: float = 8.0
 
     def slopes(self) -> np.ndarray:
-        """One slope per head; a head count that is no power of two takes every other slope of the next one."""
+        """Returns one slope per head. A head count that is no power of two uses every other slope of the next power."""
         power = 1 << (self.heads - 1).bit_length()
         steps = 2.0 ** (-self.max_bias / power * np.arange(1, power + 1))
         if power == self.heads:
@@ -32,11 +32,11 @@ class ALiBi:
         return np.concatenate([steps[1::2], steps[::2]])[: self.heads].astype(np.float32)
 
     def bias(self, context: Context, length: int) -> jax.Array:
-        """[B, N, 1, S]: slope times key position; the query's part would cancel in the softmax."""
+        """Returns slope times key position [B, N, 1, S]; the query's part would cancel in the softmax."""
         return jnp.asarray(self.slopes())[None, :, None, None] * self.positions(context, length)[:, None, None, :]
 
     def positions(self, context: Context, length: int) -> jax.Array:
-        """[B or 1, S] of the keys in float32; they count attended tokens only, in each segment anew."""
+        """Returns the keys' positions, [B or 1, S] in float32. They count attended tokens, from 0 in each segment."""
         valid_BS, starts_BS = context.valid_BS, context.starts_BT
         if valid_BS is None:
             positions = jnp.arange(length)[None]
@@ -46,7 +46,7 @@ class ALiBi:
 
 @dataclass(frozen=True)
 class GrowingScale:
-    """A scale that grows with the query's position, lest weights flatten as keys become many (Llama 4, Meta 2025).
+    """A scale that grows with the query's position, so that many keys do not flatten the weights (Llama 4, Meta 2025).
 
     It is `start` * (1 + `growth` * ln(1 + floor(position / `length`))); `start` defaults to head_dim ** -0.5.
     `shift` is added to the position first.
@@ -58,6 +58,6 @@ class GrowingScale:
     shift: int = 0
 
     def factors(self, positions_BT: jax.Array) -> jax.Array:
-        """What `start` is multiplied with for queries at these positions, [B, T] in float32."""
+        """Returns the factors of `start` for queries at these positions, [B, T] in float32."""
         counted = positions_BT.astype(jnp.float32) + self.shift
         return 1 + self.growth * jnp.log1p(jnp.floor(counted / self.length))

@@ -19,11 +19,11 @@ from easydel.policy import Policy
 
 @dataclass(frozen=True)
 class RelativeBias(Part):
-    """One bias per head and bucket of distances: a table of each layer's own, or one of the model's for all of them.
+    """One bias per head and bucket of distances, from a table of each layer's own or one that all layers share.
 
-    `shared` is the name of the one table. Half of the buckets hold one distance each, the rest grow logarithmically up
-    to `max_distance`. `bidirectional` splits them between keys before and after the query; otherwise all later keys
-    share the bucket of distance 0.
+    `shared` is the name of the shared table. Half of the buckets hold one distance each; the others grow
+    logarithmically up to `max_distance`. `bidirectional` splits the buckets between keys before and after the query;
+    otherwise all later keys use the bucket of distance 0.
     """
 
     heads: int
@@ -41,14 +41,14 @@ class RelativeBias(Part):
         return RelativeBiasTable(self, policy)
 
     def bucket(self, distance: jax.Array) -> jax.Array:
-        """The table's row for key position - query position."""
+        """Returns the table's row for a distance, which is key position - query position."""
         half = self.buckets // 2 if self.bidirectional else self.buckets
         away = jnp.abs(distance) if self.bidirectional else jnp.maximum(-distance, 0)
         row = jnp.asarray(self._rows(half))[jnp.minimum(away, self.max_distance)]
         return row + half * (distance > 0) if self.bidirectional else row
 
     def _rows(self, buckets: int) -> np.ndarray:
-        """The bucket of each distance from 0 to `max_distance`."""
+        """Returns the bucket of each distance from 0 to `max_distance`."""
         exact, distance = buckets // 2, np.arange(self.max_distance + 1, dtype=np.float32)
         # float32 throughout: at the edge of a bucket the rounding decides, and checkpoints were trained with this one
         steps = np.log(np.maximum(distance, 1) / np.float32(exact)) / np.float32(math.log(self.max_distance / exact))
@@ -57,18 +57,18 @@ class RelativeBias(Part):
 
 
 class RelativeBiasTable(nnx.Module):
-    """`embedding` [buckets, heads]."""
+    """The table of biases, `embedding` [buckets, heads]."""
 
     def __init__(self, record: RelativeBias, policy: Policy):
         self.embedding = parameter((record.buckets, record.heads), policy)
         self.record = record
 
     def __call__(self, slots: int, offset: jax.Array | int) -> Callable[[jax.Array | int, int], jax.Array]:
-        """For `attend`: (first query, queries) -> [1, N, queries, slots], where query t sits in slot `offset` + t."""
+        """Returns a bias, (first query, queries) -> [1, N, queries, slots]. Query t is in slot `offset` + t."""
 
         def bias(start: jax.Array | int, queries: int) -> jax.Array:
-            # Row t of the result is row 0 turned right by t: repeating a row of slots + queries biases and cutting it
-            # every slots + queries - 1 turns it by one, without a look-up per score.
+            # Row t of the result is row 0 shifted right by t. Repeating a row of slots + queries biases, and cutting it
+            # every slots + queries - 1, shifts it by one: that needs no look-up per score.
             period = slots + queries
             around = jnp.arange(period)
             distance = jnp.where(around < slots, around, around - period) - start - offset

@@ -1,4 +1,4 @@
-"""How what a part returns is joined to what went into it."""
+"""Ways to join a part's output to its input."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Normed = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Sequential:
-    """x + norm(branch) * `scale`: every part reads what the one before it made."""
+    """x + norm(branch) * `scale`: every part reads the sum after the part before it."""
 
     parallel: ClassVar[bool] = False
     scale: float = 1.0
 
     def join(self, x: jax.Array, read: jax.Array, branch: jax.Array, norm: Normed) -> jax.Array:
-        """Returns the next x. `read` is what the part read (x after its norm), `norm` the one after the part."""
+        """Returns the next x. `read` is the part's input (x after its norm), `norm` the one after the part."""
         return x + _scaled(norm(branch), self.scale)
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """x + (mixer + feed-forward) * `scale`: both read x, by one norm or by one each."""
+    """x + (mixer + feed-forward) * `scale`: both read the same x, through one norm or one each."""
 
     parallel: ClassVar[bool] = True
     scale: float = 1.0
 
     def join(self, x: jax.Array, read: jax.Array, branch: jax.Array, norm: Normed) -> jax.Array:
-        """As in `Sequential`, with what all parts made together for `branch`."""
+        """Returns the next x, as in `Sequential`; `branch` is the sum of all parts' outputs."""
         return x + _scaled(norm(branch), self.scale)
 
 
@@ -43,20 +43,20 @@ class Post:
     scale: float = 1.0
 
     def join(self, x: jax.Array, read: jax.Array, branch: jax.Array, norm: Normed) -> jax.Array:
-        """As in `Sequential`."""
+        """Returns the next x, as in `Sequential`."""
         return norm(x + _scaled(branch, self.scale))
 
 
 @dataclass(frozen=True)
 class FromRead:
-    """read * `keep` + branch * `add`: what goes past a part is what it read, the norm's output (BLOOM, MiniMax)."""
+    """read * `keep` + branch * `add`: the part's input after its norm takes the place of x (BLOOM, MiniMax)."""
 
     parallel: ClassVar[bool] = False
     keep: float = 1.0
     add: float = 1.0
 
     def join(self, x: jax.Array, read: jax.Array, branch: jax.Array, norm: Normed) -> jax.Array:
-        """As in `Sequential`."""
+        """Returns the next x, as in `Sequential`."""
         return _scaled(read, self.keep) + _scaled(norm(branch), self.add)
 
 

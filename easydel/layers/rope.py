@@ -17,14 +17,14 @@ import numpy as np
 
 from easydel.errors import UnsupportedModelError
 
-# Settings that models with code for them compute with, whatever the rope type. Any other that a type does not take has
-# no effect in transformers, either.
+# Settings that some model code of transformers uses whatever the rope type: refused if the type here does not take
+# them. Other settings that a type does not take have no effect in transformers either.
 EFFECTIVE = {"alpha", "llama_4_scaling_beta", "long_mscale", "short_mscale"}
 # B batch, T length, N heads, C head channels, H pairs of rotated channels
 
 
 def frequencies(dim: int, theta: float) -> np.ndarray:
-    """theta ** (-2i / dim) for each of the dim/2 pairs."""
+    """Returns theta ** (-2i / dim) for each of the dim/2 pairs."""
     return (1.0 / (theta ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)))).astype(np.float32)
 
 
@@ -40,7 +40,7 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class DynamicNTK:
-    """The base grows with the sequence once it is longer than `length`; so frequencies depend on the call."""
+    """A base that grows with the sequence once it is longer than `length`, so that frequencies depend on the call."""
 
     factor: float
     length: int
@@ -54,7 +54,7 @@ class DynamicNTK:
 
 @dataclass(frozen=True)
 class Yarn:
-    """Fast channels kept, slow ones divided by `factor`, blended between (Peng et al. 2023, arXiv:2309.00071)."""
+    """Fast channels kept, slow ones divided by `factor`, and a blend between (Peng et al. 2023, arXiv:2309.00071)."""
 
     factor: float
     length: int
@@ -73,13 +73,13 @@ class Yarn:
         return kept / np.float32(self.factor) * slow + kept * (1 - slow)
 
     def _channel(self, turns: float, dim: int, theta: float) -> float:
-        """The (fractional) pair that turns `turns` times within the original length."""
+        """Returns the (fractional) index of the pair that turns `turns` times within the original length."""
         return dim * math.log(self.length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
 @dataclass(frozen=True)
 class LongRope:
-    """A factor for each pair; another set past the original length (Ding et al. 2024, arXiv:2402.13753)."""
+    """One factor per pair, with a second set past the original length (Ding et al. 2024, arXiv:2402.13753)."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -108,7 +108,7 @@ class Llama3:
 
 @dataclass(frozen=True)
 class Proportional:
-    """Only the first `rotated` channels turn, but with the frequencies of the whole head (Gemma 4)."""
+    """Rotation of only the first `rotated` channels, with the frequencies of the whole head (Gemma 4)."""
 
     factor: float
     rotated: int
@@ -123,7 +123,7 @@ Scaling = LinearScaling | DynamicNTK | Yarn | LongRope | Llama3 | Proportional
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotates the first `dim` channels of each head. `gain` multiplies cos and sin (YaRN's attention factor)."""
+    """Rotation of the first `dim` channels of each head. `gain` multiplies cos and sin (YaRN's attention factor)."""
 
     dim: int
     theta: float = 10000.0
@@ -139,12 +139,12 @@ class Rope:
         return self.scaling.frequencies(self.dim, self.theta)
 
     def angles(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """cos and sin of every position and pair, each [B, T, H] in float32: angles need its whole mantissa."""
+        """Returns cos and sin of every position and pair, [B, T, H] in float32: angles need its whole mantissa."""
         angle_BTH = positions_BT[..., None].astype(jnp.float32) * self.frequencies(positions_BT)
         return jnp.cos(angle_BTH) * self.gain, jnp.sin(angle_BTH) * self.gain
 
     def rotate(self, x_BTNC: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Rotate queries or keys; channels from `dim` on pass unchanged."""
+        """Rotates queries or keys; channels from `dim` on pass unchanged."""
         cos, sin = (part[:, :, None, :].astype(x_BTNC.dtype) for part in angles)
         turned, rest = x_BTNC[..., : self.dim], x_BTNC[..., self.dim :]
         if self.interleaved:
@@ -160,7 +160,7 @@ class Rope:
 
 
 def rope_from_settings(settings: Mapping[str, Any], head_dim: int, *, interleaved: bool = False) -> Rope:
-    """The Rope for `HFConfig.rope()`. UnsupportedModelError for a type or key that would not be honoured."""
+    """Returns the Rope for `HFConfig.rope()`. Raises UnsupportedModelError for a type or key that is not honoured."""
     left = dict(settings)
     kind, theta = left.pop("rope_type"), float(left.pop("rope_theta"))
     length = left.pop("max_position_embeddings", None)
@@ -182,7 +182,7 @@ def rope_from_settings(settings: Mapping[str, Any], head_dim: int, *, interleave
 def _scaling(
     kind: str, left: dict[str, Any], head_dim: int, partial: float, length: int | None
 ) -> tuple[Scaling | None, float]:
-    """The scaling of that type and its gain; takes the keys it honours out of `left`."""
+    """Returns the scaling of that type and its gain, and removes the keys it honours from `left`."""
     if kind in ("default", "mrope"):
         return None, 1.0
     if kind == "linear":
@@ -221,7 +221,7 @@ def _yarn(left: dict[str, Any], length: int | None) -> tuple[Yarn, float]:
 
 
 def yarn_gain(factor: float, mscale: float = 1.0) -> float:
-    """The temperature of YaRN, 0.1 * mscale * ln(factor) + 1."""
+    """Returns YaRN's temperature, 0.1 * mscale * ln(factor) + 1."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

@@ -1,8 +1,8 @@
-"""Running the layers: one after the other, or as `jax.lax.scan` over parameters stacked along a leading dimension.
+"""Runs the layers: one after the other, or as `jax.lax.scan` over parameters stacked along a leading dimension.
 
 Layers with equal records are stacked. Where records repeat with a period (Gemma 3: five sliding layers, one full) each
 position of the period has its own stack, named after its first layer, and the scan runs over periods. One stack that
-holds all layers has no name: its parameters are `layers/self_attn/...`. A layer unlike its neighbours stays as it is.
+holds all layers has no name: its parameters are `layers/self_attn/...`. A layer unlike its neighbours is not stacked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_PERIOD = 16
 
 @dataclass(frozen=True)
 class Run:
-    """`repeats` times the same `period` records, from layer `start` on."""
+    """`repeats` repetitions of the same `period` records, from layer `start` on."""
 
     start: int
     period: int
@@ -37,12 +37,12 @@ class Run:
         return self.start + self.period * self.repeats
 
     def layers(self, position: int) -> range:
-        """The layers that are stacked together: those at `position` of each period."""
+        """Returns the layers that are stacked together: those at `position` of each period."""
         return range(self.start + position, self.stop, self.period)
 
 
 def layer_runs(blocks: Sequence[Block]) -> list[Run]:
-    """Cover `blocks` from the front, each time with the repetition that covers most."""
+    """Covers `blocks` from the front, each time with the repetition that covers most."""
     found: list[Run] = []
     start = 0
     while start < len(blocks):
@@ -62,7 +62,7 @@ def _repetition(blocks: Sequence[Block], start: int, period: int) -> Run:
 
 
 def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
-    """Name of each stack ("" if there is just one) -> the layers in it. One layer alone is not stacked."""
+    """Maps each stack's name ("" if there is just one) to its layers. A layer that stands alone is not stacked."""
     found = {
         str(run.start + position): list(run.layers(position))
         for run in layer_runs(blocks)
@@ -72,7 +72,7 @@ def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
 
 
 def build_layers(blocks: Sequence[Block], features: int, policy: Policy) -> Any:
-    """A list of layers, or with `policy.scan_layers` the stacked ones, with parameters that have no value yet."""
+    """Returns a list of layers, or with `policy.scan_layers` stacked ones. Their parameters have no values yet."""
     if not policy.scan_layers:
         return nnx.List([replica(template(block, features, policy)) for block in blocks])
     built = {
@@ -91,7 +91,7 @@ def _stacked(block: Block, layers: int, features: int, policy: Policy) -> BlockL
 
 
 def layer_caches(blocks: Sequence[Block], batch: int, length: int, policy: Policy) -> Any:
-    """An empty cache for every layer, arranged like the layers' parameters."""
+    """Returns an empty cache for every layer, arranged like the layers' parameters."""
     if not policy.scan_layers:
         return [block.cache(batch, length, policy.dtype) for block in blocks]
     first = {name: (blocks[layers[0]], len(layers)) for name, layers in stacks(blocks).items()}
@@ -107,7 +107,7 @@ def _repeated(cache: Any, layers: int) -> Any:
 def run_layers(
     layers: Any, blocks: Sequence[Block], policy: Policy, flow: Flow, context: Context, caches: Any
 ) -> tuple[Flow, Any]:
-    """Returns what flows out of the last layer, and the caches after it (None in, None out)."""
+    """Returns the flow after the last layer, and the layers' new caches (None in, None out)."""
     if not policy.scan_layers:
         return _loop(layers, Run(0, 1, len(blocks)), policy, flow, context, caches)
     whole = "" in stacks(blocks)
@@ -123,7 +123,7 @@ def run_layers(
 
 
 def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
-    """Runs one layer after the other. Those of a kind are traced once: as calls of one function, which XLA inlines."""
+    """Runs one layer after the other. Equal layers are traced once, as calls of one function that XLA inlines."""
     calls: dict[Any, Any] = {}
     new_caches = []
     for index, layer in enumerate(layers):
@@ -140,7 +140,7 @@ def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, c
 def _scan(group: list[Any], run: Run, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
     """Runs periods of layers by `jax.lax.scan`.
 
-    Caches are carried and updated where they are: collected as results of the scan, they would be copied.
+    Caches are carried and updated in place: as results that the scan collects, they would be copied.
     """
     inputs = ([params_of(layer) for layer in group], _by_period(context.each, run))
     functions = [_as_function(layer, policy, scanned=True) for layer in group]
@@ -166,20 +166,20 @@ def _scan(group: list[Any], run: Run, policy: Policy, flow: Flow, context: Conte
     if caches is None:
         return jax.lax.scan(lambda flow, own: (period(flow, own, empty)[0], None), flow, inputs)
     if any(layer.record.is_fresh(cache) for layer, cache in zip(group, caches, strict=True)):
-        # the first call adds to each cache what it makes of the encoder
+        # the first call adds an encoder's keys and values to each cache
         return jax.lax.scan(lambda flow, own: period(flow, *own), flow, (inputs, caches))
     carry, _ = jax.lax.scan(carried, (flow, caches), (jnp.arange(run.repeats), inputs))
     return carry
 
 
 def _by_period(each: Mapping[str, jax.Array], run: Run) -> dict[str, jax.Array]:
-    """Inputs for every layer, [layers, ...], as those of a run: [repeats, period, ...]."""
+    """Returns the inputs for every layer, [layers, ...], as [repeats, period, ...] for the layers of one run."""
     own = {name: part[run.start : run.stop] for name, part in each.items()}
     return {name: part.reshape(run.repeats, run.period, *part.shape[1:]) for name, part in own.items()}
 
 
 def _with_room(period: Callable[..., Any], flow: Flow, inputs: Any, caches: Any) -> Flow:
-    """The flow with zeros for the values that the layers of a period hand on: a scan carries them from the start."""
+    """Returns the flow with zeros for values that the period's layers hand on: a scan carries them from the start."""
     first = jax.tree.map(lambda leaf: leaf[0], (inputs, caches))
     after = jax.eval_shape(lambda flow, own: period(flow, *own)[0], flow, first)
     return {**jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), after), **flow}
@@ -190,7 +190,7 @@ def _put(stacked: jax.Array, one: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _as_function(layer: BlockLayer, policy: Policy, *, scanned: bool) -> Any:
-    """The layer as a function of its parameters, recomputed in the backward pass as `policy.remat` says."""
+    """Returns the layer as a function of its parameters, recomputed in the backward pass as `policy.remat` says."""
 
     def call(params: Any, flow: Flow, context: Context, cache: Any) -> tuple[Flow, Any]:
         own = replica(layer)

@@ -1,4 +1,4 @@
-"""From token ids to hidden states: embeddings, layers, and a norm. What decoders and encoders are made of."""
+"""From token ids to hidden states: embeddings, layers, and a norm. Decoders and encoders are towers."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ from easydel.layers.norm import AnyNorm
 from easydel.layers.part import Part
 from easydel.layers.stack import build_layers, run_layers
 from easydel.policy import Policy
-from easydel.tree import params_of
 
 # B batch, T length of this call, D model
 
 
 class PerLayer(Protocol):
-    """A record of inputs for every layer, beside the hidden states that go from layer to layer (Gemma 3n).
+    """A record of inputs for every layer, besides the hidden states that pass from layer to layer (Gemma 3n).
 
-    Its module maps (ids [B, T], what embeddings gave [B, T, D], context) to named arrays [layers, B, T, ...].
+    Its module maps (ids [B, T], embeddings' output [B, T, D], context) to named arrays [layers, B, T, ...].
     """
 
     def build(self, features: int, layers: int, policy: Policy) -> Any: ...
 
 
 class Stream(Protocol):
-    """A record of what flows between layers, where it is more than [B, T, D] (AltUp, hyper-connections).
+    """A record of the values between layers, where they are more than [B, T, D] (AltUp, hyper-connections).
 
-    Its module has `open`, from what embeddings gave to the flow, whose "x" may have any shape [B, T, ..., D], and
-    `close`, from the flow to [B, T, D]. The blocks of such a model know their flow.
+    Its module has `open`, from the embeddings' output to the flow, whose "x" may have any shape [B, T, ..., D], and
+    `close`, from the flow to [B, T, D]. The blocks of such a model are written for that flow.
     """
 
     def build(self, features: int, policy: Policy) -> Any: ...
 
 
 class TowerRecord(Protocol):
-    """What a tower is made of."""
+    """The records that a tower is made of."""
 
     @property
     def blocks(self) -> tuple[Block, ...]: ...
@@ -58,7 +57,7 @@ class TowerRecord(Protocol):
 
 
 class TowerModel(nnx.Module):
-    """The parameters of a tower: token vectors of `vocab` rows (None: they are another's), layers, and a norm."""
+    """The parameters of a tower: token vectors of `vocab` rows (None: another tower's are used), layers, and a norm."""
 
     def __init__(self, record: TowerRecord, vocab: int | None, features: int, policy: Policy):
         embed = record.embed
@@ -86,7 +85,7 @@ class TowerModel(nnx.Module):
         tokens: Embedding | None = None,
         types_BT: jax.Array | None = None,
     ) -> tuple[Flow, Context]:
-        """Returns what the first layer gets, and the context of all layers. `tokens` are another's token vectors."""
+        """Returns the first layer's input and the layers' context. `tokens` are another tower's token vectors."""
         tokens = self.embed_tokens if tokens is None else tokens
         assert tokens is not None
         x_BTD = self._embedded(tokens(ids_BT), context.positions_BT, types_BT)
@@ -96,17 +95,17 @@ class TowerModel(nnx.Module):
             context.with_angles(rope for block in blocks for rope in block.ropes()),
             ids_BT=ids_BT if "ids_BT" in reads else None,
             entered_BTD=x_BTD if "entered_BTD" in reads else None,
-            shared={name: params_of(getattr(self, name)) for name in shared_parts(blocks)},
+            shared={name: getattr(self, name) for name in shared_parts(blocks)},
             each={} if self.tower.per_layer is None else self.per_layer(ids_BT, x_BTD, context),
         )
         return {"x": x_BTD} if self.tower.stream is None else self.stream.open(x_BTD), context
 
     def run(self, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
-        """Returns what flows out of the last layer, and the layers' caches (None in, None out)."""
+        """Returns the flow after the last layer, and the layers' caches (None in, None out)."""
         return run_layers(self.layers, self.tower.blocks, self.policy, flow, context, caches)
 
     def leave(self, flow: Flow, *, last: bool = False) -> jax.Array:
-        """Returns hidden states [B, T, D] of what flows out of the last layer; with `last`, of the last token alone."""
+        """Returns hidden states [B, T, D] from the flow after the last layer; with `last`, of the last token alone."""
         x_BTD = flow["x"] if self.tower.stream is None else self.stream.close(flow)
         return normed(self.norm, x_BTD[:, -1:] if last else x_BTD)
 
@@ -127,7 +126,7 @@ class TowerModel(nnx.Module):
 
 
 def shared_parts(blocks: Sequence[Block]) -> dict[str, Part]:
-    """Returns the parts whose parameters several layers have in common, by their names in the model."""
+    """Returns the parts whose parameters several layers share, by their names in the model."""
     found: dict[str, Part] = {}
     for block in blocks:
         for name, part in block.shares():

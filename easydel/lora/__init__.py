@@ -2,7 +2,7 @@
 
 An adapted Linear computes y = W x + scale * B A x. Its adapters stand beside its kernel among the model's parameters,
 `.../q_proj/lora_A` [r, in] and `.../q_proj/lora_B` [out, r], always in float32; the kernel may be int8. So everything
-that takes parameters goes on working: `apply`, `generate`, sharding, scanned layers, training.
+that takes parameters also works with adapters: `apply`, `generate`, sharding, scanned layers, training.
 """
 
 from easydel.lora.adapters import add_adapters, merge_adapters

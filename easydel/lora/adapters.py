@@ -1,4 +1,4 @@
-"""Adding adapters to a model, and merging them into its kernels."""
+"""Adds adapters to a model, and merges them into its kernels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from easydel.tree import ADAPTERS, Tree, flatten
 
 
 def add_adapters(model: LanguageModel, lora: LoRA, *, seed: int = 0) -> Tree:
-    """Give `model` fresh adapters that change nothing yet (B is 0); its parameters with them.
+    """Gives `model` fresh adapters that change nothing yet (B is 0). Returns its parameters with them.
 
-    Raises ArgumentError if it has some, or if targets name nothing, or what cannot be adapted.
+    Raises ArgumentError if it has adapters, or if targets name no module or a module that cannot be adapted.
     """
     chosen = targeted(model, lora)
     adapt(model, lora, chosen)
@@ -33,9 +33,9 @@ def add_adapters(model: LanguageModel, lora: LoRA, *, seed: int = 0) -> Tree:
 
 
 def merge_adapters(model: LanguageModel, params: Mapping[str, Any] | None = None) -> Tree:
-    """Add the adapters of `params` (default: the model's own) to its kernels and remove them; its parameters then.
+    """Adds the adapters of `params` (default: the model's own) to its kernels and removes them. Returns its parameters.
 
-    int8 kernels that are adapted become floats: rounded to 8 bits again, most of what was learned would be lost.
+    Adapted int8 kernels become floats: rounding to 8 bits again would lose most of what was learned.
     """
     leaves = flatten(params or model.params)
     for place in adapted_places(model):

@@ -1,4 +1,4 @@
-"""Adapters in files, as PEFT writes and reads them."""
+"""Adapters in files, in PEFT's format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from easydel.tree import ADAPTERS, Tree, flatten
 from easydel.weights.export import Entry, on_host, write_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What PEFT can do besides: any value but the ones that switch it off is refused.
+# Other settings of PEFT: any value except those that switch a setting off is refused.
 OFF: tuple[Any, ...] = (None, False, [], {}, "none")
 REFUSED = (
     "bias",
@@ -55,10 +55,10 @@ logger = logging.getLogger(__name__)
 def save_adapters(
     model: LanguageModel, directory: str | PathLike[str], params: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the adapters of `params` (default: the model's own) as PEFT does; they load there and here.
+    """Writes the adapters of `params` (default: the model's own) as PEFT does; they load in PEFT and here.
 
-    Warns of those that PEFT has no place for.
-    Of parameters that are spread over processes, each process has to call this, and the first one writes.
+    Warns of adapters that PEFT has no place for. If parameters are spread over processes, every process has to call
+    this, and the first one writes.
     """
     leaves, adapted = flatten(params or model.params), adapted_places(model)
     if not adapted:
@@ -90,7 +90,7 @@ def save_adapters(
 
 
 def _warn_of_peft(model: LanguageModel, adapted: Sequence[Place]) -> None:
-    """Tell of adapters that PEFT would lose or refuse."""
+    """Warns of adapters that PEFT would lose or refuse."""
     names = [name for place in adapted for name in place.theirs if name]
     model_type = model.config.get("model_type")
     lost = () if model_type is None else find_family(model_type).peft_lacks
@@ -101,10 +101,10 @@ def _warn_of_peft(model: LanguageModel, adapted: Sequence[Place]) -> None:
 
 
 def load_adapters(model: LanguageModel, directory: str | PathLike[str]) -> Tree:
-    """Give `model` the adapters that PEFT, or `save_adapters`, wrote to `directory`; its parameters with them.
+    """Gives `model` the adapters that PEFT, or `save_adapters`, wrote to `directory`. Returns its parameters with them.
 
     Raises CheckpointError or UnsupportedModelError, before the model changes, for files that are broken, do not fit the
-    model, or use what is not implemented.
+    model, or need features that are not implemented.
     """
     folder = Path(directory)
     lora = read_lora(folder / CONFIG)
@@ -137,7 +137,7 @@ def _values(tensor: Tensor, file: Path) -> np.ndarray:
 
 
 def read_lora(file: Path) -> LoRA:
-    """PEFT's adapter_config.json. UnsupportedModelError for what else PEFT can do; dropout is told and left out."""
+    """Reads PEFT's adapter_config.json. Raises UnsupportedModelError for other features; dropout is only logged."""
     config = HFConfig.from_file(file)
     values = config.to_dict()
     extra = [f"{key}={values[key]!r}" for key in REFUSED if values.get(key) not in OFF]
@@ -147,7 +147,7 @@ def read_lora(file: Path) -> LoRA:
     if values.get("peft_type", "LORA") != "LORA":
         extra.append(f"peft_type={values['peft_type']!r}")
     if extra:
-        raise UnsupportedModelError(f"the adapters need what is not implemented:{listed(extra)}", file=file)
+        raise UnsupportedModelError(f"the adapters need features that are not implemented:{listed(extra)}", file=file)
     if values.get("lora_dropout"):
         logger.warning("%s: lora_dropout=%s is not implemented: trained on without", file, values["lora_dropout"])
     known = {key: values[key] for key in ("r", "lora_alpha", "use_rslora") if values.get(key) is not None}
@@ -159,7 +159,7 @@ def read_lora(file: Path) -> LoRA:
 
 
 def _shortest(model: LanguageModel, adapted: Sequence[Place]) -> list[str]:
-    """Their last names if those select no other Linear, else their whole names."""
+    """Returns the places' last names if these select no other Linear, else their whole names."""
     whole = sorted(name for place in adapted for name in place.theirs if name)
     last = sorted({name.rpartition(".")[2] for name in whole})
     every = [name for place in places_of(model) for name in place.theirs if name]

@@ -1,4 +1,4 @@
-"""Whether the adapters in a file fit a model: all that is wrong is told before the model changes."""
+"""Checks whether the adapters in a file fit a model: all problems are reported before the model changes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ PREFIX = "base_model.model."
 
 
 def tensor_names(module: str) -> list[str]:
-    """What PEFT calls the adapters of a module of the checkpoint, in the order of `ADAPTERS`."""
+    """Returns PEFT's names of the adapters of a checkpoint's module, in the order of `ADAPTERS`."""
     return [f"{PREFIX}{module}.{leaf}.weight" for leaf in ADAPTERS]
 
 
 def copy_name(module: str) -> str:
-    """What PEFT calls the kernel of an adapted module, which it stores too where that is the head."""
+    """Returns PEFT's name of an adapted module's kernel, which its files hold too if the module is the head."""
     return f"{PREFIX}{module}.base_layer.weight"
 
 
 def check_fit(
     model: LanguageModel, lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tensor], file: Path
 ) -> None:
-    """UnsupportedModelError for what is the model's but has no adapters here, CheckpointError for what is not, or is
-    broken. `places` are those that have some in the file, by their names in the checkpoint."""
+    """Checks a file's adapters. `places` are the adapted places in the file, by their names in the checkpoint.
+
+    Raises UnsupportedModelError for modules of the model that cannot have adapters here, CheckpointError for adapters
+    without a module and for broken ones.
+    """
     if fixed := _fixed(model, places, tensors):
         raise UnsupportedModelError(
             f"these cannot have adapters here:{listed(fixed)}",
@@ -57,8 +60,10 @@ def check_fit(
 
 
 def _fixed(model: LanguageModel, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Modules with adapters in the file that the model has, but not as a Linear: embeddings, tied heads, experts, and
-    what is fused or not only multiplied with."""
+    """Returns the file's adapted modules that the model has, but not as a Linear.
+
+    These are embeddings, tied heads, experts, and kernels that are fused or not only multiplied with.
+    """
     pattern = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(embedding_)?[AB](\.weight)?")
     adapted = {match[1] for name in tensors if (match := pattern.fullmatch(name))} - places.keys()
     if not adapted:
@@ -69,7 +74,7 @@ def _fixed(model: LanguageModel, places: Mapping[str, Place], tensors: Mapping[s
 
 
 def _misfits(lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the adapters in a file for these places."""
+    """Returns the problems of the file's adapters for these places."""
     expected = {
         tensor: shape
         for name, place in places.items()
@@ -90,7 +95,7 @@ def _misfits(lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tens
 
 
 def check_copies(model: LanguageModel, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> None:
-    """CheckpointError where a kernel that the file holds beside its adapters is not the model's."""
+    """Raises CheckpointError if a kernel that the file holds beside its adapters is not the model's."""
     leaves = flatten(model.params)
     for name, place in places.items():
         tensor = tensors.get(copy_name(name))
@@ -105,7 +110,7 @@ def check_copies(model: LanguageModel, places: Mapping[str, Place], tensors: Map
 
 
 def _equal(copy: np.ndarray, kernel: np.ndarray) -> bool:
-    """Whether they are the same numbers, but for what the narrower of their dtypes leaves of them."""
+    """True if both hold the same numbers after rounding to the narrower of their dtypes."""
     if copy.shape != kernel.shape:
         return False
     if kernel.dtype == np.int8:

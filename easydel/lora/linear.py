@@ -1,4 +1,4 @@
-"""What adapters are, and the module that computes with them."""
+"""The record of adapters, and the module that computes with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flax import nnx
 from easydel.errors import ArgumentError
 from easydel.layers.linear import Linear, contract
 
-ALL_LINEAR = "all-linear"  # PEFT's word for all but the head
+ALL_LINEAR = "all-linear"  # PEFT's name for all Linears but the head
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """alpha / r, with `use_rslora` alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
+        """alpha / r, or with `use_rslora` alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def selects(self, names: Sequence[str]) -> bool:
-        """Whether the module with these names (theirs and ours) is a target."""
+        """True if the module with these names (the checkpoint's and ours) is a target."""
         if self.target_modules == ALL_LINEAR:
             return "lm_head" not in names
         if isinstance(self.target_modules, str):
@@ -61,7 +61,7 @@ class LoRA:
 
 
 class AdaptedLinear(Linear):
-    """A Linear with adapters; `base` gives it its parameters, stacked ones for scanned layers included."""
+    """A Linear with adapters; it takes over the parameters of `base`, stacked ones of scanned layers included."""
 
     def __init__(self, base: Linear, lora: LoRA):
         self.kernel = base.kernel
@@ -69,7 +69,7 @@ class AdaptedLinear(Linear):
         self.bias = base.bias
         self.policy, self.lora = base.policy, lora
         *layers, out, inputs = base.kernel.get_raw_value().shape
-        # float32 whatever the kernel is: they are small, and 16 bits would round updates away
+        # float32 whatever the kernel's dtype: adapters are small, and 16 bits would round updates away
         self.lora_A = nnx.Param(jax.ShapeDtypeStruct((*layers, lora.r, inputs), jnp.float32))
         self.lora_B = nnx.Param(jax.ShapeDtypeStruct((*layers, out, lora.r), jnp.float32))
 
@@ -78,6 +78,6 @@ class AdaptedLinear(Linear):
         return super().__call__(x) + contract(low, self.lora_B[...], self.policy) * self.lora.scale
 
     def merged(self, kernel: jax.Array, scales: jax.Array | None, low: jax.Array, high: jax.Array) -> jax.Array:
-        """The kernel that does both, in the dtype of float parameters."""
+        """Returns the kernel that includes the adapters, in the dtype of float parameters."""
         whole = kernel.astype(jnp.float32) if scales is None else kernel * scales[..., None]
         return (whole + self.lora.scale * (high @ low)).astype(self.policy.param_dtype)

@@ -1,4 +1,4 @@
-"""Where adapters can stand in a model, under both names that a module has, and putting them there."""
+"""The places in a model where adapters can stand, under both names of each module, and the ways to put them there."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from easydel.module import LanguageModel
 from easydel.tree import ADAPTERS, Tree, bind, flatten, unflatten
 from easydel.weights.expressions import Source, Transpose
 
-# Multi-head latent attention multiplies with this kernel itself, an adapter would be passed over.
+# Multi-head latent attention uses this kernel without calling the module, so it would ignore an adapter.
 NOT_CALLED = "kv_b_proj"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A Linear in a model: attribute `name` of `owner`; `paths` are its per-layer paths, `theirs` its names in the
-    checkpoint (one for each path, or None where that stores it together with others)."""
+    """A Linear in a model: attribute `name` of `owner`.
+
+    `paths` are its per-layer paths, `theirs` its names in the checkpoint: one for each path, or None if the checkpoint
+    stores it together with others.
+    """
 
     owner: Any
     name: str
@@ -51,21 +54,21 @@ class Place:
         return self.module.kernel.get_raw_value().ndim == 3
 
     def shapes(self, r: int) -> list[tuple[int, int]]:
-        """Of one layer's adapters, in the order of `ADAPTERS`."""
+        """Returns the shapes of one layer's adapters, in the order of `ADAPTERS`."""
         return [(r, self.inputs), (self.outputs, r)]
 
     def arranged(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """One array for each of its layers as the parameter that it has."""
+        """Combines one array for each of its layers into the parameter's form."""
         return np.stack(rows) if self.stacked else rows[0]
 
     def selected(self, lora: LoRA) -> list[bool]:
-        """For each of its layers, whether it is a target."""
+        """Returns for each of the place's layers whether it is a target."""
         pairs = zip(self.paths, self.theirs, strict=True)
         return [lora.selects([name for name in (theirs, path.replace("/", ".")) if name]) for path, theirs in pairs]
 
 
 def places_of(model: LanguageModel) -> list[Place]:
-    """Every Linear of the model."""
+    """Returns every Linear of the model."""
     layer_paths, per_layer = model.canonical_paths(), per_layer_shapes(model)
 
     def theirs(path: str) -> str | None:
@@ -81,7 +84,7 @@ def places_of(model: LanguageModel) -> list[Place]:
 
 
 def per_layer_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
-    """Of its parameters by path, as they would be without scanned layers."""
+    """Returns the shapes of the model's parameters by path, as they would be without scanned layers."""
     leaves = flatten(model.params)
     return {
         part: leaves[path].shape if parts == [path] else leaves[path].shape[1:]
@@ -100,12 +103,12 @@ def _linears(module: Any, prefix: str) -> Iterator[tuple[Any, str, str]]:
 
 
 def adapted_places(model: LanguageModel) -> list[Place]:
-    """Those that have adapters."""
+    """Returns the places that have adapters."""
     return [place for place in places_of(model) if isinstance(place.module, AdaptedLinear)]
 
 
 def targeted(model: LanguageModel, lora: LoRA) -> list[Place]:
-    """The places that `lora` names; ArgumentError or UnsupportedModelError if there can be no adapters."""
+    """Returns the places that `lora` names. ArgumentError or UnsupportedModelError if one cannot have adapters."""
     places = places_of(model)
     chosen = [place for place in places if any(place.selected(lora))]
     targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
@@ -131,7 +134,7 @@ def _one(lora: LoRA, target: str) -> str | tuple[str, ...]:
 
 
 def check_free(model: LanguageModel, chosen: Sequence[Place]) -> None:
-    """ArgumentError if the model is adapted already, UnsupportedModelError for what no adapter can stand beside."""
+    """Raises ArgumentError if the model has adapters, UnsupportedModelError for modules that cannot have one."""
     if adapted_places(model):
         raise ArgumentError("the model has adapters already", hint="merge_adapters(model) makes room for others")
     fused = [place.path for place in chosen if None in place.theirs]
@@ -145,14 +148,14 @@ def check_free(model: LanguageModel, chosen: Sequence[Place]) -> None:
 
 
 def adapt(model: LanguageModel, lora: LoRA, chosen: Sequence[Place]) -> None:
-    """Put modules with adapters, which have no values yet, in the chosen places."""
+    """Puts modules with adapters, which have no values yet, in the chosen places."""
     for place in chosen:
         setattr(place.owner, place.name, AdaptedLinear(place.module, lora))
     model.forget_compiled()
 
 
 def give(model: LanguageModel, chosen: Sequence[Place], arrays: Mapping[str, np.ndarray]) -> Tree:
-    """The model's parameters with `arrays` for adapters, whole on every device that has a part of the kernel."""
+    """Sets the adapters to `arrays`, whole on every device that has a part of the kernel. Returns the parameters."""
     leaves = flatten(model.params)
     for place in chosen:
         sharding = leaves[f"{place.path}/kernel"].sharding
@@ -164,7 +167,7 @@ def give(model: LanguageModel, chosen: Sequence[Place], arrays: Mapping[str, np.
 
 
 def rebind(model: LanguageModel, leaves: Mapping[str, Any]) -> Tree:
-    """Give the model parameters by path, after its modules have changed; the same as a nested dict."""
+    """Gives the model parameters by path, after its modules have changed. Returns them as a nested dict."""
     params = unflatten(leaves)
     bind(model, params)
     model.forget_compiled()

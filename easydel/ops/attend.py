@@ -1,7 +1,7 @@
 """Attention over cached keys and values, one entry for every model.
 
-What computes it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over devices;
-of whole sequences, `splash` on TPUs and cuDNN's fused attention on NVIDIA GPUs, where they can.
+Four kernels compute it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over
+devices; for whole sequences `splash` on TPUs and cuDNN's fused attention on NVIDIA GPUs, where they apply.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
 Kernel = Literal["ring", "splash", "cudnn", "chunked"]
-# (first query, queries) -> [B, 1 or N, queries, S]: which keys a few queries see
+# (first query, queries) -> [B, 1 or N, queries, S]: the mask of keys that a few queries see
 Select = Callable[[jax.Array | int, int], jax.Array]
 CUDNN_CHANNELS = 128  # the most that cuDNN's flash attention takes on every GPU since Ampere
 
@@ -57,13 +57,13 @@ def attend(
 ) -> jax.Array:
     """Returns weighted values [B, T, N, V] in the queries' dtype.
 
-    Query t sits in key slot `offset` + t and sees the slots that `scores.sight` leaves it, where `valid_BS`. `bias`
+    Query t is in key slot `offset` + t and sees the slots that `scores.sight` allows, where `valid_BS` is true. `bias`
     [B or 1, N or 1, T or 1, S] is added to the scaled scores; it may be a function of (first query, queries) that
-    returns that part of it. `select` chooses among the keys that are left, a few queries at a time. `sinks_N` is one
-    more logit per head that takes weight and gives nothing. An `offset` that is no traced array is worth knowing: see
-    `chunked`. `starts_BT` is the first slot that each query sees. Of a whole sequence it is where the token's segment
-    begins, and tokens see their own segment only; sights that are not causal take it for whole sequences alone. `mesh`
-    is what arrays may be split over, `ring` how.
+    returns that slice of it. `select` masks the allowed keys further, a few queries at a time. `sinks_N` is one more
+    logit per head that takes weight but adds no value. An `offset` that is no traced array saves computation: see
+    `chunked`. `starts_BT` is the first slot that each query sees. For a whole sequence it is where the token's segment
+    begins, and tokens see their own segment only; sights that are not causal accept it for whole sequences alone.
+    `mesh` is the mesh that arrays may be split over, and `ring` tells how.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     whole = not isinstance(offset, jax.Array) and int(offset) == 0 and q_BTNC.shape[1] == k_BKSC.shape[2]
@@ -91,15 +91,15 @@ def attend(
             return attend_fused(q_BTNC, k_BKSC, v_BKSV, scores, "cudnn")
         return attend_splash(q_BTNC, k_BKSC, v_BKSV, scores, ring=ring if several else None, **masks)
 
-    if several and kernel == "splash":  # on the devices of the mesh and no others
+    if several and kernel == "splash":  # the mesh's devices, and no others, run it
         return fused(q_BTNC, k_BKSC, v_BKSV)
-    # a model may be on the CPU although there is an accelerator: what is compiled for decides
+    # a model may be on the CPU although there is an accelerator: the platform compiled for decides
     accelerated = {"tpu" if kernel == "splash" else "cuda": fused}
     return jax.lax.platform_dependent(q_BTNC, k_BKSC, v_BKSV, default=chunked, **accelerated)
 
 
 def _with_selection(bias: Bias | None, select: Select) -> Bias:
-    """A bias that also masks the keys that `select` leaves out."""
+    """Returns a bias that also masks the keys that `select` leaves out."""
 
     def both(start: jax.Array | int, queries: int) -> jax.Array:
         chosen = jnp.where(select(start, queries), 0.0, MASKED)
@@ -126,17 +126,17 @@ def choose(
     ring: Ring | None,
     several: bool,
 ) -> Kernel:
-    """What computes attention of arrays with these shapes and dtypes.
+    """Returns the kernel that computes attention of arrays with these shapes and dtypes.
 
-    `whole`: queries and keys are as many, from the first one on. `masked`: some keys are not valid or not of a query's
-    segment, or there are sinks. `several`: arrays may be split over several devices, as `ring` says.
+    `whole`: there are as many queries as keys, from the first one on. `masked`: some keys are not valid or not of a
+    query's segment, or there are sinks. `several`: arrays may be split over several devices, as `ring` says.
     """
     B, T, N, C = q_BTNC.shape
     K = k_BKSC.shape[1]
     if whole and bias is None and ring is not None and ring.spec(B, T, N, K) is not None:
         return "ring"
     if platform == "tpu" and whole and bias is None and takes(q_BTNC, k_BKSC, v_BKSV, scores):
-        # a kernel is no product that the partitioner could split: it runs on each device's own batch and heads
+        # the partitioner cannot split a kernel as it splits products: it runs on each device's own batch and heads
         alone = not several or (ring is not None and split(ring, B, N, K) is not None)
         return "splash" if alone else "chunked"
     narrow = q_BTNC.dtype in (jnp.bfloat16, jnp.float16) and q_BTNC.dtype == k_BKSC.dtype == v_BKSV.dtype
@@ -149,7 +149,7 @@ def choose(
 def attend_fused(
     q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, scores: Scores, implementation: Literal["cudnn", "xla"]
 ) -> jax.Array:
-    """As `attend` of whole sequences without masks, by `jax.nn.dot_product_attention`."""
+    """Returns attention of whole sequences without masks, by `jax.nn.dot_product_attention`."""
     return jax.nn.dot_product_attention(
         q_BTNC,
         k_BKSC.swapaxes(1, 2),

@@ -1,10 +1,10 @@
-"""Attention by chunks of queries, each with the keys that it can see and no others.
+"""Attention by chunks of queries, each with just the keys that it can see.
 
-With a known offset, a prompt's chunks see what is before them and in their window: half of the scores. With a traced
-one (a decode, a later part of a prompt), a chunk reads the shortest of a few prefixes of the cache that holds all that
-it can see, or its window. Where sequences are packed, a chunk reads what begins with the earliest segment of its first
-queries, rounded up in the same way: the work grows with the length of segments, not with that of the sequence.
-The scores of one chunk are all that exists at a time, in the backward pass too.
+With a known offset, a prompt's chunks read the keys before them and in their window: half of the scores. With a traced
+offset (a decode, a later part of a prompt), a chunk reads the shortest of a few prefixes of the cache that holds all
+keys it can see, or its window. Where sequences are packed, a chunk reads the keys since the earliest segment of its
+first queries, rounded up in the same way: the work grows with the length of segments, not with that of the sequence.
+Only one chunk's scores exist at a time, in the backward pass too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from easydel.ops.sight import is_causal
 
 # B batch, T queries, S keys, N heads, K kv heads, G query heads per kv head, C head channels, V value channels
 CHUNK = 256  # queries; larger ones compute more masked scores, smaller ones make worse matrix products
-# Chunks of a long prompt share a program, and then the keys of the last of them: with 8 programs the scores computed
-# are 9/16 of all, where 1/2 is the least.
+# Chunks of a long prompt share a program, and then all read the keys of the last chunk in it: with 8 programs 9/16 of
+# all scores are computed, where 1/2 is the least possible.
 PROGRAMS = 8
 SHORTEST_PREFIX = 128
 LOOPED_FROM = 32  # queries from which a loop over kv heads beats a batched product on CPU
@@ -31,10 +31,10 @@ LOOPED_FROM = 32  # queries from which a loop over kv heads beats a batched prod
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys and values [B, K, S, ...], the first of them in slot `first`, with what is added to their scores.
+    """Keys and values [B, K, S, ...], the first of them in slot `first`, with the biases on their scores.
 
-    `bias` and `starts_BT` are as `attend` takes them: the starts are those of its queries, and with `segments` also
-    those of the keys, which then are as many. `earliest_T` is the least start of all rows.
+    `bias` and `starts_BT` are arguments of `attend`. The starts belong to its queries, and with `segments` to the keys
+    too, of which there are then as many. `earliest_T` is the least start over all rows.
     """
 
     k_BKSC: jax.Array
@@ -51,7 +51,7 @@ class Keys:
         return self.k_BKSC.shape[2]
 
     def cut(self, start: jax.Array | int, size: int) -> Keys:
-        """`size` of them, from number `start` on."""
+        """Returns `size` keys and values, from number `start` on."""
         if size == self.slots:
             return self
         k_BKSC, v_BKSV = (_cut(part, start, size, 2) for part in (self.k_BKSC, self.v_BKSV))
@@ -59,7 +59,7 @@ class Keys:
         return replace(self, k_BKSC=k_BKSC, v_BKSV=v_BKSV, valid_BS=valid_BS, first=self.first + start)
 
     def biases(self, start: jax.Array | int, queries: int) -> jax.Array | None:
-        """[B or 1, N or 1, queries or 1, S] for `queries` queries from number `start` on."""
+        """Returns the bias [B or 1, N or 1, queries or 1, S] for `queries` queries from number `start` on."""
         apart = self._apart(start, queries)
         if self.bias is None:
             return apart
@@ -70,7 +70,7 @@ class Keys:
         return bias if apart is None else bias + apart
 
     def _apart(self, start: jax.Array | int, queries: int) -> jax.Array | None:
-        """[B, 1, queries, S]: MASKED for keys of other segments, or before the first slot that a query sees."""
+        """Returns [B, 1, queries, S]: MASKED for keys of other segments, or before the first slot that a query sees."""
         if self.starts_BT is None:
             return None
         own_B1T1 = _cut(self.starts_BT, start, queries, 1)[:, None, :, None]
@@ -89,7 +89,7 @@ def attend_chunked(
     *,
     looped: bool,
 ) -> jax.Array:
-    """As `attend`. `looped` takes kv heads one after the other: faster on a CPU, but it cannot be split over a mesh."""
+    """Returns `attend`'s result. `looped` takes one kv head at a time: faster on a CPU, but it allows no mesh."""
     T = q_BTNC.shape[1]
     known = not isinstance(offset, jax.Array)
     looped = looped and T >= LOOPED_FROM
@@ -114,7 +114,7 @@ def attend_chunked(
 
 
 def _seen(keys: Keys, scores: Scores, slot: int, queries: int) -> Keys:
-    """The keys that queries from slot `slot` on can see."""
+    """Returns the keys that queries from slot `slot` on can see."""
     slot, sight = int(slot), scores.sight
     stop = keys.slots if sight.after is None else min(slot + queries + sight.after, keys.slots)
     start = 0 if sight.before is None else max(slot - sight.before, 0)
@@ -125,7 +125,7 @@ Chunk = Callable[[jax.Array, Keys, jax.Array | int], jax.Array]
 
 
 def _chunk_by_chunk(q_BTNC: jax.Array, keys: Keys, start: int, chunk: Chunk) -> jax.Array:
-    """`chunk` for every CHUNK queries, in one program; they are recomputed in the backward pass."""
+    """Applies `chunk` to every CHUNK queries, in one program; they are recomputed in the backward pass."""
     B, T, N, C = q_BTNC.shape
     if T <= CHUNK:
         return jax.checkpoint(lambda q: chunk(q, keys, start))(q_BTNC)
@@ -150,7 +150,7 @@ def _attend_chunk(
     sinks_N: jax.Array | None,
     looped: bool,
 ) -> jax.Array:
-    """Queries number `start` and following, with those of `keys` that they can see."""
+    """Attends from queries number `start` and following to those of `keys` that they can see."""
     T, slot, sight = q_BTNC.shape[1], offset + start, scores.sight
 
     def with_keys(keys: Keys) -> jax.Array:
@@ -186,7 +186,7 @@ def _within_segments(
 
 
 def prefixes(slots: int, shortest: int) -> list[int]:
-    """The lengths that a traced number of slots is rounded up to."""
+    """Returns the lengths that a traced number of slots is rounded up to."""
     sizes = [slots]
     while shortest < slots:
         sizes.insert(-1, shortest)
@@ -195,7 +195,7 @@ def prefixes(slots: int, shortest: int) -> list[int]:
 
 
 def _switched(with_size: Callable[[int], jax.Array], wanted: jax.Array, sizes: list[int]) -> jax.Array:
-    """`with_size` of the first of `sizes` that is not less than `wanted`."""
+    """Calls `with_size` with the first of `sizes` that is not less than `wanted`."""
     which = sum((wanted > size).astype(jnp.int32) for size in sizes[:-1])
     branches = [partial(with_size, size) for size in sizes]
     return jax.lax.switch(which, branches) if len(sizes) > 1 else branches[0]()
@@ -222,7 +222,7 @@ def _attend_keys(
         def head(q_GTC, k_SC, v_SV, bias_GTS, sinks_G):
             return attend_head(q_GTC, k_SC, v_SV, valid_S, bias_GTS, sinks_G, distance, scores)
 
-        if looped:  # else the backward pass writes the weights of all heads and reads them again, instead of one's
+        if looped:  # else the backward pass writes and reads again the weights of all heads, not of one
             head = jax.checkpoint(head, prevent_cse=False)
         return each(head, q_KGTC, k_KSC, v_KSV, bias_KGTS, sinks_KG, looped=looped)
 
@@ -231,9 +231,9 @@ def _attend_keys(
 
 
 def each(function: Callable[..., jax.Array], *parts: jax.Array | None, looped: bool) -> jax.Array:
-    """`function` for each entry along the first dimension of `parts`, batched or one by one.
+    """Calls `function` for each entry along the first dimension of `parts`, batched or one by one.
 
-    What is None, or has one entry, all calls share.
+    All calls share the parts that are None or have one entry.
     """
     count = max(len(part) for part in parts if part is not None)
     own = [part is not None and len(part) > 1 for part in parts]

@@ -1,4 +1,4 @@
-"""Products of rows with the matrix of their own group: only the experts that were chosen are computed.
+"""Products of rows with the matrix of their own group: only the chosen experts are computed.
 
 `jax.lax.ragged_dot` is native on accelerators. On CPUs XLA expands it to every group times every row, so there a loop
 over blocks of rows takes its place, each block a plain product with the one matrix of its group.
@@ -18,9 +18,9 @@ MAX_BLOCK = 128  # larger blocks waste more rows than they save in copies of mat
 
 
 def ragged_dot(x_MI: jax.Array, kernel_EOI: jax.Array, sizes_E: jax.Array, precision: Any = None) -> jax.Array:
-    """Row m times the transpose of its group's [out, in] matrix, [M, O] in the dtype of `x_MI`.
+    """Returns row m times the transpose of its group's [out, in] matrix: [M, O] in the dtype of `x_MI`.
 
-    Rows are sorted by group and the first `sizes_E[0]` are of group 0, and so on; those past the last group give zeros.
+    Rows are sorted by group: the first `sizes_E[0]` belong to group 0, and so on. Rows past the last group give zeros.
     The kernel may have any dtype (int8); integers get no gradient.
     """
     return _differentiable(x_MI, kernel_EOI, sizes_E, precision)
@@ -55,7 +55,7 @@ _differentiable.defvjp(_forward, _backward)
 
 
 def _product(x: jax.Array, kernel: jax.Array, sizes: jax.Array, contracted: int, precision: Any) -> jax.Array:
-    """Rows times their matrices, contracted on the matrices' dimension `contracted` (of E, O, I)."""
+    """Returns rows times their matrices, contracted on the matrices' dimension `contracted` (of E, O, I)."""
     y = jax.lax.platform_dependent(
         x,
         kernel,
@@ -74,7 +74,7 @@ def product_native(
 
 
 def outer_native(dy_MO: jax.Array, x_MI: jax.Array, sizes: jax.Array, *, precision: Any = None) -> jax.Array:
-    """The sum of outer products of each group's rows, [E, O, I]: the gradient of the kernel."""
+    """Returns the sum of outer products of each group's rows, [E, O, I]: the gradient of the kernel."""
     dimensions = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
     return jax.lax.ragged_dot_general(dy_MO, x_MI, sizes, dimensions, precision, jnp.float32)
 
@@ -90,7 +90,7 @@ def product_by_blocks(
         part = jax.lax.dynamic_slice_in_dim(padded, starts[index], block)
         matrix = jax.lax.dynamic_index_in_dim(kernel, groups[index], keepdims=False).astype(x.dtype)
         product = jax.lax.dot_general(part, matrix, (((1,), (contracted - 1,)), ((), ())), precision=precision)
-        # a block reaches into the next group's rows, which the next block writes again
+        # a block reaches into the next group's rows, which the next block overwrites
         return jax.lax.dynamic_update_slice_in_dim(y, product, starts[index], axis=0)
 
     empty = jnp.zeros((rows + block, kernel.shape[3 - contracted]), x.dtype)
@@ -120,7 +120,7 @@ def outer_by_blocks(dy_MO: jax.Array, x_MI: jax.Array, sizes: jax.Array, *, prec
 
 
 def _blocks(rows: int, sizes: jax.Array) -> tuple[int, jax.Array, jax.Array, jax.Array]:
-    """Rows per block, each block's group and first row, and how many blocks there are (arrays are longer)."""
+    """Returns rows per block, each block's group and first row, and the number of blocks (arrays are longer)."""
     experts = sizes.shape[0]
     block = min(MAX_BLOCK, 1 << max(0, (rows // experts).bit_length() - 1))
     per_group = -(-sizes // block)

@@ -1,45 +1,59 @@
 """The selective scan of Mamba (Gu & Dao 2023, arXiv:2312.00752), in memory that does not grow with the length.
 
-State s of channel i: h_t = exp(step_t a) h_(t-1) + step_t b_t x_t, and y_t = sum over s of c_t h_t. All of it is
+State s of channel i: h_t = exp(step_t a) h_(t-1) + step_t b_t x_t, and y_t = sum over s of c_t h_t. Everything is
 float32: errors of the decay multiply up over the sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 # B batch, T length, L length of a chunk, S states, I channels
-CHUNK = 64  # states exist for so many tokens at a time
+CHUNK = 64  # states exist for this many tokens at a time
 Parts = tuple[jax.Array, ...]
 
 
 def selective_scan(
     x_BTI: jax.Array, step_BTI: jax.Array, a_SI: jax.Array, b_BTS: jax.Array, c_BTS: jax.Array, state_BSI: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Outputs [B, T, I] and the state after the last token. A token with step and x zero leaves the state as it is."""
-    T, parts = x_BTI.shape[1], (x_BTI, step_BTI, b_BTS, c_BTS)
-    if T <= CHUNK:
-        return _chunk(a_SI, state_BSI, parts)
-    padding = -T % CHUNK
+    """Returns outputs [B, T, I] and the state after the last token. A token with zero step and x does not change it."""
+    return over_chunks(
+        lambda state, parts: _chunk(a_SI, state, parts), state_BSI, (x_BTI, step_BTI, b_BTS, c_BTS), CHUNK
+    )
+
+
+def over_chunks(
+    chunk: Callable[[jax.Array, Parts], tuple[jax.Array, jax.Array]], state: jax.Array, parts: Parts, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns outputs [B, T, ...] and the last state of `chunk(state, parts)`, called for `size` tokens at a time.
+
+    Parts are [B, T, ...]. The last chunk is filled with zeros, which must not change the state.
+    """
+    batch, length = parts[0].shape[:2]
+    if length <= size:
+        return chunk(state, parts)
 
     def chunked(part: jax.Array) -> jax.Array:
-        padded = jnp.pad(part, ((0, 0), (0, padding), (0, 0)))
-        return padded.reshape(part.shape[0], -1, CHUNK, part.shape[-1]).swapaxes(0, 1)
+        padded = jnp.pad(part, ((0, 0), (0, -length % size), *((0, 0) for _ in part.shape[2:])))
+        return padded.reshape(batch, -1, size, *part.shape[2:]).swapaxes(0, 1)
 
     def body(state: jax.Array, part: Parts) -> tuple[jax.Array, jax.Array]:
-        y, state = _chunk(a_SI, state, part)
+        y, state = chunk(state, part)
         return state, y
 
-    # the backward pass keeps one state for each chunk and computes the others again
-    state_BSI, y = jax.lax.scan(jax.checkpoint(body), state_BSI, jax.tree.map(chunked, parts))
-    return y.swapaxes(0, 1).reshape(x_BTI.shape[0], -1, x_BTI.shape[-1])[:, :T], state_BSI
+    # the backward pass keeps one state for each chunk and recomputes the others
+    state, y = jax.lax.scan(jax.checkpoint(body), state, jax.tree.map(chunked, parts))
+    y = y.swapaxes(0, 1)
+    return y.reshape(batch, -1, *y.shape[3:])[:, :length], state
 
 
 def _chunk(a_SI: jax.Array, state_BSI: jax.Array, parts: Parts) -> tuple[jax.Array, jax.Array]:
     if parts[0].shape[1] == 1:
         return token_by_token(a_SI, state_BSI, *parts)
-    # on CPUs the parallel scan is 15 times slower, on accelerators every step of a loop costs a launch
+    # on CPUs the parallel scan is 15 times slower; on accelerators every step of a loop costs a launch
     return jax.lax.platform_dependent(a_SI, state_BSI, *parts, cpu=token_by_token, default=in_parallel)
 
 

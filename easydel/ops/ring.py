@@ -1,10 +1,10 @@
 """Attention of a sequence that is split over devices: keys and values go round, from device to device.
 
-After Liu et al. 2023, arXiv:2310.01889. Each device keeps its queries and sees the keys of all others in turn, with the
-softmax brought up to date (Milakov & Gimelshein 2018, arXiv:1805.02867). Causal work is balanced by the zigzag order:
-of 2 P pieces of the sequence device d computes the d-th from the front and the d-th from the back, and blocks that are
-wholly masked, about half on each device, are skipped. A length that P divides, but not 2 P, stays in order.
-The backward pass sends keys and values round once more, so that no device ever holds those of another for long.
+After Liu et al. 2023, arXiv:2310.01889. Each device keeps its queries and sees the keys of all others in turn, with an
+online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867). The zigzag order balances causal work: of 2 P pieces of
+the sequence, device d computes the d-th from the front and the d-th from the back, and skips blocks that are wholly
+masked, about half on each device. A length that P divides, but not 2 P, stays in order.
+The backward pass sends keys and values round once more, so that no device holds those of another for long.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ring:
         return self.mesh.axis_sizes[self.mesh.axis_names.index(self.sequence)] if isinstance(self.sequence, str) else 1
 
     def spec(self, batch: int, length: int, heads: int, kv_heads: int) -> PartitionSpec | None:
-        """How queries [B, T, N, C] are split; None if their sizes do not allow a ring."""
+        """Returns how queries [B, T, N, C] are split; None if their sizes do not allow a ring."""
         axes = (self.batch, self.sequence, self.heads)
         spec = fit((batch, length, heads), axes, self.mesh)
         kv_spec = fit((batch, length, kv_heads), (self.batch, self.sequence, self.kv_heads), self.mesh)
@@ -60,7 +60,7 @@ def attend_ring(
     sinks_N: jax.Array | None = None,
     starts_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """As `attend` of a whole sequence, without bias; sizes must be such that `ring.spec` is not None."""
+    """Returns `attend` of a whole sequence, without bias. Sizes must be such that `ring.spec` is not None."""
     spec = ring.spec(q_BTNC.shape[0], q_BTNC.shape[1], q_BTNC.shape[2], k_BKSC.shape[1])
     assert spec is not None
     batch, sequence, heads, _ = spec
@@ -101,12 +101,12 @@ def _attend_local(
 
 
 def _dealt(pieces: Any, axis: str, devices: int, *, back: bool = False) -> jax.Array:
-    """Two neighbouring pieces [2, ...] on each device, exchanged for one from the front and one from the back."""
+    """Exchanges two neighbouring pieces [2, ...] of each device for one from the front and one from the back."""
     if len(pieces) == 1:
         return pieces
     owner = [piece if piece < devices else 2 * devices - 1 - piece for piece in range(2 * devices)]
     routes = [[(device, owner[2 * device + parity]) for device in range(devices)] for parity in (0, 1)]
-    # pieces alternate between the routes, so a device with an odd number gets its front piece by the second
+    # pieces alternate between the routes, so a device with an odd number gets its front piece by the second route
     odd = jax.lax.axis_index(axis) % 2 == 1
     if not back:
         even_piece, odd_piece = (jax.lax.ppermute(pieces[parity], axis, routes[parity]) for parity in (0, 1))
@@ -117,7 +117,7 @@ def _dealt(pieces: Any, axis: str, devices: int, *, back: bool = False) -> jax.A
 
 
 def _starts(device: jax.Array, pieces: int, devices: int, length: int) -> list[jax.Array]:
-    """The slots where the pieces of `device` begin."""
+    """Returns the slots where the pieces of `device` begin."""
     return [device * length] if pieces == 1 else [device * length, (2 * devices - 1 - device) * length]
 
 
@@ -125,7 +125,7 @@ def _starts(device: jax.Array, pieces: int, devices: int, length: int) -> list[j
 def _ring(
     scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any, starts: Any
 ) -> jax.Array:
-    """Weighted values [M, B, K, G, T, V] of q [M, B, K, G, T, C], k and v [M, B, K, S, ...] and row [M, B, S].
+    """Returns weighted values [M, B, K, G, T, V] of q [M, B, K, G, T, C], k, v [M, B, K, S, ...] and row [M, B, S].
 
     `starts` is empty, or has one array [M, B, S]: where the tokens' segments begin.
     """
@@ -135,7 +135,7 @@ def _ring(
 def _ring_forward(
     scores: Scores, axis: str, devices: int, q: Any, k: Any, v: Any, row: Any, sinks_KG: Any, starts: Any
 ) -> tuple[jax.Array, Any]:
-    # the sink is where the online softmax starts from: its weight is 1 before there is any key
+    # the online softmax starts from the sink: its weight is 1 before there is any key
     top = jnp.broadcast_to(sinks_KG[:, :, None, None], (*q.shape[:-1], 1))
     state = (top, (top > MASKED).astype(jnp.float32), jnp.zeros((*q.shape[:-1], v.shape[-1])))
 
@@ -151,17 +151,17 @@ def _ring_forward(
 
 
 def _beside(q: jax.Array, starts: Any, mine: int) -> Any:
-    """Starts of the queries q[mine] [B, K, G, T, C], as [B, K, 1, T, 1]."""
+    """Returns the starts of the queries q[mine] [B, K, G, T, C], as [B, K, 1, T, 1]."""
     return [jnp.broadcast_to(part[mine][:, None, None, :, None], (*q.shape[1:3], 1, q.shape[4], 1)) for part in starts]
 
 
 def _row(row_S: jax.Array, own_start: Any, starts_S: Any) -> jax.Array:
-    """What is added to scores for keys that are not valid, or of other segments, [S] or [1, T, S]."""
+    """Returns the scores' bias that masks keys that are not valid, or of other segments: [S] or [1, T, S]."""
     return row_S if not starts_S else row_S + jnp.where(own_start[0] == starts_S[0], 0.0, MASKED)
 
 
 def _absorb(scores: Scores, distance: Any, own: Any, visitors: Any) -> Any:
-    """The online softmax of one kv head's queries after more keys: top score, sum of weights, weighted values."""
+    """Updates the online softmax of one kv head's queries: top score, sum of weights, weighted values."""
     q_GTC, top, total, summed, *own_start = own
     k_SC, v_SV, row_S, *starts_S = visitors
     s_GTS = masked_scores(q_GTC, k_SC, None, _row(row_S, own_start, starts_S), distance, scores)
@@ -172,7 +172,7 @@ def _absorb(scores: Scores, distance: Any, own: Any, visitors: Any) -> Any:
 
 
 def _ring_backward(scores: Scores, axis: str, devices: int, kept: Any, d_out: jax.Array) -> tuple[Any, ...]:
-    q, k, v, row, sinks_KG, starts, out, top, total = kept  # not one number: beside MASKED a log would be lost
+    q, k, v, row, sinks_KG, starts, out, top, total = kept  # top and total apart: beside MASKED a log would be lost
     d_out = d_out.astype(jnp.float32)
     delta = jnp.sum(d_out * out.astype(jnp.float32), axis=-1, keepdims=True)
 
@@ -197,7 +197,11 @@ _ring.defvjp(_ring_forward, _ring_backward)
 def _rounds(
     scores: Scores, axis: str, devices: int, visit: Any, state: Any, visitors: Any, travelling: Any
 ) -> tuple[Any, Any]:
-    """`visit` for each pair of pieces that see each other, while `visitors` go round, with what they are to collect."""
+    """Passes keys and values (`visitors`) round the ring once.
+
+    Calls `visit` for every pair of query and key pieces that can attend to each other. `travelling` goes along with
+    the visitors and collects their gradients.
+    """
     pieces, length, sight = len(visitors[0]), visitors[0].shape[3], scores.sight
     earliest = [jnp.min(part[:, :, 0], axis=1) for part in visitors[3:]]  # the first key that each own piece sees
     here = jax.lax.axis_index(axis)
@@ -222,13 +226,13 @@ def _rounds(
 
 
 def _blocks(T: int) -> int:
-    """Into how many blocks of at most BLOCK queries a piece is cut; one, if only tiny ones divide it."""
+    """Returns the number of blocks, of at most BLOCK queries, to cut a piece into; 1 if only tiny blocks divide it."""
     count = next(count for count in range(-(-T // BLOCK), T + 1) if T % count == 0)
     return count if T // count >= 32 or T <= BLOCK else 1
 
 
 def _cut(own: Any, count: int) -> Any:
-    """[B, K, G, T, X] each -> [count, B, K, G, T / count, X] each."""
+    """Cuts each [B, K, G, T, X] into [count, B, K, G, T / count, X]."""
     return jax.tree.map(lambda part: jnp.stack(jnp.split(part, count, axis=3)), own)
 
 
@@ -237,7 +241,7 @@ def _joined(parts: Any) -> Any:
 
 
 def _each_head(function: Any) -> Any:
-    """Over batch and kv heads; what is valid, and where segments begin, is one for all heads."""
+    """Maps `function` over batch and kv heads; all heads share what is valid and where segments begin."""
 
     def heads(own: Any, visitors: Any) -> Any:
         return jax.vmap(function, in_axes=(0, (0, 0, *[None] * (len(visitors) - 2))))(own, visitors)
@@ -257,7 +261,7 @@ def _blockwise(absorb: Any, distance: jax.Array, own: Any, visitors: Any) -> Any
 
 
 def _blockwise_gradients(scores: Scores, distance: jax.Array, own: Any, visitors: Any) -> tuple[Any, Any, Any]:
-    """What one piece of queries and one of keys give to the gradients of queries, keys and values, in float32."""
+    """Returns one query piece's and one key piece's share of the gradients of q, k and v, in float32."""
     count = _blocks(own[0].shape[3])
     size = own[0].shape[3] // count
 
@@ -265,7 +269,7 @@ def _blockwise_gradients(scores: Scores, distance: jax.Array, own: Any, visitors
         index, own = operands
 
         def surrogate(q: Any, k: Any, v: Any) -> jax.Array:
-            """Its derivative is that of attention: by each score, weight * (d_out . value - d_out . out)."""
+            """Returns a value with attention's derivative: weight * (d_out . value - d_out . out) by each score."""
             head = partial(_surrogate, scores, distance + index * size)
             return jnp.sum(_each_head(head)((q, *own[1:]), (k, v, *visitors[2:])))
 

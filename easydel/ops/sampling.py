@@ -1,6 +1,6 @@
 """From logits to the next token: transformers' processors, by its names, in its order, with its results.
 
-A processor that is off is None in its record, so records' structure shapes a program; their values are traced, and
+A processor that is off is None in its record, so that the structure of the records shapes a program. Values are traced:
 changing them compiles nothing. Nothing sorts the vocabulary: on a CPU that costs more than a small model's pass.
 """
 
@@ -19,7 +19,7 @@ NEVER = -jnp.inf
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn. `key` is a key's raw data; `candidates` is `top_k` or more: how many are looked at."""
+    """Settings of a draw. `key` is a key's raw data. Only the best `candidates` (`top_k` or more) are drawn."""
 
     key: Any
     temperature: Any
@@ -32,9 +32,9 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rules:
-    """How the next token is chosen: the likeliest, or by `sampling`, after what changes the scores.
+    """Settings of choosing the next token: the likeliest, or by `sampling`, after changes to the scores.
 
-    Before `min_new_tokens` no token of `eos_E`; the `forced_F` tokens are the `forced_at_F`-th ones.
+    Before `min_new_tokens` no token of `eos_E` is chosen. Token `forced_F[i]` is forced as new token `forced_at_F[i]`.
     """
 
     sampling: Sampling | None = None
@@ -50,10 +50,10 @@ class Rules:
 def choose_tokens(
     logits_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: jax.Array, rules: Rules
 ) -> jax.Array:
-    """The next token of each row, [B]: number `count` of the new ones, which goes to `slot`.
+    """Returns the next token of each row, [B]: number `count` of the new ones, which goes to `slot`.
 
-    `tokens_BS` are those so far, with a number past the vocabulary in slots that do not count. A row's random numbers
-    depend on the seed, `count` and the row's index alone.
+    `tokens_BS` are the tokens so far, with a number past the vocabulary in slots that do not count. A row's random
+    numbers depend on the seed, `count` and the row's index alone.
     """
     scores_BV = process(logits_BV.astype(jnp.float32), tokens_BS, slot, count, rules)  # transformers' precision here
     if rules.sampling is None:
@@ -70,7 +70,7 @@ def choose_tokens(
 
 
 def process(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: jax.Array, rules: Rules) -> jax.Array:
-    """Scores after everything that also applies without sampling."""
+    """Returns the scores after all processors that also apply without sampling."""
     if rules.repetition_penalty is not None:
         scores_BV = penalize(scores_BV, tokens_BS, rules.repetition_penalty)
     if rules.no_repeat_ngram_size:
@@ -87,7 +87,7 @@ def process(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: 
 
 
 def warp(scores_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array | None]:
-    """Scores of the tokens to draw from, and their ids (None: all tokens in order)."""
+    """Returns scores of the tokens to draw from, and their ids (None: all tokens in order)."""
     scores_BN, ids_BN = scores_BV / sampling.temperature, None
     if sampling.top_k is not None:
         scores_BN, ids_BN = keep_top_k(scores_BN, sampling.top_k, sampling.candidates)
@@ -99,16 +99,16 @@ def warp(scores_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array
 
 
 def penalize(scores_BV: jax.Array, tokens_BS: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Scores of tokens that were there before, divided by `penalty` if positive, multiplied if negative."""
+    """Divides positive scores of tokens that occurred before by `penalty`, and multiplies negative ones by it."""
     known_BS = jnp.take_along_axis(scores_BV, tokens_BS, axis=1, mode="clip")
     changed_BS = jnp.where(known_BS < 0, known_BS * penalty, known_BS / penalty)
     return scores_BV.at[jnp.arange(scores_BV.shape[0])[:, None], tokens_BS].set(changed_BS, mode="drop")
 
 
 def ban_repeated_ngrams(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, size: int) -> jax.Array:
-    """Without the tokens that would complete, in `slot`, a run of `size` tokens that was there before."""
+    """Masks tokens that would complete, in `slot`, a run of `size` tokens that occurred before."""
     B, S = tokens_BS.shape
-    if size > S:  # no run of so many tokens has room
+    if size > S:  # a run of so many tokens has no room
         return scores_BV
     outside = scores_BV.shape[-1]
     run = jax.lax.dynamic_slice_in_dim(tokens_BS, slot - size + 1, size - 1, axis=1)
@@ -121,17 +121,17 @@ def ban_repeated_ngrams(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Ar
 
 
 def keep_top_k(scores_BV: jax.Array, k: jax.Array, candidates: int) -> tuple[jax.Array, jax.Array]:
-    """The `candidates` best scores in falling order, without those below the `k`-th, and their ids."""
+    """Returns the `candidates` best scores in falling order, those below the `k`-th masked, and their ids."""
     best_BN, ids_BN = jax.lax.top_k(scores_BV, candidates)
     last_B1 = jnp.take(best_BN, k - 1, axis=1, mode="clip")[:, None]
     return jnp.where(best_BN < last_B1, NEVER, best_BN), ids_BN
 
 
 def keep_top_p(scores_BN: jax.Array, p: jax.Array) -> jax.Array:
-    """Without tokens that come after others with probability `p` together; equally likely ones stay together.
+    """Masks all but the smallest set of tokens whose probabilities sum to `p`; ties are kept.
 
-    Instead of sorting, the smallest probability to keep is found by halving an interval of floats, taken as the
-    integers that their bits spell: those of positive floats are in the same order.
+    Instead of sorting, it finds the smallest probability to keep by halving an interval of floats, read as the integers
+    that have the same bits: for positive floats these have the same order.
     """
     probabilities_BN = jax.nn.softmax(scores_BN, axis=-1)
     bits_BN = jax.lax.bitcast_convert_type(probabilities_BN, jnp.int32)
@@ -148,6 +148,6 @@ def keep_top_p(scores_BN: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def keep_min_p(scores_BN: jax.Array, p: jax.Array) -> jax.Array:
-    """Without tokens less than `p` times as likely as the likeliest."""
+    """Masks tokens less than `p` times as likely as the likeliest."""
     share_BN = jnp.exp(scores_BN - jnp.max(scores_BN, axis=-1, keepdims=True))
     return jnp.where(share_BN < p, NEVER, scores_BN)

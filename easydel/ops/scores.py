@@ -1,4 +1,4 @@
-"""From queries and keys to weighted values: what every form of attention computes for one kv head.
+"""From queries and keys to weighted values: the computation of one kv head, in every form of attention.
 
 Scores and softmax are float32: in bfloat16, sums over thousands of keys would lose small weights.
 """
@@ -23,7 +23,7 @@ MASKED = -1e30  # added to scores; finite, so that rows without any key (padding
 
 @dataclass(frozen=True)
 class Scores:
-    """How scores become weights: scale, tanh cap (Gemma 2), what each query sees, and matmul precision."""
+    """The way from scores to weights: scale, tanh cap (Gemma 2), the sight of each query, and matmul precision."""
 
     scale: float
     softcap: float | None = None
@@ -32,7 +32,7 @@ class Scores:
 
 
 def order_mask(queries: int, keys: int, distance: jax.Array | int, scores: Scores) -> jax.Array | None:
-    """What the sight's limits add to scores, [T, S]: 0 or MASKED; None where every query sees every key.
+    """Returns the sight's limits as a bias on scores, [T, S]: 0 or MASKED; None where every query sees every key.
 
     `distance` is the slot of the first query minus that of the first key.
     """
@@ -41,19 +41,19 @@ def order_mask(queries: int, keys: int, distance: jax.Array | int, scores: Score
 
 
 def raw_scores(q_GTC: jax.Array, k_SC: jax.Array, scores: Scores) -> jax.Array:
-    """Scaled and capped products [G, T, S] in float32, as one product of two matrices."""
+    """Returns scaled and capped products [G, T, S] in float32, as one product of two matrices."""
     G, T, C = q_GTC.shape
     s_GTS = _pairs(scores, q_GTC.reshape(G * T, C), k_SC).reshape(G, T, -1) * scores.scale
     return s_GTS if scores.softcap is None else scores.softcap * jnp.tanh(s_GTS / scores.softcap)
 
 
 # Gradients by keys and values are [S, C] = [R, S]^T [R, C]. On a CPU, XLA computes that at a third of the speed of
-# [C, S] = [C, R] [R, S], and turns the one into the other unless barriers forbid it.
+# [C, S] = [C, R] [R, S], and rewrites the fast form into the slow one unless barriers forbid it.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _pairs(scores: Scores, q_RC: jax.Array, k_SC: jax.Array) -> jax.Array:
-    """The product of each of R query vectors with each key, [R, S] in float32."""
+    """Returns the product of each of R query vectors with each key, [R, S] in float32."""
     return _product(scores, q_RC, k_SC, 1, 1)
 
 
@@ -65,14 +65,14 @@ def _pairs_jvp(scores: Scores, primals: Any, tangents: Any) -> tuple[jax.Array, 
 
 
 def _weighted_tangents(scores: Scores, w_GTS: jax.Array, d_v_SV: jax.Array) -> jax.Array:
-    """As `weighted_sum`, for tangents of values."""
+    """Returns `weighted_sum` for tangents of values."""
     G, T, S = w_GTS.shape
     d_VR = _product(scores, optimization_barrier(d_v_SV.T), w_GTS.reshape(G * T, S).astype(d_v_SV.dtype), 1, 1)
     return optimization_barrier(d_VR).T.reshape(G, T, -1)
 
 
 def _product(scores: Scores, x: jax.Array, y: jax.Array, x_dim: int, y_dim: int) -> jax.Array:
-    """Of two matrices, summed over those dimensions, in float32."""
+    """Returns the product of two matrices, summed over those dimensions, in float32."""
     dimensions = (((x_dim,), (y_dim,)), ((), ()))
     return jax.lax.dot_general(x, y, dimensions, precision=scores.precision, preferred_element_type=jnp.float32)
 
@@ -85,7 +85,7 @@ def masked_scores(
     distance: jax.Array | int,
     scores: Scores,
 ) -> jax.Array:
-    """`raw_scores`, with MASKED added for keys that are not valid, or that a query does not see."""
+    """Returns `raw_scores`, with MASKED added for keys that are not valid or that a query does not see."""
     s_GTS = raw_scores(q_GTC, k_SC, scores)
     if bias_GTS is not None:
         s_GTS += bias_GTS
@@ -95,7 +95,7 @@ def masked_scores(
 
 
 def weighted_sum(w_GTS: jax.Array, v_SV: jax.Array, scores: Scores) -> jax.Array:
-    """Values summed with weights [G, T, V], in float32; the weights enter the product in the values' dtype."""
+    """Returns values summed with weights, [G, T, V] in float32; the product takes weights in the values' dtype."""
     G, T, S = w_GTS.shape
     return _product(scores, w_GTS.reshape(G * T, S).astype(v_SV.dtype), v_SV, 1, 0).reshape(G, T, -1)
 
@@ -110,7 +110,7 @@ def attend_head(
     distance: jax.Array | int,
     scores: Scores,
 ) -> jax.Array:
-    """Weighted values [G, T, V] of one kv head, in the queries' dtype."""
+    """Returns weighted values [G, T, V] of one kv head, in the queries' dtype."""
     s_GTS = masked_scores(q_GTC, k_SC, valid_S, bias_GTS, distance, scores)
     sinks_G11 = None if sinks_G is None else sinks_G.astype(jnp.float32)[:, None, None]
     return _softmax_sum(scores, s_GTS, v_SV, sinks_G11).astype(q_GTC.dtype)
@@ -118,7 +118,7 @@ def attend_head(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _softmax_sum(scores: Scores, s_GTS: jax.Array, v_SV: jax.Array, sinks_G11: jax.Array | None) -> jax.Array:
-    """Values summed with the softmax of `s_GTS`, [G, T, V] in float32.
+    """Returns values summed with the softmax of `s_GTS`, [G, T, V] in float32.
 
     The division by the sum of weights follows the product with the values, which is narrower than the weights.
     """
@@ -128,7 +128,7 @@ def _softmax_sum(scores: Scores, s_GTS: jax.Array, v_SV: jax.Array, sinks_G11: j
 
 @_softmax_sum.defjvp
 def _softmax_sum_jvp(scores: Scores, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Derivatives by way of the normalized weights: the backward pass then needs no product with the values again."""
+    """Differentiates by way of normalized weights: the backward pass needs no second product with the values."""
     (s_GTS, v_SV, sinks_G11), (d_s_GTS, d_v_SV, d_sinks_G11) = primals, tangents
     w_GTS, total_GT1, sink_GT1 = _weights(s_GTS, sinks_G11)
     out_GTV = weighted_sum(w_GTS, v_SV, scores) / total_GT1
@@ -141,7 +141,7 @@ def _softmax_sum_jvp(scores: Scores, primals: Any, tangents: Any) -> tuple[jax.A
 
 
 def _weights(s_GTS: jax.Array, sinks_G11: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What softmax divides, its sum [G, T, 1], and the sink's share of the sum."""
+    """Returns the softmax before its division, the sum [G, T, 1] to divide by, and the sink's share of that sum."""
     top_GT1 = jnp.max(s_GTS, axis=-1, keepdims=True)
     if sinks_G11 is not None:
         top_GT1 = jnp.maximum(top_GT1, sinks_G11)

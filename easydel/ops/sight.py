@@ -1,7 +1,7 @@
-"""What a query may see of a sequence: records that masks, kernels and caches are asked for.
+"""Records of the slots that a query may see. Masks, kernels and caches ask them.
 
-Every sight limits how far a query sees: `before` slots back and `after` slots ahead of its own, None for no limit. It
-may also depend on the row: `starts` then gives the first slot that each query sees.
+Every sight limits how far a query sees: `before` slots back and `after` slots ahead of its own, None for no limit. A
+sight may also depend on the row: `starts` then gives the first slot that each query sees.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Causal:
-    """A query sees itself and what is before it; with a `window`, only that many slots, its own included."""
+    """Sight of the query itself and all before it; with a `window`, of that many slots, its own included."""
 
     after: ClassVar[int] = 0
     window: int | None = None
@@ -30,7 +30,7 @@ class Causal:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Causal within chunks of `size` tokens, counted by position (Llama 4, Meta 2025)."""
+    """Causal sight within chunks of `size` tokens, counted by position (Llama 4, Meta 2025)."""
 
     after: ClassVar[int] = 0
     size: int
@@ -40,13 +40,13 @@ class Chunks:
         return self.size - 1
 
     def starts(self, slots_T: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """The slot where each token's chunk begins, [B, T]; attended tokens of a row stand in neighbouring slots."""
+        """Returns the slot where each token's chunk begins, [B, T]; a row's attended tokens are in adjacent slots."""
         return slots_T - positions_BT % self.size
 
 
 @dataclass(frozen=True)
 class Around:
-    """A query sees both ways: as far as there are tokens, or `before` slots back and `after` slots ahead."""
+    """Sight in both directions: of all tokens, or of `before` slots back and `after` slots ahead."""
 
     before: int | None = None
     after: int | None = None
@@ -57,9 +57,9 @@ class Around:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Causal, but the tokens of a row's prefix see each other (prefix language models, PaliGemma).
+    """Causal sight, except that the tokens of a row's prefix see each other (prefix language models, PaliGemma).
 
-    Which tokens are of the prefix is an input, `prefix_mask`; a call without it is causal.
+    The input `prefix_mask` marks the prefix; a call without it is causal.
     """
 
     before: ClassVar[None] = None
@@ -73,17 +73,17 @@ Sight = Causal | Chunks | Around | Prefix
 
 
 def is_causal(sight: Sight) -> bool:
-    """True if no query sees what is behind it."""
+    """True if no query sees later tokens."""
     return sight.after == 0
 
 
 def reach(sight: Sight) -> int | None:
-    """How many of the last slots a query can see, its own included; None for no limit, and if it sees ahead."""
+    """Number of slots up to its own that a query can see; None for no limit, and for sights that see ahead."""
     return None if sight.before is None or not is_causal(sight) else sight.before + 1
 
 
 def order_seen(queries: int, keys: int, distance: jax.Array | int, sight: Sight) -> jax.Array | None:
-    """Which keys the limits of `sight` leave to each query, [T, S]; None if they leave all.
+    """Returns the mask [T, S] of keys that the limits of `sight` leave to each query; None if they leave all.
 
     `distance` is the slot of the first query minus that of the first key.
     """

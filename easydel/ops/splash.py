@@ -1,8 +1,8 @@
 """Attention of whole sequences on TPUs by "splash", the Pallas kernel that comes with JAX.
 
-Blocks of scores never leave the chip's own memory, and those that order or window mask are skipped, in the backward
-pass too. Keys that are not valid are made a segment that no query belongs to. Importing the kernel takes as long as
-half of `import easydel` may: only the functions that need it do.
+Blocks of scores never leave the chip's own memory, and blocks that order or window mask are skipped, in the backward
+pass too. Keys that are not valid form a segment that no query belongs to. Importing the kernel takes half as long as
+`import easydel` may take in all, so only the functions that need it import it.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from easydel.ops.scores import Scores
 from easydel.sharding.placement import fit
 
 # B batch, T queries and keys, N heads, K kv heads, C head channels, V value channels
-LANES = 128  # blocks are made of so many keys at least, as wide as a TPU's vector registers
+LANES = 128  # the least keys in a block, as wide as a TPU's vector registers
 SHORTEST = 256  # shorter sequences are one chunk elsewhere: there is nothing to skip
 BLOCKS = (512, 256, LANES)  # queries and keys; larger ones do not fit into a TPU's memory in the backward pass
-CHANNELS = 256  # as far as JAX's own tests of the kernel go; those of 64 fill half of a register
+CHANNELS = 256  # the most that JAX's own tests of the kernel use; 64 channels fill half of a register
 NOWHERE = -1  # the segment of keys that are not valid
 
 
 def takes(q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, scores: Scores) -> bool:
-    """Whether the kernel computes attention of whole sequences with these shapes and dtypes."""
+    """True if the kernel can compute attention of whole sequences with these shapes and dtypes."""
     T, C, V = q_BTNC.shape[1], q_BTNC.shape[3], v_BKSV.shape[3]
     sized = T % LANES == 0 and T >= SHORTEST and all(c % 64 == 0 and c <= CHANNELS for c in (C, V))
-    # the kernel multiplies in the hardware's own precision, which is all that there is to bfloat16
+    # the kernel multiplies in the hardware's own precision, which for bfloat16 is all there is
     precise = q_BTNC.dtype == jnp.float32 and scores.precision in (None, jax.lax.Precision.DEFAULT)
     typed = q_BTNC.dtype == k_BKSC.dtype == v_BKSV.dtype and (precise or q_BTNC.dtype == jnp.bfloat16)
     return sized and typed
 
 
 def split(ring: Ring, batch: int, heads: int, kv_heads: int) -> tuple[Any, Any] | None:
-    """The mesh axes of batch and heads; None if a device would have queries without their kv heads."""
+    """Returns the mesh axes of batch and heads; None if a device would have queries without their kv heads."""
     spec = fit((batch, heads), (ring.batch, ring.heads), ring.mesh)
     kv_spec = fit((batch, kv_heads), (ring.batch, ring.kv_heads), ring.mesh)
     return (spec[0], spec[1]) if spec == kv_spec else None
@@ -55,7 +55,7 @@ def attend_splash(
     ring: Ring | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `attend` of whole sequences that it `takes`, without bias.
+    """Returns `attend` of whole sequences without bias, for arguments that `takes` accepts.
 
     `ring` says how arrays are split over several devices, if they are: `split` must not be None. With `interpret` the
     kernel runs on any device, slowly.
@@ -74,7 +74,7 @@ def attend_splash(
 
 
 def _ids(valid_BS: jax.Array | None, starts_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """The segments of queries and of keys, [B, T] each."""
+    """Returns the segments of queries and of keys, [B, T] each."""
     if valid_BS is None:
         assert starts_BT is not None
         return starts_BT, starts_BT
@@ -89,7 +89,7 @@ def _attend_local(
 
     T, N = q_BTNC.shape[1:3]
     kernel = _kernel(T, N, scores, interpret)
-    # the kernel knows no scale; one rounding to the queries' dtype, as where scores are scaled
+    # the kernel has no scale: queries are scaled, and rounded once to their own dtype
     q_BNTC = (q_BTNC.astype(jnp.float32) * scores.scale).astype(q_BTNC.dtype).swapaxes(1, 2)
 
     def row(q_NTC: Any, k_KSC: Any, v_KSV: Any, ids: Any) -> jax.Array:
@@ -99,7 +99,7 @@ def _attend_local(
 
 
 def _kernel(length: int, heads: int, scores: Scores, interpret: bool) -> Any:
-    """A function of one row's q [N, T, C], k [K, S, C], v [K, S, V]; heads that share keys read the same ones."""
+    """Returns a function of one row's q [N, T, C], k [K, S, C], v [K, S, V]; grouped heads read the same keys."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         BlockSizes,
         CausalMask,

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh of devices, and which dimension of what is split over which of its axes."""
+"""The placement of arrays: the mesh of devices, and the mesh axes that each dimension is split over."""
 
 from easydel.sharding.axes import AXES, AxisName, PartitionAxis
 from easydel.sharding.mesh import make_mesh

@@ -1,4 +1,4 @@
-"""Which mesh axes each logical axis of the model is split over."""
+"""The mesh axes that each logical axis of the model is split over."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ AXES = ("dp", "fsdp", "tp", "sp")
 
 
 def names_in(axis: AxisName) -> tuple[str, ...]:
-    """The mesh axes of `axis`, outermost first."""
+    """Returns the mesh axes of `axis`, outermost first."""
     if axis is None:
         return ()
     return (axis,) if isinstance(axis, str) else axis
 
 
 def axis_of(names: Sequence[str]) -> AxisName:
-    """The shortest spelling of `names`: None, the one name, or a tuple."""
+    """Returns the shortest spelling of `names`: None, the one name, or a tuple."""
     return tuple(names) if len(names) > 1 else next(iter(names), None)
 
 
@@ -38,7 +38,7 @@ class PartitionAxis:
     | head_axis              | query heads: activations, and those rows of q, columns of o, rows of latent b kernels |
     | kv_head_axis           | key and value heads: activations, and those rows of k and v kernels                  |
     | head_dim_axis          | activations: the channels of one head                                                |
-    | hidden_axis            | parameters: the model dimension, or what else faces the split one (latents)          |
+    | hidden_axis            | parameters: the model dimension, or latents opposite the split dimension             |
     | mlp_axis               | the inner dimension of feed-forwards, of each expert and of recurrent mixers         |
     | vocab_axis             | rows of the token embedding and the head, logits                                     |
     | expert_axis            | experts                                                                              |
@@ -63,16 +63,15 @@ class PartitionAxis:
         refuse(problems, "an axis is None, the name of a mesh axis, or a tuple of different names")
 
     def renamed(self, mapping: Mapping[str, str]) -> PartitionAxis:
-        """The same with mesh axes renamed; those that `mapping` lacks keep their name."""
+        """Returns the same with mesh axes renamed; axes that `mapping` lacks keep their name."""
         return PartitionAxis(**{k: axis_of([mapping.get(n, n) for n in names_in(v)]) for k, v in self._items()})
 
     def resolve(self, names: Sequence[str]) -> PartitionAxis:
-        """The same in the axes `names` of a mesh, and in no others.
+        """Returns the same, restricted to the axes `names` of a mesh.
 
-        Fields that were left at their default follow the mesh: "dp", "fsdp", "tp", "sp" stand for the axes of that
-        name, else for the mesh's first, second, third, fourth axis if it has a name of its own, else for nothing.
-        Fields that were changed are taken at their word. Raises ShardingError with all that name an axis that the
-        mesh does not have.
+        Fields left at their default follow the mesh: "dp", "fsdp", "tp", "sp" stand for the axes of that name, else
+        for the mesh's first, second, third, fourth axis if it has a name of its own, else for nothing. Changed fields
+        are taken literally. Raises ShardingError with all that name an axis that the mesh does not have.
         """
         stand_ins = {name: _stand_in(name, place, names) for place, name in enumerate(AXES)}
         resolved, problems = {}, []
@@ -91,7 +90,7 @@ class PartitionAxis:
 
 
 def _stand_in(name: str, place: int, names: Sequence[str]) -> str | None:
-    """The axis of a mesh with axes `names` that does the work of the default axis `name`, number `place` of them."""
+    """Returns the axis of a mesh with axes `names` for the default axis `name`, number `place` of the defaults."""
     if name in names:
         return name
     return names[place] if place < len(names) and names[place] not in AXES else None

@@ -18,11 +18,11 @@ from easydel.sharding.problems import refuse
 
 
 def make_mesh(dims: Sequence[int] = (1, -1, 1, 1), names: Sequence[str] = AXES, backend: str | None = None) -> Mesh:
-    """A mesh with axes `names` of sizes `dims` over the devices of `backend`; one -1 takes what the others leave.
+    """Returns a mesh with axes `names` of sizes `dims` over the devices of `backend`; one -1 takes the rest.
 
-    Sizes that multiply to less than the number of devices use the first of them, so (1, 1, 1, 1) works everywhere.
-    All axes are `AxisType.Auto`: XLA propagates shardings. Raises ShardingError, saying what would work, if the
-    sizes do not fit the names or the devices, or if there is no such backend.
+    Sizes whose product is less than the number of devices use the first of them, so (1, 1, 1, 1) works everywhere.
+    All axes are `AxisType.Auto`: XLA propagates shardings. Raises ShardingError, with a proposal, if the sizes do not
+    fit the names or the devices, or if there is no such backend.
     """
     dims, names = tuple(dims), tuple(names)
     refuse(_malformed(dims, names), f"give one size per name, at most one of them -1, such as {_example(len(names))}")
@@ -32,7 +32,7 @@ def make_mesh(dims: Sequence[int] = (1, -1, 1, 1), names: Sequence[str] = AXES, 
 
 
 def filled(dims: tuple[int, ...], devices: int) -> tuple[int, ...]:
-    """`dims` with the -1 replaced. Raises ShardingError if they need more devices, or do not divide them."""
+    """Returns `dims` with the -1 replaced. Raises ShardingError if they need more devices, or do not divide them."""
     known = math.prod(dim for dim in dims if dim != -1)
     if -1 in dims and devices % known == 0:
         return tuple(devices // known if dim == -1 else dim for dim in dims)
@@ -50,10 +50,10 @@ def filled(dims: tuple[int, ...], devices: int) -> tuple[int, ...]:
 
 
 def arranged(devices: Sequence[Any], sizes: tuple[int, ...]) -> np.ndarray:
-    """`devices` in a grid of `sizes`, neighbours close to each other in the hardware.
+    """Returns `devices` in a grid of `sizes`, neighbours close to each other in the hardware.
 
     Of several slices (connected by a slower network) the first axes get as much as they can take. If not all devices
-    are used, they stay in their order: the wiring of a part of them is anyone's guess.
+    are used, they stay in their order, since the wiring of a part of them is unknown.
     """
     if math.prod(sizes) < len(devices):
         return np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
@@ -70,7 +70,7 @@ def divisors(number: int) -> list[int]:
 
 
 def _between_slices(sizes: tuple[int, ...], slices: int) -> list[int]:
-    """How each axis is split between slices; multiplies to `slices` since that divides the product of `sizes`."""
+    """Returns each axis's share of the slices; their product is `slices`, since that divides the product of `sizes`."""
     between = []
     for size in sizes:
         between.append(math.gcd(size, slices))

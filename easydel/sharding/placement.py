@@ -1,4 +1,4 @@
-"""Splits arrays of given shapes over a mesh, and says what stays whole and why."""
+"""Splits arrays of given shapes over a mesh, and reports which stay whole and why."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Typed(Protocol):
 
 @dataclass(frozen=True)
 class Footprint:
-    """Where one parameter lies: its size, the part of each device, and why there is more than one copy, if there is."""
+    """The memory of one parameter: its size, each device's part, and the reason for more than one copy, if any."""
 
     path: str
     spec: PartitionSpec
@@ -41,14 +41,14 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where parameters go: `sharding` for each, then `functions` (by path) are applied as they arrive."""
+    """The placement of parameters: `sharding` for each, then `functions` (by path) are applied as they arrive."""
 
     sharding: Callable[[Mapping[str, Typed]], Mapping[str, jax.sharding.Sharding]]
     functions: Mapping[str, Callable[[jax.Array], jax.Array]]
 
     @classmethod
     def by_rules(cls, mesh: Mesh, axes: PartitionAxis, rules: Rules | None) -> Placement:
-        """On the mesh by `rules`; without any, by those that serve every family."""
+        """Returns the placement on the mesh by `rules`, or by the default rules, which serve every family."""
 
         def by_rules(arrays: Mapping[str, Typed]) -> Mapping[str, jax.sharding.Sharding]:
             shapes = {path: array.shape for path, array in arrays.items()}
@@ -59,12 +59,12 @@ class Placement:
 
     @classmethod
     def on_device(cls, device: Any, functions: Mapping[str, Callable[[jax.Array], jax.Array]]) -> Placement:
-        """On one device, and from there wherever `functions` put them."""
+        """Returns the placement on one device, and from there wherever `functions` put the parameters."""
         single = jax.sharding.SingleDeviceSharding(device)
         return cls(lambda arrays: dict.fromkeys(arrays, single), functions)
 
     def shardings_of(self, arrays: Mapping[str, Typed]) -> Mapping[str, jax.sharding.Sharding]:
-        """The sharding of each parameter; ArgumentError if there are functions for others."""
+        """Returns the sharding of each parameter. Raises ArgumentError if there are functions for other paths."""
         found = self.sharding(arrays)
         if unknown := sorted(set(self.functions) - set(arrays)):
             raise ArgumentError(
@@ -74,7 +74,7 @@ class Placement:
         return found
 
     def placed(self, path: str, array: jax.Array) -> jax.Array:
-        """The array as the function for `path` places it; ArgumentError if that returns something else."""
+        """Returns the array as placed by the function for `path`. ArgumentError if that returns something else."""
         if path not in self.functions:
             return array
         placed = self.functions[path](array)
@@ -87,7 +87,7 @@ class Placement:
 
 
 def flat_functions(functions: Mapping[Any, Any], prefix: str = "") -> dict[str, Callable[[jax.Array], jax.Array]]:
-    """`shard_fns` by path; its keys are path tuples, "a/b/c", or nested dicts."""
+    """Returns `shard_fns` by path; its keys are path tuples, "a/b/c", or nested dicts."""
     flat: dict[str, Callable[[jax.Array], jax.Array]] = {}
     for key, value in functions.items():
         path = prefix + ("/".join(map(str, key)) if isinstance(key, tuple) else str(key))
@@ -103,9 +103,9 @@ def flat_functions(functions: Mapping[Any, Any], prefix: str = "") -> dict[str, 
 def shardings(
     shapes: Mapping[str, Shape], mesh: Mesh, rules: Rules, *, strict: bool
 ) -> tuple[dict[str, NamedSharding], dict[str, str]]:
-    """The sharding of each parameter, and a sentence for each that is split less than its rule says.
+    """Returns the sharding of each parameter, and a sentence for each that is split less than its rule says.
 
-    A dimension that its mesh axes do not divide keeps the first few of them that do. With `strict` (the rules are the
+    A dimension that its mesh axes do not divide is split over the first few that do. With `strict` (the rules are the
     user's) that is an error instead. Raises ShardingError with all parameters that no rule matches or fits, and all
     rules that name an axis which the mesh lacks.
     """
@@ -124,7 +124,7 @@ def shardings(
 
 
 def fit(shape: Shape, axes: Iterable[AxisName], mesh: Mesh) -> PartitionSpec:
-    """`axes`, one per dimension of `shape`, less the mesh axes that do not divide it or split an earlier dimension."""
+    """Returns `axes`, one per dimension of `shape`, without those that do not divide it or split an earlier one."""
     used: set[str] = set()
     entries = []
     for dim, axis in zip(shape, axes, strict=True):
@@ -152,7 +152,7 @@ def check_heads(heads: int, kv_heads: int, mesh: Mesh, axis: PartitionAxis) -> N
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[AxisName]) -> jax.Array:
-    """`x` with its dimensions split over `axes`, one per dimension, where they divide it; inside and outside of `jit`.
+    """Splits `x` over `axes`, one per dimension, where they divide it; inside and outside of `jit`.
 
     Without a mesh, or with one device, nothing happens. A mesh axis that is named twice splits the first dimension.
     """
@@ -168,7 +168,7 @@ def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[AxisName]) -> jax.
 def bytes_per_device(
     arrays: Mapping[str, Typed], shardings: Mapping[str, NamedSharding], losses: Mapping[str, str] | None = None
 ) -> list[Footprint]:
-    """What each parameter costs on each device, the most expensive first; `losses` are those of `shardings`.
+    """Returns the memory of each parameter on each device, the largest first; `losses` are those of `shardings`.
 
     A device's total is the sum of `device_bytes`: all devices hold the same amount.
     """
@@ -193,7 +193,7 @@ def _footprint(path: str, array: Typed, sharding: NamedSharding, loss: str | Non
 
 
 def _lost(shape: Shape, wanted: PartitionSpec, kept: PartitionSpec, mesh: Mesh) -> dict[str, str]:
-    """What is wrong with each dimension that is split less than `wanted` -> what is left of its split."""
+    """Maps the problem of each dimension that is split less than `wanted` to the rest of its split."""
     lost = {}
     for number, (dim, before, after) in enumerate(zip(shape, wanted, kept, strict=True)):
         if dim % _size(names_in(before), mesh):
@@ -208,5 +208,5 @@ def _size(names: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
 
 
 def _described(names: Sequence[str], mesh: Mesh | AbstractMesh, *, all_axes: bool = False) -> str:
-    """ "fsdp=4 x tp=2"; axes of size 1 only with `all_axes`."""
+    """Returns sizes such as "fsdp=4 x tp=2"; axes of size 1 only with `all_axes`."""
     return " x ".join(f"{name}={mesh.shape[name]}" for name in names if all_axes or mesh.shape[name] > 1)

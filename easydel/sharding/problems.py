@@ -1,4 +1,4 @@
-"""Tells everything that is wrong with a mesh, rules or shapes in one error."""
+"""Reports all problems of a mesh, rules or shapes in one error."""
 
 from __future__ import annotations
 

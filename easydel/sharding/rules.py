@@ -1,7 +1,7 @@
-"""Ordered rules from the path of a parameter to how it is split.
+"""Ordered rules from the path of a parameter to its split.
 
-A rule is a regular expression, searched in the path, and a PartitionSpec; the first that is found counts. Kernels
-are [out, in], those of experts [expert, out, in]. A spec with fewer entries than the parameter has dimensions is for
+A rule is a regular expression, searched in the path, and a PartitionSpec; the first match counts. Kernels are
+[out, in], those of experts [expert, out, in]. A spec with fewer entries than the parameter has dimensions applies to
 its last dimensions: stacked layers have one more in front, which is never split. The scales of int8 parameters
 (`kernel_scale`, `embedding_scale`, one per row) follow the rule of the parameter that they scale, less its last entry.
 """
@@ -47,7 +47,7 @@ _TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(in_proj[^/]*|dt_proj)/bias$", ("mlp",)),
     (r"(^|/)x_proj/kernel$", (None, "mlp")),
     (r"(^|/)out_proj/kernel$", ("hidden", "mlp")),
-    # Routers, latent projections (q_a, kv_a) and the odd ones: any split is correct, and this one saves memory.
+    # Routers, latent projections (q_a, kv_a) and unusual kernels: any split is correct, and this one saves memory.
     (r"(^|/)kernel$", (None, "hidden")),
     # Norms, the other biases, and small vectors such as A_log, D, dt_bias.
     (r"", ()),
@@ -55,17 +55,17 @@ _TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def default_rules(axis: PartitionAxis) -> Rules:
-    """The rules that serve every family, in the mesh axes of `axis` (`resolve`d for the mesh); they match any path."""
+    """Returns the default rules in the mesh axes of `axis` (`resolve`d for the mesh); they match any path."""
     return [(pattern, _spec(dims, axis)) for pattern, dims in _TABLE]
 
 
 def spec_for(path: str, shape: Shape, rules: Rules) -> PartitionSpec:
-    """How one parameter is split, with one entry per dimension. Raises ShardingError if no rule matches or fits."""
+    """Returns one parameter's split, an entry per dimension. Raises ShardingError if no rule matches or fits."""
     return match_rules({path: shape}, rules)[path]
 
 
 def match_rules(shapes: Mapping[str, Shape], rules: Rules) -> dict[str, PartitionSpec]:
-    """How each parameter is split, with one entry per dimension.
+    """Returns each parameter's split, with one entry per dimension.
 
     Raises ShardingError with all parameters that no rule matches, or whose rule has more entries than dimensions.
     """
@@ -75,7 +75,7 @@ def match_rules(shapes: Mapping[str, Shape], rules: Rules) -> dict[str, Partitio
 
 
 def matched(shapes: Mapping[str, Shape], rules: Rules) -> tuple[dict[str, PartitionSpec], list[str]]:
-    """As `match_rules`, but returns the problems of parameters; raises ShardingError for malformed rules."""
+    """Returns the splits of `match_rules` and the parameters' problems. Raises ShardingError for malformed rules."""
     refuse([problem for rule in rules for problem in _malformed(rule)])
     compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
     specs, problems = {}, []
@@ -94,7 +94,7 @@ def matched(shapes: Mapping[str, Shape], rules: Rules) -> tuple[dict[str, Partit
 
 
 def unknown_axes(rules: Rules, names: Sequence[str]) -> list[str]:
-    """One problem for each rule that names axes which a mesh with axes `names` does not have."""
+    """Returns one problem for each rule that names axes which a mesh with axes `names` does not have."""
     return [
         f"rule {pattern!r} names {unknown}, the mesh has {list(names)}"
         for pattern, spec in rules
@@ -103,7 +103,7 @@ def unknown_axes(rules: Rules, names: Sequence[str]) -> list[str]:
 
 
 def _find(path: str, rules: Sequence[tuple[re.Pattern[str], PartitionSpec]]) -> tuple[str, PartitionSpec, bool] | None:
-    """Pattern and spec of the first rule for `path`, and whether the spec is for what `path` scales."""
+    """Returns the first rule for `path`, and whether the rule is for the parameter that `path` scales."""
     scaled = path.removesuffix("_scale") if path.endswith(("/kernel_scale", "/embedding_scale")) else None
     for pattern, spec in rules:
         if scaled is not None and pattern.search(scaled):
@@ -114,7 +114,7 @@ def _find(path: str, rules: Sequence[tuple[re.Pattern[str], PartitionSpec]]) -> 
 
 
 def _spec(dims: tuple[str | None, ...], axis: PartitionAxis) -> PartitionSpec:
-    """The hidden dimension is last to choose, so that kernels before and after a split dimension agree on it."""
+    """Gives the hidden dimension the last choice of axes, so that adjacent kernels agree on a split dimension."""
     entries: list[AxisName] = [None] * len(dims)
     used: set[str] = set()
     for place in sorted(range(len(dims)), key=lambda place: dims[place] == "hidden"):

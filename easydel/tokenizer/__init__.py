@@ -1,4 +1,4 @@
-"""Text to token ids and back, and chats to prompts, as the checkpoint's own tokenizer files say."""
+"""From text to token ids and back, and from chats to prompts, by the checkpoint's own tokenizer files."""
 
 from easydel.tokenizer.load import load_tokenizer
 from easydel.tokenizer.text import Tokenizer

@@ -19,19 +19,19 @@ from easydel.errors import ArgumentError, ConfigError
 RENDERER = str(Path(__file__).with_name("renderer.py"))
 LENGTH_BYTES = 8
 WAIT_SECONDS = 60  # others may keep the processor busy: the renderer's own limits count its time only
-ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL", "LC_TIME")  # no tokens
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL", "LC_TIME")  # no variable that may hold a token
 
 
 @dataclass(frozen=True)
 class Template:
-    """The text of a template, and whose it is."""
+    """The text of a template, and its source."""
 
     text: str
     source: str
 
     @classmethod
     def choose(cls, templates: Mapping[str, str], wanted: str | None, source: str, *, tools: bool) -> Template:
-        """The template called `wanted`, or `wanted` itself; without it the one for tools, or the default."""
+        """Returns the template called `wanted`, or `wanted` itself; by default the one for tools, or "default"."""
         if wanted is not None:
             if wanted not in templates and "{" not in wanted:  # no template, but the name of one
                 known = ", ".join(sorted(templates)) or "none"
@@ -45,7 +45,7 @@ class Template:
 
 
 def render(template: Template, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """The text of a chat; keys of messages whose value is None count as absent."""
+    """Returns the text of a chat; keys of messages whose value is None count as absent."""
     if not messages:
         raise ArgumentError("a chat needs at least one message")
     if not all(isinstance(message, Mapping) for message in messages):
@@ -62,7 +62,7 @@ def render(template: Template, messages: Sequence[Mapping[str, Any]], variables:
 
 
 def _plain(values: dict[str, Any]) -> bytes:
-    """In JSON's types only, so that a template gets no object with methods that could do harm."""
+    """Returns JSON of `values`, so that a template gets no object with methods that could do harm."""
     try:
         return json.dumps(values).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -70,14 +70,14 @@ def _plain(values: dict[str, Any]) -> bytes:
 
 
 class Renderer:
-    """The process that renders templates: started for the first one, and anew after one that the system ended."""
+    """The process that renders templates: started for the first template, and again if the system ended it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: bytes) -> dict[str, str]:
-        """Its answer, as of `renderer.answer`; of a template that takes too long, that it failed."""
+        """Returns the process's answer, as `renderer.answer` makes it, or a failure if it takes too long."""
         with self.lock:
             process = self._started()
             late = threading.Timer(WAIT_SECONDS, process.kill)
@@ -93,7 +93,7 @@ class Renderer:
     def _started(self) -> subprocess.Popen[bytes]:
         if self.process is None:
             known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-            path = [place for place in sys.path if place]  # not the current directory: it may be a stranger's
+            path = [place for place in sys.path if place]  # without the current directory, which may be a stranger's
             start = f"import sys, runpy; sys.path[:] = {path!r}; runpy.run_path({RENDERER!r}, run_name='__main__')"
             pipe = subprocess.PIPE
             command = [sys.executable, "-I", "-c", start]
@@ -104,7 +104,7 @@ class Renderer:
         return self.process
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
@@ -125,7 +125,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, str
 
 @cache
 def _renderer(pid: int) -> Renderer:
-    """The one of this process: a child of a fork needs its own."""
+    """Returns the renderer of this process: a child of a fork needs its own."""
     renderer = Renderer()
     atexit.register(renderer.close)
     return renderer

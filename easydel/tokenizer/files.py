@@ -1,4 +1,4 @@
-"""What the small files beside a tokenizer say: tokens with a role, added tokens, chat templates."""
+"""Reads the small files beside a tokenizer: tokens with a role, added tokens, chat templates."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ EXTRA = ("extra_special_tokens", "additional_special_tokens")  # special tokens 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with what older checkpoints keep in special_tokens_map.json."""
+    """Returns tokenizer_config.json, with the entries that older checkpoints keep in special_tokens_map.json."""
     config = read_json(folder / CONFIG)
     # transformers' rule: a config that lists its added tokens is complete.
     return config if "added_tokens_decoder" in config else config | read_json(folder / "special_tokens_map.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A file of one JSON object; empty if there is no such file."""
+    """Returns the JSON object in a file; an empty one if there is no such file."""
     if not os.path.lexists(file):
         return {}
     try:
@@ -50,7 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_bytes(file: Path, limit: int = MAX_BYTES) -> bytes:
-    """What is in a file of at most `limit` bytes, right in its directory or linked as in the Hub's cache."""
+    """Returns the contents of a file of up to `limit` bytes, which is no link, or one as in the Hub's cache."""
     if not file.is_file():
         raise ConfigError("is a dangling link, or not a regular file", file=file)
     if not is_inside(file.parent, file):
@@ -64,7 +64,7 @@ def read_bytes(file: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def roles(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Role -> token, such as {"eos_token": "</s>"}; models have roles of their own, such as "image_token"."""
+    """Maps roles to tokens, such as {"eos_token": "</s>"}; some models have further roles, such as "image_token"."""
     named = {key: value for key, value in config.items() if key.endswith("_token") and not isinstance(value, bool)}
     for key in EXTRA:
         if isinstance(config.get(key), dict):
@@ -83,7 +83,7 @@ def listed_ids(config: Mapping[str, Any], folder: Path) -> dict[str, int]:
 
 
 def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]:
-    """The tokens that the config knows, in the order of their ids, and those with a role: a tokenizer may lack some."""
+    """Yields the config's tokens in the order of their ids, then those with a role: a tokenizer may lack some."""
     listed = config.get("added_tokens_decoder") or {}
     try:
         tokens = [token for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
@@ -102,7 +102,7 @@ def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken
 def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Name -> template; the one and only is called "default". Files of their own outrank the config.
 
-    Without either, it is that of the processor of a model that also sees images.
+    Without either, the processor's template is used, which models that also see images have.
     """
     files = {Path(name).stem: folder / name for name in template_names(folder)}
     if os.path.lexists(folder / "chat_template.jinja"):
@@ -128,7 +128,7 @@ def _template(file: Path) -> str:
 
 
 def config_ids(folder: Path) -> dict[str, int]:
-    """bos, eos and pad ids of the model's own config, of several the first: old tokenizers do not name theirs."""
+    """Returns bos, eos and pad ids of the model's config (the first of several): old tokenizers do not name theirs."""
     config = read_json(folder / "config.json")
     values = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     first = {key: value[0] if isinstance(value, list) and value else value for key, value in values.items()}
@@ -136,7 +136,7 @@ def config_ids(folder: Path) -> dict[str, int]:
 
 
 def _content(token: Any, role: str, folder: Path) -> str:
-    """The text of a token, which is written as a string, or as an object with a "content"."""
+    """Returns the text of a token, which is written as a string, or as an object with a "content"."""
     content = token.get("content") if isinstance(token, dict) else token
     if not isinstance(content, str):
         raise ConfigError(f"has a {role} that is no token: {token!r:.80}", file=folder / CONFIG)

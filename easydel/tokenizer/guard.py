@@ -1,4 +1,4 @@
-"""Around the tokenizers library: what broken files make it do becomes an error that says which file."""
+"""Guards the tokenizers library: its failures on broken files become errors that name the file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tokenizers import Tokenizer
 from easydel.errors import ConfigError, EasyDeLError
 from easydel.tokenizer.files import read_bytes
 
-MAX_TOKENIZER_BYTES = 256 << 20  # that of 262,144 tokens and their merges has 33 MB
+MAX_TOKENIZER_BYTES = 256 << 20  # the file for 262,144 tokens and their merges has 33 MB
 
-# The key, unless it is empty, or a lower-case letter or underscore written as an escape, which no JSON writer does.
+# The key with a prefix that is not empty, or any lower-case letter or underscore escaped, which no JSON writer does.
 _MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00(?:5[fF]|[67])')
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """The contents of a tokenizer.json."""
+    """Returns the tokenizer in a tokenizer.json."""
     with guarded("is not a tokenizer", file):
         text = read_bytes(file, MAX_TOKENIZER_BYTES)
         if _MAY_HAVE_PREFIX.search(text):
@@ -31,7 +31,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 @contextmanager
 def guarded(problem: str, file: str | Path | None) -> Iterator[None]:
-    """Raise whatever comes out of the library as a `ConfigError` about `file`."""
+    """Raises any failure of the library as a `ConfigError` about `file`."""
     try:
         yield
     except EasyDeLError:
@@ -45,7 +45,7 @@ def guarded(problem: str, file: str | Path | None) -> Iterator[None]:
 
 
 def _check_merges(model: dict[str, Any], file: Path) -> None:
-    """Refuse merges without the prefix of word parts: tokenizers 0.23 cuts it off unseen, and may abort then."""
+    """Refuses merges without the prefix of word parts: tokenizers 0.23 cuts it off unchecked, and may then abort."""
     prefix = model.get("continuing_subword_prefix") or ""
     for merge in model.get("merges") or []:
         _, second = merge.split(" ", 1) if isinstance(merge, str) else merge

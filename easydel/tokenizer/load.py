@@ -30,7 +30,7 @@ def load_tokenizer(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Tokenizer:
-    """The tokenizer of a Hub id, a directory, or a GGUF file; of a directory, its tokenizer.json if it has one.
+    """Returns the tokenizer of a Hub id, a directory, or a GGUF file. A directory's tokenizer.json takes precedence.
 
     Other formats are read by transformers. Code in a checkpoint is never run. Raises `ConfigError` for files that are
     broken or absent.
@@ -71,14 +71,14 @@ def from_gguf(files: Sequence[Path]) -> Tokenizer:
 
 
 def from_json(folder: Path) -> Tokenizer:
-    """The tokenizer that tokenizer.json describes, with the roles and templates of the files beside it."""
+    """Returns the tokenizer that tokenizer.json describes, with the roles and templates of the files beside it."""
     backend = read_tokenizer(folder / "tokenizer.json")
     backend.no_truncation()  # some files hold the settings of the last training run
     backend.no_padding()
     config = read_config(folder)
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     new = [token for token in added_tokens(config, folder) if token.content not in known]
-    for special, tokens in groupby(new, key=attrgetter("special")):  # in order, and all at once: each call costs time
+    for special, tokens in groupby(new, key=attrgetter("special")):  # in order, in few calls: each call costs time
         (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
     for token, id in listed_ids(config, folder).items():
         if (found := backend.token_to_id(token)) != id:
@@ -89,7 +89,7 @@ def from_json(folder: Path) -> Tokenizer:
         special_tokens=roles(config, folder),
         default_ids=config_ids(folder),
         templates=chat_templates(config, folder),
-        # As in transformers: it is meant for WordPiece, and would harm byte-level text.
+        # As in transformers: cleaning is meant for WordPiece, and would harm byte-level text.
         cleans=bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, BPE),
         source=str(folder),
     )

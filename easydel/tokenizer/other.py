@@ -19,17 +19,17 @@ INSTALL = "pip install easydel[tokenizers]"
 
 
 def from_transformers(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, whatever its format, if transformers has the class that reads it."""
+    """Returns the tokenizer in `folder`, whatever its format, if transformers has a class that reads it."""
     present = {file.name for file in folder.iterdir()}
     if not present & VOCABULARIES:
         there = ", ".join(sorted(present)[:20]) or "nothing"
         raise ConfigError(f"has no tokenizer; it holds {there}", file=folder, hint="expected a tokenizer.json")
     for name in sorted(present & (VOCABULARIES | CONFIGS)):
-        read_bytes(folder / name, MAX_VOCABULARY_BYTES)  # transformers would follow links, and wait for pipes
+        read_bytes(folder / name, MAX_VOCABULARY_BYTES)  # refuses links and pipes, which transformers would open
     config = read_config(folder)
     try:
         reader = _reader(config, read_json(folder / "config.json"), folder)
-        # Nothing but these files counts: no network, and no code that came with them.
+        # Only these files are used: no network, and no code that came with them.
         own = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise ConfigError(f"has no tokenizer.json, and to read others: {error}", file=folder, hint=INSTALL) from error
@@ -49,7 +49,7 @@ def from_transformers(folder: Path) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Slow:
-    """One of transformers' tokenizers in Python, used as if it were one of the tokenizers library."""
+    """Adapts one of transformers' Python tokenizers to the interface of the tokenizers library."""
 
     own: Any
 
@@ -69,9 +69,9 @@ class Ids:
 
 
 def _reader(config: Mapping[str, Any], model: Mapping[str, Any], folder: Path) -> Any:
-    """The class that the config names, or that belongs to its model type.
+    """Returns the class that the config names, or that belongs to its model type.
 
-    Not `AutoTokenizer`: that imports the models' configs, and they import torch if it is installed.
+    `AutoTokenizer` is not used: it imports the models' configs, and they import torch if it is installed.
     """
     import transformers
 

@@ -1,8 +1,8 @@
-"""A process of its own that renders chat templates: `chat.py` starts this file, and it imports nothing of ours.
+"""A separate process that renders chat templates: `chat.py` starts this file, which imports nothing of ours.
 
 A template is a program that a stranger wrote. Jinja's sandbox keeps it from Python's objects, but not from running for
-ever, nor from filling the memory with one multiplication. The system does: limits on processor time and memory end this
-process, and nothing else. Requests and answers are JSON, each after its length in 8 bytes.
+ever, nor from filling the memory with one multiplication. Limits on processor time and memory do: the system then ends
+this process, and nothing else. Requests and answers are JSON, each after its length in 8 bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 1  # of the processor, rounded up to whole ones: real templates take milliseconds
-MEMORY = 128 << 20  # bytes on top of what Python and Jinja have
+MEMORY = 128 << 20  # bytes in addition to those of Python and Jinja
 LENGTH_BYTES = 8
 MAX_TEXT = 16 << 20  # characters, far more than any model takes
 MAX_MESSAGE = 500  # characters
@@ -35,7 +35,7 @@ class Refusal(jinja2.TemplateError):
 
 
 class Generation(Extension):
-    """{% generation %} marks what the assistant says, for training; it does not change the text."""
+    """{% generation %} marks the assistant's text, for training; it does not change the text."""
 
     tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
 
@@ -45,7 +45,7 @@ class Generation(Extension):
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answers requests until there are no more."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while (request := receive(requests)) is not None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def receive(stream: BinaryIO) -> Any:
-    """The next message; None if the other side has left."""
+    """Returns the next message; None if the other side has left."""
     size = int.from_bytes(stream.read(LENGTH_BYTES), "little")
     text = stream.read(size)
     return json.loads(text) if text and len(text) == size else None
@@ -67,7 +67,7 @@ def send(stream: BinaryIO, message: Mapping[str, Any]) -> None:
 
 
 def answer(template: str, variables: Mapping[str, Any]) -> dict[str, str]:
-    """The "text"; or why the template "refused" the messages; or how it "failed"."""
+    """Returns the "text", the reason why the template "refused" the messages, or the error with which it "failed"."""
     try:
         text = _compiled(template).render(variables)
         return {"text": text} if len(text) <= MAX_TEXT else {"failed": f"it makes {len(text)} characters"}
@@ -75,15 +75,15 @@ def answer(template: str, variables: Mapping[str, Any]) -> dict[str, str]:
         return {"refused": str(error)[:MAX_MESSAGE]}
     except MemoryError:
         return {"failed": f"it takes more than {MEMORY} bytes of memory"}
-    except Exception as error:  # whatever the template's own program does wrong
+    except Exception as error:  # any error of the template's own program
         return {"failed": f"{type(error).__name__}: {error}"[:MAX_MESSAGE]}
 
 
 def _limit() -> None:
-    """From now on the system ends this process after `SECONDS`, and gives it no more than `MEMORY`."""
+    """Makes the system end this process after `SECONDS` from now, and give it no more than `MEMORY`."""
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + SECONDS, most))
-    if sys.platform == "linux":  # others do not say how much they have, or do not limit it
+    if sys.platform == "linux":  # other systems do not report their use, or do not limit it
         with open("/proc/self/statm") as sizes:
             used = int(sizes.read().split()[0]) * resource.getpagesize()
         _, most = resource.getrlimit(resource.RLIMIT_AS)
@@ -101,7 +101,7 @@ def _compiled(text: str) -> jinja2.Template:
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """JSON as Python writes it; Jinja's own filter escapes what would be HTML."""
+    """Returns JSON as Python writes it; Jinja's own filter escapes HTML characters."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 

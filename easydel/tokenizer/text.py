@@ -27,7 +27,7 @@ class Encoding(Protocol):
 
 
 class Backend(Protocol):
-    """What is used of a `tokenizers.Tokenizer`."""
+    """The methods of `tokenizers.Tokenizer` that are used here."""
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding: ...
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
@@ -36,11 +36,11 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     `special_tokens` are the tokens with a role, such as {"eos_token": "</s>"}; templates see them under these names.
-    `default_ids` are those of the model's config, for roles without a token. `templates` by name, "default" first of
-    all. `cleans` says that spaces before punctuation and contractions are removed from decoded text.
+    `default_ids` are the ids in the model's config, for roles without a token. `templates` are by name, with "default"
+    as the preferred one. If `cleans`, spaces before punctuation and contractions are removed from decoded text.
     """
 
     backend: Backend = field(repr=False)
@@ -63,7 +63,7 @@ class Tokenizer:
         return self._id("pad_token")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`, by default with those that the tokenizer puts around it, such as a beginning of sequence."""
+        """Returns the ids of `text`, by default with tokens added around it, such as a beginning of sequence."""
         with guarded("the tokenizer fails", self.source or None):
             try:
                 return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -71,7 +71,7 @@ class Tokenizer:
                 raise ArgumentError(f"a text must be a str of valid Unicode, not {text!r:.80}") from error
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         with guarded("the tokenizer fails", self.source or None):
             try:
                 text = self.backend.decode([int(id) for id in ids], skip_special_tokens=skip_special_tokens)
@@ -80,11 +80,11 @@ class Tokenizer:
         return _without_spaces(text) if self.cleans else text
 
     def stream(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> Iterator[str]:
-        """The text of `ids` piece by piece, as soon as later ids cannot change it; joined, the same as `decode`.
+        """Yields the text of `ids` piece by piece, as soon as later ids cannot change it; joined, it equals `decode`.
 
-        The one exception are broken characters in byte tokens, which become another number of U+FFFD.
+        The only exception is broken characters in byte tokens, which become another number of U+FFFD.
         """
-        shown: list[int] = []  # how an id decodes depends on those before it
+        shown: list[int] = []  # an id's text depends on the ids before it
         waiting: list[int] = []
         start = 0
         for id in ids:
@@ -171,7 +171,7 @@ class Tokenizer:
         return self.default_ids.get(f"{role}_id") if id is None else id
 
     def _settled(self, text: str) -> int:
-        """How much of `text` will stay as it is, whatever ids follow."""
+        """Returns the length of the beginning of `text` that no further ids can change."""
         if text.endswith(REPLACEMENT):
             return 0
         if not self.cleans:
@@ -181,7 +181,7 @@ class Tokenizer:
 
 
 def _without_spaces(text: str) -> str:
-    """`text` as transformers cleans it up, in its order: "it is n't , is it ?" becomes "it isn't, is it?"."""
+    """Cleans `text` up as transformers does, in its order: "it is n't , is it ?" becomes "it isn't, is it?"."""
     for mark in (".", "?", "!", ","):
         text = text.replace(f" {mark}", mark)
     text = text.replace(" ' ", "'")

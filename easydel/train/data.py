@@ -1,7 +1,7 @@
-"""Text to batches: documents joined by their ends of sequence into one row of tokens, cut into pieces of equal length.
+"""Text to batches: documents joined, each with its end token, into one row of tokens, cut into pieces of equal length.
 
 That is packing in its plainest form. A piece may hold the end of one document and the beginning of the next. Its tokens
-see all that is before them in the piece, or, where the token that ends documents is given, their own document only.
+see all tokens before them in the piece, or, if the token that ends documents is given, their own document only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from easydel.errors import ArgumentError
 
 
 def needed(package: str) -> Any:
-    """The package; ArgumentError says how to install it. They are optional, and slow to import."""
+    """Imports an optional package, which is slow. ArgumentError says how to install it."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
@@ -29,7 +29,7 @@ def needed(package: str) -> Any:
 
 
 def documents(file: Path) -> Iterator[str]:
-    """Of a .jsonl file the "text" of each line; any other file is one document. Both in UTF-8."""
+    """Yields the "text" of each line of a .jsonl file; any other file is one document. Both are UTF-8."""
     try:
         text = file.read_text(encoding="utf-8-sig")  # many editors on Windows begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
@@ -37,7 +37,7 @@ def documents(file: Path) -> Iterator[str]:
     if file.suffix != ".jsonl":
         yield text
         return
-    # not splitlines: JSON strings may hold U+2028 and the other characters at which that would cut them
+    # not splitlines: JSON strings may hold U+2028 and other characters at which it would cut them
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -51,7 +51,7 @@ def documents(file: Path) -> Iterator[str]:
 
 
 def packed(texts: Iterable[str], encode: Callable[[str], Sequence[int]], end: int | None) -> np.ndarray:
-    """The tokens of all `texts`, int32, each text with the token `end` after it (None: no such token)."""
+    """Returns the tokens of all `texts`, int32, each text with the token `end` after it (None: no such token)."""
     rows = []
     for text in texts:
         ids = list(encode(text))
@@ -61,10 +61,10 @@ def packed(texts: Iterable[str], encode: Callable[[str], Sequence[int]], end: in
 
 @dataclass(frozen=True)
 class Pieces:
-    """`tokens` in pieces of `length`; what is left at the end is not used. A source for grain.
+    """Pieces of `length` tokens; what remains at the end of `tokens` is not used. A source for grain.
 
-    With `end`, a piece has `segment_ids`: how many of these tokens come before each token. Raises ArgumentError if
-    there are not enough tokens for one piece, or `end` is not among them.
+    With `end`, a piece has `segment_ids`: the number of these tokens before each token. Raises ArgumentError if there
+    are not enough tokens for one piece, or `end` is not among them.
     """
 
     tokens: np.ndarray
@@ -91,9 +91,11 @@ class Pieces:
 
 
 def batches(tokens: np.ndarray, length: int, batch: int, seed: int, end: int | None = None) -> Any:
-    """An endless iterator of {"input_ids": [batch, length]}, shuffled anew each time around; grain's, so that
-    `get_state` and `set_state` say and decide where it is. With `end`, the token that ends documents, there are
-    "segment_ids" that keep them apart. Raises as `Pieces`."""
+    """Returns an endless iterator of {"input_ids": [batch, length]}, shuffled anew each time around.
+
+    It is grain's, with `get_state` and `set_state` for its position. With `end`, the token that ends documents, it also
+    yields "segment_ids" that keep documents apart. Raises ArgumentError as `Pieces` does.
+    """
     pieces = Pieces(tokens, length, end)
     grain = needed("grain")
     # as often as nobody lives to see; grain's own "without end" overflows where a batch is one piece

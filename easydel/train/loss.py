@@ -1,7 +1,7 @@
 """The loss of a causal language model, without ever holding the logits of all tokens.
 
-Tokens go through the head in groups. Where a gradient is wanted, each group's is computed together with its loss, while
-its logits are there: nothing is kept for a backward pass and nothing is computed twice.
+Tokens go through the head in groups. Where a gradient is wanted, it is computed group by group together with the loss,
+while the group's logits exist: nothing is kept for a backward pass and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
 class LossSums:
     """Sums over the `tokens` that count, in float32.
 
-    `objective` is what to differentiate: `nll` (negative log likelihood in nats, without gradient) and the z-loss.
+    `objective` is the sum to differentiate: `nll` (negative log likelihood in nats, without gradient) and the z-loss.
     """
 
     objective: jax.Array
@@ -48,13 +48,13 @@ def loss_sums(
     z_weight: float = 0.0,
     tokens: int = TOKENS,
 ) -> LossSums:
-    """How badly the tokens of `batch` predict the next ones; as in transformers, `labels` are those of the same token.
+    """Returns the loss of predicting each next token of `batch`; as in transformers, `labels` are aligned with tokens.
 
     `batch` has `input_ids` [B, T] and perhaps `labels`, `attention_mask`, `position_ids`, `segment_ids` of the same
     shape. A label is a token, or -100 for none; without `labels`, they are the attended tokens that follow attended
     ones. Any other label makes the loss NaN. The last token of a segment predicts nothing.
     `z_weight` times the squared log of the softmax's denominator is added (PaLM, arXiv:2204.02311: 1e-4). The logits
-    of at most `tokens` tokens on each device exist at a time. Only first derivatives, and only of `objective`.
+    of at most `tokens` tokens on each device exist at a time. The loss has first derivatives only, of `objective` only.
     """
     check_causal(model)
     inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
@@ -89,7 +89,7 @@ def causal_loss(
 
 
 def check_causal(model: LanguageModel) -> None:
-    """UnsupportedModelError for encoder-decoders: what they predict is not the next token of their input."""
+    """Raises UnsupportedModelError for encoder-decoders, which do not predict the next token of their input."""
     if model.record.has_encoder:
         raise UnsupportedModelError(
             f"{model.config.get('model_type')} is an encoder-decoder: only causal language models can be trained",
@@ -98,8 +98,10 @@ def check_causal(model: LanguageModel) -> None:
 
 
 def next_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """What each position should predict [B, T]: the label after it; -100 for the last of a row or segment, and where
-    there is none. Without labels, padding neither is predicted nor predicts."""
+    """Returns the target of each position, [B, T]: the label after it, or -100 for none.
+
+    The last position of a row or segment has no target. Without labels, padding is not predicted and predicts nothing.
+    """
     labels_BT = batch.get("labels")
     next_BT = (batch["input_ids"] if labels_BT is None else labels_BT)[:, 1:]
     if labels_BT is None and (mask_BT := batch.get("attention_mask")) is not None:
@@ -110,7 +112,7 @@ def next_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def head_params(model: LanguageModel, params: Mapping[str, Any]) -> Tree:
-    """The part of `params` that turns hidden states into logits."""
+    """Returns the part of `params` that turns hidden states into logits."""
     parts: Tree = {"lm_head": params["lm_head"]} if "lm_head" in params else {}
     if model.record.head.tied:
         parts["model"] = {"embed_tokens": params["model"]["embed_tokens"]}
@@ -118,7 +120,7 @@ def head_params(model: LanguageModel, params: Mapping[str, Any]) -> Tree:
 
 
 def group_count(shape: tuple[int, ...], policy: Policy, tokens: int) -> int:
-    """How many groups make at most `tokens` tokens (or one of each sequence) of [B, T, D] for each device."""
+    """Returns the number of groups that put at most `tokens` tokens (or one per sequence) of [B, T, D] on a device."""
     B, T = shape[:2]
     split = 1
     if policy.mesh is not None:
@@ -128,8 +130,11 @@ def group_count(shape: tuple[int, ...], policy: Policy, tokens: int) -> int:
 
 
 def grouped(x: jax.Array, groups: int, padding: int = 0) -> jax.Array:
-    """[B, T, ...] as [N, B, P, ...]. Group n has every N-th token from the n-th on, so that each device of a mesh whose
-    sequences are split has an equal share of every group."""
+    """Returns [B, T, ...] as [N, B, P, ...].
+
+    Group n has every N-th token from the n-th on, so that each device of a mesh that splits sequences has an equal
+    share of every group.
+    """
     B, T = x.shape[:2]
     more = [(0, 0)] * x.ndim
     more[1] = (0, -T % groups)

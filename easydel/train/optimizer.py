@@ -1,4 +1,4 @@
-"""The optimizer that the command uses."""
+"""The optimizer of the train command."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ LAST = 0.1  # of the peak, as in GPT-3 (Brown et al. 2020, arXiv:2005.14165) and
 
 
 def adamw(peak: float, steps: int, *, warmup: int = 0, weight_decay: float = 0.0) -> Any:
-    """AdamW (betas 0.9 and 0.95, as in GPT-3); the rate rises to `peak` in `warmup` steps and falls to a tenth as a
-    cosine until `steps`. Norms and biases do not decay."""
+    """Returns AdamW (betas 0.9 and 0.95, as in GPT-3).
+
+    The rate rises to `peak` in `warmup` steps, then falls to a tenth as a cosine until `steps`. Norms and biases do not
+    decay.
+    """
     optax = needed("optax")
     rate = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else peak, peak, warmup, max(steps, warmup + 1), end_value=LAST * peak

@@ -1,4 +1,4 @@
-"""The state of a training between two steps, and how it lies on the mesh."""
+"""The state of a training between two steps, and its layout on the mesh."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easydel.tree import ADAPTERS, Tree, flatten, unflatten
 
 
 class Optimizer(Protocol):
-    """What `optax` makes: an `init` and an `update`."""
+    """An optimizer of `optax`: an `init` and an `update`."""
 
     @property
     def init(self) -> Callable[..., Any]: ...
@@ -28,8 +28,7 @@ class Optimizer(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """A training between two steps: trained and frozen parameters (nested dicts), the optimizer's state, and `count`
-    steps done."""
+    """A training between two steps: trained and frozen parameters (nested dicts), optimizer state, and step count."""
 
     trained: Tree
     frozen: Tree
@@ -38,7 +37,7 @@ class State:
 
     @property
     def params(self) -> Tree:
-        """All parameters, as `model.apply`, `save_pretrained` and `export` take them."""
+        """All parameters, in the form that `model.apply`, `save_pretrained` and `export` take."""
         return unflatten(flatten(self.trained) | flatten(self.frozen))
 
 
@@ -49,19 +48,19 @@ def init_state(
     *,
     trainable: Callable[[str], bool] | None = None,
 ) -> State:
-    """The state before the first step; the optimizer's arrays are split like the parameters from their creation on.
+    """Returns the state before the first step; the optimizer's arrays are split like the parameters from the start.
 
-    The state takes over the arrays of `params`: after the first step those that are trained are gone, and with them
-    the model's own; `state.params` has the new ones. `trainable` says by path what is trained; default: the adapters
-    if there are any, else all parameters. The model's buffers never are. Raises ArgumentError if that is nothing, or
-    has integers (int8) in it.
+    The state takes over the arrays of `params`. The first step consumes the trained ones, which the model then no
+    longer has either; `state.params` has the new ones. `trainable` selects the trained parameters by path; default:
+    the adapters if there are any, else all parameters. The model's buffers are never trained. Raises ArgumentError if
+    nothing is selected, or integers (int8) are.
     """
     check_causal(model)
     leaves = {
         path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
     }
     chosen = trainable or _default(leaves)
-    buffers = model.buffers  # weight decay would move them, too
+    buffers = model.buffers  # weight decay would change them, too
     trained = {path: leaf for path, leaf in leaves.items() if chosen(path) and path not in buffers}
     integers = [path for path, leaf in trained.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
     if integers or not trained:
@@ -78,9 +77,9 @@ def init_state(
 
 
 def moment_shardings(optimizer: Optimizer, trained: Tree) -> Any:
-    """How the optimizer's state is split: what belongs to a parameter and has its shape, as that parameter is.
+    """Returns shardings of the optimizer's state: an array of a parameter and of its shape is split like it.
 
-    That is seen from paths: within the state of optax, a parameter's moments have its path at the end of theirs.
+    Paths show what belongs to a parameter: in the state of optax, the path of a moment ends with its parameter's path.
     """
     homes = dict(jax.tree_util.tree_flatten_with_path(trained)[0])
     whole = _whole(next(iter(homes.values())).sharding)
@@ -93,7 +92,7 @@ def moment_shardings(optimizer: Optimizer, trained: Tree) -> Any:
 
 
 def without_arrays(state: State) -> State:
-    """The shapes and shardings of a state, for restoring one."""
+    """Returns the shapes and shardings of a state, for restoring one."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
@@ -103,5 +102,5 @@ def _default(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
 
 
 def _whole(sharding: Sharding) -> Sharding:
-    """On the same devices, not split."""
+    """Returns the sharding on the same devices that splits nothing."""
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding

@@ -1,7 +1,7 @@
-"""One step of training as a pure function: state and batch in, new state and what was measured out.
+"""One step of training as a pure function: state and batch in, new state and metrics out.
 
-What is trained, and the optimizer's moments of it, is given up (donated) to each step and updated in place; what is
-frozen is only read. Everything stays split over the mesh as the parameters are.
+The trained parameters and the optimizer's moments are donated to each step and updated in place; frozen parameters are
+only read. Everything stays split over the mesh as the parameters are.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ Batch = Mapping[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Metrics:
-    """Of one step: `loss` in nats per token (without z-loss), `objective` with it, the norm of all gradients before
-    clipping, and how many tokens were predicted."""
+    """Results of one step.
+
+    `loss` is in nats per token (without z-loss), `objective` includes the z-loss, `grad_norm` is the norm of all
+    gradients before clipping, and `tokens` is the number of predicted tokens.
+    """
 
     loss: jax.Array
     objective: jax.Array
@@ -50,18 +53,19 @@ def step(
     z_weight: float = 0.0,
     tokens: int = TOKENS,
 ) -> Step:
-    """A function from a `State` and a batch to the next `State` and `Metrics`, compiled at its first call.
+    """Returns a function from a `State` and a batch to the next `State` and `Metrics`, compiled at its first call.
 
-    Activations are in the model's dtype, gradients, moments and updates in that of its parameters, so a model loaded
-    with dtype=bfloat16 and param_dtype=float32 trains in mixed precision; what the backward pass recomputes is the
-    model's `remat`.
+    Activations are in the model's dtype; gradients, moments and updates are in that of its parameters. So a model
+    loaded with dtype=bfloat16 and param_dtype=float32 trains in mixed precision. The model's `remat` decides what the
+    backward pass recomputes.
 
     Args:
-        optimizer: of `optax`, or anything with such an `init` and `update`.
-        accumulate: how many parts a batch is computed in, one after the other; the loss is the mean over all tokens.
-        clip: gradients are scaled down to this norm, taken over all of them.
+        optimizer: an optimizer of `optax`, or any object with such an `init` and `update`.
+        accumulate: number of parts in which a batch is computed, one after the other; the loss is the mean over all
+            tokens.
+        clip: the norm that gradients, taken all together, are scaled down to.
         z_weight: weight of the z-loss, see `loss_sums`.
-        tokens: whose logits exist at a time on a device, see `loss_sums`.
+        tokens: number of tokens whose logits exist at a time on a device, see `loss_sums`.
 
     Raises:
         ArgumentError: for these arguments, or later for a batch that does not fit.
@@ -74,14 +78,17 @@ def step(
     if clip is not None and not clip > 0:
         raise ArgumentError(f"clip={clip}, expected a positive norm, or None")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
-    structure = model.bound(shapes)  # without arrays: those are the state's
+    structure = model.bound(shapes)  # without arrays, which belong to the state
     return Step(structure, optimizer, accumulate, clip, z_weight, tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What `step` returns. `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss),
-    `attention_mask`, `position_ids` and `segment_ids`; in several processes each gives the whole batch."""
+    """The function that `step` returns.
+
+    `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss), `attention_mask`,
+    `position_ids` and `segment_ids`. With several processes, each passes the whole batch.
+    """
 
     model: LanguageModel
     optimizer: Optimizer
@@ -98,7 +105,7 @@ class Step:
         return State(trained, state.frozen, moments, count), metrics
 
     def lower(self, state: State, batch: Batch) -> Any:
-        """The step's program for such arguments, not compiled yet: to ask it for its memory."""
+        """Returns the step's program for such arguments, not compiled yet, for instance to ask for its memory."""
         shapes = {
             name: jax.ShapeDtypeStruct(array.shape, jnp.int32, sharding=self._split(array.shape))
             for name, array in batch.items()
@@ -106,10 +113,10 @@ class Step:
         return self.program(state).lower(state.trained, state.moments, state.count, state.frozen, shapes)
 
     def program(self, state: State) -> Any:
-        """The jitted step for states that are split like this one: what comes out is split in the same way."""
+        """Returns the jitted step for states that are split like this one; its results are split in the same way."""
         leaves, structure = jax.tree.flatten((state.trained, state.moments, state.count))
         if isinstance(leaves[0], Tracer):
-            return self._next  # inside of somebody else's jit
+            return self._next  # inside an outer jit
         key = (structure, *(leaf.sharding for leaf in leaves))
         if key not in self._programs:
             check_params(flatten(self.model.params), flatten(state.params))
@@ -119,7 +126,7 @@ class Step:
         return self._programs[key]
 
     def placed(self, batch: Batch) -> dict[str, jax.Array]:
-        """The batch as int32 arrays split over the mesh. ArgumentError for names and shapes that do not fit."""
+        """Returns the batch as int32 arrays split over the mesh. ArgumentError for names and shapes that do not fit."""
         if unknown := sorted(set(batch) - set(NAMES)):
             raise ArgumentError(f"the batch has {unknown}", hint=f"it may have {', '.join(NAMES)}")
         if "input_ids" not in batch:
@@ -147,12 +154,12 @@ class Step:
         if split is None or isinstance(array, jax.Array):
             tokens = jnp.asarray(array, jnp.int32)
             return tokens if split is None else jax.device_put(tokens, split)
-        # device_put would first compare the batches of all processes, and hold up each step by that
+        # device_put would first compare the batches of all processes, which delays each step
         tokens = array.astype(np.int32)
         return jax.make_array_from_callback(tokens.shape, split, tokens.__getitem__)
 
     def _split(self, shape: tuple[int, ...]) -> NamedSharding | None:
-        """How the mesh splits [batch, length]; None without one."""
+        """Returns the sharding of [batch, length]; None without a mesh."""
         policy = self.model.policy
         if policy.mesh is None:
             return None
@@ -171,7 +178,7 @@ class Step:
         return trained, moments, count + 1, Metrics(loss.nll / tokens, loss.objective / tokens, norm, loss.tokens)
 
     def _gradients(self, trained: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[Tree, LossSums]:
-        """Gradients of the mean objective over all tokens of the batch, and its loss."""
+        """Returns gradients of the mean objective over all tokens of the batch, and its loss."""
         everywhere = jnp.maximum(jnp.sum(next_tokens(batch) != IGNORED), 1)
         fixed = flatten(frozen)
 
@@ -195,13 +202,13 @@ class Step:
         return jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), gradients, trained), loss
 
     def _cut(self, x_BT: jax.Array) -> jax.Array:
-        """[parts, B, T]; each part has every `accumulate`-th sequence, so that each device keeps its own."""
+        """Cuts into [parts, B, T]; each part has every `accumulate`-th sequence, so that each device keeps its own."""
         policy = self.model.policy
         parts = x_BT.reshape(-1, self.accumulate, x_BT.shape[1]).swapaxes(0, 1)
         return policy.shard(parts, None, policy.axes.batch_axis, policy.axes.sequence_axis)
 
 
 def check_count(name: str, value: Any) -> None:
-    """ArgumentError unless `value` is a whole number of at least 1."""
+    """Raises ArgumentError unless `value` is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ArgumentError(f"{name}={value!r}, expected at least 1 as a whole number")

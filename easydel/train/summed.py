@@ -1,4 +1,4 @@
-"""The sum of token losses, group by group, with its gradient made on the way."""
+"""The sum of token losses, group by group, computed together with its gradient."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from easydel.policy import Policy
 from easydel.tree import Tree, flatten, unflatten
 
 # B batch, D model, V vocabulary, N groups, P tokens of a sequence in one group
-IGNORED = -100  # what Hugging Face's data collators put where no loss is wanted
+IGNORED = -100  # the value that Hugging Face's data collators use where no loss is wanted
 Head = Callable[[Tree, jax.Array], jax.Array]
 Sums = tuple[jax.Array, jax.Array]
 
 
 class Saved(NamedTuple):
-    """What the forward pass leaves for the backward pass: gradients of the objective, float32 for the parameters.
+    """Values that the forward pass leaves for the backward pass: gradients of the objective, float32 by parameters.
 
-    `dtypes` holds a zero in the dtype of each parameter that is differentiated by, `fixed` the paths of the others.
+    `dtypes` holds a zero in the dtype of each differentiated parameter, `fixed` the paths of the other parameters.
     """
 
     by_params: Mapping[str, jax.Array]
@@ -34,15 +34,15 @@ class Saved(NamedTuple):
 class Summed:
     """The sums of objective and negative log likelihood over hidden states [N, B, P, D] and targets [N, B, P].
 
-    Logits exist for one group of tokens at a time, so a gradient by reverse mode would have to compute them again. As
-    the objective is a plain sum, its gradient does not depend on what comes after: the forward pass computes it while
-    the logits are there, and the backward pass only scales it by the gradient of the sum. The negative log likelihood
+    Logits exist for one group of tokens at a time, so reverse-mode differentiation would have to compute them again.
+    As the objective is a plain sum, its gradient does not depend on later computations: the forward pass computes it
+    while the logits exist, and the backward pass only scales it by the gradient of the sum. The negative log likelihood
     has no gradient.
 
-    Parameters of the head may be frozen, and a gradient for them would cost a third matrix product and a float32 array
-    as large as the vocabulary's matrix. With `symbolic_zeros`, JAX tells the forward pass which arguments are
-    differentiated by: leaves come as objects with `value` and `perturbed`, and the backward pass answers None for those
-    that are not.
+    Parameters of the head may be frozen: a gradient by them would cost a third matrix product and a float32 array as
+    large as the vocabulary's matrix. With `symbolic_zeros`, JAX tells the forward pass which arguments are
+    differentiated: leaves come as objects with `value` and `perturbed`, and the backward pass returns None for leaves
+    that are not perturbed.
     """
 
     head: Head
@@ -50,13 +50,13 @@ class Summed:
     z_weight: float
 
     def differentiable(self) -> Callable[[Tree, jax.Array, jax.Array], Sums]:
-        """The function of parameters, hidden states and targets, with the gradient of its first result."""
+        """Returns the function of parameters, hidden states and targets, with the gradient of its first result."""
         summed = jax.custom_vjp(self.value)
         summed.defvjp(self.forward, self.backward, symbolic_zeros=True)
         return summed
 
     def value(self, params: Tree, hidden_NBPD: jax.Array, targets_NBP: jax.Array) -> Sums:
-        """Both sums where no gradient is wanted."""
+        """Returns both sums where no gradient is wanted."""
 
         def add(sums: Sums, group: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
             objective, nll, _ = token_losses(self.logits(params, group[0]), group[1], self.z_weight)
@@ -65,7 +65,7 @@ class Summed:
         return jax.lax.scan(add, (zero(), zero()), (hidden_NBPD, targets_NBP))[0]
 
     def forward(self, params: Tree, hidden: Any, targets: Any) -> tuple[Sums, Saved]:
-        """Both sums, and the gradients of the first; each leaf has a `value`, and says if it is `perturbed`."""
+        """Returns both sums, and gradients of the first; each leaf has a `value`, and tells if it is `perturbed`."""
         leaves = flatten(params)
         wanted = {path: leaf.value for path, leaf in leaves.items() if leaf.perturbed}
         fixed = {path: leaf.value for path, leaf in leaves.items() if not leaf.perturbed}
@@ -86,28 +86,28 @@ class Summed:
         return sums, Saved(gradients, by_hidden, dtypes, dict.fromkeys(fixed))
 
     def backward(self, saved: Saved, by_sums: Sums) -> tuple[Tree, jax.Array, None]:
-        """The gradients of the first sum, times the one by it; None for what is fixed, and for targets."""
+        """Returns the gradients of the first sum, times the one by it; None for fixed parameters and for targets."""
         factor = by_sums[0]
         by_params = {path: (factor * own).astype(saved.dtypes[path].dtype) for path, own in saved.by_params.items()}
         by_hidden = (factor * saved.by_hidden).astype(saved.by_hidden.dtype)
         return unflatten({**by_params, **saved.fixed}), by_hidden, None
 
     def logits(self, params: Tree, hidden_BPD: jax.Array) -> jax.Array:
-        """Logits [B, P, V] of one group, split over the mesh."""
+        """Returns logits [B, P, V] of one group, split over the mesh."""
         axes = self.policy.axes
         logits = self.head(params, self.policy.shard_hidden(hidden_BPD))
         return self.policy.shard(logits, axes.batch_axis, axes.sequence_axis, axes.vocab_axis)
 
 
 def token_losses(logits: jax.Array, targets: jax.Array, z_weight: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Objective and negative log likelihood [...], and the gradient of the first by `logits` [..., V]; all float32."""
+    """Returns objective, negative log likelihood [...], and the first's gradient by `logits` [..., V], in float32."""
     logits = logits.astype(jnp.float32)  # sums over a vocabulary lose too much in 16 bits
     counts = targets != IGNORED
     chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
     known = jnp.where(counts & ((targets < 0) | (targets >= logits.shape[-1])), jnp.nan, 1.0)
     top = jnp.max(logits, axis=-1, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0)  # as in logsumexp: an infinite logit makes the loss infinite, not NaN
-    # XLA's CPU compiler would make the exponentials within their sum, at a tenth of the speed
+    # XLA's CPU compiler would fuse the exponentials into their sum, at a tenth of the speed
     weights = jax.lax.optimization_barrier(jnp.exp(logits - top))
     summed = jnp.sum(weights, axis=-1)
     total = jnp.log(summed) + top[..., 0]
@@ -118,5 +118,5 @@ def token_losses(logits: jax.Array, targets: jax.Array, z_weight: float) -> tupl
 
 
 def zero() -> jax.Array:
-    """A float32 also where JAX's own default is float64."""
+    """Returns a float32 zero even where JAX's own default is float64."""
     return jnp.zeros((), jnp.float32)

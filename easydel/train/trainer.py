@@ -1,7 +1,7 @@
-"""A small trainer: batches of packed text, steps, checkpoints. Killed at any moment, it goes on where it was.
+"""A small trainer: batches of packed text, steps, checkpoints. Killed at any moment, it continues where it was.
 
-A checkpoint holds what is trained, the optimizer's state, the number of steps, and where the data is. So the losses
-after a resume are, bit for bit, those of a run that was never stopped.
+A checkpoint holds the trained parameters, the optimizer's state, the number of steps, and the position in the data. So
+the losses after a resume are, bit for bit, those of a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ ADVANCE = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and on what: `batch` sequences of `length` tokens in each of `steps` steps.
+    """Length and data of a training: `batch` sequences of `length` tokens in each of `steps` steps.
 
-    `save_every` steps a checkpoint is made, and the last `keep` are kept. See `step` for `accumulate`, `clip` and
-    `z_weight`. `seed` is that of the data's order. `document_end` is the token that ends documents: with it, tokens see
+    Every `save_every` steps a checkpoint is made, and the last `keep` are kept. See `step` for `accumulate`, `clip` and
+    `z_weight`. `seed` determines the data's order. `document_end` is the token that ends documents: with it, tokens see
     their own document only, and the first token of a document is not predicted.
     """
 
@@ -64,19 +64,19 @@ class Settings:
             raise ArgumentError(f"batch={self.batch} cannot be cut into accumulate={self.accumulate} equal parts")
 
     def same(self) -> dict[str, Any]:
-        """What has to be the same in a run that goes on."""
+        """The settings that must be equal in a resumed run."""
         return {key: value for key, value in asdict(self).items() if key not in ("steps", "save_every", "keep")}
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains `model` on `tokens` [any number], and leaves in `directory` checkpoints and a losses.jsonl with a line
-    for each step.
+    """Trains `model` on `tokens` [any number].
 
-    If there are checkpoints already, `run` goes on from the last. It refuses where that cannot give the same losses:
-    other data, other settings (all but `steps`, `save_every`, `keep`), parameters of other shapes, other values of
-    those that are frozen, other adapters, another `identity` (what else has to be the same, such as the learning rate,
-    which an optimizer does not tell).
+    `directory` gets checkpoints and a losses.jsonl with a line for each step. If it has checkpoints already, `run`
+    continues from the last. It refuses where that cannot give the same losses: other data, other settings (all but
+    `steps`, `save_every`, `keep`), parameters of other shapes, other values of frozen parameters, other adapters, or
+    another `identity` (further values that must be equal, such as the learning rate, which an optimizer does not
+    reveal).
     """
 
     model: LanguageModel
@@ -89,10 +89,10 @@ class Trainer:
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, *, progress: bool | None = None) -> State:
-        """The state after `settings.steps` steps, or as many as there were already; the model then has its parameters.
+        """Returns the state after `settings.steps` steps (or more, if it was further); the model gets its parameters.
 
-        `progress` None draws on stderr if that is a terminal. Raises ArgumentError for what cannot be trained or gone
-        on with, EasyDeLError if the loss is no longer a number.
+        `progress` None shows a bar on stderr if that is a terminal. Raises ArgumentError for a training that cannot be
+        started or resumed, EasyDeLError if the loss is no longer a number.
         """
         settings, folder = self.settings, Path(self.directory)
         self._check()
@@ -100,13 +100,13 @@ class Trainer:
         state = init_state(self.model, self.params, self.optimizer, trainable=self.trainable)
         choices = {"accumulate": settings.accumulate, "clip": settings.clip, "z_weight": settings.z_weight}
         advance = step(self.model, self.optimizer, **choices)
-        marks = self._marks(state)  # once: they are about what a run does not change
+        marks = self._marks(state)  # once: a run does not change them
         with _manager(folder, settings) as manager:
             state = self._resumed(manager, state, data, marks)
             start = int(state.count)
             try:
                 with _log(folder, start) as log, _bar(settings.steps, start, progress) as shown:
-                    waiting: Metrics | None = None  # told one step late, so that the device never waits for us
+                    waiting: Metrics | None = None  # reported one step late, so that the device never waits for us
                     for count in range(start + 1, settings.steps + 1):
                         state, metrics = advance(state, next(data))
                         if waiting is not None:
@@ -117,7 +117,7 @@ class Trainer:
                             waiting = None
                             self._save(manager, state, data, marks)
             finally:
-                bind(self.model, state.params)  # those that it had were given up to the first step
+                bind(self.model, state.params)  # the first step consumed the parameters that the model had
         return state
 
     def _check(self) -> None:
@@ -129,7 +129,7 @@ class Trainer:
             raise ArgumentError(f"length={self.settings.length} is longer than the model's {longest} positions")
 
     def _marks(self, state: State) -> dict[str, Any]:
-        """Of everything that decides the losses of a run, as JSON has it."""
+        """Returns everything that determines the losses of a run, as JSON has it."""
         shapes = jax.tree_util.tree_flatten_with_path(without_arrays(state))[0]
         kinds = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in shapes]
         modules = [place.module for place in adapted_places(self.model)]
@@ -154,7 +154,7 @@ class Trainer:
             raise CheckpointError(f"cannot be written: {error}", file=Path(self.directory) / CHECKPOINTS) from error
 
     def _resumed(self, manager: Any, state: State, data: Any, marks: Mapping[str, Any]) -> State:
-        """The state of the last checkpoint, or the one given; `data` is brought to the same place."""
+        """Returns the state of the last checkpoint, or the given one, and moves `data` to the same position."""
         ocp = needed("orbax.checkpoint")
         last = manager.latest_step()
         if last is None:
@@ -179,14 +179,14 @@ class Trainer:
 
 
 def _sums(tree: Any) -> list[int]:
-    """For each array a number that changes with any of its bits, and is the same however it is split."""
+    """Returns a number for each array that depends on each of its bits, but not on how the array is split."""
     return [int(_sum_of_bits(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 @jax.jit
 def _sum_of_bits(array: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(array, f"uint{min(8 * array.dtype.itemsize, 32)}")
-    place = jnp.zeros(bits.shape, jnp.uint32)  # among all; a reshape would gather what is split
+    place = jnp.zeros(bits.shape, jnp.uint32)  # index among all elements; a reshape would gather split arrays
     for dim, size in enumerate(bits.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim)
     return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
@@ -195,11 +195,11 @@ def _sum_of_bits(array: jax.Array) -> jax.Array:
 @contextmanager
 def _manager(folder: Path, settings: Settings) -> Iterator[Any]:
     ocp = needed("orbax.checkpoint")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file
+    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every file
     options = ocp.CheckpointManagerOptions(
         max_to_keep=settings.keep,
         create=True,
-        # it reads arrays that the next step would overwrite: donation and a save in the background do not go together
+        # a save in the background would read arrays that the next step, by donation, overwrites
         enable_async_checkpointing=False,
     )
     try:
@@ -214,7 +214,7 @@ def _manager(folder: Path, settings: Settings) -> Iterator[Any]:
 
 @contextmanager
 def _log(folder: Path, start: int) -> Iterator[Any]:
-    """losses.jsonl with the lines of steps up to `start`: what a killed run did after its checkpoint is redone."""
+    """Opens losses.jsonl with the lines of steps up to `start`: steps after a killed run's checkpoint are redone."""
     if jax.process_index() != 0:
         yield None
         return
@@ -226,7 +226,7 @@ def _log(folder: Path, start: int) -> Iterator[Any]:
 
 
 def read_losses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of losses.jsonl, which may have been deleted; what is none, as a killed run may leave, is left out."""
+    """Returns the lines of losses.jsonl, if it exists, without broken lines that a killed run may leave."""
     file = folder / LOSSES
     lines: list[Any] = []
     for line in file.read_bytes().splitlines() if file.is_file() else []:

@@ -1,1 +1,1 @@
-"""The only place that knows how checkpoints lay weights out: tables of names, plans, loading and export."""
+"""The only package that knows how checkpoints lay weights out: tables of names, plans, loading and export."""

@@ -1,4 +1,4 @@
-"""Memory for parameters: huge pages, because the first touch of small ones costs three times the copy itself."""
+"""Memory for parameters, in huge pages: the first touch of small pages costs three times the copy itself."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from math import prod
 
 import numpy as np
 
-ALIGNMENT = 64  # JAX uses host memory without copying it from addresses that are multiples of this
+ALIGNMENT = 64  # JAX uses host memory without a copy only at addresses that are multiples of this
 HUGE_PAGE = 2 << 20
 ARENA_BYTES = 64 << 20
 
 
 def allocate(size: int) -> np.ndarray:
-    """`size` bytes that start at a huge page; they live as long as any array that looks at them."""
+    """Returns `size` bytes that start at a huge page. They live as long as any array that views them."""
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % HUGE_PAGE
-    filled = size // HUGE_PAGE * HUGE_PAGE  # a huge page for the rest would be memory that nobody uses
+    filled = size // HUGE_PAGE * HUGE_PAGE  # a huge page for the rest would waste memory
     if hasattr(mmap, "MADV_HUGEPAGE") and filled:
         memory.madvise(mmap.MADV_HUGEPAGE, start, filled)
     return whole[start : start + size]
 
 
 def groups(sizes: Sequence[int]) -> Iterator[range]:
-    """Consecutive items that share an arena: together at least `ARENA_BYTES`, or the rest."""
+    """Yields consecutive items that share an arena: at least `ARENA_BYTES` together, or the remaining ones."""
     start, total = 0, 0
     for item, size in enumerate(sizes):
         total += padded(size)
@@ -38,7 +38,7 @@ def groups(sizes: Sequence[int]) -> Iterator[range]:
 
 
 def carve(shapes: Sequence[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
-    """Arrays of those shapes and dtypes in one new arena, each aligned."""
+    """Returns arrays of those shapes and dtypes in one new arena, each aligned."""
     sizes = [prod(shape) * dtype.itemsize for shape, dtype in shapes]
     arena, offset = allocate(sum(map(padded, sizes))), 0
     arrays = []

@@ -1,4 +1,4 @@
-"""From memory that was filled to arrays on devices."""
+"""From filled memory to arrays on devices."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Arrived = Callable[[str, jax.Array], jax.Array]
 
 @dataclass
 class Arrays:
-    """The arrays of a load, by path, made of parts as they come; `arrived` gets each and returns the one to keep.
+    """The arrays of a load, by path, made from parts as they come. `arrived` gets each and returns the array to keep.
 
-    `missing` counts the parts of each that are still to come.
+    `missing` counts the parts that each array still lacks.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -32,22 +32,22 @@ class Arrays:
 
     @property
     def on_host(self) -> bool:
-        """Whether they stay the memory that was filled, as soon as they are made."""
+        """True if arrays use the filled memory itself, as soon as they are made."""
         devices = {device for placement in self.placements.values() for device in placement.device_set}
         return self.arrived is None and all(device.platform == "cpu" for device in devices)
 
     def add(self, parts: Iterable[DevicePart]) -> None:
-        """Take filled parts, whose memory is theirs no more."""
+        """Consumes filled parts: their memory belongs to the arrays from then on."""
         for path, found in groupby(sorted(parts, key=lambda part: part.path), lambda part: part.path):
             array = self._joined(path, list(found))
             if array is not None:
                 self.made[path] = array if self.arrived is None else self.arrived(path, array)
 
     def _joined(self, path: str, parts: list[DevicePart]) -> jax.Array | None:
-        """The array, if these are the last parts of it; else they go to their devices, whoever comes later.
+        """Returns the array if these are its last parts; else sends the parts to their devices and returns None.
 
-        Making all of an array at once takes a fraction of the time that one for each device takes, but what is large
-        shall not wait in this process's own memory until it is complete.
+        Making a whole array at once takes a fraction of the time of one array per device, but large arrays shall not
+        wait in this process's own memory until they are complete.
         """
         whole = len(parts) == self.missing[path] and path not in self._shards
         self.missing[path] -= len(parts)

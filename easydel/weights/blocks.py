@@ -12,7 +12,7 @@ from easydel.weights.expressions import Index, count_of
 
 
 def depth_of(shape: tuple[int, ...], itemsize: int, room: int) -> tuple[int, int]:
-    """How many leading dimensions to go through so that a step of the last of them fits the scratch; its bytes."""
+    """Returns the least number of leading dimensions whose single steps fit `room`, and the bytes of a step."""
     for depth in range(1, len(shape) + 1):
         below = prod(shape[depth:]) * itemsize
         if below <= room:
@@ -21,7 +21,7 @@ def depth_of(shape: tuple[int, ...], itemsize: int, room: int) -> tuple[int, int
 
 
 def blocks_of(rows: Index, row_bytes: int, room: int) -> Iterator[tuple[Index, Index]]:
-    """`rows` (slices of the leading dimensions) in blocks that fit the scratch: (slices of the tensor, of the out)."""
+    """Cuts `rows` (slices of the leading dimensions) into blocks that fit `room`: (slice of the tensor, of the out)."""
     if not rows:
         yield (), ()
         return
@@ -37,18 +37,18 @@ def blocks_of(rows: Index, row_bytes: int, room: int) -> Iterator[tuple[Index, I
 
 
 def _part(of: slice, start: int, stop: int) -> slice:
-    """What slice(start, stop) of something that is slice `of` takes."""
+    """Returns slice(start, stop) of slice `of`, as one slice."""
     step = of.step or 1
     return slice(of.start + start * step, of.start + (stop - 1) * step + 1, of.step)
 
 
 def within(common: Sequence[slice], index: Sequence[slice]) -> Index:
-    """`common` counted from the start of `index`."""
+    """Returns `common` counted from the start of `index`."""
     return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, index, strict=True))
 
 
 @cache
 def memoryless(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to take views of, never to look into: only its strides are real."""
+    """Returns an array of which only the strides are real, to take views of but never to read."""
     strides = np.cumprod([1, *reversed([max(dim, 1) for dim in shape[1:]])])[::-1] if shape else ()
     return np.lib.stride_tricks.as_strided(np.empty(1, np.int8), shape, tuple(map(int, strides)), writeable=False)

@@ -1,4 +1,4 @@
-"""Casts between the dtypes of weights, which refuse to lose a number without a word."""
+"""Casts between the dtypes of weights, which raise an error rather than lose a number."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from easydel.errors import CheckpointError
 def assign(
     out: np.ndarray, values: np.ndarray, name: str, *, argument: str = "param_dtype", file: Path | None = None
 ) -> None:
-    """`out[...] = values` with the cast; a finite number that float16 cannot hold is an error.
+    """Casts `values` into `out`. Raises CheckpointError for a finite number that float16 cannot hold.
 
-    It tells `name`, the `file` if there is one, and that `argument` chooses the dtype.
+    The error mentions `name`, the `file` if there is one, and the `argument` that chooses the dtype.
     """
     with np.errstate(over="ignore"):
         np.copyto(out, values, casting="unsafe")
@@ -28,6 +28,6 @@ def assign(
 
 
 def too_large(dtype: np.dtype, name: str, file: Path) -> CheckpointError:
-    """The error for finite values of a tensor that are none as `dtype`."""
+    """Returns the error for a tensor whose finite values become infinite as `dtype`."""
     hint = "a dtype with a wider range holds them; allow_nonfinite=True makes them infinite"
     return CheckpointError(f"has finite values that do not fit into {dtype}", file=file, tensor=name, hint=hint)

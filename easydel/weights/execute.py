@@ -1,7 +1,7 @@
-"""Executing a plan: each device's part of each parameter is mapped, or read, cast and quantized into its own memory.
+"""Executes a plan: each device's part of each parameter is mapped, or read, cast and quantized into its own memory.
 
-Parts are filled by a few threads, in arenas of huge pages. On CPUs an array then is that memory: nothing is copied
-again. At most `WINDOW` arenas are under way, which bounds what is in flight to accelerators.
+A few threads fill the parts, in arenas of huge pages. On CPUs that memory then is the array: nothing is copied again.
+At most `WINDOW` arenas are in progress, which bounds the data in flight to accelerators.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
 
 MAX_THREADS = 16
-REMOTE_THREADS = 8  # at least: they wait for the network more than they compute
+REMOTE_THREADS = 8  # at least: threads wait for the network more than they compute
 WINDOW = 2
 PIECE_BYTES = 16 << 20  # one thread's share of a large part
 Placements = Mapping[str, jax.sharding.Sharding]
@@ -35,9 +35,9 @@ Placements = Mapping[str, jax.sharding.Sharding]
 
 @dataclass
 class Job:
-    """Parts with the same rows, filled together: `fill(start, stop)` does rows of the array, in any thread.
+    """Parts with the same rows, filled together: `fill(start, stop)` fills rows of the array, in any thread.
 
-    None where there is nothing to do.
+    `fill` is None if there is nothing to do.
     """
 
     parts: list[DevicePart]
@@ -50,11 +50,11 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it needs."""
+        """Bytes of memory that the job needs."""
         return sum(part.nbytes for part in self.unplaced)
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Ranges of rows that are each one thread's work."""
+        """Yields ranges of rows that are one thread's work each."""
         index = self.parts[0].index
         start, stop = (index[0].start, index[0].stop) if index else (0, 1)
         if self.at_once:
@@ -67,10 +67,10 @@ class Job:
 
 @dataclass
 class LoadReport:
-    """What a load cost. `bytes_read` were copied out of files, `bytes_mapped` are used where they lie.
+    """The cost of a load. `bytes_read` were copied out of files, `bytes_mapped` are used where they lie.
 
-    `peak_bytes` is by how much the process's own memory (without mapped files) had grown at most, looked at whenever
-    an arena of parameters was full; None where the system does not tell.
+    `peak_bytes` is the largest growth of the process's own memory (without mapped files), measured whenever an arena
+    of parameters was full; None where the system does not report it.
     """
 
     bytes_read: int = 0
@@ -89,12 +89,12 @@ def execute(
     advance: Callable[[float], None] | None = None,
     finite: Finite | None = "all",
 ) -> tuple[dict[str, jax.Array], LoadReport]:
-    """Parameters by path. Those in `int8` are quantized on the way and bring a `<path>_scale` along.
+    """Returns parameters by path. Those in `int8` are quantized on the way, and get a `<path>_scale` besides.
 
-    `placements` and `dtypes` are by path (and have the scales too). `arrived` gets each array and returns the one to
-    keep. `advance` is called whenever a share of the work is done, and told which. Raises CheckpointError if a file
-    changed, a value does not fit, or weights are NaN or Inf: `finite` says whether "all" are checked, or only those
-    that are "read", not mapped.
+    `placements` and `dtypes` are by path (and include the scales). `arrived` gets each array and returns the array to
+    keep. `advance` is called whenever a share of the work is done, with that share. Raises CheckpointError if a file
+    changed, a value does not fit, or weights are NaN or Inf: `finite` says whether "all" weights are checked, or only
+    those that are "read", not mapped.
     """
     started, before = time.perf_counter(), own_memory()
     filler = Filler(plan, finite)
@@ -105,7 +105,7 @@ def execute(
         arrays = Arrays(_shapes(plan, int8), placements, _held(jobs), arrived)
         waiting: list[DevicePart] = []
         for parts, share in _filled(jobs, REMOTE_THREADS if filler.remote else 1):
-            if arrays.on_host:  # made later: it would only keep the reading threads from the interpreter
+            if arrays.on_host:  # made later: making arrays now would keep the reading threads from the interpreter
                 waiting += parts
             else:
                 arrays.add(parts)
@@ -121,7 +121,7 @@ def execute(
 
 
 def _held(jobs: Iterable[Job]) -> Counter[str]:
-    """How many parts devices hold of each array."""
+    """Returns the number of parts that devices hold of each array."""
     return Counter(part.path for job in jobs for part in job.parts if part.devices)
 
 
@@ -130,8 +130,8 @@ def _shapes(plan: Plan, int8: Collection[str]) -> dict[str, tuple[int, ...]]:
 
 
 def own_memory() -> int | None:
-    """Bytes of this process that are in memory and not of files; None where the system does not tell."""
-    try:  # not by Python's own files: each of their many calls would wait for the reading threads
+    """Bytes of this process that are in memory and not in files; None where the system does not report it."""
+    try:  # not by Python's own file objects: each of their many calls would wait for the reading threads
         handle = os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:
         return None
@@ -158,7 +158,7 @@ def _jobs(
 
 
 def _job(filler: Filler, part: DevicePart) -> Job:
-    """A part of its own: mapped, if the file has it just as it is wanted."""
+    """Returns the job of a part that shares nothing: mapped if the file has just these bytes, else read."""
     part.values = filler.map(part.path, part.index, part.dtype)
     return _float_job(filler, part) if part.values is None else _mapped_job(filler, part)
 
@@ -178,7 +178,7 @@ def _float_job(filler: Filler, part: DevicePart) -> Job:
 
 
 def _int8_jobs(filler: Filler, path: str, parts: list[DevicePart], scales: list[DevicePart]) -> Iterator[Job]:
-    """Quantized over whole rows, whichever columns a device holds: scales must not depend on the sharding."""
+    """Yields jobs that quantize whole rows, whatever columns a device holds: scales must not depend on the sharding."""
     by_rows: dict[Key, tuple[list[DevicePart], list[DevicePart]]] = {}
     for part in parts:
         by_rows.setdefault(key_of(part.index[:-1]), ([], []))[0].append(part)
@@ -198,9 +198,9 @@ def _int8_jobs(filler: Filler, path: str, parts: list[DevicePart], scales: list[
 
 
 def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterator[Job]:
-    """Parts with the same rows of the file share what is read; one alone is read where it belongs.
+    """Yields jobs in which parts with the same rows of the file share one read; a single part is read in place.
 
-    Of a local file only whole rows are worth sharing: what lies between a process's own columns is not to be read.
+    Of a local file only whole rows are worth sharing, so that bytes between a process's own columns are not read.
     """
     transposed, remote = filler.transposed(path), filler.remote
     by_rows: dict[Key, list[DevicePart]] = {}
@@ -213,7 +213,7 @@ def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterato
             continue
 
         def fill(start: int, stop: int, sharing: list[DevicePart] = sharing) -> None:
-            if transposed:  # each part has rows of its own
+            if transposed:  # each part has its own rows of the file
                 filler.fill_shared(path, [(part.index, part.rows(*part.span)) for part in sharing])
             else:
                 outs = [((slice(start, stop), *part.index[1:]), part.rows(start, stop)) for part in sharing]
@@ -223,7 +223,7 @@ def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterato
 
 
 def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart], float]]:
-    """Parts with their values, arena by arena, and which share of the work that was, by at `least` so many threads."""
+    """Yields filled parts, arena by arena, with their share of the work; at least `least` threads fill them."""
     pool = ThreadPoolExecutor(max(thread_count(MAX_THREADS), least))
     pending: deque[tuple[list[DevicePart], list[Future[None]]]] = deque()
     total = max(sum(part.nbytes for job in jobs for part in job.parts), 1)

@@ -1,6 +1,6 @@
-"""The plan of a load as data: which bytes of which file each part of a parameter comes from, and what becomes of them.
+"""The plan of a load as data: the bytes of files that each part of a parameter comes from, and their conversions.
 
-Says what `weights/execute.py` does, without doing it: nothing is read.
+It describes what `weights/execute.py` does, and reads nothing.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ ACTIONS: dict[Action, str] = {
 
 @dataclass(frozen=True)
 class ReadStep:
-    """Bytes `start` to `stop` of `file` span the slice of `tensor` that slice `index` of parameter `path` needs.
+    """Bytes `start` to `stop` of `file`: the span of the part of `tensor` that slice `index` of parameter `path` needs.
 
-    `nbytes` of them are its own; `start` and `stop` are None for what has no one place in a file.
+    `nbytes` of them belong to the part. `start` and `stop` are None for tensors without one place in a file.
     """
 
     path: str
@@ -58,9 +58,9 @@ def read_steps(
     dtypes: Mapping[str, np.dtype],
     int8: Collection[str] = (),
 ) -> Iterator[ReadStep]:
-    """A step for every tensor slice of every distinct part of every parameter.
+    """Yields a step for every tensor slice of every distinct part of every parameter.
 
-    `splits` says into how many equal parts each dimension of a parameter is divided, `dtypes` how it is stored. Those
+    `splits` gives the number of equal parts in each dimension of a parameter, `dtypes` the dtype it is stored in. Those
     in `int8` are quantized on the way, over whole rows, whatever columns a device holds.
     """
     for path, expression in plan.expressions.items():
@@ -101,7 +101,7 @@ def _step(plan: Plan, path: str, index: Index, copy: Copy, action: Action) -> Re
     if isinstance(tensor, Zeros | Mxfp4Tensor):
         return ReadStep(path, index, tensor.name, tensor.file, None, None, nbytes, action)
     stored, sizes = _stored(tensor), [part.stop - part.start for part in copy.index]
-    if stored is not tensor or stored.encoding is not None:  # whole blocks, rows in another order: of the whole tensor
+    if stored is not tensor or stored.encoding is not None:  # whole blocks, or rows in another order: the whole tensor
         start, span = stored.offset, stored.nbytes
     else:
         start, span = first_byte(stored, copy.index), extent(sizes, stored.strides, stored.dtype.itemsize)
@@ -109,7 +109,7 @@ def _step(plan: Plan, path: str, index: Index, copy: Copy, action: Action) -> Re
 
 
 def _stored(tensor: object) -> Tensor:
-    """The tensor of the file that another one stands for (`HFTensor`)."""
+    """Returns the tensor of the file behind another one (`HFTensor`)."""
     stored = tensor if isinstance(tensor, Tensor) else getattr(tensor, "tensor", None)
     assert isinstance(stored, Tensor)
     return stored

@@ -1,4 +1,4 @@
-"""Parameters back to checkpoint tensors: the same table read in the other direction, one tensor in memory at a time."""
+"""Parameters back to checkpoint tensors: the same table in the other direction, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
 
 @dataclass
 class Parameters:
-    """Per-layer parameters as numpy arrays, fetched from their devices when asked for; the last one is kept.
+    """Per-layer parameters as numpy arrays, fetched from their devices on request; the last one is kept.
 
-    `leaves` by path, and `layer_paths` from each to the per-layer paths that it holds. Where `dequantized`, int8
-    leaves come multiplied with their scales, as float32.
+    `leaves` are by path, and `layer_paths` maps each path to the per-layer paths that it holds. If `dequantized`, int8
+    leaves are returned multiplied with their scales, as float32.
     """
 
     leaves: Mapping[str, Any]
@@ -57,11 +57,11 @@ class Parameters:
         return np.dtype(np.float32 if self.dequantized and self.is_quantized(part) else self.leaves[path].dtype)
 
     def is_quantized(self, part: str) -> bool:
-        """Whether it is int8 with scales beside it; a table of integers is not."""
+        """True if the parameter is int8 with scales; a table of integers is not."""
         return f"{self._homes[part][0]}_scale" in self.leaves
 
     def __getitem__(self, part: str) -> np.ndarray:
-        with self._lock:  # several threads may want experts of one array: it is fetched once
+        with self._lock:  # several threads may want experts of one array, which is fetched once
             if self._kept is None or self._kept[0] != part:
                 self._kept = (part, self._fetch(part))
             return self._kept[1]
@@ -75,9 +75,9 @@ class Parameters:
 
 
 def on_host(array: Any, row: int | None = None) -> np.ndarray:
-    """The array, or one row of it, as one of numpy's; if it is spread over processes, all of them have to ask for it.
+    """Returns the array, or one row of it, as numpy's. If it is spread over processes, all of them have to call this.
 
-    Devices then hold it, or that row, whole for a moment.
+    Devices then hold the array, or that row, whole for a moment.
     """
     if not isinstance(array, jax.Array):
         return array if row is None else array[row]
@@ -85,19 +85,21 @@ def on_host(array: Any, row: int | None = None) -> np.ndarray:
         array = _row(array, row)
     if is_spread(array):
         return multihost_utils.process_allgather(array, tiled=True)
-    # an array keeps the copy that numpy asked it for; another one of the same shards takes it along when it goes
+    # an array keeps the copy made for numpy; the copy of a temporary array of the same shards is freed with that array
     shards = [shard.data for shard in array.addressable_shards]
     return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards))
 
 
 def is_spread(array: Any) -> bool:
-    """Whether some of it is on devices of other processes."""
+    """True if some of the array is on devices of other processes."""
     return isinstance(array, jax.Array) and not array.is_fully_addressable
 
 
 def write_whole(leaves: Mapping[str, Any], tensors: Sequence[Entry], write: Callable[[Sequence[Entry]], None]) -> None:
-    """`write` the tensors, which are made of `leaves`; if those are spread over processes, the first process does, and
-    all others lend theirs."""
+    """Calls `write` with the tensors, which are made of `leaves`.
+
+    If those are spread over processes, the first process writes, and all others contribute their parts.
+    """
     with donations_explained():
         if not any(map(is_spread, leaves.values())):
             write(tensors)
@@ -112,7 +114,7 @@ def _row(array: jax.Array, row: int) -> jax.Array:
 
 
 def entries(parameters: Parameters, names: Names) -> list[Entry]:
-    """What to write: every tensor of the checkpoint that `names` describes, in the order of the parameters."""
+    """Returns every tensor of the checkpoint that `names` describes, in the order of the parameters."""
     shapes = parameters.shapes()
     expressions = {path: names.expression(path, shapes) for path in shapes}
     found: list[Entry] = []

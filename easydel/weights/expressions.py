@@ -1,7 +1,7 @@
 """A parameter as an expression over checkpoint tensors, readable for any sub-slice and invertible.
 
-Every known layout is covered by five forms: a tensor, its transpose, the same numbers in another shape, a selection of
-its rows (fused q|k|v in any order, rotary permutations), and a stack of expressions (experts, layers).
+Five forms cover every known layout: a tensor, its transpose, the same numbers in another shape, a selection of its rows
+(fused q|k|v in any order, rotary permutations), and a stack of expressions (experts, layers).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 from easydel.weights.reshape import regrouped
 
 Index = tuple[slice, ...]
-# name, which part of the tensor of that name, its values
+# name of a tensor, place within it, values
 Piece = tuple[str, tuple[Any, ...], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Slice `index` of tensor `name` belongs into `out`, a view of the memory that is being filled, of equal shape."""
+    """A read: slice `index` of tensor `name` goes into `out`, a view of equal shape of the memory to fill."""
 
     name: str
     index: Index
     out: np.ndarray
 
     def in_runs(self, dims: int) -> Iterator[Copy]:
-        """The same as copies that leave nothing out in the first `dims` dimensions."""
+        """Yields equivalent copies that leave out nothing within their first `dims` dimensions."""
         stepped = next((dim for dim in range(dims) if (self.index[dim].step or 1) > 1), None)
         if stepped is None:
             yield self
@@ -43,7 +43,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The tensor of that name, as it is."""
+    """The tensor of that name, unchanged."""
 
     name: str
 
@@ -75,7 +75,7 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Reshape:
-    """The numbers of something of shape `theirs`, in the same order in shape `ours` (experts in one matrix)."""
+    """The numbers of an expression of shape `theirs`, in the same order in shape `ours` (experts in one matrix)."""
 
     of: Expression
     theirs: tuple[int, ...]
@@ -97,7 +97,7 @@ class Reshape:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows `index` (in that order) of something that has `total` of them, along dimension `dim` (from the end)."""
+    """Rows `index` (in that order) of an expression with `total` rows, along dimension `dim` (from the end)."""
 
     of: Expression
     index: np.ndarray
@@ -106,7 +106,7 @@ class Rows:
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         whole = list(shape)
-        # a parameter with another number of rows than expected shows as a wrong shape of the checkpoint's tensor
+        # a parameter with an unexpected number of rows shows as a wrong shape of the checkpoint's tensor
         whole[self.dim] = self.total + shape[self.dim] - len(self.index)
         return self.of.shapes(tuple(whole))
 
@@ -137,7 +137,7 @@ class Stack:
 
     def copies(self, index: Index, out: np.ndarray) -> Iterator[Copy]:
         for row, part in enumerate(self.of[index[0]]):
-            yield from part.copies(index[1:], out[row, ...])  # a view of a single number, too
+            yield from part.copies(index[1:], out[row, ...])  # a view, even of a single number
 
     def pieces(self, array: np.ndarray) -> Iterator[Piece]:
         for row, part in enumerate(self.of):
@@ -150,9 +150,9 @@ Expression = Source | Transpose | Reshape | Rows | Stack
 def straightened(
     expressions: Mapping[str, Expression], turned: Collection[str]
 ) -> tuple[dict[str, Expression], set[str]]:
-    """Expressions that read what is in `turned` as it is wherever they read its transpose; what that applies to.
+    """Drops `Transpose` around tensors that the file can also give transposed (`turned`).
 
-    It has to apply to all that read a tensor: others stay.
+    Returns the new expressions, and the names it applied to: only tensors that every reader transposes.
     """
     turned = set(turned) - {name for expression in expressions.values() for name in _names(expression, plain=True)}
     return {path: _straight(expression, turned) for path, expression in expressions.items()}, turned
@@ -169,7 +169,7 @@ def _straight(expression: Expression, turned: Collection[str]) -> Expression:
 
 
 def runs(index: np.ndarray) -> Sequence[slice]:
-    """`index` as slices: one if its numbers are equally far apart, else one for each run of consecutive numbers."""
+    """Returns `index` as slices: one if its numbers are equally far apart, else one per run of consecutive numbers."""
     if not len(index):
         return [slice(0, 0)]
     gaps = np.diff(index)
@@ -181,12 +181,12 @@ def runs(index: np.ndarray) -> Sequence[slice]:
 
 
 def count_of(part: slice) -> int:
-    """How many numbers a slice with both ends takes."""
+    """Returns the number of items that a slice with both ends takes."""
     return len(range(part.start, part.stop, part.step or 1))
 
 
 def chain(expression: Expression) -> Iterator[Expression]:
-    """The expression and those that it is over, down to a tensor; of a stack, whose parts are alike, the first."""
+    """Yields the expression and its nested ones down to a tensor; of a stack, whose parts are alike, only the first."""
     while not isinstance(expression, Source):
         yield expression
         expression = expression.of[0] if isinstance(expression, Stack) else expression.of
@@ -194,7 +194,7 @@ def chain(expression: Expression) -> Iterator[Expression]:
 
 
 def assemble(shape: tuple[int, ...], dtype: np.dtype, pieces: Sequence[Piece]) -> np.ndarray:
-    """The tensor that `pieces` are parts of, of a `dtype` that holds them all: the inverse of reading."""
+    """Returns the tensor made of `pieces`, of a `dtype` that holds them all: the inverse of reading."""
     first = pieces[0]
     if not first[1]:
         return first[2]
@@ -205,7 +205,7 @@ def assemble(shape: tuple[int, ...], dtype: np.dtype, pieces: Sequence[Piece]) -
 
 
 def source_names(expressions: Mapping[str, Expression]) -> dict[str, list[str]]:
-    """Each tensor that is read -> the parameters that read it."""
+    """Maps each tensor that is read to the parameters that read it."""
     readers: dict[str, list[str]] = {}
     for path, expression in expressions.items():
         for name in _names(expression):
@@ -214,7 +214,7 @@ def source_names(expressions: Mapping[str, Expression]) -> dict[str, list[str]]:
 
 
 def _names(expression: Expression, *, plain: bool = False) -> Iterator[str]:
-    """The tensors that are read; `plain`: not those whose very transpose is read."""
+    """Yields the tensors that are read; with `plain`, without those directly inside a `Transpose`."""
     if isinstance(expression, Source):
         yield expression.name
     elif isinstance(expression, Stack):

@@ -1,8 +1,8 @@
-"""Filling memory with parts of checkpoint tensors: the inner loops of loading.
+"""Fills memory with parts of checkpoint tensors: the inner loops of loading.
 
-Contiguous bytes are read straight to where they belong. What is cast goes through a small scratch that stays in the
-processor's cache. Strided parts (columns) are copied out of the mapped file. Of a remote file, runs of bytes are
-received: columns one run per row if runs are long, otherwise whole rows, of which the columns are picked.
+Contiguous bytes are read straight to their place. Casts go through a small scratch that stays in the processor's cache.
+Strided parts (columns) are copied out of the mapped file. A remote file is received in runs of bytes: if a row's
+columns are a long run, that run of each row; otherwise whole rows, from which the columns are picked.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from easydel.weights.plan import Plan
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 from easydel.weights.sources import FLOAT32, TensorSource
 
-# Rows that several operations go over, or that one request fetches: with fewer, threads wait for the interpreter, and
-# a round trip costs more than the transfer.
+# Bytes of rows that one operation or one request covers: with less, threads wait for the interpreter, and a round trip
+# costs more than the transfer.
 ROWS_BYTES = 4 << 20
 RUN_BYTES = 64 << 10  # shorter runs are not worth a request each
 Finite = Literal["all", "read"]
@@ -38,7 +38,7 @@ Finite = Literal["all", "read"]
 
 @dataclass
 class Filler:
-    """Fills for one load; counts the bytes that came out of files, and remembers tensors with NaN or Inf."""
+    """Fills memory for one load; counts the bytes that came out of files, and remembers tensors with NaN or Inf."""
 
     plan: Plan
     finite: Finite | None = "all"
@@ -49,17 +49,17 @@ class Filler:
     _nonfinite: dict[str, Path] = field(default_factory=dict)
 
     def fill(self, path: str, index: Index, out: np.ndarray, *, checked: bool = True) -> None:
-        """Slice `index` of a parameter into `out`, in the dtype of `out`.
+        """Reads slice `index` of a parameter into `out`, in the dtype of `out`.
 
-        Not `checked`, NaN and Inf may go unnoticed: somebody else looks for them.
+        Unless `checked`, NaN and Inf may go unnoticed: the caller looks for them.
         """
         for copy in self._copies(path, index, out):
             self._copy(path, copy, checked)
 
     def fill_int8(self, path: str, rows: Index, outs: Sequence[tuple[slice, np.ndarray]], scales: np.ndarray) -> None:
-        """Rows of a parameter as int8, each of `outs` getting some columns of them, with a scale per row."""
+        """Reads rows of a parameter as int8, with a scale per row; each of `outs` gets some of the columns."""
         width = self.plan.shapes[path][-1]
-        # a row of a transposed tensor is all over it: fetched once, rather than once for every block
+        # a row of a transposed tensor is spread all over it: fetched once, rather than once for every block
         row_bytes = 0 if self.remote and self.transposed(path) else width * 4
         for block, picked in blocks_of(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
@@ -70,16 +70,16 @@ class Filler:
             for columns, out in outs:
                 np.copyto(out[picked], values[..., columns], casting="unsafe")
             if self.finite is not None and not np.isfinite(found).all():
-                self.fill(path, (*block, slice(0, width)), scratch)  # once more, for the names of the tensors
+                self.fill(path, (*block, slice(0, width)), scratch)  # a second time, to find the tensors' names
 
     def fill_shared(self, path: str, parts: Sequence[tuple[Index, np.ndarray]]) -> None:
-        """Fills parts of a parameter that lie in the same rows of the file, and reads what they span once.
+        """Fills parts of a parameter that lie in the same rows of the file, and reads the bytes they span once.
 
         Of a file with rows of 8 numbers, two devices hold columns 0:4 and 4:8 of rows 0 and 1:
             fill_shared(path, [((0:2, 0:4), a), ((0:2, 4:8), b)])
         reads each row once, in one piece, and puts its halves into `a` and `b`. Where that cannot be done straight from
         the file (a transpose, packed numbers, bytes of another machine), the box around all parts is filled block by
-        block, and of each block every part takes what lies within it.
+        block, and every part takes its share of each block.
         """
         if not self.transposed(path) and self._plain(path):
             sources = (self._copies(path, index, out) for index, out in parts)
@@ -105,15 +105,15 @@ class Filler:
 
     @cached_property
     def remote(self) -> bool:
-        """Whether the bytes come from another machine."""
+        """True if the bytes come from another machine."""
         return any(isinstance(tensor, Tensor) and tensor.source is not None for tensor in self.plan.tensors.values())
 
     def transposed(self, path: str) -> bool:
-        """Whether rows of the parameter are columns of the file."""
+        """True if rows of the parameter are columns of the file."""
         return any(isinstance(one, Transpose) for one in chain(self.plan.expressions[path]))
 
     def map(self, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
-        """The slice as it lies in the mapped file, if it can be used there; the system is asked to have it at hand."""
+        """Returns the slice of the mapped file if it can be used there, and asks the system to read it ahead."""
         copy = mappable(self.plan, path, index, dtype)
         if copy is None:
             return None
@@ -124,12 +124,12 @@ class Filler:
         return values
 
     def check_mapped(self, path: str, index: Index, values: np.ndarray) -> None:
-        """Remember the tensor of a mapped slice if there is NaN or Inf in it."""
+        """Remembers the tensor of a mapped slice if there is NaN or Inf in it."""
         copy = next(self.plan.expressions[path].copies(index, memoryless(values.shape)))
         self._check(self.plan.tensors[copy.name], copy.name, values)
 
     def check_finite(self) -> None:
-        """CheckpointError with every tensor in which NaN or Inf was met."""
+        """Raises CheckpointError with every tensor in which NaN or Inf was met."""
         if self._nonfinite:
             problems = Problems(next(iter(self._nonfinite.values())))
             for name in sorted(self._nonfinite):
@@ -142,7 +142,7 @@ class Filler:
                 self._nonfinite[name] = tensor.file
 
     def _check_cast(self, path: str, tensor: Tensor, stored: np.ndarray, out: np.ndarray) -> None:
-        """As `_check`, of `out` that was made of `stored`; CheckpointError if only the cast made it infinite."""
+        """Checks `out`, which was made from `stored`. Raises CheckpointError if only the cast made it infinite."""
         if self.finite is None:
             return
         narrower = out.itemsize < stored.itemsize
@@ -151,13 +151,13 @@ class Filler:
         self._check(tensor, tensor.name, out if narrower else stored)
 
     def _copies(self, path: str, index: Index, out: np.ndarray) -> Iterator[Copy]:
-        """Copies as they can be read: of a tensor whose bytes are the array, rows are skipped by another read."""
+        """Yields copies that can be read: where the tensor's bytes are the array, skipped rows need a read each."""
         copies = self.plan.expressions[path].copies(index, out)
         return self._in_runs(copies) if path in self._picked else copies
 
     @cached_property
     def _picked(self) -> set[str]:
-        """Parameters that some rows of a tensor are picked for, perhaps at equal distances."""
+        """Paths of parameters made of selected rows of a tensor, which may be equally far apart."""
         return {
             path for path, whole in self.plan.expressions.items() if any(isinstance(one, Rows) for one in chain(whole))
         }
@@ -186,7 +186,7 @@ class Filler:
             self._cast(path, tensor, copy, checked)
 
     def _decode(self, path: str, tensor: TensorSource, copy: Copy) -> None:
-        """What is computed from the bytes, in steps that stay in the processor's cache; of another machine, at once."""
+        """Computes values from the bytes, in steps that fit the processor's cache; from another machine, at once."""
         room = sys.maxsize if self.remote else ROWS_BYTES
         depth, below = depth_of(copy.out.shape, FLOAT32.itemsize, room)
         for block, picked in blocks_of(copy.index[:depth], below, room):
@@ -219,10 +219,10 @@ class Filler:
                 self._check_cast(path, tensor, columns, out)
 
     def _plain(self, path: str) -> bool:
-        """Whether a parameter's tensors are in local files, row after row, and rows of them are rows of it.
+        """True if a parameter's tensors are in local files, row after row, and rows of them are rows of the parameter.
 
-        Vectors (biases) have no rows, of a table of fused ones the parameter has some columns, and in another shape
-        rows may be cut otherwise.
+        That excludes vectors (biases), which have no rows; tables of fused biases, of which the parameter has some
+        columns; and other shapes, where rows may be cut differently.
         """
         tensors = (self.plan.tensors[name] for name in source_names({path: self.plan.expressions[path]}))
         forms = list(chain(self.plan.expressions[path]))
@@ -238,7 +238,7 @@ class Filler:
         )
 
     def _copy_rows(self, path: str, tensor: Tensor, copy: Copy) -> None:
-        """Columns of a remote tensor: their run of each row if that is long, else picked from whole rows."""
+        """Reads columns of a remote tensor: their run of each row if that is long, else whole rows to pick from."""
         *leading, columns = copy.index
         run = (columns.stop - columns.start) * tensor.dtype.itemsize
         short = run < RUN_BYTES or (columns.step or 1) > 1
@@ -259,7 +259,7 @@ class Filler:
         room = SCRATCH_BYTES if tensor.source is None else ROWS_BYTES
         depth, below = depth_of(copy.out.shape, tensor.dtype.itemsize, room)
         for block, picked in blocks_of(copy.index[:depth], below, room):
-            out = copy.out[*picked, ...]  # a view of a single number, too
+            out = copy.out[*picked, ...]  # a view, even of a single number
             scratch = self.reader.scratch(out.shape, tensor.dtype, "bytes")
             self.reader.read(tensor, first_byte(tensor, (*block, *copy.index[depth:])), scratch)
             assign(out, scratch, path)
@@ -267,7 +267,7 @@ class Filler:
                 self._check_cast(path, tensor, scratch, out)
 
     def _read_checked(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
-        """As `_read`, in steps that are looked at while the processor's cache still has them."""
+        """Reads as `_read`, in steps that are checked while they are still in the processor's cache."""
         flat = out.reshape(-1)
         step = ROWS_BYTES // flat.itemsize if self.finite and tensor.source is None else max(flat.size, 1)
         for start in range(0, flat.size, step):
@@ -277,8 +277,9 @@ class Filler:
 
 
 def mappable(plan: Plan, path: str, index: Index, dtype: np.dtype) -> Copy | None:
-    """The one copy that a slice consists of, if JAX can use it where it lies in the file: same dtype, aligned,
-    contiguous, unaltered.
+    """Returns the one copy that a slice consists of, if JAX can use it where it lies in the file.
+
+    That takes the same dtype, alignment, and contiguous, unaltered bytes.
     """
     shape = tuple(part.stop - part.start for part in index)
     copies = list(plan.expressions[path].copies(index, memoryless(shape)))

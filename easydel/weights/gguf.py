@@ -24,7 +24,7 @@ _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 @dataclass(frozen=True, eq=False)
 class HFTensor:
-    """A tensor of the file with what llama.cpp's converter did to it undone, on whichever part is read.
+    """A tensor of the file with the changes of llama.cpp's converter undone, for whichever part is read.
 
     Row r is the file's row `rows[r]`; `add` is added to every value; `transposed` swaps both dimensions.
     """
@@ -59,14 +59,14 @@ class HFTensor:
         return self.tensor if self.transposed else None
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The slice `index`, a view of the file where nothing needs to be computed."""
+        """Returns the slice `index`, as a view of the file where nothing needs to be computed."""
         if self.transposed:
             full = (*index, *(slice(None) for _ in range(len(self.shape) - len(index))))
             return self.tensor.read(full[::-1]).T
         values = self._read_rows(index) if self.rows is not None and index else self.tensor.read(index)
         if self.rows is not None and not index:
             values = values[self.rows]
-        # float32: the converter added to the float32 value, too
+        # float32: the converter also added to float32 values
         return values if self.add is None else values.astype(np.float32) + np.float32(self.add)
 
     def _read_rows(self, index: tuple[slice, ...]) -> np.ndarray:
@@ -77,10 +77,10 @@ class HFTensor:
 
 
 def hf_tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, HFTensor]:
-    """Every tensor by the name that it has in the model's Hugging Face checkpoint; `config` as from `hf_config`.
+    """Returns every tensor by its name in the model's Hugging Face checkpoint; `config` comes from `hf_config`.
 
-    A head that is tied to the embeddings is there only if `config` does not say that it is tied. Tables of rotary
-    factors are left out: they are in the config. Raises CheckpointError for tensors that have no place.
+    A head that is tied to the embeddings is included only if `config` does not tie it. Tables of rotary factors are
+    left out: they are in the config. Raises CheckpointError for tensors without a place.
     """
     file = checkpoint.files[0]
     name, architecture = find_architecture(checkpoint.metadata, file)
@@ -109,7 +109,7 @@ def _layers(checkpoint: Checkpoint, file: Path) -> int:
 
 
 def _hf_names(name: str, architecture: Architecture, layers: int) -> dict[str, str]:
-    """Tensor names without ".weight" or ".bias": the file's -> Hugging Face's."""
+    """Maps tensor names without ".weight" or ".bias" from the file's to Hugging Face's."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     number = next(key for key, value in MODEL_ARCH_NAMES.items() if value == name)
@@ -135,7 +135,7 @@ def _restored(tensor: Tensor, stem: str, architecture: Architecture, config: Map
 
 
 def _rotary_rows(tensor: Tensor, heads: object) -> np.ndarray:
-    """Where each row is in the file, which keeps the two channels of a rotation side by side, not half a head apart."""
+    """Returns each row's place in the file, where the two channels of a rotation are side by side."""
     count = tensor.shape[0] if tensor.shape else 0
     if not isinstance(heads, int) or heads < 1 or count % (2 * heads):
         raise ConfigError(f"has {count} rows, which {heads} heads cannot share", file=tensor.file, tensor=tensor.name)

@@ -1,6 +1,6 @@
-"""What each GGUF architecture is called on the Hugging Face side: model type, config keys, modules, value changes.
+"""The Hugging Face side of each GGUF architecture: model type, config keys, modules, value changes.
 
-What llama.cpp's converters did (https://github.com/ggml-org/llama.cpp/tree/master/conversion) is undone here.
+It undoes the changes of llama.cpp's converters (https://github.com/ggml-org/llama.cpp/tree/master/conversion).
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ _GPT2_MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 @dataclass(frozen=True)
 class Architecture:
-    """One `general.architecture`. `modules` are Hugging Face's, {} stands for the layer.
+    """One `general.architecture`. `modules` are Hugging Face's names, with {} for the layer.
 
     `keys` of the metadata (after "<name>.") become config keys; `constants` are config keys that the name implies;
-    `switches` are config keys that say whether the tensor of that name is there. `permuted`: the rows of q and k are in
-    the order of GGML's rotary embedding. `norm_offset` was added to the weights of norms. `transposed`: matrices of
-    layers are [out, in] in the file and [in, out] on the Hub. `rotary` is how much of each head may be rotated.
+    `switches` are config keys that say whether the tensor of that name exists. `permuted`: the rows of q and k are in
+    the order of GGML's rotary embedding. `norm_offset` was added to the weights of norms. `transposed`: the layers'
+    matrices are [out, in] in the file and [in, out] on the Hub. `rotary` is the share of each head that may be rotated.
     """
 
     model_type: str
@@ -151,7 +151,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def find_architecture(metadata: Mapping[str, Any], file: Any = None) -> tuple[str, Architecture]:
-    """The file's architecture by name; UnsupportedModelError lists those that are known."""
+    """Returns the file's architecture by name. Raises UnsupportedModelError, which lists the known ones."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UnsupportedModelError(

@@ -29,11 +29,11 @@ _MAX_LAYERS = 10_000
 
 
 def hf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """The config.json that the model had before it was converted, as far as it matters.
+    """Returns the model's config.json from before the conversion, as far as it matters.
 
-    Some of it is only in the tensors: whether head and embeddings are tied, which biases there are, Llama 3's rotary
-    scaling. Without them these keys are left out, or the model type's defaults. Raises UnsupportedModelError for what
-    is not known here, ConfigError for values that make no sense.
+    Some keys depend on the tensors: whether head and embeddings are tied, which biases exist, Llama 3's rotary scaling.
+    Without `tensors` these keys are left out, or are the model type's defaults. Raises UnsupportedModelError for
+    settings that are not known here, ConfigError for values that make no sense.
     """
     return _Converter(metadata, tensors).config()
 
@@ -58,12 +58,12 @@ class _Converter:
         config |= _EXTRAS.get(self.name, lambda converter, config: {})(self, config)
         config |= self._from_tensors(arch)
         config |= self._tokens()
-        config["sliding_window"] = config.get("sliding_window") or None  # 0 in files of models without
+        config["sliding_window"] = config.get("sliding_window") or None  # 0 in files of models without a window
         self._check_unread()
         return {key: value for key, value in config.items() if value is not None}
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The metadata value of "<architecture>.<key>"; one number for lists that repeat it."""
+        """Returns the metadata value of "<architecture>.<key>"; one number for lists that repeat it."""
         self.read.add(key)
         value = self.metadata.get(f"{self.name}.{key}", default)
         if isinstance(value, np.ndarray):
@@ -71,7 +71,7 @@ class _Converter:
                 raise UnsupportedModelError(f"{self.name}.{key} differs between layers", file=self.file)
             value = value[0].item()
         if isinstance(value, float):
-            single = np.float32(value)  # stored as one; 1e-05 was meant, not 9.999999747378752e-06
+            single = np.float32(value)  # stored as float32; 1e-05 was meant, not 9.999999747378752e-06
             value = float(str(single)) if float(single) == value else value
         return value
 
@@ -142,7 +142,7 @@ class _Converter:
         return ids
 
     def _check_unread(self) -> None:
-        """Refuse what changes the computation and was not understood; warn of the rest."""
+        """Refuses unread keys that would change the computation; warns of other unread keys."""
         prefix, causal = f"{self.name}.", self.get("attention.causal", True)
         keys = [key.removeprefix(prefix) for key in self.metadata if key.startswith(prefix)]
         unread = [key for key in keys if key not in self.read and not _INERT.fullmatch(key)]
@@ -166,9 +166,9 @@ def _is_token(value: object) -> bool:
 
 
 def _gemma_attention(converter: _Converter, config: Mapping[str, Any], largest: int) -> dict[str, Any]:
-    """Queries are scaled by head_dim ** -0.5, in the model of `largest` layers (27B) by (hidden / heads) ** -0.5.
+    """Returns the scale of queries: head_dim ** -0.5, but (hidden / heads) ** -0.5 in the model of `largest` layers.
 
-    No metadata says so; llama.cpp, too, tells the models apart by their number of layers.
+    The largest model is the 27B one. No metadata holds the scale; llama.cpp, too, goes by the number of layers.
     """
     wide = config["hidden_size"] // config["num_attention_heads"]
     return {"query_pre_attn_scalar": wide if config["num_hidden_layers"] == largest else config["head_dim"]}

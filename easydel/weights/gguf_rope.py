@@ -1,8 +1,8 @@
 """Rotary settings of a GGUF file as Hugging Face's: from its metadata, and from the tables that converters store.
 
-Llama 3's scaling (arXiv:2407.21783) is in no metadata, only in the tensor `rope_freqs.weight`: by how much each
-frequency is slowed. Phi-3's (LongRoPE, arXiv:2402.13753) are two such tensors. Both are turned back into the settings
-they came from; Llama 3's are accepted only if they give the same table again.
+Llama 3's scaling (arXiv:2407.21783) is in no metadata, only in the tensor `rope_freqs.weight`: the factors by which
+frequencies are slowed. Phi-3's (LongRoPE, arXiv:2402.13753) are two such tensors. Both are converted back to the
+settings they came from; Llama 3's are accepted only if they give the same table again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def rope_scaling(
     longest: int,
     file: Path | None,
 ) -> dict[str, Any] | None:
-    """The `rope_scaling` of a config, or None. `settings` are the metadata keys below "<architecture>.rope.scaling"."""
-    kind = settings.get("type", "linear")  # as llama.cpp takes it
+    """Returns a config's `rope_scaling`, or None. `settings` are metadata keys below "<architecture>.rope.scaling"."""
+    kind = settings.get("type", "linear")  # llama.cpp's default
     factor = settings.get("factor")
     stretched = kind == "linear" and factor not in (None, 0, 1)
     unchanged = settings.get("attn_factor", 1) == 1 and not settings.get("yarn_log_multiplier")
@@ -57,7 +57,7 @@ def rope_scaling(
 
 
 def llama3_table(scaling: Mapping[str, Any], theta: float, dim: int) -> np.ndarray:
-    """By how much each of the dim / 2 frequencies is slowed, as llama.cpp's converter computes it."""
+    """Returns the factors by which the dim / 2 frequencies are slowed, as llama.cpp's converter computes them."""
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] / _wavelengths(theta, dim)
     share = np.clip((turns - low) / (high - low), 0, 1)
@@ -92,7 +92,7 @@ def _llama3(table: np.ndarray, theta: float, dim: int, file: Path | None) -> dic
 
 
 def _solved(table: np.ndarray, factor: float, theta: float, dim: int) -> list[dict[str, Any]]:
-    """The settings that the blended frequencies determine, if there are two of them; `low_freq_factor` is 1 throughout.
+    """Returns settings solved from the blended frequencies, if there are two of them; `low_freq_factor` is always 1.
 
     With s the share that is not slowed, 1 / table = (1 - s) / factor + s, and s is a line over the turns per token.
     """
@@ -123,6 +123,6 @@ def _longrope(settings: Mapping[str, Any], long: np.ndarray, short: np.ndarray, 
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal number that is this float32: what the config most likely said."""
+    """Returns the shortest decimal number that rounds to this float32: most likely the config's number."""
     single = np.float32(value)
     return float(str(single)) if float(single) == value else value

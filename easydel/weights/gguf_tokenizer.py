@@ -1,8 +1,8 @@
 """The tokenizer in the metadata of a GGUF file.
 
-Two kinds: "gpt2", byte-level BPE with its merges, whose way to split text goes by the name in `tokenizer.ggml.pre`; and
-"llama", SentencePiece BPE without merges, which follow from the vocabulary's scores. What a name means is in llama.cpp
-(src/llama-vocab.cpp), and for each in the tokenizer.json that it was made from.
+There are two kinds: "gpt2", byte-level BPE with its merges, where `tokenizer.ggml.pre` names the way to split text; and
+"llama", SentencePiece BPE without merges, which follow from the vocabulary's scores. The names are explained in
+llama.cpp (src/llama-vocab.cpp), and by the tokenizer.json that each was made from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROLES = {
     "pad_token": "padding_token_id",
 }
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
-SPACE = "\u2581"  # how SentencePiece spells a space
+SPACE = "\u2581"  # SentencePiece's character for a space
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -45,9 +45,9 @@ _GPT4O = (
 
 @dataclass(frozen=True)
 class Split:
-    """How byte-level BPE cuts text before merging: by `pattern`, or like GPT-2; `digits` are cut one by one first.
+    """The way in which byte-level BPE cuts text before merging: by `pattern`, or like GPT-2, after single `digits`.
 
-    `whole`: a piece that is a token needs no merges to become it. `bos`: texts begin with it unless the file says no.
+    `whole`: a piece that is a token is not merged again. `bos`: texts begin with it unless the file says no.
     """
 
     pattern: str | None = None
@@ -79,7 +79,7 @@ SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
 
 
 def tokenizer_json(metadata: Mapping[str, Any], file: Path | None = None) -> Tokenizer:
-    """The tokenizer, with special tokens and, where the model wants them, begin and end of sequence around the text.
+    """Returns the tokenizer, with special tokens and, where the model wants them, begin and end of sequence.
 
     Raises UnsupportedModelError for kinds that are not known here, ConfigError for a broken vocabulary.
     """
@@ -93,7 +93,7 @@ def tokenizer_json(metadata: Mapping[str, Any], file: Path | None = None) -> Tok
 
 
 def special_tokens(metadata: Mapping[str, Any], file: Path | None = None) -> dict[str, str]:
-    """Role -> token, such as {"eos_token": "</s>"}, for the roles that the file names."""
+    """Maps roles to tokens, such as {"eos_token": "</s>"}, for the roles that the file names."""
     return _Vocabulary(metadata, file).roles
 
 
@@ -152,7 +152,7 @@ class _Vocabulary:
             raise ConfigError(f"its vocabulary and merges make no tokenizer: {error}", file=self.file) from error
 
     def finish(self, tokenizer: Tokenizer, spelled: Mapping[str, int], *, bos: bool) -> Tokenizer:
-        """Add the tokens that are matched as a whole before the text is cut, and begin and end of sequence."""
+        """Adds the tokens that are matched as a whole before the text is cut, and begin and end of sequence."""
         special = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind == CONTROL]
         plain = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind == USER_DEFINED]
         special += [token for token in self.roles.values() if token not in special]
@@ -201,7 +201,7 @@ def _pre_tokenizer(split: Split) -> pre_tokenizers.PreTokenizer:
 
 
 def _byte_spelled(vocabulary: _Vocabulary) -> Iterator[tuple[str, int]]:
-    """Tokens as byte-level BPE spells them. Tokens matched as a whole are spelled as the text has them."""
+    """Yields tokens as byte-level BPE spells them. Tokens that are matched as a whole are spelled as in the text."""
     alphabet = _byte_alphabet()
     letters = set(alphabet)
     for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
@@ -212,7 +212,7 @@ def _byte_spelled(vocabulary: _Vocabulary) -> Iterator[tuple[str, int]]:
 
 
 def _byte_alphabet() -> str:
-    """GPT-2's character for each byte: itself if it is visible in Latin-1, else the next one from 256 on."""
+    """Returns GPT-2's character for each byte: itself if visible in Latin-1, else the next one from 256 on."""
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     hidden = iter(range(256, 512))
     return "".join(chr(byte if byte in visible else next(hidden)) for byte in range(256))
@@ -222,7 +222,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
     architecture = str(vocabulary.metadata.get("general.architecture"))
     gemma = architecture.startswith("gemma")
     tokens = vocabulary.tokens
-    if gemma:  # runs of spaces are tokens of their own, which the converter spells out
+    if gemma:  # runs of spaces are tokens of their own; the converter writes them with plain spaces
         tokens = [
             SPACE * len(token) if token and not token.strip(" ") and len(token) > 1 else token for token in tokens
         ]
@@ -240,7 +240,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
 
 
 def _spell_spaces(tokenizer: Tokenizer, architecture: str, prefixed: bool) -> None:
-    """No metadata says in which of three ways a model puts a space before the text; families do."""
+    """Sets how the tokenizer handles spaces. No metadata names one of the three ways; the architecture decides."""
     restored = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if architecture.startswith("gemma"):
         tokenizer.normalizer = normalizers.Replace(" ", SPACE)
@@ -256,7 +256,7 @@ def _spell_spaces(tokenizer: Tokenizer, architecture: str, prefixed: bool) -> No
 
 
 def derived_merges(tokens: Sequence[str], vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE: every pair of tokens that makes a token, those with the best score first."""
+    """Returns the merges of a SentencePiece BPE: every pair of tokens that makes a token, best score first."""
     found: list[tuple[float, int, str, str]] = []
     for token, score in zip(tokens, scores, strict=True):
         pairs = [

@@ -1,4 +1,4 @@
-"""Whether a checkpoint has just the tensors that a model is made of, and one error that lists all it has otherwise."""
+"""Checks that a checkpoint has just the tensors that a model is made of; one error lists all deviations."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def check_fit(
     integers: Collection[str] = (),
     file: Path | None = None,
 ) -> None:
-    """CheckpointError with every tensor that is missing, that has another shape or kind of dtype, or no place.
+    """Raises CheckpointError with every tensor that is missing, has a wrong shape or kind of dtype, or has no place.
 
-    `readers` are the parameters that read a tensor, `found` the tensors that there are, `homeless` those that nothing
-    reads. A parameter with a scale per row beside it is stored as int8, those in `integers` as integers of any size,
-    and any other as floats.
+    `readers` are the parameters that read a tensor, `found` the existing tensors, `homeless` those that nothing reads.
+    A parameter with a scale per row beside it is stored as int8, those in `integers` as integers of any size, and any
+    other as floats.
     """
     problems = [
         *_missing(readers, found),
@@ -40,7 +40,7 @@ def check_fit(
 
 
 class _Problem(NamedTuple):
-    """What is wrong with the tensor `name`, and the file that has it, if one does."""
+    """A problem with the tensor `name`, and the file that has it, if one does."""
 
     name: str
     text: str
@@ -48,7 +48,7 @@ class _Problem(NamedTuple):
 
 
 def _misfit(problems: list[_Problem], file: Path | None) -> CheckpointError:
-    """One error for all; its file is the one that they are in, or `file` if it is not one and the same."""
+    """Returns one error for all problems. Its file is the one that all of them are in, else `file`."""
     files = {problem.file or file for problem in problems}
     blamed = files.pop() if len(files) == 1 else file
     lines = [
@@ -66,7 +66,7 @@ def _misfit(problems: list[_Problem], file: Path | None) -> CheckpointError:
 
 
 def _shown(name: str) -> str:
-    """A name for a message: quoted if it could be mistaken, or do something to a terminal."""
+    """Returns a name for a message, quoted if it could be misread or could control a terminal."""
     return name if name.isprintable() and name.strip() == name != "" else repr(name)
 
 

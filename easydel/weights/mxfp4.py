@@ -1,8 +1,8 @@
-"""MXFP4, in which GPT-OSS keeps its experts: 4 bits a number, and an exponent for each block of 32 numbers.
+"""MXFP4, the format of GPT-OSS's experts: 4 bits a number, and an exponent for each block of 32 numbers.
 
 The OCP Microscaling Formats (MX) Specification v1.0, 2023. For the tensor X [experts, in, out] a checkpoint has
 X_blocks [experts, out, in / 32, 16], two numbers in a byte, the first one in the low half, and X_scales
-[experts, out, in / 32], exponents of two with an offset of 127; 255 says NaN.
+[experts, out, in / 32], exponents of two with an offset of 127, where 255 means NaN.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 @dataclass(frozen=True, eq=False)
 class Mxfp4Tensor:
-    """Numbers that lie in two tensors of the file, decoded for whichever part is read. bfloat16 holds them exactly.
+    """Numbers from two tensors of the file, decoded for whichever part is read. bfloat16 holds them exactly.
 
-    Not `transposed`, it is as it lies there, [experts, out, in].
+    If not `transposed`, the shape is the file's, [experts, out, in].
     """
 
     name: str
@@ -59,7 +59,7 @@ class Mxfp4Tensor:
         return replace(self, transposed=not self.transposed)
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The slice `index`, forwards, as float32."""
+        """Returns the slice `index`, which must have positive steps, as float32."""
         experts, *sides = (*index, *[slice(None)] * (3 - len(index)))
         if self.transposed:
             return self.turned.read((experts, *sides[::-1])).swapaxes(1, 2)
@@ -68,14 +68,14 @@ class Mxfp4Tensor:
         first, last = start // BLOCK, -(-stop // BLOCK)
         packed, scales = (part.read((experts, outputs, slice(first, last))) for part in (self.blocks, self.scales))
         values = _pairs()[packed].view(np.float32)  # 32 of each block, in the last dimension
-        with np.errstate(over="ignore"):  # infinite, which loading finds
+        with np.errstate(over="ignore"):  # overflow gives Inf, which loading finds
             values *= _powers()[scales][..., None]
         rows = values.reshape(*values.shape[:2], values.shape[2] * BLOCK)
         return rows[..., start - first * BLOCK : stop - first * BLOCK : step]
 
 
 def unpacked(checkpoint: Checkpoint) -> dict[str, TensorSource]:
-    """The tensors, with one for each pair of blocks and scales. CheckpointError lists pairs that do not fit."""
+    """Returns the tensors, with one for each pair of blocks and scales. CheckpointError lists pairs that do not fit."""
     problems = Problems(checkpoint.catalog)
     tensors: dict[str, TensorSource] = {}
     for name, tensor in checkpoint.items():
@@ -97,7 +97,7 @@ def unpacked(checkpoint: Checkpoint) -> dict[str, TensorSource]:
 
 
 def refuse_remote(checkpoint: Checkpoint) -> None:
-    """UnsupportedModelError if the weights are elsewhere: each part of a tensor would fetch it whole."""
+    """Raises UnsupportedModelError for weights on another machine: each part of a tensor would fetch all of it."""
     if any(tensor.source is not None for tensor in checkpoint.values()):
         raise UnsupportedModelError(
             "MXFP4 weights cannot be streamed", file=checkpoint.catalog, hint="load them without stream=True"
@@ -115,7 +115,7 @@ def _problem(blocks: Tensor, scales: Tensor) -> str | None:
 
 @cache
 def _pairs() -> np.ndarray:
-    """For each byte its two numbers, as float32 side by side in 8 bytes."""
+    """Returns the two numbers of each byte, as float32 side by side in 8 bytes."""
     values = np.array([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], np.float32)
     byte = np.arange(256)
     return np.stack([values[byte & 15], values[byte >> 4]], axis=-1).view(np.uint64)[:, 0]
@@ -123,7 +123,7 @@ def _pairs() -> np.ndarray:
 
 @cache
 def _powers() -> np.ndarray:
-    """For each scale its power of two."""
+    """Returns the power of two of each scale."""
     powers = np.ldexp(np.float32(1), np.arange(-127, 129)).astype(np.float32)
     powers[255] = np.nan
     return powers

@@ -1,7 +1,7 @@
-"""A family's table: how its checkpoints call and lay out what we call by canonical names, in both directions.
+"""A family's table: the names and layouts of its checkpoints for our canonical names, in both directions.
 
-Canonical names are Llama's in every family: model.layers.N.self_attn.q_proj.kernel. A checkpoint that calls it
-model.layers.N.self_attn.q_proj.weight needs no entry; the leaves kernel, embedding and scale are `weight` there.
+Canonical names are Llama's in every family: model.layers.N.self_attn.q_proj.kernel. Checkpoint names that agree, as
+model.layers.N.self_attn.q_proj.weight does, need no entry: the leaves kernel, embedding and scale are `weight` there.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 
 from easydel.weights.expressions import Expression, Reshape, Rows, Source, Stack, Transpose
 
-# Row counts of the parts of a fused tensor -> for each part, which rows of the tensor are its own.
+# Row counts of the parts of a fused tensor -> for each part, its rows of the tensor.
 Layout = Callable[[Sequence[int]], list[np.ndarray]]
 Shape = tuple[int, ...]
 CHECKPOINT_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 
 def concatenated(sizes: Sequence[int]) -> list[np.ndarray]:
-    """One part after the other: q | k | v, gate | up."""
+    """Lays out one part after the other: q | k | v, gate | up."""
     ends = np.cumsum(sizes)
     return [np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def grouped(groups: int) -> Layout:
-    """`groups` times (a share of each part): per kv head its queries, its key, its value (Falcon, GPT-NeoX, BLOOM)."""
+    """Lays out `groups` times a share of each part: per kv head, queries, key and value (Falcon, GPT-NeoX, BLOOM)."""
 
     def layout(sizes: Sequence[int]) -> list[np.ndarray]:
         share = [size // groups for size in sizes]
@@ -40,7 +40,7 @@ def grouped(groups: int) -> Layout:
 
 
 def interleaved(sizes: Sequence[int]) -> list[np.ndarray]:
-    """Row by row in turn: gate0, up0, gate1, up1, ... (GPT-OSS)."""
+    """Lays out one row of each part in turn: gate0, up0, gate1, up1, ... (GPT-OSS)."""
     return [np.arange(part, sum(sizes), len(sizes)) for part in range(len(sizes))]
 
 
@@ -59,26 +59,27 @@ NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")  # of a layer, of an expert
 
 
 def one_row(shape: Shape) -> Shape:
-    """One more dimension in front, of size 1 (BART's final_logits_bias)."""
+    """Returns the shape with one more dimension in front, of size 1 (BART's final_logits_bias)."""
     return (1, *shape)
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: it is a static attribute of models, which must be hashable
 class Names:
-    """The table. Everything in it is relative to dots: "layers" matches a whole part of a dotted name, not a substring.
+    """The table. Its entries match whole parts between dots: "layers" matches a part of a dotted name, not a substring.
 
-    `renames`: ours -> theirs, in one pass: each part of our name is what the longest row that begins there makes of it.
+    "Ours" are canonical names, "theirs" the checkpoint's.
+    `renames`: ours -> theirs, in one pass: from left to right, the longest row that matches at a part replaces it.
     Ours are regular expressions; numbers stand in the name as `*`.
     `fused`: tensors that hold several of our parameters.
     `transposed`: their modules whose weight is [in, out] (or [expert, in, out]).
-    `stacked_experts`: their experts are one tensor [expert, ...] already; otherwise one per expert, `experts.N.`.
-    `ignored`: regular expressions (matched from the start) of their tensors that hold nothing to load: buffers.
+    `stacked_experts`: their experts are one tensor [expert, ...]; otherwise there is one per expert, `experts.N.`.
+    `ignored`: regular expressions (matched from the start) of their tensors that need no loading: buffers.
     `leaves`: our leaf names -> theirs; others are the same in both.
-    `reshaped`: their modules or tensors of another shape -> what makes it of ours (transposed, if they are that too).
-    `substitutes`: their tensors that a file may lack -> those that hold the same, the first that is there counts.
+    `reshaped`: their modules or tensors of another shape -> a function to it from our shape (transposed, if listed).
+    `substitutes`: their tensors that a file may lack -> tensors with the same values, of which the first found is used.
     `optional`: their tensors that are zero where a file lacks them.
-    `listed`: their modules that are one for each row of ours, `norms.N.`.
-    `prefix`: what they call our `model`, all but the head; files saved without a head leave it out.
+    `listed`: their modules with one tensor for each row of ours, `norms.N.`.
+    `prefix`: their name of our `model`, which holds all but the head; files saved without a head leave it out.
     """
 
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -94,15 +95,15 @@ class Names:
     prefix: str = "model"
 
     def extended(self, renames: Mapping[str, str] | None = None, **more: Any) -> Names:
-        """This table with `more` in each field that is given: further entries, or another value.
+        """Returns this table with `more` in each given field: further entries, or another value.
 
-        An entry for what has one already takes its place.
+        A new entry replaces one with the same key.
         """
         given = {"renames": renames or {}, **more}
         return replace(self, **{name: _joined(getattr(self, name), value) for name, value in given.items()})
 
     def expression(self, path: str, shapes: Mapping[str, Shape]) -> Expression:
-        """The parameter at `path` ("model/layers/0/...") over their tensors; `shapes` of all parameters by path."""
+        """Returns the parameter at `path` ("model/layers/0/...") over their tensors; `shapes` are all parameters'."""
         numbers, form, shape = NUMBER.findall(path), self._form(NUMBER.sub("*", path)), shapes[path]
         rows = None if form.fused is None else self._rows(form.fused, path, shapes)
         if not form.one_by_one:
@@ -111,12 +112,12 @@ class Names:
         return Stack(tuple([form.expression(name, shape[1:], rows) for name in named]))
 
     def theirs(self, name: str) -> str:
-        """A canonical dotted name as the checkpoint spells it."""
+        """Returns the checkpoint's spelling of a canonical dotted name."""
         return self._spelled(NUMBER.sub("*", name)).format(*NUMBER.findall(name))
 
     @cached_property
     def _form(self) -> Callable[[str], Form]:
-        """What the table says of a path whose numbers are `*`: asked once for all layers."""
+        """Finds the form of a path whose numbers are `*`, once for all layers."""
         return cache(self._find)
 
     def _find(self, stem: str) -> Form:
@@ -139,7 +140,7 @@ class Names:
         return Form(name, leaf, fused, transposed, reshaped, experts or listed)
 
     def _rows(self, fused: Fused, path: str, shapes: Mapping[str, Shape]) -> tuple[np.ndarray, int]:
-        """Which rows of the `fused` tensor the parameter at `path` has, and how many there are."""
+        """Returns the rows that the parameter at `path` has of the `fused` tensor, and the number of all its rows."""
         module, leaf = path.rsplit("/", 1)
         paths = [part.replace(".", "/") for part in fused.parts]
         own = next(part for part in paths if f"/{module}".endswith(f"/{part}"))
@@ -149,7 +150,7 @@ class Names:
 
     @cached_property
     def _layout(self) -> Callable[[Fused, tuple[int, ...]], list[np.ndarray]]:
-        """The rows of each part of a fused tensor: layers share them."""
+        """Finds the rows of each part of a fused tensor, once for all layers."""
         return cache(lambda fused, sizes: fused.layout(sizes))
 
     @cached_property
@@ -158,7 +159,7 @@ class Names:
         return [(re.compile(rf"(?:{ours})(?![^.])"), theirs) for ours, theirs in rows.items()]
 
     def _spelled(self, stem: str) -> str:
-        """A dotted name with `*` for numbers as the checkpoint spells it, with `{}` for them."""
+        """Returns the checkpoint's spelling of a dotted name: numbers are `*` in ours and `{}` in theirs."""
         parts, place = [], 0
         while place < len(stem):
             matches = [(match, theirs) for ours, theirs in self._patterns if (match := ours.match(stem, place))]
@@ -175,9 +176,9 @@ class Names:
 
 
 class Form(NamedTuple):
-    """What a table says of parameters whose paths differ in numbers alone.
+    """The table's answer for all parameters whose paths differ in numbers alone.
 
-    `name` is their tensor's with `{}` for numbers. With `one_by_one` there is a tensor for each row of ours, whose
+    `name` is their tensor's name, with `{}` for numbers. With `one_by_one` each row of ours is a tensor, and the row's
     number comes last.
     """
 
@@ -189,7 +190,7 @@ class Form(NamedTuple):
     one_by_one: bool
 
     def expression(self, name: str, shape: Shape, rows: tuple[np.ndarray, int] | None) -> Expression:
-        """A parameter, or a row of one, of this `shape` over the tensor `name`, of which it may be some rows."""
+        """Returns a parameter (or one row of it) of this `shape` over the tensor `name`, or over some `rows` of it."""
         expression: Expression = Source(name)
         if self.reshaped is not None:
             assert rows is None, f"{name} is fused and has another shape"

@@ -1,4 +1,4 @@
-"""Which part of an array each device holds, and the memory that a part is read into."""
+"""The part of an array that each device holds, and the memory that the part is read into."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Key = tuple[tuple[int, int], ...]
 
 @dataclass
 class DevicePart:
-    """What some devices hold of an array. `values` is None until memory is assigned; a mapped part has it at once."""
+    """A part of an array on some devices. `values` is None until memory is assigned; mapped parts have it at once."""
 
     path: str
     index: Index
@@ -34,23 +34,23 @@ class DevicePart:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The first of its rows in the array, and the one behind its last."""
+        """The first of the part's rows in the array, and the row after its last."""
         return self.index[0].start, self.index[0].stop
 
     def taken(self) -> np.ndarray:
-        """The memory, which is not kept: arrays keep it alive that are the memory, and else it can go."""
+        """Returns the memory and forgets it: an array that uses it keeps it alive, otherwise it is freed."""
         assert self.values is not None
         values, self.values = self.values, None
         return values
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """The memory of rows `start` to `stop` of the array."""
+        """Returns the memory of rows `start` to `stop` of the array."""
         assert self.values is not None
         return self.values[start - self.index[0].start : stop - self.index[0].start] if self.index else self.values
 
 
 def parts_of(path: str, shape: tuple[int, ...], placement: jax.sharding.Sharding, dtype: np.dtype) -> list[DevicePart]:
-    """The distinct parts of an array on this process's devices, in the order of their first element."""
+    """Returns the distinct parts of an array on this process's devices, in the order of their first element."""
     return [DevicePart(path, index, devices, dtype) for index, devices in _split(shape, placement)]
 
 
@@ -63,12 +63,12 @@ def _split(shape: tuple[int, ...], placement: jax.sharding.Sharding) -> list[tup
 
 
 def full_key(index: Index, shape: tuple[int, ...]) -> Key:
-    """As `key_of`, of slices that may leave out an end, as JAX's do."""
+    """Returns `key_of` for slices that may lack an end, as JAX's do."""
     return tuple(
         (part.start or 0, dim if part.stop is None else part.stop) for part, dim in zip(index, shape, strict=True)
     )
 
 
 def key_of(index: Index) -> Key:
-    """Slices with both ends said, as something that can be looked up: Python hashes slices from 3.12 on."""
+    """Returns slices with both ends as a dictionary key: Python hashes slices only from 3.12 on."""
     return tuple((part.start, part.stop) for part in index)

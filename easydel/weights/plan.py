@@ -1,4 +1,4 @@
-"""Which parameter is made of which checkpoint tensors, decided and checked from headers alone."""
+"""The checkpoint tensors that each parameter is made of, decided and checked from headers alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIED_HEADS = (r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight")
 
 @dataclass(frozen=True)
 class Plan:
-    """`expressions` by parameter path, over `tensors` by the names that the family's table uses."""
+    """`expressions` by parameter path, over `tensors` by their names in the family's table."""
 
     expressions: Mapping[str, Expression]
     shapes: Mapping[str, tuple[int, ...]]
@@ -36,12 +36,13 @@ def make_plan(
     file: Path | None = None,
     integers: Collection[str] = (),
 ) -> Plan:
-    """A plan that fills every parameter and uses or knowingly ignores every tensor; CheckpointError lists all problems.
+    """Returns a plan that fills every parameter and uses or knowingly ignores every tensor.
 
-    `shapes` of parameters by path; `layer_paths` gives the per-layer paths that a (stacked) parameter consists of.
-    `file` is what says which tensors there are, such as an index: the error names it where no tensor's own file is to
-    blame. Where `tied`, the head stands for token vectors that the checkpoint lacks. A parameter with a scale per row
-    beside it is stored as int8, those in `integers` as integers of any size, and any other as floats.
+    Raises CheckpointError that lists all problems. `shapes` are by parameter path; `layer_paths` gives the per-layer
+    paths that a (stacked) parameter consists of. `file` lists the tensors, such as an index: the error names it if no
+    tensor's own file is to blame. If `tied`, the head may replace token vectors that the checkpoint lacks. A parameter
+    with a scale per row beside it is stored as int8, those in `integers` as integers of any size, and any other as
+    floats.
     """
     expressions = _expressions(shapes, layer_paths, names)
     readers = source_names(expressions)
@@ -57,7 +58,7 @@ def make_plan(
 def _expressions(
     shapes: Mapping[str, tuple[int, ...]], layer_paths: Mapping[str, list[str]], names: Names
 ) -> dict[str, Expression]:
-    """What each parameter is made of, stacked ones of their layers' tensors."""
+    """Returns the expression of each parameter; stacked ones are made of their layers' tensors."""
     per_layer = {
         part: shapes[path] if parts == [path] else shapes[path][1:]
         for path, parts in layer_paths.items()
@@ -76,14 +77,14 @@ def _unused(tensors: Mapping[str, TensorSource], found: Mapping[str, TensorSourc
 
 
 def _is_ignored(name: str, names: Names, tied: bool) -> bool:
-    """True for a tensor that holds nothing to load: those in the table, and where tied the head."""
+    """True for a tensor that needs no loading: those in the table, and the head if it is tied."""
     return any(re.fullmatch(pattern, name) for pattern in (*names.ignored, *(TIED_HEADS if tied else ())))
 
 
 def _turned(
     expressions: dict[str, Expression], found: dict[str, TensorSource]
 ) -> tuple[dict[str, Expression], dict[str, TensorSource]]:
-    """Expressions and tensors with no `Transpose` of a tensor that its file also gives the other way round."""
+    """Returns expressions and tensors without any `Transpose` of a tensor that its file also gives transposed."""
     turned = {name: other for name, tensor in found.items() if (other := getattr(tensor, "turned", None)) is not None}
     if not turned:
         return expressions, found
@@ -92,7 +93,7 @@ def _turned(
 
 
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
-    """Whether a checkpoint holds both a head and token vectors, and they are not the same: then they are not tied."""
+    """True if a checkpoint holds both a head and token vectors, and they differ: then they are not tied."""
     wanted = _head_and_embedding(names)
     found = _resolve(wanted, names.prefix, names.substitutes, tensors)
     if len(found) < 2 or found[wanted[0]] is found[wanted[1]]:
@@ -106,12 +107,12 @@ def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
 
 
 def _head_and_embedding(names: Names) -> tuple[str, str]:
-    """What the checkpoint calls the matrices of the head and of the token vectors."""
+    """Returns the checkpoint's names of the matrices of the head and of the token vectors."""
     return names.theirs("lm_head.weight"), names.theirs("model.embed_tokens.weight")
 
 
 def _substitutes(names: Names, tied: bool) -> Mapping[str, tuple[str, ...]]:
-    """The table's substitutes; where tied also the head, as the last one for the token vectors: it holds the same."""
+    """Returns the table's substitutes. If `tied`, the head is the last one for the token vectors: it is the same."""
     if not tied:
         return names.substitutes
     head, embedding = _head_and_embedding(names)
@@ -125,8 +126,11 @@ def _resolve(
     substitutes: Mapping[str, tuple[str, ...]],
     tensors: Mapping[str, TensorSource],
 ) -> dict[str, TensorSource]:
-    """Tensors by wanted name. Files of a base model lack the family's prefix, and those of a multimodal model, whose
-    language model has its config here, say language_model before or within it."""
+    """Returns tensors by wanted name, in the spelling of the family's table that finds most.
+
+    Files of a base model lack the family's prefix. Files of a multimodal model, whose language model has its config
+    here, have language_model before or within it.
+    """
     found: list[dict[str, TensorSource]] = []
     for spelling in _spellings(prefix):
         found.append(_spelled(wanted, substitutes, tensors, spelling))
@@ -151,7 +155,7 @@ def _spelled(
     tensors: Mapping[str, TensorSource],
     spelling: Callable[[str], str],
 ) -> dict[str, TensorSource]:
-    """The tensors that there are under their own name, or a substitute's, in this spelling."""
+    """Returns the tensors that exist under their own name, or a substitute's, in this spelling."""
     found = {name: tensors[own] for name in wanted if (own := spelling(name)) in tensors}
     for name, others in substitutes.items():
         if name in wanted and name not in found:

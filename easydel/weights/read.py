@@ -1,4 +1,4 @@
-"""Bytes of local and remote files into memory: one run, or rows dealt out to several arrays."""
+"""Bytes of local and remote files into memory: in one run, or in rows dealt out to several arrays."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from easydel.errors import CheckpointError
 from easydel.weights.expressions import Index
 from easydel.weights.sources import TensorSource
 
-# What is cast goes through it. With less, threads wait for the interpreter; more leaves the processor's cache.
+# Casts go through it. With less, threads wait for the interpreter; more leaves the processor's cache.
 SCRATCH_BYTES = 2 << 20
 DEALT_BYTES = 512  # shorter pieces of rows are copied faster by numpy than by the system
 
 
 @dataclass
 class Reader:
-    """What one load keeps open: files, mappings, and a scratch for each thread and use."""
+    """The open resources of one load: files, mappings, and a scratch for each thread and use."""
 
     _handles: dict[Path, int] = field(default_factory=dict)
     _mappings: dict[Path, mmap.mmap] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Reader:
         self._handles.clear()
 
     def read(self, tensor: Tensor, offset: int, out: np.ndarray) -> None:
-        """Bytes of the tensor's file from `offset` on, straight into `out`, which is contiguous."""
+        """Reads bytes of the tensor's file from `offset` on, straight into `out`, which is contiguous."""
         view, done = memoryview(out.reshape(-1).view(np.uint8).data), 0
         if tensor.source is not None:
             tensor.source.read_into(offset, view)
@@ -54,9 +54,9 @@ class Reader:
             done += got
 
     def deal(self, tensor: Tensor, offset: int, outs: Sequence[np.ndarray]) -> bool:
-        """Whole rows from `offset` on: the first columns of each into the rows of `outs[0]`, the next into `outs[1]`.
+        """Reads rows from `offset` on: the first columns into the rows of `outs[0]`, the next into `outs[1]`, ...
 
-        False, and nothing of use was read, where the system cannot do that, or numpy does it faster.
+        Returns False, without a result, where the system cannot do that or numpy does it faster.
         """
         sizes = [out.shape[-1] * out.itemsize for out in outs]
         preadv, together = system_preadv(), most_pieces() // len(outs)
@@ -77,7 +77,7 @@ class Reader:
         return True
 
     def mapped(self, tensor: Tensor, index: Index) -> np.ndarray:
-        """A slice where it lies in the mapped file; the system is asked to have it at hand."""
+        """Returns a slice of the mapped file, and asks the system to read it ahead."""
         if tensor.file not in self._mappings:
             self._mappings[tensor.file] = map_file(tensor.file)
         values = tensor.read(index, self._mappings[tensor.file])
@@ -86,7 +86,7 @@ class Reader:
         return values
 
     def scratch(self, shape: tuple[int, ...], dtype: np.dtype, use: str) -> np.ndarray:
-        """Memory of this thread, the same at every call with that `use`."""
+        """Returns memory of this thread, the same at every call with that `use`."""
         size = prod(shape) * dtype.itemsize
         kept = getattr(self._local, use, None)
         if kept is None or kept.nbytes < size:
@@ -110,7 +110,7 @@ def shrunk(tensor: Tensor) -> CheckpointError:
 
 @cache
 def system_preadv() -> Callable[[int, int, int, int], int] | None:
-    """The system's preadv, of which Python's own wants a list of buffers: that takes longer to make than the read."""
+    """Returns the system's preadv. Python's own wants a list of buffers, which takes longer to make than the read."""
     found = getattr(ctypes.CDLL(None), "preadv", None) if os.name == "posix" and sys.maxsize > 2**32 else None
     if found is not None:
         found.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong]
@@ -120,22 +120,22 @@ def system_preadv() -> Callable[[int, int, int, int], int] | None:
 
 @cache
 def most_pieces() -> int:
-    """How many pieces of memory one call of preadv can fill."""
+    """Returns the number of pieces of memory that one call of preadv can fill."""
     return os.sysconf("SC_IOV_MAX")
 
 
 def _read_ahead(handle: int, offset: int, size: int) -> None:
-    """Start reading bytes of a file, in one go: faults would do it at half the speed. In memory, they cost nothing."""
+    """Starts reading bytes of a file in one go: page faults read at half the speed. Bytes in memory cost nothing."""
     if not hasattr(os, "posix_fadvise"):
         return
-    try:  # asking for what is there takes as long as mapping it: one byte shows whether it is
+    try:  # asking for bytes in memory takes as long as mapping them: a single byte shows whether they are there
         os.preadv(handle, [bytearray(1)], offset, getattr(os, "RWF_NOWAIT", 0))
     except OSError:
         os.posix_fadvise(handle, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def is_contiguous(tensor: Tensor, index: Index) -> bool:
-    """Whether the slice is one run of bytes: whole in all dimensions but the leading ones of one entry and the next."""
+    """True if the slice is one run of bytes: leading dimensions of one entry, a cut dimension, then whole ones."""
     expected = tensor.dtype.itemsize
     whole = True
     for part, dim, stride in reversed(list(zip(index, tensor.shape, tensor.strides, strict=True))):
@@ -152,7 +152,7 @@ def first_byte(tensor: Tensor, index: Index) -> int:
 
 
 def bytes_of(tensor: TensorSource, elements: int) -> int:
-    """Bytes of the file that so many elements of a tensor take; of encoded ones, their share."""
+    """Returns the bytes of the file for that many elements of a tensor; of encoded tensors, their share."""
     if isinstance(tensor, Tensor) and tensor.encoding is None:
         return elements * tensor.dtype.itemsize
     return elements * tensor.nbytes // max(prod(tensor.shape), 1)

@@ -1,4 +1,4 @@
-"""Where a slice of an array lies in the same numbers of another shape, both in row-major order."""
+"""The place of an array's slice in the same numbers of another shape, both in row-major order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Pair = tuple[Slices, Slices]
 
 
 def regrouped(index: Slices, ours: Sequence[int], theirs: Sequence[int]) -> Iterator[Pair]:
-    """Slice `index` of shape `ours` in pieces that are slices of shape `theirs`: where in `index`, and which of those.
+    """Yields slice `index` of shape `ours` in pieces that are slices of shape `theirs`: (place in `index`, slice).
 
-    Both of a pair hold the same numbers in the same order. Dimensions that both shapes have stay as they are.
+    Both of a pair hold the same numbers in the same order. Dimensions that both shapes have are not cut.
     """
     if any(part.start >= part.stop for part in index):
         return
@@ -23,7 +23,7 @@ def regrouped(index: Slices, ours: Sequence[int], theirs: Sequence[int]) -> Iter
 
 
 def _groups(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Dimensions a to b of ours and c to d of theirs that hold the same numbers, as few at a time as can be."""
+    """Yields dimensions a to b of ours and c to d of theirs that hold the same numbers, as few at a time as can be."""
     b = d = 0
     while b < len(ours) or d < len(theirs):
         a, c, own, their = b, d, 1, 1
@@ -36,7 +36,7 @@ def _groups(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[tuple[int, i
 
 
 def _pairs(index: Slices, ours: Sequence[int], theirs: Sequence[int]) -> Iterator[Pair]:
-    """As `regrouped`, of one group: each run of its last dimension is a run of numbers."""
+    """Yields the pairs of `regrouped` for one group: each run of its last dimension is a run of numbers."""
     if list(ours) == list(theirs):
         yield (slice(None),) * len(index), index
         return
@@ -56,7 +56,7 @@ def _pairs(index: Slices, ours: Sequence[int], theirs: Sequence[int]) -> Iterato
 
 
 def _boxes(start: int, stop: int, dims: Sequence[int]) -> Iterator[Slices]:
-    """Numbers `start` to `stop` of an array with these `dims` as slices of it, in order and as few as can be."""
+    """Yields numbers `start` to `stop` of an array with these `dims` as its slices, in order and as few as possible."""
     if not dims:
         yield ()
         return

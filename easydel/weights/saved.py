@@ -1,4 +1,4 @@
-"""The mark of a directory written by `save_pretrained`: our own names, and what is stored in 8 bits."""
+"""The mark of a directory written by `save_pretrained`: it uses our own names, and lists parameters stored as int8."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """CheckpointError where there is none: the directory was not written by `save_pretrained`."""
+    """Returns the manifest. Raises CheckpointError without one: `save_pretrained` did not write the directory."""
     file = directory / MANIFEST
     if not file.is_file():
         raise CheckpointError(

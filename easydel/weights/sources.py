@@ -1,4 +1,4 @@
-"""What the tensors are like that parameters are made of, wherever they come from."""
+"""The tensors that parameters are made of, wherever they come from."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _EXTRA_FLOATS = [np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 class TensorSource(Protocol):
-    """What a plan needs of a checkpoint's tensor; `checkpoint.Tensor` is one.
+    """A checkpoint's tensor as a plan needs it; `checkpoint.Tensor` is one.
 
-    One whose last two dimensions are the other way round in the file may have that as `turned`, also a TensorSource.
+    A tensor that the file stores with its last two dimensions swapped may give that as `turned`, also a TensorSource.
     """
 
     @property
@@ -36,7 +36,7 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class Zeros:
-    """Stands for a tensor that the checkpoint in `file` lacks and may lack."""
+    """Stands for a tensor that the checkpoint in `file` may lack, and lacks."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,5 +49,5 @@ class Zeros:
 
 
 def is_number(dtype: np.dtype) -> bool:
-    """Whether a weight may have this dtype: a float, or the int8 of our own saved models."""
+    """True if a weight may have this dtype: a float, or the int8 of our own saved models."""
     return dtype == np.int8 or np.issubdtype(dtype, np.floating) or dtype in _EXTRA_FLOATS

@@ -1,4 +1,4 @@
-"""Checkpoints that are broken or hostile, by format: each is made in a directory and has to be refused."""
+"""Broken or hostile checkpoints, by format: each is made in a directory and has to be refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.json files that are broken, make no sense, or describe something else than the weights."""
+"""config.json files that are broken, make no sense, or do not describe the weights."""
 
 from __future__ import annotations
 
@@ -100,7 +100,6 @@ BAD = [
         {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0], "long_factor": [1.0]},
         "longrope",
     ),
-    rope("unknown-key", {"rope_type": "default", "spiral": 5}, "spiral"),
     keys("other-layers", {"num_hidden_layers": 3}, "model.layers.2.mlp.up_proj.weight", "missing", file=""),
     keys("fewer-layers", {"num_hidden_layers": 1}, "model.layers.1.mlp.up_proj.weight", "no place", file=""),
     keys("other-hidden", {"hidden_size": 48}, "model.norm.weight", "[24]", "[48]", file=""),

@@ -1,4 +1,4 @@
-"""Small and middling files that would cost much time or memory, if they were believed."""
+"""Small and middling files that would cost much time or memory if they were trusted."""
 
 from __future__ import annotations
 

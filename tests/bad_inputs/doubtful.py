@@ -1,4 +1,4 @@
-"""Files that one reader takes for this and another for that, and would be loaded wrong without a word."""
+"""Files that two readers understand differently, and that would be loaded wrong without an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of torch.save, and what pretends to be one. Each gadget would leave a file behind if it ran."""
+"""Files of torch.save, and imitations of them. Each gadget would leave a file behind if it ran."""
 
 from __future__ import annotations
 

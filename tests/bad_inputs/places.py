@@ -1,4 +1,4 @@
-"""Files that are no files, links out of the directory, and directories that lack something."""
+"""Files that are not regular, links out of the directory, and directories that lack something."""
 
 from __future__ import annotations
 

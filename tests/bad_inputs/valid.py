@@ -1,4 +1,4 @@
-"""The small Llama that the others spoil, written byte by byte."""
+"""The small Llama that the other modules damage, written byte by byte."""
 
 from __future__ import annotations
 

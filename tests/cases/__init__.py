@@ -84,4 +84,4 @@ def all_cases() -> list[Case]:
 
 
 def cases_in(module: str) -> list[Case]:
-    return importlib.import_module(f"{__name__}.{module}").CASES
+    return importlib.import_module(f"{__name__}.{module.replace('-', '_')}").CASES

@@ -1,4 +1,4 @@
-"""One process of a two-process job over the devices of both: loads, saves or trains, and writes what it saw as JSON."""
+"""One process of a two-process job on the devices of both: loads, saves or trains, and writes its results as JSON."""
 
 from __future__ import annotations
 

@@ -1,0 +1,58 @@
+"""Falcon-H1 (TII 2025, arXiv:2507.22448): attention beside Mamba 2 in each layer, and a multiplier for each matrix."""
+
+from dataclasses import dataclass, replace
+
+import jax
+
+from easydel.families import bamba, llama as base
+from easydel.families._mamba2 import KERNELS, mixer
+from easydel.families._parts import (
+    GLU,
+    Beside,
+    Block,
+    Decoder,
+    Embed,
+    GatedNorm,
+    Head,
+    HFConfig,
+    RMSNorm,
+    Sequential,
+    family,
+)
+
+NAMES = bamba.NAMES.extended({"mixers": ""})
+
+
+@dataclass(frozen=True)
+class ScaledGLU(GLU):
+    """`gate_scale` multiplies what goes into the activation."""
+
+    gate_scale: float = 1.0
+
+    def combine(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        return super().combine(gate * self.gate_scale, up)
+
+
+def mixers(c: HFConfig) -> Beside:
+    """Attention, whose multiplier of keys is part of its scale, beside Mamba 2, whose gated norm is optional."""
+    attention = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    scale = attention.heads.dim**-0.5 * c.key_multiplier
+    inner, norm = c.get("mamba_d_ssm", c.mamba_expand * c.hidden_size), RMSNorm(c.rms_norm_eps)
+    gated = GatedNorm(norm, c.mamba_n_groups, c.mamba_norm_before_gate) if c.mamba_rms_norm else None
+    scales = tuple(c.ssm_multipliers or (1.0,) * 5)
+    parts = (
+        replace(attention, weights=replace(attention.weights, scale=scale)),
+        mixer(c, inner, norm=gated, out_bias=c.projectors_bias, scales=scales),
+    )
+    scales_in = (c.attention_in_multiplier, c.ssm_in_multiplier)
+    return Beside(parts, (c.attention_out_multiplier, c.ssm_out_multiplier), scales_in)
+
+
+@family("falcon_h1", NAMES, inert={"mamba_chunk_size": KERNELS})
+def falcon_h1(c: HFConfig) -> Decoder:
+    norm, (gate, down) = RMSNorm(c.rms_norm_eps), c.mlp_multipliers or (1.0, 1.0)
+    ffn = ScaledGLU(c.intermediate_size, c.hidden_act, c.mlp_bias, gate_scale=gate)
+    block = Block(mixers(c), ffn, attn_in=norm, ffn_in=norm, ffn_residual=Sequential(down))
+    head = Head(c.tie_word_embeddings, scale=c.lm_head_multiplier)
+    embed = Embed(scale=c.embedding_multiplier)
+    return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm, head=head, embed=embed)

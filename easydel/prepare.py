@@ -1,0 +1,129 @@
+"""The decisions of a load, made and checked from headers before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easydel.config import HFConfig, shown
+from easydel.decoder import Decoder
+from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError
+from easydel.module import CausalLMOutput, LanguageModel, forward
+from easydel.options import LoadOptions
+from easydel.policy import Policy
+from easydel.quantize import Int8, make_int8
+from easydel.source import CheckpointSource
+from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.weights.expressions import source_names
+from easydel.weights.names import OWN
+from easydel.weights.plan import Plan, make_plan
+from easydel.weights.saved import MANIFEST, Manifest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The decisions of a load: every parameter by path, its dtype and its sharding.
+
+    Parameters in `int8` are quantized on the way.
+    """
+
+    plan: Plan
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    int8: Collection[str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in self.shapes.values())
+
+
+def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
+    """Makes the remaining decisions of a load, and the last checks before weights are read."""
+    plan, int8 = plan_for(model, source, options.int8)
+    leaves = flatten(model.params)
+    placed = options.placement.shardings_of(leaves)
+    trace(model, options.input_shape)
+    shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[p]) for p, leaf in leaves.items()}
+    return Prepared(plan, shapes, int8)
+
+
+def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None = None) -> tuple[Plan, Collection[str]]:
+    """Returns the plan for a model whose parameters are still floats, and the parameters to quantize while reading.
+
+    `int8` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case.
+    """
+    table = OWN if source.manifest is not None else model.names
+    stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
+    leaves = flatten(model.params)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    file = source.checkpoint.catalog
+    integers = {path for path in model.buffers if not np.issubdtype(leaves[path].dtype, np.floating)}
+    choices = {"tied": model.record.head.tied, "file": file, "integers": integers}
+    plan = make_plan(shapes, model.canonical_paths(), table, source.tensors, **choices)
+    take_dtypes(model, plan)
+    chosen = () if int8 is None else make_int8(model, int8.targets)
+    return plan, set(chosen) - set(stored)
+
+
+def take_dtypes(model: LanguageModel, plan: Plan) -> None:
+    """Gives the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
+    leaves = flatten(model.params)
+    for path in model.buffers:
+        stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
+        dtype = jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
+        bind(model, unflatten({path: jax.ShapeDtypeStruct(leaves[path].shape, dtype)}))
+
+
+def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collection[str]:
+    """Declares the parameters int8 that the manifest in `file` lists. Returns their paths.
+
+    Raises CheckpointError if the model cannot hold one of them as int8.
+    """
+    if not manifest.int8:
+        return ()
+    paths, wanted = model.canonical_paths(), set(manifest.int8)
+    try:
+        stored = make_int8(model, [path for path, parts in paths.items() if wanted.issuperset(parts)])
+    except ArgumentError:
+        stored = []
+    if unknown := sorted(wanted.difference(*(paths[path] for path in stored))):
+        names = ", ".join(map(shown, unknown[:8]))
+        problem = f"lists {names} as int8, but this model cannot store that as int8"
+        partly = any(len(parts) > 1 and not wanted.isdisjoint(parts) for parts in paths.values())
+        hint = "stacked layers are int8 all or none: load it without scan_layers" if partly else None
+        raise CheckpointError(problem, file=file, hint=hint)
+    return stored
+
+
+def trace(model: LanguageModel, input_shape: tuple[int, int]) -> None:
+    """Runs the model on shapes alone, so that a model that cannot work fails here."""
+    longest = model.record.longest
+    if longest is not None and input_shape[1] > longest:
+        raise ArgumentError(f"input_shape={input_shape!r} is longer than the model's {longest} positions")
+    try:
+        _check_runs(model.record.distinct(), model.policy, input_shape)
+    except EasyDeLError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        problem = f"describes a model that cannot run ({type(error).__name__}: {str(error)[:500]})"
+        raise ConfigError(problem, file=model.config.file) from error
+
+
+@lru_cache
+def _check_runs(record: Decoder, policy: Policy, input_shape: tuple[int, int]) -> None:
+    """Traces each kind of model once per process: a trace takes longer than all other planning.
+
+    `record` has one layer of each kind, and a new model is built from it; the config does not affect its computation.
+    """
+    model = LanguageModel(record, HFConfig({}), policy)
+
+    def run(params: Tree, input_ids: jax.Array) -> CausalLMOutput:
+        return forward(model, params, record.example({"input_ids": input_ids}))
+
+    jax.eval_shape(run, model.params, jax.ShapeDtypeStruct(input_shape, jnp.int32))
