@@ -153,6 +153,9 @@ class HFConfig:
     def file(self) -> Path | None:
         return self._file
 
+    def __repr__(self) -> str:
+        return f"HFConfig({self._values!r})"
+
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(self._values))
 

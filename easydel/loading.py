@@ -27,7 +27,8 @@ from easydel.report import print_sizes
 from easydel.sharding import check_heads
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
-from easydel.tree import Tree, bind, unflatten
+from easydel.tree import Tree, annotate, bind, unflatten
+from easydel.weights import mxfp4
 from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
 from easydel.weights.plan import head_differs
@@ -87,6 +88,8 @@ def load_weights(
 
     `check_others` is called now and then, and raises if another process failed.
     """
+    if any(isinstance(tensor, mxfp4.Mxfp4Tensor) for tensor in source.tensors.values()):
+        mxfp4.refuse_remote(source.checkpoint)
     prepared = prepare(model, source, options)
     params = read(prepared, model, source, options, check_others)
     source.check_same()
@@ -94,6 +97,7 @@ def load_weights(
         print_sizes(source.checkpoint, params)
     tree = unflatten({path: params[path] for path in prepared.shapes})
     bind(model, tree)
+    annotate(model, tree)
     return tree
 
 

@@ -48,7 +48,7 @@ class BaseNNXModule(LanguageModel):
         params: Mapping[str, Any] | None = None,
         streamer: Any = None,
         prompt_cache: PromptCache | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         rng: jax.Array | None = None,
         **arguments: Any,
     ) -> GenerateOutput:
@@ -61,9 +61,10 @@ class BaseNNXModule(LanguageModel):
                 `self.generation_config`.
             params: parameters to use instead of the model's own.
             streamer: called with the tokens [batch] of each step, or a streamer of transformers (`put`, `end`).
-            prompt_cache: an `easydel.generate.PromptCache`, which saves computing again what earlier calls of one
-                conversation computed.
-            seed: of sampling. Each row has its own random numbers, whatever the other rows are.
+            prompt_cache: a `easydel.generate.PromptCache`: what one conversation computed in earlier calls is not
+                computed again.
+            seed: of sampling; each row has random numbers of its own, whatever the others are. None draws one, and the
+                result's `.seed` says which.
             rng: a key of `jax.random` instead of `seed`.
             **arguments: transformers' names, which take precedence over `generation_config`: max_new_tokens,
                 max_length, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
@@ -145,6 +146,9 @@ class BaseNNXModule(LanguageModel):
             return self.params
         check_stored(flatten(self.params), flatten(params))
         return params
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.describe()}"
 
     def describe(self) -> str:
         """Returns a line per kind of parameter: path with layers as *, shape, dtype, count, and sharding."""

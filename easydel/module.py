@@ -20,7 +20,7 @@ from easydel.inputs import check_params, donations_explained, token_array
 from easydel.layers.linear import Buffer
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
-from easydel.tree import Tree, bind, flatten, params_of, paths_of, replica
+from easydel.tree import Tree, bind, flatten, params_of, paths_of, replica, splits_of, unflatten
 from easydel.weights.execute import LoadReport
 from easydel.weights.names import Names
 
@@ -76,6 +76,11 @@ class LanguageModel(nnx.Module):
         # loading replaces these by the checkpoint's own, and by the cost of the load
         self.generation_config = HFConfig({})
         self.load_report: LoadReport | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_nnx_tabulate_id":  # set before it wraps all methods, never to unwrap them after an error
+            raise ArgumentError("nnx.tabulate cannot show this model", hint="print(model.describe())")
+        super().__setattr__(name, value)
 
     @property
     def params(self) -> Tree:
@@ -172,6 +177,16 @@ def _expanded(path: str, starts: Mapping[str, Sequence[str]]) -> list[str]:
     return [layer + path.removeprefix(start) for layer in starts.get(start, ("",))]
 
 
+def _as_split(model: LanguageModel, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`params` split over the mesh as the model's own are: so are then their gradients, which else may be whole."""
+    mesh = model.policy.mesh
+    if mesh is None or mesh.size == 1:
+        return params
+    leaves, splits = flatten(params), splits_of(model)
+    known = splits.keys() & leaves.keys()
+    return unflatten(leaves | {path: jax.lax.with_sharding_constraint(leaves[path], splits[path]) for path in known})
+
+
 def forward(model: LanguageModel, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
     """Returns logits of every token, as a pure function of parameters and inputs."""
     check_params(flatten(model.params), flatten(params))
@@ -181,6 +196,6 @@ def forward(model: LanguageModel, params: Mapping[str, Any], inputs: Mapping[str
         raise ArgumentError(f"{', '.join(missing)} is missing", hint="pass token ids [batch, length]")
     if unknown := sorted(set(inputs) - set(known)):
         raise ArgumentError(f"the model takes no {', '.join(unknown)}", hint=f"it takes {', '.join(known)}")
-    own = model.bound(params)
+    own = model.bound(_as_split(model, params))
     hidden, cache = own.model(**inputs)
     return CausalLMOutput(model.record.logits(own.model, own.lm_head, hidden), cache)

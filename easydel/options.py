@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,22 @@ if TYPE_CHECKING:  # it imports huggingface_hub
 
 HUB_FLAGS = ("local_files_only", "force_download")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", *HUB_FLAGS)
+CHECKPOINTING = "gradient_checkpointing"
+# What those who know transformers' arguments are looking for.
+ELSEWHERE = {
+    "torch_dtype": "pass dtype (of the computation) and param_dtype (of what is stored)",
+    "device_map": "pass auto_shard_params=True to split the model over all devices, or device=",
+    "max_memory": "pass auto_shard_params=True to split the model over all devices",
+    "attn_implementation": "leave attn_implementation out: kernels are chosen by themselves",
+    "low_cpu_mem_usage": "leave low_cpu_mem_usage out: no more than a part is ever in memory twice",
+    "use_safetensors": "leave use_safetensors out: they are preferred where there are any",
+    "quantization_config": "pass load_in_8bit=True",
+    "load_in_4bit": "pass load_in_8bit=True",
+    "gguf_file": "pass the path of the GGUF file in place of the name",
+    "use_auth_token": "pass token=",
+    CHECKPOINTING: "pass remat=True",
+    "trust_remote_code": "leave trust_remote_code out: code in a repository is never run here",
+}
 
 
 @dataclass(frozen=True)
@@ -176,16 +194,32 @@ class LoadOptions:
 
     def configured(self, family: Family, config: HFConfig) -> HFConfig:
         """Returns the config with its overrides. Raises ArgumentError for arguments that are unknown to it too."""
-        return family.configured(config, {**self.config_kwargs, **_known(self.more, config, family)})
+        own = _known_keys(self.config_kwargs, config, family)
+        return family.configured(config, {**own, **_known(self.more, config, family)})
 
 
 def _known(kwargs: Mapping[str, Any], config: HFConfig, family: Family) -> Mapping[str, Any]:
-    remote = "trust_remote_code" in kwargs  # some configs have a key of that name
-    known = {key for key in kwargs if key in config or family.knows(key)} - {"trust_remote_code"}
+    """The further arguments, if all are keys of the config; those of transformers mean what `ELSEWHERE` says."""
+    known = {key for key in kwargs if key in config or family.knows(key)} - ELSEWHERE.keys()
     if unknown := sorted(set(kwargs) - known):
-        raise ArgumentError(
-            f"unknown arguments {unknown}",
-            hint=f"neither a Hub option ({', '.join(HUB_OPTIONS)}) nor a key of the config"
-            + ("; leave trust_remote_code out: code in a repository is never run here" if remote else ""),
-        )
+        hints = [f"neither a Hub option ({', '.join(HUB_OPTIONS)}) nor a key of the config", *map(_meant, unknown)]
+        raise ArgumentError(f"unknown arguments {unknown}", hint="; ".join(filter(None, hints)))
     return kwargs
+
+
+def _known_keys(given: Mapping[str, Any], config: HFConfig, family: Family) -> Mapping[str, Any]:
+    """`config_kwargs`, if all are keys of the config."""
+    if given.get(CHECKPOINTING):
+        raise ArgumentError(f"config_kwargs has {CHECKPOINTING}, which is no setting here", hint=_meant(CHECKPOINTING))
+    unknown = [key for key, value in given.items() if value is not None and key not in config and not family.knows(key)]
+    if unknown:
+        raise ArgumentError(f"config_kwargs has {unknown}, which are no keys of the config")
+    return given
+
+
+def _meant(name: str) -> str | None:
+    """What to do instead of an argument that is none."""
+    if name in ELSEWHERE:
+        return ELSEWHERE[name]
+    close = get_close_matches(name, [*signature(LoadOptions.of).parameters, *HUB_OPTIONS], 1, 0.8)
+    return f"did you mean {close[0]}?" if close else None

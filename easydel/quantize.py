@@ -10,13 +10,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from easydel.errors import ArgumentError
-from easydel.tree import flatten, params_of
+from easydel.tree import flatten, params_of, unfilled
 
 QUANTIZED = ("kernel", "embedding")
 # Adding this to a float32 below 2**22 rounds it to an integer, which is in the lowest bits; half goes to even.
@@ -69,8 +68,8 @@ def make_int8(module: Any, targets: Collection[str] | None) -> list[str]:
     for path in chosen:
         owner, leaf = possible[path], path.rsplit("/", 1)[1]
         shape = getattr(owner, leaf).get_raw_value().shape
-        setattr(owner, leaf, nnx.Param(jax.ShapeDtypeStruct(shape, jnp.int8)))
-        setattr(owner, f"{leaf}_scale", nnx.Param(jax.ShapeDtypeStruct(shape[:-1], jnp.float32)))
+        setattr(owner, leaf, unfilled(shape, jnp.int8))
+        setattr(owner, f"{leaf}_scale", unfilled(shape[:-1], jnp.float32))
     return [path for path in flatten(params_of(module)) if path in chosen]
 
 

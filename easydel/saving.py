@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from easydel.checkpoint.atomic import as_path
-from easydel.checkpoint.files import is_inside
+from easydel.checkpoint.files import OWN as OWN_FILES, is_inside
 from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
-from easydel.hub.select import CONFIGS, VOCABULARIES
+from easydel.hub.select import CONFIGS, VOCABULARIES, template_names
 from easydel.tree import ADAPTERS, flatten
 from easydel.weights.casts import assign
 from easydel.weights.export import Entry, Parameters, entries, write_whole
@@ -146,31 +146,34 @@ def _write(
     origin: Path | None,
     max_shard_bytes: int,
 ) -> None:
+    stem = "model" if manifest is None else OWN_FILES
     with atomic_directory(directory) as fresh:
-        write_safetensors(fresh, tensors, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
+        write_safetensors(fresh, tensors, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"}, stem=stem)
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if manifest is not None:
             manifest.write(fresh)
-        for file in _companions(origin, directory):
-            shutil.copyfile(file, fresh / file.name)
+        for name, file in _companions(origin, directory).items():
+            (fresh / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, fresh / name)
 
 
-def _companions(origin: Path | None, directory: Path) -> list[Path]:
-    """Returns the files to copy: generation settings, and the tokenizer's files that `directory` lacks.
+def _companions(origin: Path | None, directory: Path) -> dict[str, Path]:
+    """What to copy: generation settings, and what `directory` lacks of the tokenizer unless it has another one.
 
     If `directory` has another tokenizer, none of its files are copied: a tokenizer's files must not be mixed.
     """
     if origin is None or not origin.is_dir():
-        return []
+        return {}
     names = [name for name in (GENERATION, *sorted(TOKENIZER)) if (origin / name).is_file()]
-    found = {name: origin / name for name in names if is_inside(origin, origin / name)}
-    there = sorted(name for name in TOKENIZER if os.path.lexists(directory / name))
+    names += template_names(origin)
+    found = {name: origin / name for name in names if is_inside((origin / name).parent, origin / name)}
+    there = sorted(name for name in TOKENIZER if os.path.lexists(directory / name)) + template_names(directory)
     if all(name in found and filecmp.cmp(found[name], directory / name, shallow=False) for name in there):
-        return [file for name, file in found.items() if name not in there]
-    if not TOKENIZER.isdisjoint(found):
+        return {name: file for name, file in found.items() if name not in there}
+    if found.keys() - {GENERATION}:
         logger.warning(
             "%s keeps its own tokenizer (%s), which differs from the model's: to have the latter, remove it first",
             directory,
             ", ".join(there),
         )
-    return [file for name, file in found.items() if name == GENERATION]
+    return {name: file for name, file in found.items() if name == GENERATION}

@@ -17,6 +17,7 @@ from easydel.families import find_family, find_wrapper
 from easydel.weights import mxfp4
 from easydel.weights.saved import MANIFEST, Manifest, read_manifest
 from easydel.weights.sources import TensorSource
+from easydel.weights.wrapped import unwrapped
 
 if TYPE_CHECKING:  # it imports huggingface_hub
     from easydel.hub.streamed import Streamed
@@ -75,7 +76,7 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
         config = gguf_config(checkpoint)
         return CheckpointSource(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
     config, tensors = dequantized(HFConfig.from_file(directory / "config.json"), checkpoint)
-    return CheckpointSource(path, config, checkpoint, tensors, manifest, identity)
+    return CheckpointSource(path, config, checkpoint, unwrapped(tensors), manifest, identity)
 
 
 def language_model(source: CheckpointSource) -> CheckpointSource:
@@ -135,6 +136,5 @@ def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Map
             file=config.file,
             hint="use the unquantized checkpoint, with load_in_8bit=True if memory is short",
         )
-    mxfp4.refuse_remote(checkpoint)
     values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     return HFConfig(values, file=config.file), mxfp4.unpacked(checkpoint)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 Tree = dict[str, Any]
 ADAPTERS = ("lora_A", "lora_B")  # names of adapters among parameters
@@ -51,6 +52,14 @@ def _kind(found: type) -> type | None:
     return next((kind for kind in (nnx.Param, nnx.List, nnx.Module) if issubclass(found, kind)), None)
 
 
+def unfilled(shape: tuple[int, ...], dtype: Any) -> nnx.Param:
+    """A parameter of this dtype without a value yet.
+
+    Not eager: NNX would split all that is made of it alike, and some optimizers make arrays of other shapes.
+    """
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), eager_sharding=False)
+
+
 def replica(module: Any) -> Any:
     """Returns a copy of a module with parameters of its own, in a thirtieth of the time of building one."""
     leaves, structure = jax.tree.flatten(module)
@@ -65,6 +74,31 @@ def bind(module: Any, params: Mapping[str, Any]) -> None:
             bind(child, value)
         else:
             child.set_raw_value(value)
+
+
+def annotate(module: Any, params: Mapping[str, Any]) -> None:
+    """Say on each variable of `module` how its value in `params` is split over a mesh, where NNX looks for it."""
+    for name, value in params.items():
+        child = module[int(name)] if isinstance(module, nnx.List) else getattr(module, name)
+        if isinstance(value, Mapping):
+            annotate(child, value)
+        elif isinstance(value.sharding, NamedSharding):
+            child.set_metadata("out_sharding", value.sharding.spec)
+            child.set_metadata("mesh", value.sharding.mesh)
+
+
+def splits_of(module: Any) -> dict[str, NamedSharding]:
+    """What `annotate` said, by path."""
+    found: dict[str, NamedSharding] = {}
+    for name, child in _children(module):
+        kind = _kind(type(child))
+        if kind is None or name[0] == "_":
+            continue
+        if kind is not nnx.Param:
+            found |= {f"{name}/{path}": split for path, split in splits_of(child).items()}
+        elif (spec := child.get_metadata("out_sharding", None)) is not None:
+            found[name] = NamedSharding(child.get_metadata("mesh"), spec)
+    return found
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 from built_tokenizers import CHAT, KINDS, byte_level, save
 from transformers import AutoTokenizer
@@ -46,6 +47,38 @@ def test_chat_template_renders_as_in_transformers(folder: Path, ours: Tokenizer,
     assert ours.apply_chat_template(CHAT, **options) == theirs.apply_chat_template(CHAT, **options)["input_ids"]
 
 
+def test_the_arguments_of_transformers_mean_the_same(bpe: Path):
+    ours, theirs = load_tokenizer(bpe), AutoTokenizer.from_pretrained(bpe)
+    expected = theirs.apply_chat_template(CHAT)
+    assert ours.apply_chat_template(CHAT) == expected["input_ids"]
+    assert ours.apply_chat_template(CHAT, return_dict=True) == dict(expected)
+    arguments = {"tokenize": False, "chat_template": "{{ messages | length }}", "padding": False, "max_length": None}
+    assert ours.apply_chat_template(CHAT, **arguments) == theirs.apply_chat_template(CHAT, **arguments) == "2"
+    arrays = ours.apply_chat_template(CHAT, return_dict=True, return_tensors="np")
+    np.testing.assert_array_equal(arrays["input_ids"], [expected["input_ids"]])
+    np.testing.assert_array_equal(arrays["attention_mask"], [expected["attention_mask"]])
+    np.testing.assert_array_equal(ours.apply_chat_template(CHAT, return_tensors="np"), [expected["input_ids"]])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *({"return_tensors": "pt"}, {"padding": True}, {"truncation": True}, {"max_length": 5}),
+        *({"continue_final_message": True}, {"return_assistant_tokens_mask": True}, {"sanitize_control_tokens": True}),
+        {"tokenizer_kwargs": {"padding": True}},
+    ],
+    ids=str,
+)
+def test_an_argument_of_transformers_that_is_not_implemented_is_refused(bpe: Path, argument: dict[str, object]):
+    with pytest.raises(ArgumentError, match=f"{next(iter(argument))}=.* is not implemented"):
+        load_tokenizer(bpe).apply_chat_template(CHAT, **argument)
+
+
+def test_several_chats_at_once_are_refused(bpe: Path):
+    with pytest.raises(ArgumentError, match="each a dict; several chats: call it for each"):
+        load_tokenizer(bpe).apply_chat_template([CHAT])  # type: ignore[arg-type]
+
+
 def test_a_template_file_outranks_the_config(bpe: Path):
     (bpe / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     assert load_tokenizer(bpe).render_chat(CHAT[1:]) == "caf\u00e9!"
@@ -69,6 +102,21 @@ def test_of_several_templates_tools_and_name_choose(tmp_path: Path):
     assert tokenizer.render_chat(CHAT, tools=[{}]) == "tool_use"
     assert tokenizer.render_chat(CHAT, template="rag") == "rag"
     assert tokenizer.render_chat(CHAT, template="{{ messages | length }}") == "2"
+
+
+def test_templates_in_files_with_names_are_those_of_transformers(bpe: Path):
+    theirs = AutoTokenizer.from_pretrained(bpe)
+    theirs.chat_template = {name: f"{{# {name} #}}{name}" for name in ("default", "tool_use", "rag")}
+    theirs.save_pretrained(bpe)
+    ours = load_tokenizer(bpe)
+    assert ours.templates == theirs.chat_template
+    assert ours.render_chat(CHAT, tools=[{}]) == "tool_use"
+    assert ours.apply_chat_template(CHAT, chat_template="rag", tokenize=False) == "rag"
+
+
+def test_a_name_that_no_template_has_is_refused(bpe: Path):
+    with pytest.raises(ArgumentError, match="no chat template called 'rag'; there are: default"):
+        load_tokenizer(bpe).render_chat(CHAT, template="rag")
 
 
 def test_the_date_is_there_for_templates_that_ask(bpe: Path):
@@ -148,7 +196,7 @@ def test_a_template_that_would_run_for_ever_or_fill_the_memory_is_ended(bpe: Pat
 def test_a_template_runs_without_the_tokens_in_the_environment(bpe: Path, monkeypatch: pytest.MonkeyPatch):
     chat._renderer(os.getpid()).close()
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert load_tokenizer(bpe).render_chat(CHAT, template="x") == "x"
+    assert load_tokenizer(bpe).render_chat(CHAT, template="{{ 1 }}") == "1"
     process = chat._renderer(os.getpid()).process
     assert process is not None
     assert b"hf_secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()

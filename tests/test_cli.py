@@ -169,5 +169,7 @@ def test_greedy_is_the_default_and_overrides_the_checkpoints_settings():
 
 def test_sampling_leaves_what_is_not_given_to_the_checkpoint():
     assert Sampling(sample=True).arguments() == {"max_new_tokens": 256, "num_beams": 1, "do_sample": True}
+    assert Sampling(temperature=0.0, top_p=0.9).arguments() == Sampling().arguments()
+    assert Sampling(temperature=0.0, sample=False).arguments() == Sampling().arguments()
     given = Sampling(top_p=0.9, seed=0, max_new_tokens=5).arguments()
     assert given == {"max_new_tokens": 5, "num_beams": 1, "do_sample": True, "top_p": 0.9, "seed": 0}

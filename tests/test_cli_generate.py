@@ -54,7 +54,7 @@ def expected_answer(reference: Any, *messages: str) -> str:
     """What it says to a chat of user, assistant, user, ..."""
     roles = ["user", "assistant"] * len(messages)
     said = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=False)]
-    return expected(reference, load_tokenizer(reference.folder).apply_chat_template(said))
+    return expected(reference, load_tokenizer(reference.folder).apply_chat_template(said, add_generation_prompt=True))
 
 
 def test_generate_prints_the_text_of_transformers_and_nothing_else(reference: Any):
@@ -204,7 +204,8 @@ def test_chat_remembers_what_was_said_until_it_is_cleared(reference: Any):
 
 def test_chat_begins_with_the_system_message(reference: Any):
     ids = load_tokenizer(reference.folder).apply_chat_template(
-        [{"role": "system", "content": "be lazy"}, {"role": "user", "content": "the fox"}]
+        [{"role": "system", "content": "be lazy"}, {"role": "user", "content": "the fox"}],
+        add_generation_prompt=True,
     )
     result = invoke(
         "chat", "-m", reference.folder, "-n", NEW, "--mesh", "1,1,1,1", "--system", "be lazy", input="the fox\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import subprocess
@@ -13,7 +14,10 @@ import jax
 import optax
 import pytest
 import safetensors.numpy
+import safetensors.torch
+import torch
 from commands import CASE, invoke, invoke_json, make_model
+from hub_server import Repo, serving
 from transformers import LlamaConfig
 
 from easydel import AutoEasyDeLModelForCausalLM
@@ -31,6 +35,29 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def tiny(reference: Any) -> Path:
     return reference.folder
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan"])
+def test_of_a_repository_only_headers_are_read(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    files = {file.name: file.read_bytes() for file in tiny.iterdir()}
+    with serving(monkeypatch, tmp_path) as hub:
+        hub.repos["org/model"] = Repo(files)
+        there, here = invoke_json(command, "org/model"), invoke_json(command, tiny)
+        assert there | {"path": ""} == here | {"path": ""}
+        asked = [request.range for request in hub.requests if request.method == "GET" and request.storage]
+        stops = [int(text.rpartition("-")[2]) + 1 for text in asked if text]
+        assert len(stops) == len(asked)
+        assert max(stops) <= 8 + int.from_bytes(files["model.safetensors"][:8], "little")
+        hub.repos["org/model"] = Repo({name: files[name] for name in ("config.json", "tokenizer.json")} | pickled(tiny))
+        assert invoke_json(command, "org/model")["parameters"] == here["parameters"], "downloaded"
+
+
+def pickled(folder: Path) -> dict[str, bytes]:
+    content = io.BytesIO()
+    torch.save(safetensors.torch.load_file(folder / "model.safetensors"), content)
+    return {"pytorch_model.bin": content.getvalue()}
 
 
 def bytes_on_first_device(tree: Any) -> int:

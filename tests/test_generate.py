@@ -122,6 +122,17 @@ def test_samples_depend_on_the_seed_and_the_row_alone(loaded: Loaded):
     assert len({tuple(row) for row in same}) == BATCH
 
 
+def test_sampling_again_gives_another_text_which_its_seed_gives_again(loaded: Loaded):
+    arguments: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "eos_token_id": None}
+    first, second = (loaded.model.generate(loaded.ids, **arguments) for _ in range(2))
+    assert first.seed is not None
+    assert (first.sequences != second.sequences).any(axis=1).all()
+    again = loaded.model.generate(loaded.ids, seed=first.seed, **arguments)
+    np.testing.assert_array_equal(again.sequences, first.sequences)
+    assert again.seed == first.seed
+    assert loaded.model.generate(loaded.ids, max_new_tokens=1).seed is None
+
+
 def test_other_lengths_and_values_compile_nothing(loaded: Loaded):
     loaded.tokens(max_new_tokens=NEW, **ENDS)
     loaded.tokens(max_new_tokens=NEW, do_sample=True, eos_token_id=None)

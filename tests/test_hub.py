@@ -137,6 +137,15 @@ def test_without_weights_only_the_side_files_come(hub: Hub):
     assert held(fetch("org/model", weights=False)) == SIDE
 
 
+@pytest.mark.parametrize("folder", ["", "sizes/small/"])
+def test_named_chat_templates_come_along(hub: Hub, folder: str):
+    template = {"additional_chat_templates/rag.jinja": b"rag"}
+    other = {"additional_chat_templates/readme.md": b"#", "additional_chat_templates/more/x.jinja": b"x"}
+    files = {name.removeprefix(folder): content for name, content in (SIDE | template).items()}
+    hub.repos["org/model"].files |= {folder + name: content for name, content in (files | other).items()}
+    assert held(fetch("org/model", subfolder=folder, weights=False)) == files
+
+
 def test_a_subfolder_is_a_checkpoint_of_its_own(hub: Hub):
     small = {"config.json": b'{"small": 1}', **sharded("model", "safetensors")}
     hub.repos["org/model"].files |= {f"sizes/small/{name}": content for name, content in small.items()}

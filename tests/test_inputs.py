@@ -16,7 +16,7 @@ from cases.llama import llama
 from trained import random_model, small
 
 from easydel import ArgumentError, BaseNNXModule
-from easydel.train import causal_loss
+from easydel.train import loss_sums
 from easydel.tree import flatten, unflatten
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 7))
@@ -115,7 +115,7 @@ def test_more_tokens_than_positions_are_refused():
     with pytest.raises(ArgumentError, match=f"{longest + 1} tokens are more than the {longest} positions"):
         model(ids)
     with pytest.raises(ArgumentError, match=f"{longest + 1} tokens are more than the {longest} positions"):
-        causal_loss(model, params, {"input_ids": jnp.asarray(ids)})
+        loss_sums(model, params, {"input_ids": jnp.asarray(ids)})
 
 
 def test_apply_takes_all_parameters_and_no_others(model: BaseNNXModule):

@@ -9,10 +9,11 @@ from random import Random
 import numpy as np
 import pytest
 import transformers
+from bad_inputs.valid import write_safetensors
 from cases import Case, all_cases
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from easydel import CheckpointError
+from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
 from easydel.checkpoint import open_checkpoint
 from easydel.config import HFConfig
 from easydel.families import find_family
@@ -151,3 +152,18 @@ def test_the_body_is_found_with_its_prefix_and_without(tmp_path: Path, before: s
 def test_another_familys_prefix_is_not_guessed(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"bert\.norm\.weight is missing"):
         plan_of(tmp_path, ["transformer.embed_tokens.weight", "transformer.norm.weight", "lm_head.weight"])
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod.", "base_model.model."])
+def test_the_name_of_a_tool_that_all_tensors_share_is_left_out(tmp_path: Path, wrapper: str):
+    write_safetensors(tmp_path)
+    file = tmp_path / "model.safetensors"
+    expected = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)[1])
+    expected = {path: np.array(leaf) for path, leaf in expected.items()}
+    tensors = {name: np.array(tensor) for name, tensor in load_file(file).items()}
+    save_file({wrapper + name: tensor for name, tensor in tensors.items()}, file)
+    found = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)[1])
+    assert all(map(np.array_equal, found.values(), expected.values()))
+    save_file({name if "norm" in name else wrapper + name: tensor for name, tensor in tensors.items()}, file)
+    with pytest.raises(CheckpointError, match="has no place in the model"):
+        AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)

@@ -45,7 +45,7 @@ def test_smollm2_equals_transformers_in_logits_and_greedy_text(smollm2: Path, sm
     assert report is not None
     assert 0.95 < (report.bytes_read + report.bytes_mapped) / smollm2.stat().st_size < 1, "blocks count as in the file"
     tokenizer = load_tokenizer(smollm2)
-    ids = np.array([tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}])])
+    ids = np.array([tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)])
     assert_close(model(ids).logits, reference_logits(smollm2_reference, ids))
     ours = np.asarray(model.generate(ids, max_new_tokens=24, do_sample=False).sequences)
     theirs = smollm2_reference.generate(

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import transformers
 from bad_inputs.valid import write_safetensors, write_torch
 from cases import SIZES, Case
 from parity import make_reference
@@ -270,8 +271,9 @@ def test_writers_and_readers_at_once_see_whole_models(model: BaseNNXModule, tmp_
 
 def snapshot(place: Path) -> float:
     """The value in a file that is opened once, as a reader that came before an exchange goes on reading it."""
-    name = "model.safetensors" if (place / "model.safetensors").exists() else "model-00001-of-00003.safetensors"
-    header, *rest = (place / name).read_bytes().split(b"}", 1)
+    names = ("model.safetensors", "easydel.safetensors", "model-00001-of-00003.safetensors")
+    file = next(place / name for name in names if (place / name).exists())
+    header, *rest = file.read_bytes().split(b"}", 1)
     assert header
     return float(np.frombuffer(rest[0][-4:], np.float32)[0])
 
@@ -352,3 +354,16 @@ def test_saving_parameters_that_are_split_keeps_no_copy_of_them(
     left = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([arrays]).traces)
     tracemalloc.stop()
     assert left < min(leaf.nbytes for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+
+
+def test_transformers_refuses_what_save_pretrained_wrote(model: BaseNNXModule, tmp_path: Path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_directory_of_before_with_the_names_of_hugging_face_loads(model: BaseNNXModule, tmp_path: Path):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "easydel.safetensors").rename(tmp_path / "model.safetensors")
+    loaded, _ = BaseNNXModule.from_pretrained(tmp_path)
+    assert all(map(np.array_equal, jax.tree.leaves(loaded.params), jax.tree.leaves(model.params)))

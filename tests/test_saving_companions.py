@@ -17,6 +17,7 @@ TOKENIZER = {
     "tokenizer_config.json": "settings",
     "chat_template.jinja": "chat",
     "vocab.json": "words",
+    "additional_chat_templates/rag.jinja": "documents",
 }
 
 
@@ -30,13 +31,15 @@ def model_with(folder: Path, files: dict[str, str]) -> BaseNNXModule:
 def fill(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
 
 
 def texts(folder: Path) -> dict[str, str]:
     """What is in the files of `folder` beside weights, config and manifest."""
-    ours = ("model.safetensors", "config.json", "easydel.json")
-    return {file.name: file.read_text() for file in folder.iterdir() if file.name not in ours}
+    ours = ("model.safetensors", "easydel.safetensors", "config.json", "easydel.json")
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in ours]
+    return {file.relative_to(folder).as_posix(): file.read_text() for file in files}
 
 
 @METHODS

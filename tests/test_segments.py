@@ -17,7 +17,7 @@ from trained import empty, random_model, same_tree, small
 import easydel.ops.chunked as chunked
 from easydel.errors import ArgumentError, UnsupportedModelError
 from easydel.layers.context import counted, segment_starts
-from easydel.train import causal_loss
+from easydel.train import loss_sums
 from easydel.train.loss import next_tokens
 
 CASES = {case.name: case for case in all_cases()}
@@ -76,7 +76,7 @@ def test_loss_and_gradients_are_the_sums_of_those_of_the_documents(choices: dict
     ids = random_ids(case, length=T)
 
     def summed(params: Any, batches: list[dict[str, Any]]) -> Any:
-        losses = [causal_loss(model, params, batch) for batch in batches]
+        losses = [loss_sums(model, params, batch) for batch in batches]
         return sum(loss.objective for loss in losses), sum(loss.tokens for loss in losses)
 
     gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))

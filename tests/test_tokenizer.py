@@ -72,6 +72,26 @@ def test_tokens_that_only_the_config_has_are_added_as_transformers_adds_them(tmp
     assert ours.special_tokens["image_token"] == "<image>"
 
 
+@pytest.mark.parametrize("listed", [{"<|end|>": 1, "two words": 0}, {"<|end|>": 0}, {"<s>": None}])
+def test_tokens_that_only_added_tokens_json_has_are_added_as_transformers_adds_them(tmp_path: Path, listed: dict):
+    backend = byte_level()
+    size = backend.get_vocab_size()
+    listed = {token: backend.token_to_id(token) if place is None else size + place for token, place in listed.items()}
+    save(tmp_path, backend, additional_special_tokens=["<|end|>"] if "<|end|>" in listed else [])
+    (tmp_path / "added_tokens.json").write_text(json.dumps(listed))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    text = "a two words<|end|> b"
+    assert ours.encode(text) == theirs.encode(text)
+    assert {token: ours.backend.token_to_id(token) for token in listed} == listed
+    assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True)
+
+
+def test_added_tokens_with_ids_that_they_cannot_get_are_refused(bpe: Path):
+    (bpe / "added_tokens.json").write_text('{"<|end|>": 5000}')
+    with pytest.raises(ConfigError, match=r"added_tokens.json: gives '<\|end\|>' the id 5000, but tokenizer.json"):
+        load_tokenizer(bpe)
+
+
 def test_older_checkpoints_keep_roles_in_special_tokens_map(tmp_path: Path):
     save(tmp_path, byte_level(), eos_token="<unk>")
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<pad>"}}))
@@ -192,6 +212,7 @@ def test_a_directory_without_a_tokenizer_lists_what_it_holds(tmp_path: Path):
         ("tokenizer_config.json", '{"chat_template": {"default": null}}'),
         ("special_tokens_map.json", "5"),
         ("config.json", "{"),
+        ("added_tokens.json", '{"a": "b"}'),
         ("chat_template.jinja", "\udcff"),
     ],
 )

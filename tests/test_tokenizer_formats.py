@@ -61,7 +61,7 @@ def write_gguf(file: Path) -> None:
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(3)
     writer.add_add_bos_token(True)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template([{"name": "default", "template": TEMPLATE}, {"name": "rag", "template": "documents"}])
     writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -81,6 +81,7 @@ def test_a_gguf_file_holds_the_same_tokenizer(tmp_path: Path, as_directory: bool
         assert ours.decode(ids) == theirs.decode(ids)
         assert "".join(ours.stream(ids)) == theirs.decode(ids)
     assert ours.special_tokens == theirs.special_tokens
+    assert ours.templates == {**theirs.templates, "rag": "documents"}
     assert ours.apply_chat_template(CHAT) == theirs.apply_chat_template(CHAT)
 
 

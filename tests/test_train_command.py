@@ -13,7 +13,7 @@ from commands import invoke, make_model
 
 from easydel import AutoEasyDeLModelForCausalLM, load_tokenizer
 from easydel.lora import load_adapters
-from easydel.train import causal_loss
+from easydel.train import loss_sums
 
 TEXT = "the quick fox jumps over the lazy dog and the dog sleeps " * 40
 SHORT = ("--steps", 3, "--batch", 2, "--length", 16, "--learning-rate", 0.01, "--mesh", "1,1,1,1")
@@ -33,7 +33,7 @@ def losses_of(folder: Path) -> list[float]:
 
 def loss_of(model: Any, directory: Path) -> float:
     ids = np.array([load_tokenizer(directory).encode(TEXT)[:64]])
-    loss = jax.jit(causal_loss, static_argnums=0)(model, model.params, {"input_ids": ids})
+    loss = jax.jit(loss_sums, static_argnums=0)(model, model.params, {"input_ids": ids})
     return float(loss.nll / loss.tokens)
 
 

@@ -70,6 +70,13 @@ def test_each_time_around_every_piece_comes_once_in_another_order():
     assert not np.array_equal(next(batches(tokens, 5, 7, seed=5))["input_ids"], rounds[0])
 
 
+def test_a_batch_may_be_a_single_piece():
+    found = batches(np.arange(7 * 5), 5, 1, seed=4)
+    rows = [next(found)["input_ids"] for _ in range(14)]
+    assert {row.shape for row in rows} == {(1, 5)}
+    assert [sorted(row[0, 0] for row in part) for part in (rows[:7], rows[7:])] == [list(range(0, 35, 5))] * 2
+
+
 def test_an_iterator_goes_on_where_another_was():
     tokens = np.arange(50)
     found = batches(tokens, 5, 3, seed=4)

@@ -16,7 +16,7 @@ from trained import empty, random_model, same_tree
 
 from easydel.errors import UnsupportedModelError
 from easydel.module import forward
-from easydel.train import IGNORED, causal_loss
+from easydel.train import IGNORED, causal_loss, loss_sums
 from easydel.train.loss import grouped
 from easydel.train.summed import token_losses
 
@@ -28,7 +28,7 @@ HEADS = {
 }
 B, T, VOCABULARY = 3, 13, 97
 LLAMA = llama("loss")
-loss_of = jax.jit(causal_loss, static_argnums=0)
+loss_of = jax.jit(loss_sums, static_argnums=0)
 
 
 def batch() -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_loss_and_gradients_equal_those_of_whole_logits(head: str):
     given = batch()
 
     def ours(params: Any) -> tuple[jax.Array, Any]:
-        loss = causal_loss(model, params, given, z_weight=0.01, tokens=8)
+        loss = loss_sums(model, params, given, z_weight=0.01, tokens=8)
         return loss.objective, loss
 
     def plain(params: Any) -> tuple[jax.Array, jax.Array]:
@@ -78,11 +78,20 @@ def test_without_a_gradient_it_is_the_same_loss():
     model, params = random_model(LLAMA, layers=0)
     loss, expected = jax.jit(
         lambda params: (
-            causal_loss(model, params, batch(), z_weight=0.01, tokens=8),
+            loss_sums(model, params, batch(), z_weight=0.01, tokens=8),
             plain_loss(model, params, batch(), 0.01),
         )
     )(params)
     np.testing.assert_allclose([loss.objective, loss.nll], expected, rtol=1e-6)
+
+
+def test_the_loss_is_the_mean_of_the_sums_and_can_be_differentiated():
+    model, params = random_model(LLAMA, layers=0)
+    sums = loss_sums(model, params, batch(), z_weight=0.01)
+    loss, gradients = jax.value_and_grad(lambda params: causal_loss(model, params, batch(), z_weight=0.01))(params)
+    np.testing.assert_allclose(loss, sums.objective / sums.tokens, rtol=1e-6)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+    assert causal_loss(model, params, batch() | {"labels": jnp.full((B, T), IGNORED)}) == 0, "not NaN"
 
 
 def test_shift_and_ignored_labels_are_those_of_torch():
@@ -136,7 +145,7 @@ def test_logits_are_never_whole():
     given = {"input_ids": jax.ShapeDtypeStruct((16, tokens // 16), jnp.int32)}
 
     def temporaries(group: int) -> int:
-        loss = jax.grad(lambda params, given: causal_loss(model, params, given, tokens=group).objective)
+        loss = jax.grad(lambda params, given: loss_sums(model, params, given, tokens=group).objective)
         analysis = jax.jit(loss).lower(model.params, given).compile().memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes
@@ -157,7 +166,7 @@ def test_groups_share_every_part_of_a_sequence_and_lose_nothing():
 def test_encoder_decoders_are_refused_by_name():
     model = empty(t5("loss"))
     with pytest.raises(UnsupportedModelError, match="t5 is an encoder-decoder"):
-        causal_loss(model, {}, {})
+        loss_sums(model, {}, {})
 
 
 def test_a_logit_that_overflowed_makes_the_loss_infinite():

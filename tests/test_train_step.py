@@ -20,7 +20,7 @@ from trained import empty, random_model, same_tree, small
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.errors import ArgumentError
 from easydel.lora import LoRA, add_adapters
-from easydel.train import IGNORED, State, causal_loss, init_state, step
+from easydel.train import IGNORED, State, init_state, loss_sums, step
 from easydel.tree import flatten
 
 CASES = {case.name: case for case in all_cases()}
@@ -57,7 +57,7 @@ def trained(case: Case, steps: int = 2, *, stepping: dict[str, Any] | None = Non
 def loss_of(case: Case) -> float:
     """Before any step, in float32."""
     model, params = random_model(case)
-    loss = jax.jit(causal_loss, static_argnums=0)(model, params, batch(case))
+    loss = jax.jit(loss_sums, static_argnums=0)(model, params, batch(case))
     return float(loss.nll / loss.tokens)
 
 

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from easydel.checkpoint import open_checkpoint
 from easydel.errors import ConfigError, UnsupportedModelError
-from easydel.weights.gguf import chat_template, special_tokens, tokenizer_json
+from easydel.weights.gguf import chat_templates, special_tokens, tokenizer_json
 from easydel.weights.gguf_tokenizer import SPLITS
 
 TEXTS = [
@@ -242,8 +242,8 @@ def test_roles_and_template_are_told(tmp_path: Path):
     file = write(tmp_path / "m.gguf", expected, "gpt2", pre="default", eos_token_id=end, padding_token_id=end)
     metadata = open_checkpoint([file]).metadata
     assert special_tokens(metadata) == {"eos_token": "<|end|>", "pad_token": "<|end|>"}
-    assert chat_template(metadata) == TEMPLATE
-    assert chat_template({}) is None
+    assert chat_templates(metadata) == {"default": TEMPLATE}
+    assert chat_templates({}) == {}
 
 
 def metadata(**changes: Any) -> dict[str, Any]:

@@ -14,11 +14,14 @@ from easydel.checkpoint.strict import parse_json
 from easydel.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
-PREFERENCE = (  # in the order of transformers
+OWN = "easydel"  # what files of `save_pretrained` are called: under its own names, transformers would take any tensors
+PREFERENCE = (  # as transformers prefers them, then ours
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    f"{OWN}.safetensors",
+    f"{OWN}.safetensors.index.json",
 )
 _GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # the names that llama.cpp's gguf-split gives
 _MAX_INDEX_BYTES = 32 << 20  # the index of 200,000 tensors has 22 MB
@@ -30,8 +33,8 @@ _MAX_NAME_BYTES = 255  # NAME_MAX of every usual file system
 def find_checkpoint(directory: Path) -> list[Path]:
     """Returns the weight files of a local directory, or the single given file, for `open_checkpoint`.
 
-    They are the first that exists of model.safetensors, its index with all shards, pytorch_model.bin, its index with
-    all shards, one GGUF file (or all parts of one). An index comes before its shards.
+    The first that exists of model.safetensors, its index with all shards, pytorch_model.bin, its index with all shards,
+    the same of easydel.safetensors, one GGUF file (or all parts of one). An index comes before its shards.
     """
     directory = Path(directory)
     recover_directory(directory)

@@ -48,8 +48,10 @@ def write_safetensors(
     *,
     max_shard_bytes: int = 5 << 30,
     metadata: Mapping[str, str] | None = None,
+    stem: str = "model",
 ) -> list[Path]:
-    """Writes (name, shape, dtype, values) as model.safetensors, or as shards of up to `max_shard_bytes` with an index.
+    """Write (name, shape, dtype, values) as `stem`.safetensors, or as shards of at most `max_shard_bytes` with an
+    index.
 
     Data starts at a multiple of 4096 in each file. The format allows no gaps, so tensors whose size is a multiple of 64
     bytes come first, in the given order, and all are aligned to that; the rest follow, the more aligned sizes first.
@@ -59,11 +61,11 @@ def write_safetensors(
     entries = [Entry(name, tuple(shape), np.dtype(dtype), values) for name, shape, dtype, values in tensors]
     _check(directory, entries)
     shards = _shards(entries, max_shard_bytes)
-    files = [directory / name for name in _names(len(shards))]
+    files = [directory / name for name in _names(stem, len(shards))]
     for file, shard in zip(files, shards, strict=True):
         _write_file(file, shard, metadata or {})
     if len(shards) > 1:
-        files.insert(0, _write_index(directory, files, shards))
+        files.insert(0, _write_index(directory / f"{stem}.safetensors.index.json", files, shards))
     return files
 
 
@@ -100,10 +102,10 @@ def _alignment(size: int) -> int:
     return math.gcd(size, TENSOR_ALIGNMENT)
 
 
-def _names(count: int) -> list[str]:
+def _names(stem: str, count: int) -> list[str]:
     if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
 def _write_file(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
@@ -160,9 +162,8 @@ def _write_at(handle: int, start: int, array: np.ndarray) -> None:
         done += os.pwrite(handle, view[done:], start + done)
 
 
-def _write_index(directory: Path, files: Sequence[Path], shards: Sequence[Sequence[Entry]]) -> Path:
+def _write_index(index: Path, files: Sequence[Path], shards: Sequence[Sequence[Entry]]) -> Path:
     weight_map = {entry.name: file.name for file, shard in zip(files, shards, strict=True) for entry in shard}
     total = sum(entry.nbytes for shard in shards for entry in shard)
-    index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
     return index

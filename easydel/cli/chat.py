@@ -65,7 +65,7 @@ def _turn(model: BaseNNXModule, tokenizer: Tokenizer, said: Messages, arguments:
     from easydel.cli.streaming import answer
 
     try:
-        text = answer(model, tokenizer, tokenizer.apply_chat_template(said), arguments)
+        text = answer(model, tokenizer, tokenizer.apply_chat_template(said, add_generation_prompt=True), arguments)
     except EasyDeLError as error:
         if not sys.stdin.isatty():
             raise

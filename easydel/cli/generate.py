@@ -46,5 +46,5 @@ def generate(
 def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool | None) -> list[int]:
     """Returns the ids of `text`, as a chat's first message if `chat`, or if that is None and there is a template."""
     if bool(tokenizer.templates) if chat is None else chat:
-        return tokenizer.apply_chat_template([{"role": "user", "content": text}])
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
     return tokenizer.encode(text)

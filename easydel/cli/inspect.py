@@ -6,15 +6,17 @@ import json
 import re
 from collections import Counter
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easydel.cli.models import is_saved, local_files
+from easydel.cli.models import headers, is_saved
 from easydel.cli.options import Hub, Json, Model
 from easydel.cli.tables import print_facts, print_table, size
 from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from easydel.checkpoint import Checkpoint
+    from easydel.hub.streamed import Streamed
     from easydel.model import BaseNNXModule
     from easydel.source import CheckpointSource
 
@@ -27,25 +29,32 @@ SIZES = (
 
 
 def inspect(model: Model, hub: Hub, as_json: Json = False) -> None:
-    """Describe a model and its files, and check that they fit each other. No weights are read."""
-    path = local_files(model, hub)
+    """Say what a model is, what its files hold, and whether they fit each other. No weights are read."""
+    where = headers(model, hub)
     from easydel.source import open_source
 
-    source = open_source(path, saved=is_saved(path))
-    facts = {**_files(source), **_architecture(source)}
+    source = open_source(where, saved=is_saved(where))
+    facts = {**_files(source, _sizes_of(source, where)), **_architecture(source)}
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
         _print(facts)
 
 
-def _files(source: CheckpointSource) -> Facts:
+def _sizes_of(source: CheckpointSource, where: Path | Streamed) -> dict[str, int]:
+    """The bytes of each file of weights, by name."""
+    if isinstance(where, Path):
+        return {file.name: file.stat().st_size for file in source.checkpoint.files}
+    return {file.name: remote.size for file, remote in where.weights.items()}
+
+
+def _files(source: CheckpointSource, sizes: dict[str, int]) -> Facts:
     checkpoint = source.checkpoint
     return {
         "path": str(source.path),
         "format": checkpoint.format + (" (save_pretrained)" if source.manifest else ""),
-        "files": {file.name: file.stat().st_size for file in checkpoint.files},
-        "bytes": sum(file.stat().st_size for file in checkpoint.files),
+        "files": sizes,
+        "bytes": sum(sizes.values()),
         "model_type": source.config.get("model_type"),
         "architectures": source.config.get("architectures") or [],
         "dtypes": _dtypes(checkpoint),

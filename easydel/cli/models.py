@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from easydel.cli.options import Hub, Loading, full_dtype, parse_mesh
 
 if TYPE_CHECKING:
+    from easydel.hub.streamed import Streamed
     from easydel.model import BaseNNXModule
 
 
@@ -19,10 +20,24 @@ def local_files(model: str, hub: Hub) -> Path:
     return fetch(model, **hub.arguments())
 
 
-def is_saved(path: Path) -> bool:
-    """True if `save_pretrained` of this project wrote the files at `path`."""
+def headers(model: str, hub: Hub) -> Path | Streamed:
+    """As `local_files`, but safetensors weights of a Hub id stay there, for their headers to be read by ranges."""
+    if hub.local_files_only:
+        return local_files(model, hub)
+    from easydel.errors import HubError
+    from easydel.hub import stream
+
+    try:
+        return stream(model, **hub.arguments())
+    except HubError:  # of another format, or out of reach: what was downloaded before may serve
+        return local_files(model, hub)
+
+
+def is_saved(where: Path | Streamed) -> bool:
+    """Whether `save_pretrained` of this project wrote what is there."""
     from easydel.weights.saved import MANIFEST
 
+    path = where if isinstance(where, Path) else where.directory
     return ((path if path.is_dir() else path.parent) / MANIFEST).is_file()
 
 

@@ -97,23 +97,26 @@ class Sampling:
             "--sample/--greedy",
         ),
     ] = None
-    temperature: Annotated[float | None, _sample("Below 1: sharper; above: flatter.")] = None
+    temperature: Annotated[float | None, _sample("Below 1: sharper; above: flatter; 0: greedy.")] = None
     top_k: Annotated[int | None, _sample("Choose among the k likeliest tokens.")] = None
     top_p: Annotated[float | None, _sample("Choose among the likeliest that together reach this probability.")] = None
-    min_p: Annotated[float | None, _sample("Choose among tokens with this share of the top probability.")] = None
-    repetition_penalty: Annotated[float | None, _sample("Above 1: tokens that occurred become less likely.")] = None
-    seed: Annotated[int | None, _sample("Seed of the random numbers; the same seed gives the same text.")] = None
+    min_p: Annotated[float | None, _sample("Choose among those with this share of the top probability.")] = None
+    repetition_penalty: Annotated[float | None, _sample("Above 1: what was said becomes less likely.")] = None
+    seed: Annotated[
+        int | None, _sample("Of the random numbers; the same seed gives the same text. Default: a fresh one.")
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments for `generate`."""
         choices = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
         chosen = {name: value for name, value in choices.items() if value is not None}
-        if self.sample is False and chosen:
+        if self.sample is False and chosen and self.temperature != 0:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in chosen)
             raise ArgumentError(f"{names} and --greedy exclude each other")
+        cold = self.temperature == 0  # everybody's word for greedy
         more = {"repetition_penalty": self.repetition_penalty, "seed": self.seed}
         given = {name: value for name, value in more.items() if value is not None}
-        sampled = bool(self.sample) or bool(chosen)
+        sampled = not cold and (bool(self.sample) or bool(chosen))
         rules = {"do_sample": True, **chosen} if sampled else GREEDY
         return {"max_new_tokens": self.max_new_tokens, "num_beams": 1, **rules, **given}
 

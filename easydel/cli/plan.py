@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from easydel.cli.models import is_saved, local_files
+from easydel.cli.models import headers, is_saved
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
 from easydel.cli.reads import bytes_by_action, facts_of, print_reads, reads_of
 from easydel.cli.tables import parse_size, print_facts, size
@@ -22,6 +22,7 @@ from easydel.errors import ArgumentError
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, NamedSharding
 
+    from easydel.hub.streamed import Streamed
     from easydel.model import BaseNNXModule
     from easydel.weights.plan import Plan
 
@@ -74,12 +75,13 @@ def plan(
     memory = None if device_memory is None else parse_size(device_memory)
     if optimizer is not Optimizer.none and loading.int8:
         raise ArgumentError("int8 parameters are not trained", hint="leave out --int8 or --optimizer")
-    path = local_files(model, hub)
+    where = headers(model, hub)
+    path = where if isinstance(where, Path) else where.directory
     from easydel.sharding import bytes_per_device
     from easydel.tree import flatten
 
     mesh = _mesh(loading.mesh)
-    built, read_plan, int8 = _model(path, loading, mesh)
+    built, read_plan, int8 = _model(where, loading, mesh)
     if optimizer is not Optimizer.none and any(leaf.dtype == "int8" for leaf in flatten(built.params).values()):
         raise ArgumentError("it is stored in 8 bits, and int8 parameters are not trained", file=path)
     placed, losses = _placed(built, mesh)
@@ -127,8 +129,8 @@ def _mesh(text: str | None) -> AbstractMesh:
     return jax.sharding.AbstractMesh(filled(sizes, jax.device_count()) if -1 in sizes else sizes, AXES)
 
 
-def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, Collection[str]]:
-    """Returns the model without values, checked against the checkpoint and the mesh as loading would.
+def _model(where: Path | Streamed, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, Collection[str]]:
+    """The model without values, checked against the checkpoint and the mesh as loading would.
 
     Also returns the plan of its weights, and the parameters that would be quantized while reading.
     """
@@ -149,7 +151,7 @@ def _model(path: Path, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXMod
         axes=loading.axes().resolve(mesh.axis_names),
         scan_layers=loading.scan_layers,
     )
-    source = language_model(open_source(path, saved=is_saved(path)))
+    source = language_model(open_source(where, saved=is_saved(where)))
     family = choose_family(source.config, encoder_decoder=False)
     model = build_model(family, family.configured(source.config), policy, source)
     return model, *plan_for(model, source, Int8() if loading.int8 else None)

@@ -15,7 +15,7 @@ from easydel.generate.decoding import decode
 from easydel.generate.precompile import compile_programs
 from easydel.generate.prompt import Prompt, read_prompt, start_tokens
 from easydel.generate.prompt_cache import PromptCache
-from easydel.generate.sampling_rules import ending, make_rules, new_tokens, random_key
+from easydel.generate.sampling_rules import drawn_seed, ending, make_rules, new_tokens, random_key
 from easydel.generate.settings import GenerateSettings, read_defaults, resolve
 from easydel.generate.streamers import listener
 from easydel.inputs import check_params, donations_explained
@@ -31,6 +31,8 @@ class GenerateOutput:
     """`sequences` [batch, length]: prompts as they were given, new tokens, then padding where a row ended early."""
 
     sequences: np.ndarray
+    seed: int | None = None
+    """What the tokens were sampled with, given or drawn; None if they were not sampled, or with a key."""
 
 
 def generate(
@@ -42,7 +44,7 @@ def generate(
     params: Mapping[str, Any] | None = None,
     streamer: Any = None,
     prompt_cache: PromptCache | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     rng: jax.Array | None = None,
     **arguments: Any,
 ) -> GenerateOutput:
@@ -57,7 +59,7 @@ def generate(
     options: dict[str, Any] = {"kept": prompt_cache, "chunk": run.chunk}
     with donations_explained(), listener(streamer, run.given_BT) as listen:
         made = decode(model, params, run.prompt, run.source, run.rules, run.new, listen, **options)
-    return GenerateOutput(np.concatenate([run.given_BT, made], axis=1))
+    return GenerateOutput(np.concatenate([run.given_BT, made], axis=1), run.seed)
 
 
 def compile_ahead(
@@ -66,7 +68,7 @@ def compile_ahead(
     *,
     generation_config: Any = None,
     streamer: Any = None,
-    seed: int = 0,
+    seed: int | None = None,
     rng: jax.Array | None = None,
     **arguments: Any,
 ) -> Callable[[LanguageModel, Mapping[str, Any]], None]:
@@ -77,7 +79,8 @@ def compile_ahead(
     """
 
     def compile_for(model: LanguageModel, shapes: Mapping[str, Any]) -> None:
-        run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
+        seeded = 0 if seed is None else seed  # programs take any
+        run = _prepared(model, input_ids, attention_mask, generation_config, seeded, rng, arguments)
         compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamer is not None)
 
     return compile_for
@@ -87,7 +90,7 @@ def compile_ahead(
 class _Run:
     """The arguments of a call, understood: prompts as given and as computed with, rules, number of new tokens.
 
-    At most `chunk` tokens of a prompt are read at once.
+    Of a prompt at most `chunk` tokens are read at once. `seed` is None unless tokens are sampled with one.
     """
 
     given_BT: np.ndarray
@@ -96,6 +99,7 @@ class _Run:
     rules: Rules
     new: int
     chunk: int | None
+    seed: int | None
 
 
 def _prepared(
@@ -103,16 +107,20 @@ def _prepared(
     input_ids: Any,
     attention_mask: Any,
     generation_config: Any,
-    seed: int,
+    seed: int | None,
     rng: jax.Array | None,
     arguments: Mapping[str, Any],
 ) -> _Run:
     settings = resolve(model.generation_config, generation_config, arguments)
     prompt, source = read_inputs(model, settings, input_ids, attention_mask)
     new = new_tokens(model, settings, prompt, source)
+    if rng is not None or not settings["do_sample"]:
+        seed = None
+    elif seed is None:
+        seed = drawn_seed()
     key = random_key(seed, rng) if settings["do_sample"] else None
     rules = make_rules(settings, key, model.record.vocab, length=prompt.length, new=new)
-    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, settings["prefill_chunk_size"])
+    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, settings["prefill_chunk_size"], seed)
 
 
 def read_inputs(

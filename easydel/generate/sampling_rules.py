@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +89,18 @@ def make_sampling(settings: GenerateSettings, key: np.ndarray, vocabulary: int) 
     )
 
 
-def random_key(seed: int, rng: jax.Array | None) -> np.ndarray:
-    """Returns a key's raw numbers: those of `rng`, else of the key made from `seed`."""
+def drawn_seed() -> int:
+    """A seed that nobody can foresee, the same in all processes: they have to call this together."""
+    seed = secrets.randbits(31)
+    if jax.process_count() == 1:
+        return seed
+    from jax.experimental import multihost_utils  # slow to import
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
+
+
+def random_key(seed: int | None, rng: jax.Array | None) -> np.ndarray:
+    """A key's raw numbers: those of `rng`, else of the key made from `seed`."""
     if rng is None:
         if not isinstance(seed, int | np.integer):
             raise ArgumentError(f"seed is {seed!r}, expected a whole number", hint="pass a key of jax.random as rng")

@@ -18,7 +18,7 @@ from easydel.errors import EasyDeLError, HubError, listed
 from easydel.hub.attempts import ATTEMPTS, attempt, persist
 from easydel.hub.explain import HubUnreachable, Transient, explaining
 from easydel.hub.parallel import at_once, bar, go_on
-from easydel.hub.select import needed, shard_names
+from easydel.hub.select import is_template, needed, shard_names
 from easydel.hub.verify import Digest, differs, discard, named
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Repository:
         """Returns the repository's files that loading needs; `shards` reads the shard names of an index."""
         prefix = f"{self.subfolder}/" if self.subfolder else ""
         inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        inside = {name for name in inside if "/" not in name}
+        inside = {name for name in inside if "/" not in name or is_template(name)}
         if prefix and not inside:
             raise HubError(f"has no folder {self.subfolder!r}", file=self.id)
         chosen = needed(inside, lambda index: shards(prefix + index), weights=weights, where=f"{self.id}/{prefix}"[:-1])

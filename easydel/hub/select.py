@@ -20,7 +20,8 @@ VOCABULARIES = {
     *("spm.model", "source.spm", "target.spm", "vocab.json", "merges.txt", "vocab.txt", "bpe.codes"),
     *("vocab-src.json", "vocab-tgt.json"),
 }
-_GGUF_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")  # the names that llama.cpp's gguf-split gives
+TEMPLATES = "additional_chat_templates"  # the folder of templates with a name, each in a .jinja file
+_GGUF_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")  # as llama.cpp's gguf-split names them
 
 
 def needed(
@@ -32,6 +33,7 @@ def needed(
     shards, one GGUF file (or all parts of one). Errors call the folder `where`.
     """
     side: list[str] = sorted((CONFIGS | VOCABULARIES | {MANIFEST}).intersection(names))
+    side += sorted(filter(is_template, names))
     if not weights and "config.json" in side:
         return side
     chosen = side + _weight_files(names, shards, where)
@@ -39,6 +41,19 @@ def needed(
     if missing:
         raise HubError(f"lacks shards that its index names:{listed(missing)}", file=where)
     return chosen
+
+
+def template_names(folder: Path) -> list[str]:
+    """The named chat templates in a local folder, as "additional_chat_templates/<name>.jinja"."""
+    inner = folder / TEMPLATES
+    # a folder that is a link may lead anywhere
+    return [] if inner.is_symlink() else sorted(f"{TEMPLATES}/{file.name}" for file in inner.glob("*.jinja"))
+
+
+def is_template(name: str) -> bool:
+    """Whether a file of a repository's folder is a named chat template."""
+    folder, _, file = name.rpartition("/")
+    return folder == TEMPLATES and file.endswith(".jinja")
 
 
 def shard_names(index: Path) -> list[str]:

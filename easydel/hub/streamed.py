@@ -161,12 +161,13 @@ def open_stream(repo: Repository) -> Streamed:
     if not weights:
         _refuse(repo)
     small = [name for name in names if name not in weights]
-    if not any(name.rpartition("/")[2] == "config.json" for name in small):
+    config = next((name for name in small if name.rpartition("/")[2] == "config.json"), None)
+    if config is None:
         raise HubError("has no config.json", file=repo.id, hint="is it the repository of a model?")
     paths = dict(zip(small, at_once(lambda name: bring(repo, listing, name), small, repo.halted), strict=True))
     remote = [RemoteFile(repo, listing.commit, name) for name in weights]
     index = next((path for name, path in paths.items() if name.endswith(INDEX_SUFFIX)), None)
-    return Streamed(next(iter(paths.values())).parent, index, {file.shown: file for file in remote})
+    return Streamed(paths[config].parent, index, {file.shown: file for file in remote})
 
 
 def _refuse(repo: Repository) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from easydel.layers.activations import activation
-from easydel.layers.linear import Embedding, Linear
+from easydel.layers.linear import Embedding, Linear, parameter
 from easydel.layers.norm import AnyNorm
 from easydel.policy import Policy
 
@@ -148,4 +148,4 @@ class TiedHead(nnx.Module):
     """The parameters of a tied head besides the embedding: a bias of `rows`, perhaps a transform (`dense`, `norm`)."""
 
     def __init__(self, rows: int | None, policy: Policy):
-        self.bias = None if rows is None else nnx.Param(jax.ShapeDtypeStruct((rows,), policy.param_dtype))
+        self.bias = None if rows is None else parameter((rows,), policy)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.policy import Policy
+from easydel.tree import unfilled
 
 
 class Buffer(nnx.Param):
@@ -27,13 +28,13 @@ class Buffer(nnx.Param):
 
 
 def buffer(shape: tuple[int, ...], dtype: Any) -> Buffer:
-    """Returns a buffer without a value yet. With an integer `dtype`, files must hold integers; otherwise floats."""
-    return Buffer(jax.ShapeDtypeStruct(shape, dtype))
+    """A buffer without a value yet. Of an integer `dtype`, files must hold integers; otherwise, floats."""
+    return Buffer(jax.ShapeDtypeStruct(shape, dtype), eager_sharding=False)
 
 
 def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
-    """Returns a parameter without a value yet; loading fills it."""
-    return nnx.Param(jax.ShapeDtypeStruct(shape, policy.param_dtype))
+    """A parameter without a value yet; loading fills it."""
+    return unfilled(shape, policy.param_dtype)
 
 
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:

@@ -33,6 +33,9 @@ class Template:
     def choose(cls, templates: Mapping[str, str], wanted: str | None, source: str, *, tools: bool) -> Template:
         """Returns the template called `wanted`, or `wanted` itself; by default the one for tools, or "default"."""
         if wanted is not None:
+            if wanted not in templates and "{" not in wanted:  # no template, but the name of one
+                known = ", ".join(sorted(templates)) or "none"
+                raise ArgumentError(f"there is no chat template called {wanted[:100]!r}", hint=f"there are: {known}")
             return cls(templates.get(wanted, wanted), source)
         for name in ("tool_use", "default") if tools else ("default",):
             if name in templates:
@@ -45,6 +48,8 @@ def render(template: Template, messages: Sequence[Mapping[str, Any]], variables:
     """Returns the text of a chat; keys of messages whose value is None count as absent."""
     if not messages:
         raise ArgumentError("a chat needs at least one message")
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise ArgumentError("a chat is a sequence of messages, each a dict", hint="several chats: call it for each")
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
     given = _plain({"template": template.text, "variables": {**variables, "messages": present}})
     answer = _renderer(os.getpid()).ask(given)

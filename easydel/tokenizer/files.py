@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from tokenizers import AddedToken
 from easydel.checkpoint.files import is_inside
 from easydel.checkpoint.strict import parse_json
 from easydel.errors import ConfigError
+from easydel.hub.select import template_names
 
 MAX_BYTES = 64 << 20
 MAX_ITEMS = 500_000
 MAX_TEMPLATE_BYTES = 4 << 20  # the longest have 50 KB
 CONFIG = "tokenizer_config.json"
+ADDED = "added_tokens.json"  # what older checkpoints have instead of the config's added_tokens_decoder
 PROCESSOR_TEMPLATE = "chat_template.json"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")  # special tokens without a role: the new and the old name
@@ -69,6 +72,16 @@ def roles(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {key: _content(value, key, folder) for key, value in named.items() if value is not None}
 
 
+def listed_ids(config: Mapping[str, Any], folder: Path) -> dict[str, int]:
+    """Token -> id in added_tokens.json, in the order of the ids, where the config does not list the added tokens."""
+    if "added_tokens_decoder" in config:
+        return {}
+    listed = read_json(folder / ADDED)
+    if any(type(id) is not int for id in listed.values()):
+        raise ConfigError("is not a table of tokens and their ids", file=folder / ADDED)
+    return dict(sorted(listed.items(), key=itemgetter(1)))
+
+
 def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]:
     """Yields the config's tokens in the order of their ids, then those with a role: a tokenizer may lack some."""
     listed = config.get("added_tokens_decoder") or {}
@@ -81,20 +94,21 @@ def added_tokens(config: Mapping[str, Any], folder: Path) -> Iterator[AddedToken
         yield AddedToken(content, **{name: bool(token[name]) for name in FLAGS if name in token})
     extra = [token for key in EXTRA if isinstance(config.get(key), list) for token in config[key]]
     special = [*roles(config, folder).values(), *(_content(token, EXTRA[0], folder) for token in extra)]
+    for token in listed_ids(config, folder):
+        yield AddedToken(token, special=token in special, normalized=token not in special)
     yield from (AddedToken(token, special=True, normalized=False) for token in special)
 
 
 def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Maps names to templates; a single one is called "default". A template file takes precedence over the config.
+    """Name -> template; the one and only is called "default". Files of their own outrank the config.
 
     Without either, the processor's template is used, which models that also see images have.
     """
-    file = folder / "chat_template.jinja"
-    if os.path.lexists(file):
-        try:
-            return {"default": str(read_bytes(file, MAX_TEMPLATE_BYTES), "utf-8")}
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"is not UTF-8: {error.reason}", file=file) from error
+    files = {Path(name).stem: folder / name for name in template_names(folder)}
+    if os.path.lexists(folder / "chat_template.jinja"):
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: _template(file) for name, file in files.items()}
     source = CONFIG if config.get("chat_template") is not None else PROCESSOR_TEMPLATE
     value = (config if source == CONFIG else read_json(folder / PROCESSOR_TEMPLATE)).get("chat_template")
     try:
@@ -104,6 +118,13 @@ def chat_templates(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
         return {str(name): _text(template) for name, template in templates.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"has a broken chat_template: {error!r}", file=folder / source) from error
+
+
+def _template(file: Path) -> str:
+    try:
+        return str(read_bytes(file, MAX_TEMPLATE_BYTES), "utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8: {error.reason}", file=file) from error
 
 
 def config_ids(folder: Path) -> dict[str, int]:

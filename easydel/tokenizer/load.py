@@ -12,9 +12,10 @@ from pathlib import Path
 from tokenizers.models import BPE
 
 from easydel.checkpoint import find_checkpoint, open_checkpoint
+from easydel.errors import ConfigError
 from easydel.hub import fetch
 from easydel.hub.select import VOCABULARIES
-from easydel.tokenizer.files import added_tokens, chat_templates, config_ids, read_config, roles
+from easydel.tokenizer.files import ADDED, added_tokens, chat_templates, config_ids, listed_ids, read_config, roles
 from easydel.tokenizer.guard import read_tokenizer
 from easydel.tokenizer.text import Tokenizer
 
@@ -57,15 +58,14 @@ def load_tokenizer(
 
 
 def from_gguf(files: Sequence[Path]) -> Tokenizer:
-    """Returns the tokenizer and the template in the metadata of a GGUF file, or of the parts of one."""
-    from easydel.weights.gguf import chat_template, special_tokens, tokenizer_json
+    """The tokenizer and the template in the metadata of a GGUF file, or of the parts of one."""
+    from easydel.weights.gguf import chat_templates as gguf_templates, special_tokens, tokenizer_json
 
     metadata = open_checkpoint(files).metadata
-    template = chat_template(metadata)
     return Tokenizer(
         tokenizer_json(metadata, files[0]),
         special_tokens=special_tokens(metadata, files[0]),
-        templates={} if template is None else {"default": template},
+        templates=gguf_templates(metadata),
         source=str(files[0]),
     )
 
@@ -80,6 +80,10 @@ def from_json(folder: Path) -> Tokenizer:
     new = [token for token in added_tokens(config, folder) if token.content not in known]
     for special, tokens in groupby(new, key=attrgetter("special")):  # in order, in few calls: each call costs time
         (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
+    for token, id in listed_ids(config, folder).items():
+        if (found := backend.token_to_id(token)) != id:
+            problem = f"gives {token!r:.80} the id {id}, but tokenizer.json and what comes before it make that {found}"
+            raise ConfigError(problem, file=folder / ADDED)
     return Tokenizer(
         backend,
         special_tokens=roles(config, folder),

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
+
+import numpy as np
 
 from easydel.errors import ArgumentError
 from easydel.tokenizer.chat import Template, render
 from easydel.tokenizer.guard import guarded
 
-REPLACEMENT = "\ufffd"  # stands for undecodable bytes: at the end of a text, perhaps half a character
+Messages = Sequence[Mapping[str, Any]]
+# Arguments of transformers' `apply_chat_template` that change what it returns. Templates do not read them.
+NOT_IMPLEMENTED = (
+    *("continue_final_message", "sanitize_control_tokens", "padding", "truncation", "max_length"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
+REPLACEMENT = "\ufffd"  # what undecodable bytes become: at the end of a text, perhaps half a character
 
 
 class Encoding(Protocol):
@@ -94,36 +102,66 @@ class Tokenizer:
         if rest := self.decode(shown + waiting, skip_special_tokens=skip_special_tokens)[start:]:
             yield rest
 
+    @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template: str | None = None,
+        add_generation_prompt: bool = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
+        template: str | None = ...,
+    ) -> list[int]: ...
+    @overload
+    def apply_chat_template(self, messages: Messages, **arguments: Any) -> Any: ...
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tokenize: bool = True,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
         **variables: Any,
-    ) -> list[int]:
-        """Returns the ids of a chat, ready for the model to continue as the assistant (`add_generation_prompt`).
+    ) -> Any:
+        """Ids of a chat, ready for the model: the arguments are transformers', and those of `render_chat`.
 
-        `messages` are dicts such as {"role": "user", "content": "Hello"}, `tools` JSON schemas. `template` is the name
-        of one of several templates, or a template; `variables` are further ones that it reads. It runs in a sandbox.
+        `tokenize=False` gives the text. `return_tensors="np"` gives an int32 array [1, length], `return_dict=True` the
+        keyword arguments "input_ids" and "attention_mask" of the model and its `generate`. Raises ArgumentError for
+        arguments of transformers that are not implemented.
         """
-        text = self.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template, **variables
-        )
-        return self.encode(text, add_special_tokens=False)
+        if return_tensors not in (None, "np"):
+            raise ArgumentError(f"return_tensors={return_tensors!r} is not implemented", hint='pass "np"')
+        text = self.render_chat(messages, **variables)
+        if not tokenize:
+            return text
+        ids = self.encode(text, add_special_tokens=False)
+        found = ids if return_tensors is None else np.asarray([ids], np.int32)
+        ones = [1] * len(ids) if return_tensors is None else np.ones_like(found)
+        return {"input_ids": found, "attention_mask": ones} if return_dict else found
 
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
+        chat_template: str | None = None,
         **variables: Any,
     ) -> str:
-        """Returns the text that `apply_chat_template` turns into ids."""
-        chosen = Template.choose(self.templates, template, self.source, tools=bool(tools))
+        """The text that `apply_chat_template` turns into ids.
+
+        `messages` are dicts such as {"role": "user", "content": "Hello"}, `tools` JSON schemas. With
+        `add_generation_prompt` the assistant's answer is begun. `template` (or `chat_template`) is the name of one of
+        several templates, or a template; `variables` are what it reads besides. It runs in a sandbox.
+        """
+        if template is not None and chat_template is not None:
+            raise ArgumentError("template and chat_template are the same, but both are given")
+        refused = [f"{name}={variables[name]!r}" for name in NOT_IMPLEMENTED if variables.get(name)]
+        if refused:
+            raise ArgumentError(f"{', '.join(refused)[:300]} is not implemented")
+        variables = {name: value for name, value in variables.items() if name not in NOT_IMPLEMENTED}
+        wanted = chat_template if template is None else template
+        chosen = Template.choose(self.templates, wanted, self.source, tools=bool(tools))
         own = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
         return render(chosen, messages, {**self.special_tokens, **own, **variables})
 

@@ -1,7 +1,7 @@
 """Training: the loss, a pure step with donated state, and a small trainer that can be killed at any time."""
 
 from easydel.train.data import batches, documents, packed
-from easydel.train.loss import Loss, causal_loss
+from easydel.train.loss import LossSums, causal_loss, loss_sums
 from easydel.train.optimizer import adamw
 from easydel.train.state import State, init_state
 from easydel.train.steps import Metrics, Step, step
@@ -10,7 +10,7 @@ from easydel.train.trainer import Settings, Trainer
 
 __all__ = [
     "IGNORED",
-    "Loss",
+    "LossSums",
     "Metrics",
     "Settings",
     "State",
@@ -21,6 +21,7 @@ __all__ = [
     "causal_loss",
     "documents",
     "init_state",
+    "loss_sums",
     "packed",
     "step",
 ]

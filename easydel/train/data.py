@@ -98,6 +98,8 @@ def batches(tokens: np.ndarray, length: int, batch: int, seed: int, end: int | N
     """
     pieces = Pieces(tokens, length, end)
     grain = needed("grain")
-    shuffled = grain.MapDataset.source(pieces).seed(seed).shuffle().repeat().batch(batch)
+    # as often as nobody lives to see; grain's own "without end" overflows where a batch is one piece
+    rounds = (1 << 62) // len(pieces)
+    shuffled = grain.MapDataset.source(pieces).seed(seed).shuffle().repeat(rounds).batch(batch)
     # a batch is a few slices of memory: threads would only cost
     return iter(shuffled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

@@ -29,8 +29,8 @@ INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Loss:
-    """Sums over the tokens that count, in float32.
+class LossSums:
+    """Sums over the `tokens` that count, in float32.
 
     `objective` is the sum to differentiate: `nll` (negative log likelihood in nats, without gradient) and the z-loss.
     """
@@ -40,14 +40,14 @@ class Loss:
     tokens: jax.Array
 
 
-def causal_loss(
+def loss_sums(
     model: LanguageModel,
     params: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
     *,
     z_weight: float = 0.0,
     tokens: int = TOKENS,
-) -> Loss:
+) -> LossSums:
     """Returns the loss of predicting each next token of `batch`; as in transformers, `labels` are aligned with tokens.
 
     `batch` has `input_ids` [B, T] and perhaps `labels`, `attention_mask`, `position_ids`, `segment_ids` of the same
@@ -70,7 +70,22 @@ def causal_loss(
     summed = Summed(head, model.policy, z_weight).differentiable()
     objective, nll = summed(parts, grouped(hidden_BTD, groups), grouped(targets_BT, groups, IGNORED))
     count = jnp.sum(targets_BT != IGNORED, dtype=jnp.float32)
-    return Loss(objective, jax.lax.stop_gradient(nll), count)
+    return LossSums(objective, jax.lax.stop_gradient(nll), count)
+
+
+def causal_loss(
+    model: LanguageModel,
+    params: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    *,
+    z_weight: float = 0.0,
+    tokens: int = TOKENS,
+) -> jax.Array:
+    """The mean over the tokens that count of what `loss_sums` adds up, a number to differentiate: `step`'s `objective`,
+    and without `z_weight` its `loss`. The arguments are those of `loss_sums`.
+    """
+    sums = loss_sums(model, params, batch, z_weight=z_weight, tokens=tokens)
+    return sums.objective / jnp.maximum(sums.tokens, 1)
 
 
 def check_causal(model: LanguageModel) -> None:

@@ -20,7 +20,7 @@ from easydel.errors import ArgumentError
 from easydel.inputs import check_params, check_tokens
 from easydel.module import LanguageModel
 from easydel.sharding.placement import fit
-from easydel.train.loss import INPUTS, TOKENS, Loss, causal_loss, check_causal, next_tokens
+from easydel.train.loss import INPUTS, TOKENS, LossSums, check_causal, loss_sums, next_tokens
 from easydel.train.state import Optimizer, State
 from easydel.train.summed import IGNORED, zero
 from easydel.tree import Tree, flatten, unflatten
@@ -64,8 +64,8 @@ def step(
         accumulate: number of parts in which a batch is computed, one after the other; the loss is the mean over all
             tokens.
         clip: the norm that gradients, taken all together, are scaled down to.
-        z_weight: weight of the z-loss, see `causal_loss`.
-        tokens: number of tokens whose logits exist at a time on a device, see `causal_loss`.
+        z_weight: weight of the z-loss, see `loss_sums`.
+        tokens: number of tokens whose logits exist at a time on a device, see `loss_sums`.
 
     Raises:
         ArgumentError: for these arguments, or later for a batch that does not fit.
@@ -177,27 +177,27 @@ class Step:
         tokens = jnp.maximum(loss.tokens, 1)
         return trained, moments, count + 1, Metrics(loss.nll / tokens, loss.objective / tokens, norm, loss.tokens)
 
-    def _gradients(self, trained: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[Tree, Loss]:
+    def _gradients(self, trained: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[Tree, LossSums]:
         """Returns gradients of the mean objective over all tokens of the batch, and its loss."""
         everywhere = jnp.maximum(jnp.sum(next_tokens(batch) != IGNORED), 1)
         fixed = flatten(frozen)
 
-        def objective(trained: Tree, part: dict[str, jax.Array]) -> tuple[jax.Array, Loss]:
+        def objective(trained: Tree, part: dict[str, jax.Array]) -> tuple[jax.Array, LossSums]:
             params = unflatten(flatten(trained) | fixed)
-            loss = causal_loss(self.model, params, part, z_weight=self.z_weight, tokens=self.tokens)
+            loss = loss_sums(self.model, params, part, z_weight=self.z_weight, tokens=self.tokens)
             return loss.objective / everywhere, loss
 
         gradient = jax.grad(objective, has_aux=True)
         if self.accumulate == 1:
             return gradient(trained, batch)
 
-        def add(sums: tuple[Tree, Loss], part: dict[str, jax.Array]) -> tuple[Any, None]:
+        def add(sums: tuple[Tree, LossSums], part: dict[str, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, gradient(trained, part)), None
 
         # in float32: many parts may add up
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), trained)
         parts = {name: self._cut(array) for name, array in batch.items()}
-        nothing = Loss(zero(), zero(), zero())
+        nothing = LossSums(zero(), zero(), zero())
         (gradients, loss), _ = jax.lax.scan(add, (zeros, nothing), parts)
         return jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), gradients, trained), loss
 

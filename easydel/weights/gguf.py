@@ -15,9 +15,9 @@ from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.weights.gguf_architectures import Architecture, find_architecture
 from easydel.weights.gguf_config import hf_config
 from easydel.weights.gguf_rope import TABLES
-from easydel.weights.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
+from easydel.weights.gguf_tokenizer import chat_templates, special_tokens, tokenizer_json
 
-__all__ = ["HFTensor", "chat_template", "hf_config", "hf_tensors", "special_tokens", "tokenizer_json"]
+__all__ = ["HFTensor", "chat_templates", "hf_config", "hf_tensors", "special_tokens", "tokenizer_json"]
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 

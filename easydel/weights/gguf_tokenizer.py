@@ -97,10 +97,11 @@ def special_tokens(metadata: Mapping[str, Any], file: Path | None = None) -> dic
     return _Vocabulary(metadata, file).roles
 
 
-def chat_template(metadata: Mapping[str, Any]) -> str | None:
-    """Returns the Jinja template that makes a prompt from a chat."""
-    template = metadata.get("tokenizer.chat_template")
-    return template if isinstance(template, str) else None
+def chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> Jinja template that makes a prompt of a chat; the one without a name is "default"."""
+    key = "tokenizer.chat_template"
+    named = {name.removeprefix(f"{key}."): value for name, value in metadata.items() if name.startswith(f"{key}.")}
+    return {name: value for name, value in {**named, "default": metadata.get(key)}.items() if isinstance(value, str)}
 
 
 class _Vocabulary:
