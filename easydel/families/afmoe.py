@@ -20,7 +20,7 @@ NAMES = base.NAMES.extended(
 @family("afmoe", NAMES, peft_lacks=FUSED_BY_PEFT)
 def afmoe(c: HFConfig) -> Decoder:
     norm, act, size, bias = RMSNorm(c.rms_norm_eps), c.hidden_act, c.moe_intermediate_size, c.attention_bias
-    choices = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(norm), "gate": Gate()}
+    choices = {"biased": bias, "norms": QKNorm(norm), "gate": Gate()}
     kinds = {
         SLIDING: base.attention(c, window=c.sliding_window, **choices),
         FULL: base.attention(c, position=None, **choices),

@@ -60,6 +60,6 @@ class Curve(nnx.Module):
 def apertus(c: HFConfig) -> Decoder:
     c.only("qk_norm", True)
     bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps))
-    mixer = base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)
+    mixer = base.attention(c, biased=bias, norms=norm)
     ffn = XIELU(c.intermediate_size) if c.hidden_act == "xielu" else MLP(c.intermediate_size, c.hidden_act, bias=False)
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, [ffn] * c.num_hidden_layers)

@@ -6,5 +6,5 @@ from easydel.families._parts import MLP, Decoder, HFConfig, family
 
 @family("arcee", base.NAMES)
 def arcee(c: HFConfig) -> Decoder:
-    mixer, layers = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias), c.num_hidden_layers
+    mixer, layers = base.attention(c, biased=c.attention_bias), c.num_hidden_layers
     return base.pre_norm(c, [mixer] * layers, [MLP(c.intermediate_size, c.hidden_act, c.mlp_bias)] * layers)

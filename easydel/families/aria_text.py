@@ -16,4 +16,4 @@ def aria_text(c: HFConfig) -> Decoder:
     layers, size, bias = c.num_hidden_layers, c.intermediate_size, c.attention_bias
     shared = GLU(size * c.moe_num_shared_experts, c.hidden_act, c.mlp_bias)
     ffn = MoE(c.moe_num_experts, GLU(size, "silu"), TopK(c.moe_topk, renormalize=True), shared)
-    return base.pre_norm(c, [base.attention(c, bias=bias, out_bias=bias)] * layers, [ffn] * layers)
+    return base.pre_norm(c, [base.attention(c, biased=bias)] * layers, [ffn] * layers)

@@ -12,7 +12,7 @@ INERT = {"mamba_chunk_size": KERNELS, "z_loss_coefficient": "of the loss in trai
 
 @family("bamba", NAMES, inert=INERT)
 def bamba(c: HFConfig) -> Decoder:
-    attention = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    attention = base.attention(c, biased=c.attention_bias)
     full = c.attn_layer_indices or ()
     found = kinds(c, [FULL if i in full else LINEAR for i in range(c.num_hidden_layers)])
     return base.pre_norm(c, [mixer(c) if kind == LINEAR else attention for kind in found], bias=c.mlp_bias)

@@ -79,7 +79,7 @@ class GatedLayer(AttentionLayer):
 def attention(c: HFConfig, kind: str) -> Attention:
     """That of one kind of layers; a kind whose rotary settings are null has a scale that grows instead."""
     stated, bias = c.get("rope_parameters", {FULL: None}), c.attention_bias
-    choices: dict[str, Any] = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps))}
+    choices: dict[str, Any] = {"biased": bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps))}
     if kind in stated and stated[kind] is None:
         choices |= {"position": None, "scale": SlowScale(0.1, 2048, shift=1)}
     else:

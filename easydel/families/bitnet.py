@@ -13,5 +13,5 @@ NAMES = base.NAMES.extended({"out_norm": "attn_sub_norm", r"mlp\.norm": "mlp.ffn
 @family("bitnet", NAMES)
 def bitnet(c: HFConfig) -> Decoder:
     norm, bias, layers = RMSNorm(c.rms_norm_eps), c.attention_bias, c.num_hidden_layers
-    mixer = base.attention(c, bias=bias, out_bias=bias, out_norm=norm)
+    mixer = base.attention(c, biased=bias, out_norm=norm)
     return base.pre_norm(c, [mixer] * layers, [GLU(c.intermediate_size, c.hidden_act, norm=norm)] * layers)

@@ -33,5 +33,5 @@ def parallel(
 def cohere(c: HFConfig) -> Decoder:
     norm = QKNorm(LayerNorm(c.layer_norm_eps, biased=False), per_head=True) if c.use_qk_norm else None
     bias = c.attention_bias
-    mixer = attention(c, interleaved=True, bias=bias, out_bias=bias, qk_norm=norm)
+    mixer = attention(c, interleaved=True, biased=bias, norms=norm)
     return parallel(c, [mixer] * c.num_hidden_layers)

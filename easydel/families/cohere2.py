@@ -8,7 +8,7 @@ from easydel.families.llama import NAMES, attention
 
 @family("cohere2", NAMES)
 def cohere2(c: HFConfig) -> Decoder:
-    choices = {"bias": c.attention_bias, "out_bias": c.attention_bias}
+    choices = {"biased": c.attention_bias}
     kinds = {
         SLIDING: attention(c, interleaved=True, window=c.sliding_window, **choices),
         FULL: attention(c, position=None, **choices),

@@ -43,7 +43,7 @@ def kinds(c: HFConfig, first: int) -> list[str]:
 @family("cohere2_moe", NAMES, peft_lacks=FUSED_BY_PEFT)
 def cohere2_moe(c: HFConfig) -> Decoder:
     first, bias = c.get("first_k_dense_replace", 0), c.attention_bias
-    choices = {"interleaved": True, "bias": bias, "out_bias": bias}
+    choices = {"interleaved": True, "biased": bias}
     sliding = attention(c, window=c.sliding_window, **choices)
     rotated, plain = attention(c, **choices), attention(c, position=None, **choices)
     dense = GLU(c.get("prefix_dense_intermediate_size") or c.intermediate_size, c.hidden_act)

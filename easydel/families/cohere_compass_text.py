@@ -18,6 +18,6 @@ def cohere_compass_text(c: HFConfig) -> Decoder:
             {"position": None} if kind in stated and stated[kind] is None else {"rope": c.rope(kind)}
         )
         bias, window = c.attention_bias, c.sliding_window if kind == SLIDING else None
-        return attention(c, window=window, bias=bias, out_bias=bias, **position)
+        return attention(c, window=window, biased=bias, **position)
 
     return cohere.parallel(c, [of(kind) for kind in layer_types(c, [FULL] * c.num_hidden_layers)])

@@ -57,7 +57,7 @@ class DifferentialLayer(AttentionLayer):
 
 @family("diffllama", base.NAMES, inert={"lambda_std_dev": "how training begins"})
 def diffllama(c: HFConfig) -> Decoder:
-    plain = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    plain = base.attention(c, biased=c.attention_bias)
     if plain.heads.kv % 2:
         raise ConfigError(f"{plain.heads.kv} kv heads, expected pairs of them", file=c.file)
     own = [getattr(plain, field.name) for field in fields(plain)]

@@ -15,6 +15,6 @@ from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 def dots1(c: HFConfig) -> Decoder:
     size, first, bias = c.sliding_window, c.max_window_layers, c.attention_bias
     kinds = layer_types(c, [SLIDING if size and i >= first else FULL for i in range(c.num_hidden_layers)])
-    choices = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps))}
+    choices = {"biased": bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps))}
     mixers = [base.attention(c, window=window, **choices) for window in windows(c, kinds)]
     return base.pre_norm(c, mixers, after_first(c, corrected_router(c)))

@@ -6,5 +6,5 @@ from easydel.families._parts import Decoder, HFConfig, family
 
 @family("ernie4_5", base.NAMES)
 def ernie4_5(c: HFConfig) -> Decoder:
-    mixer = base.attention(c, interleaved=True, bias=c.use_bias, out_bias=c.use_bias)
+    mixer = base.attention(c, interleaved=True, biased=c.use_bias)
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, bias=c.use_bias)

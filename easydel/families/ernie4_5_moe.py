@@ -23,6 +23,6 @@ def ernie4_5_moe(c: HFConfig) -> Decoder:
     routed = range(c.moe_layer_start_index, (layers - 1 if last == -1 else last) + 1)
     dense, step = GLU(c.intermediate_size, act, bias), c.moe_layer_interval
     ffns = [sparse if i in routed and (i + 1) % step == 0 else dense for i in range(layers)]
-    mixer = base.attention(c, bias=bias, out_bias=bias, interleaved=True)
+    mixer = base.attention(c, biased=bias, interleaved=True)
     plain = base.pre_norm(c, [mixer] * layers, ffns)
     return replace(plain, head=Head(c.tie_word_embeddings, bias=bias))

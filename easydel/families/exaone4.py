@@ -22,8 +22,8 @@ def kinds(c: HFConfig) -> Sequence[str]:
 def attentions(c: HFConfig) -> Sequence[Attention]:
     """Returns the attention of each layer; without a window all layers are rotated."""
     norm, window = QKNorm(RMSNorm(c.rms_norm_eps)), c.sliding_window
-    sliding = attention(c, qk_norm=norm, window=window)
-    full = attention(c, qk_norm=norm, position=None) if window else sliding
+    sliding = attention(c, norms=norm, window=window)
+    full = attention(c, norms=norm, position=None) if window else sliding
     return [{SLIDING: sliding, FULL: full}[kind] for kind in kinds(c)]
 
 

@@ -65,9 +65,9 @@ def names(c: HFConfig) -> Names:
 @family("falcon", names, aliases={"n_embed": "hidden_size", "num_key_value_heads": "num_kv_heads"})
 def falcon(c: HFConfig) -> Decoder:
     heads, norm = c.num_attention_heads, LayerNorm(c.layer_norm_epsilon)
-    choices = {"bias": c.bias, "out_bias": c.bias}
+    choices = {"biased": c.bias}
     if not c.new_decoder_architecture:
-        choices |= {"kv_heads": 1 if c.multi_query else heads}
+        choices |= {"kv": 1 if c.multi_query else heads}
     if c.alibi:
         choices |= {"position": ScaledALiBi(heads, head_dim=c.hidden_size // heads)}
     parallel = c.parallel_attn or c.new_decoder_architecture

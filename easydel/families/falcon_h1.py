@@ -35,7 +35,7 @@ class ScaledGLU(GLU):
 
 def mixers(c: HFConfig) -> Beside:
     """Attention, whose multiplier of keys is part of its scale, beside Mamba 2, whose gated norm is optional."""
-    attention = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    attention = base.attention(c, biased=c.attention_bias)
     scale = attention.heads.dim**-0.5 * c.key_multiplier
     inner, norm = c.get("mamba_d_ssm", c.mamba_expand * c.hidden_size), RMSNorm(c.rms_norm_eps)
     gated = GatedNorm(norm, c.mamba_n_groups, c.mamba_norm_before_gate) if c.mamba_rms_norm else None

@@ -8,7 +8,7 @@ from easydel.families._parts import GLU, Decoder, HFConfig, MoE, QKNorm, RMSNorm
 @family("flint", base.NAMES.extended({"sinks": "softmax_offset"}))
 def flint(c: HFConfig) -> Decoder:
     last, act, bias = c.num_hidden_layers - 1, c.hidden_act, c.attention_bias
-    choices = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps)), "sinks": True}
+    choices = {"biased": bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps)), "sinks": True}
     kinds = {
         SLIDING: base.attention(c, window=c.sliding_window, **choices),
         FULL: base.attention(c, position=None, **choices),

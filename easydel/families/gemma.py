@@ -11,7 +11,7 @@ def norm(c: HFConfig) -> RMSNorm:
 @family("gemma", NAMES)
 def gemma(c: HFConfig) -> Decoder:
     act = "gelu_pytorch_tanh" if c.hidden_act == "gelu" else c.hidden_act  # the first files say gelu and mean tanh
-    mixer = attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    mixer = attention(c, biased=c.attention_bias)
     block = Block(mixer, GLU(c.intermediate_size, act), attn_in=norm(c), ffn_in=norm(c))
     embed = Embed(scale=c.hidden_size**0.5)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm(c), embed=embed)

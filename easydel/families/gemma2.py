@@ -26,6 +26,6 @@ def sandwich(c: HFConfig, mixers: Sequence[Part]) -> Decoder:
 
 @family("gemma2", NAMES)
 def gemma2(c: HFConfig) -> Decoder:
-    choices = {"bias": c.attention_bias, "out_bias": c.attention_bias, "scale": c.query_pre_attn_scalar**-0.5}
+    choices = {"biased": c.attention_bias, "scale": c.query_pre_attn_scalar**-0.5}
     choices |= {"softcap": c.attn_logit_softcapping}
     return sandwich(c, [attention(c, window=window, **choices) for window in windows(c, alternating(c, 2))])

@@ -9,7 +9,7 @@ from easydel.families.llama import attention
 @family("gemma3_text", gemma2.NAMES)
 def gemma3_text(c: HFConfig) -> Decoder:
     rope, kinds = ropes(c, local="rope_local_base_freq"), alternating(c, c.get("sliding_window_pattern", 6))
-    choices = {"bias": c.attention_bias, "out_bias": c.attention_bias, "scale": c.query_pre_attn_scalar**-0.5}
-    choices |= {"qk_norm": QKNorm(gemma.norm(c))}
+    choices = {"biased": c.attention_bias, "scale": c.query_pre_attn_scalar**-0.5}
+    choices |= {"norms": QKNorm(gemma.norm(c))}
     each = zip(kinds, windows(c, kinds), strict=True)
     return gemma2.sandwich(c, [attention(c, window=window, rope=rope[kind], **choices) for kind, window in each])

@@ -193,7 +193,7 @@ def gemma3n_text(c: HFConfig) -> Decoder:
     c.only("altup_correct_scale", True)
     kinds, rope, norm = alternating(c, 5), ropes(c, local="rope_local_base_freq"), RMSNorm(c.rms_norm_eps)
     qk_norm = QKNorm(norm, values=replace(norm, scaled=False))
-    choices = {"bias": c.attention_bias, "out_bias": c.attention_bias, "scale": 1.0, "qk_norm": qk_norm}
+    choices = {"biased": c.attention_bias, "scale": 1.0, "norms": qk_norm}
     streams, width = AltUp(c.altup_num_inputs, c.altup_active_idx), c.hidden_size_per_layer_input
     own = {"streams": streams, "norm": norm, "laurel_rank": c.laurel_rank}
     own |= {"each": LayerInput(width, c.hidden_activation, norm)}

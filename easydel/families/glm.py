@@ -7,7 +7,7 @@ NAMES = base.NAMES.extended(fused=(Fused("mlp.gate_up_proj", GATE_UP),))
 
 
 def attention(c: HFConfig) -> Attention:
-    return base.attention(c, interleaved=True, bias=c.attention_bias)
+    return base.attention(c, interleaved=True, biased="qkv" if c.attention_bias else "")
 
 
 @family("glm", NAMES)

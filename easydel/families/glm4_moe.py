@@ -8,5 +8,5 @@ from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 @family("glm4_moe", v3.names, peft_lacks=FUSED_BY_PEFT)
 def glm4_moe(c: HFConfig) -> Decoder:
     norm = QKNorm(RMSNorm(c.rms_norm_eps)) if c.use_qk_norm else None
-    mixer = base.attention(c, bias=c.attention_bias, qk_norm=norm)
+    mixer = base.attention(c, biased="qkv" if c.attention_bias else "", norms=norm)
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, after_first(c, corrected_router(c)))

@@ -38,7 +38,7 @@ NAMES = Names(RENAMES, FUSED, transposed=CONV1D, ignored=(MASKS,), prefix="trans
 def attention(c: HFConfig, **choices: Any) -> Attention:
     """Returns attention with as many key heads as heads and biases on all projections; `choices` override."""
     heads = c.num_attention_heads
-    own = {"kv": heads, "dim": c.hidden_size // heads, "bias": True, "out_bias": True}
+    own = {"kv": heads, "dim": c.hidden_size // heads, "biased": "qkvo"}
     return assembled(heads, own | choices)
 
 

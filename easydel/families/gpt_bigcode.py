@@ -17,5 +17,5 @@ def names(c: HFConfig) -> Names:
 @family("gpt_bigcode", names, inert=INERT)
 def gpt_bigcode(c: HFConfig) -> Decoder:
     kv_heads = 1 if c.multi_query else c.num_attention_heads
-    mixer = base.attention(c, kv_heads=kv_heads, scale=None if c.scale_attn_weights else 1.0)
+    mixer = base.attention(c, kv=kv_heads, scale=None if c.scale_attn_weights else 1.0)
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, c.get("n_inner"))

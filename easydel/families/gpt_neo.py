@@ -24,5 +24,5 @@ def kinds(c: HFConfig) -> list[str]:
 @family("gpt_neo", NAMES)
 def gpt_neo(c: HFConfig) -> Decoder:
     windows = [c.window_size if kind == "local" else None for kind in kinds(c)]
-    mixers = [gpt2.attention(c, bias=False, scale=1.0, window=window) for window in windows]
+    mixers = [gpt2.attention(c, biased="o", scale=1.0, window=window) for window in windows]
     return gpt2.pre_norm(c, mixers, c.get("intermediate_size"))

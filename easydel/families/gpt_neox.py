@@ -32,7 +32,7 @@ def names(c: HFConfig) -> Names:
 )
 def gpt_neox(c: HFConfig) -> Decoder:
     norm, ffn = LayerNorm(c.layer_norm_eps), MLP(c.intermediate_size, c.hidden_act)
-    mixer = llama.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    mixer = llama.attention(c, biased=c.attention_bias)
     residual = Parallel() if c.use_parallel_residual else Sequential()
     block = Block(mixer, ffn, attn_in=norm, ffn_in=norm, residual=residual)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

@@ -40,7 +40,7 @@ class ClampedGLU(GLU):
 @family("gpt_oss", NAMES, inert={"hidden_act": "the activation is always SwiGLU"})
 def gpt_oss(c: HFConfig) -> Decoder:
     kinds = layer_types(c, [FULL if layer % 2 else SLIDING for layer in range(c.num_hidden_layers)])
-    choices = {"sinks": True, "bias": c.attention_bias, "out_bias": c.attention_bias}
+    choices = {"sinks": True, "biased": c.attention_bias}
     mixers = [base.attention(c, window=window, **choices) for window in windows(c, kinds)]
     expert = ClampedGLU(c.intermediate_size, "silu", bias=True, alpha=c.swiglu_alpha, limit=c.swiglu_limit)
     router = TopK(c.num_experts_per_tok, renormalize=True, bias=True)  # the same as a softmax over the chosen ones

@@ -14,7 +14,7 @@ NAMES = Names(
 def gptj(c: HFConfig) -> Decoder:
     norm = LayerNorm(c.layer_norm_epsilon)
     rope = Rope(c.get("rotary_dim") or c.hidden_size // c.num_attention_heads, interleaved=True)
-    mixer = gpt2.attention(c, bias=False, out_bias=False, position=rope)
+    mixer = gpt2.attention(c, biased="", position=rope)
     ffn = MLP(c.get("n_inner") or 4 * c.hidden_size, c.activation_function)
     block = Block(mixer, ffn, attn_in=norm, residual=Parallel())
     head = Head(c.tie_word_embeddings, bias=True)

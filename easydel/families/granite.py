@@ -10,7 +10,7 @@ from easydel.families._parts import GLU, Attention, Decoder, Embed, Head, HFConf
 
 def attention(c: HFConfig, **choices: Any) -> Attention:
     """Returns Llama's attention with a scale of its own; `choices` override."""
-    own = {"bias": c.attention_bias, "out_bias": c.attention_bias, "scale": c.attention_multiplier}
+    own = {"biased": c.attention_bias, "scale": c.attention_multiplier}
     return base.attention(c, **(own | choices))
 
 

@@ -6,5 +6,5 @@ from easydel.families._parts import Decoder, HFConfig, family
 
 @family("helium", base.NAMES)
 def helium(c: HFConfig) -> Decoder:
-    mixer = base.attention(c, interleaved=True, bias=c.attention_bias)
+    mixer = base.attention(c, interleaved=True, biased="qkv" if c.attention_bias else "")
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, bias=c.mlp_bias)

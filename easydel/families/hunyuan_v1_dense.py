@@ -22,7 +22,7 @@ def attention(c: HFConfig) -> Attention:
     for key, known in {"use_qk_norm": True, "use_rotary_pos_emb": True, "use_mla": False, "use_cla": False}.items():
         c.only(key, known)
     norm, bias = QKNorm(RMSNorm(c.rms_norm_eps), rotated=True), c.attention_bias
-    return base.attention(c, rope=rope(c), bias=bias, out_bias=bias, qk_norm=norm)
+    return base.attention(c, rope=rope(c), biased=bias, norms=norm)
 
 
 @family("hunyuan_v1_dense", NAMES)

@@ -23,7 +23,7 @@ def names(c: HFConfig) -> Names:
 )
 def hy_v3(c: HFConfig) -> Decoder:
     act, bias, size, norm = c.hidden_act, c.mlp_bias, c.moe_intermediate_size, QKNorm(RMSNorm(c.rms_norm_eps))
-    mixer = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias, qk_norm=norm)
+    mixer = base.attention(c, biased=c.attention_bias, norms=norm)
     router = TopK(c.num_experts_per_tok, True, c.router_scaling_factor, "sigmoid", corrected=True)
     sparse = MoE(c.num_experts, GLU(size, act), router, GLU(size * c.num_shared_experts, act, bias))
     ffns = by_type(c, sparse, GLU(c.intermediate_size, act, bias), 1)

@@ -38,8 +38,8 @@ class ByLogits(TopK):
 def kolibri1(c: HFConfig) -> Decoder:
     norm, act = RMSNorm(c.rms_norm_eps), c.hidden_act
     kinds = {
-        SLIDING: base.attention(c, qk_norm=QKNorm(norm), window=c.sliding_window),
-        FULL: base.attention(c, qk_norm=QKNorm(norm), position=None),
+        SLIDING: base.attention(c, norms=QKNorm(norm), window=c.sliding_window),
+        FULL: base.attention(c, norms=QKNorm(norm), position=None),
     }
     router = ByLogits(c.num_experts_per_tok, c.norm_topk_prob, score="sigmoid", corrected=True)
     shared = GLU(c.shared_expert_intermediate_size, act)

@@ -49,7 +49,7 @@ def attentions(c: HFConfig) -> list[Attention]:
         c.only("gating", True, False, "per-head", "per-element"),
     )
     gate = Gate("softplus", per_head=gating in (True, "per-head"))
-    choices = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps)), "gate": gate}
+    choices = {"biased": bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps)), "gate": gate}
     kinds = {
         FULL: base.attention(c, rope=c.rope(FULL), **choices),
         SLIDING: base.attention(c, rope=c.rope(SLIDING), window=c.sliding_window, **choices),

@@ -41,19 +41,17 @@ def attention(
 
 
 def assembled(heads: int, choices: Mapping[str, Any]) -> Attention:
-    """Returns attention of `heads` heads; `choices` has fields of `Attention`, `Heads` and `Weights` side by side."""
+    """Returns attention of `heads` heads; `choices` has fields of `Attention`, `Heads` and `Weights` side by side.
+
+    `biased` may be a bool, for all four projections or none; `window` stands for a causal sight with one.
+    """
 
     def taken(record: type) -> dict[str, Any]:
         return {field.name: rest.pop(field.name) for field in fields(record) if field.name in rest}
 
-    names = {"kv_heads": "kv", "head_dim": "dim", "qk_norm": "norms"}
-    rest: dict[str, Any] = {}
-    for name, value in choices.items():
-        rest[names.get(name, name)] = value
-    if rest.pop("bias", False):
-        rest["biased"] = "qkv" + rest.get("biased", "")
-    if rest.pop("out_bias", False):
-        rest["biased"] = rest.get("biased", "") + "o"
+    rest = dict(choices)
+    if not isinstance(rest.get("biased", ""), str):
+        rest["biased"] = "qkvo" if rest["biased"] else ""
     if "window" in rest:
         rest["sight"] = Causal(rest.pop("window"))
     return Attention(Heads(heads, **taken(Heads)), weights=Weights(**taken(Weights)), **rest)
@@ -69,5 +67,5 @@ def pre_norm(c: HFConfig, mixers: Sequence[Part], ffns: Sequence[Part] | None = 
 
 @family("llama", NAMES)
 def llama(c: HFConfig) -> Decoder:
-    mixer = attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    mixer = attention(c, biased=c.attention_bias)
     return pre_norm(c, [mixer] * c.num_hidden_layers, bias=c.mlp_bias)

@@ -48,7 +48,7 @@ def mixers(c: HFConfig) -> list[Attention]:
     kinds = layer_types(c, [CHUNKED if rope else FULL for rope in ropes[:layers]], (CHUNKED, FULL))
     l2 = QKNorm(RMSNorm(c.rms_norm_eps, scaled=False), rotated=True) if c.use_qk_norm else None
     growing, tuned = GrowingScale(c.attn_scale, c.floor_scale, shift=1), c.attn_temperature_tuning
-    whole: dict[str, Any] = {"interleaved": True, "bias": c.attention_bias, "out_bias": c.attention_bias}
+    whole: dict[str, Any] = {"interleaved": True, "biased": c.attention_bias}
 
     def attention(rope: int, kind: str) -> Attention:
         own: dict[str, Any] = {"norms": l2} if rope else {"position": None, "scale": growing if tuned else None}

@@ -16,7 +16,7 @@ AHEAD = "of a layer that predicts further ahead, which is not loaded"
 )
 def mellum(c: HFConfig) -> Decoder:
     act, bias = c.hidden_act, c.attention_bias
-    choices = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps))}
+    choices = {"biased": bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps))}
     kinds = {
         FULL: base.attention(c, rope=c.rope(FULL), **choices),
         SLIDING: base.attention(c, rope=c.rope(SLIDING), window=c.sliding_window, **choices),

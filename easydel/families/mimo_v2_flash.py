@@ -24,7 +24,7 @@ def mimo_v2_flash(c: HFConfig) -> Decoder:
     window = c.sliding_window if size is None else size + 1  # the authors' count leaves the query out
     scale = c.get("attention_value_scale", 1.0)
     twice = {"kv": 2 * c.num_key_value_heads}
-    choices = {"bias": c.attention_bias, "value_dim": c.v_head_dim, "value_scale": scale}
+    choices = {"biased": "qkv" if c.attention_bias else "", "value_dim": c.v_head_dim, "value_scale": scale}
     kinds = {
         FULL: base.attention(c, rope=settings[FULL], **choices),
         SLIDING: base.attention(c, rope=settings[SLIDING], window=window, sinks=True, **choices, **twice),

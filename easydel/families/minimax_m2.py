@@ -14,7 +14,7 @@ def minimax_m2(c: HFConfig) -> Decoder:
     if rotated is not None:
         settings.setdefault("partial_rotary_factor", rotated / c.head_dim)
     norm, layers = QKNorm(RMSNorm(c.rms_norm_eps), whole=True), c.num_hidden_layers
-    mixer = base.attention(c, qk_norm=norm, rope=settings)
+    mixer = base.attention(c, norms=norm, rope=settings)
     router = TopK(c.num_experts_per_tok, renormalize=True, score="sigmoid", corrected=True)
     ffn = MoE(c.num_local_experts, GLU(c.intermediate_size, c.hidden_act), router)
     return base.pre_norm(c, [mixer] * layers, [ffn] * layers)

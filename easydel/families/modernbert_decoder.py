@@ -53,7 +53,7 @@ def modernbert_decoder(c: HFConfig) -> Decoder:
     blocks = []
     for i, kind in enumerate(layer_types(c, [SLIDING if i % every else FULL for i in range(c.num_hidden_layers)])):
         window = c.local_attention // 2 if kind == SLIDING else None
-        mixer = attention(c, rope=rope(c, kind), window=window, bias=bias, out_bias=bias)
+        mixer = attention(c, rope=rope(c, kind), window=window, biased=bias)
         blocks.append(Block(mixer, ffn, attn_in=norm if i else None, ffn_in=norm))
     act, biased = c.get("classifier_activation", "gelu"), c.get("classifier_bias", False)
     head = Head(c.tie_word_embeddings, bias=c.decoder_bias, transform=Transform(act, norm, bias=biased))

@@ -35,8 +35,7 @@ def mpt(c: HFConfig) -> Decoder:
         settings.only(key, False)
     mixer = gpt2.attention(
         c,
-        bias=False,
-        out_bias=False,
+        biased="",
         position=ALiBi(c.num_attention_heads, settings.alibi_bias_max),
         scale=settings.get("softmax_scale"),
         clip=settings.get("clip_qkv") or None,

@@ -38,7 +38,7 @@ def nanochat(c: HFConfig) -> Decoder:
     norm, bias = RMSNorm(c.rms_norm_eps, scaled=False), c.attention_bias
     rope = rope_from_settings(c.rope(), c.hidden_size // c.num_attention_heads)
     position = Backwards(*(getattr(rope, field.name) for field in fields(rope)))
-    mixer = base.attention(c, position=position, bias=bias, out_bias=bias, qk_norm=QKNorm(norm, rotated=True))
+    mixer = base.attention(c, position=position, biased=bias, norms=QKNorm(norm, rotated=True))
     block = Block(mixer, MLP(c.intermediate_size, c.hidden_act, bias=False), attn_in=norm, ffn_in=norm)
     head = Head(c.tie_word_embeddings, softcap=c.final_logit_softcapping)
     blocks = [block] * c.num_hidden_layers

@@ -7,6 +7,6 @@ from easydel.families._parts import MLP, Block, Decoder, HFConfig, LayerNorm, fa
 @family("nemotron", base.NAMES)
 def nemotron(c: HFConfig) -> Decoder:
     norm, ffn = LayerNorm(c.norm_eps, offset=1.0), MLP(c.intermediate_size, c.hidden_act, bias=c.mlp_bias)
-    mixer = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias)
+    mixer = base.attention(c, biased=c.attention_bias)
     block = Block(mixer, ffn, attn_in=norm, ffn_in=norm)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

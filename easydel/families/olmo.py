@@ -7,6 +7,6 @@ from easydel.families._parts import GLU, Block, Decoder, HFConfig, LayerNorm, fa
 @family("olmo", base.NAMES)
 def olmo(c: HFConfig) -> Decoder:
     norm = LayerNorm(1e-5, scaled=False, biased=False)
-    mixer = base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias, clip=c.clip_qkv)
+    mixer = base.attention(c, biased=c.attention_bias, clip=c.clip_qkv)
     block = Block(mixer, GLU(c.intermediate_size, c.hidden_act), attn_in=norm, ffn_in=norm)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

@@ -22,7 +22,7 @@ def post_norm(c: HFConfig, mixers: Sequence[Part], ffn: Part | None = None) -> D
 
 def normed_attention(c: HFConfig) -> list[Part]:
     bias, norm = c.attention_bias, QKNorm(RMSNorm(c.rms_norm_eps), whole=True)
-    return [base.attention(c, bias=bias, out_bias=bias, qk_norm=norm)] * c.num_hidden_layers
+    return [base.attention(c, biased=bias, norms=norm)] * c.num_hidden_layers
 
 
 @family("olmo2", NAMES)

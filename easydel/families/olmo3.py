@@ -9,7 +9,7 @@ from easydel.families.llama import attention
 @family("olmo3", olmo2.NAMES)
 def olmo3(c: HFConfig) -> Decoder:
     rope, bias = ropes(c, local="rope_theta"), c.attention_bias
-    choices = {"bias": bias, "out_bias": bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps), whole=True)}
+    choices = {"biased": bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps), whole=True)}
     kinds = {
         SLIDING: attention(c, rope=rope[SLIDING], window=c.sliding_window, **choices),
         FULL: attention(c, rope=rope[FULL], **choices),

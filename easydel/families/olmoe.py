@@ -8,7 +8,7 @@ from easydel.families._parts import GLU, Decoder, HFConfig, MoE, QKNorm, RMSNorm
 @family("olmoe", base.NAMES, peft_lacks=FUSED_BY_PEFT)
 def olmoe(c: HFConfig) -> Decoder:
     norm, bias, layers = QKNorm(RMSNorm(c.rms_norm_eps), whole=True), c.attention_bias, c.num_hidden_layers
-    mixer = base.attention(c, bias=bias, out_bias=bias, qk_norm=norm, clip=c.clip_qkv)
+    mixer = base.attention(c, biased=bias, norms=norm, clip=c.clip_qkv)
     router = TopK(c.num_experts_per_tok, c.norm_topk_prob)
     ffn = MoE(c.num_experts, GLU(c.intermediate_size, c.hidden_act), router)
     return base.pre_norm(c, [mixer] * layers, [ffn] * layers)

@@ -20,7 +20,7 @@ NAMES = Names(
 def opt(c: HFConfig) -> Decoder:
     affine, bias, width = c.layer_norm_elementwise_affine, c.enable_bias, c.get("word_embed_proj_dim", c.hidden_size)
     norm = LayerNorm(1e-5, scaled=affine, biased=affine)  # torch's default eps; there is no key for it
-    mixer, ffn = gpt2.attention(c, bias=bias, out_bias=bias), MLP(c.ffn_dim, c.activation_function, bias)
+    mixer, ffn = gpt2.attention(c, biased=bias), MLP(c.ffn_dim, c.activation_function, bias)
     if c.do_layer_norm_before:
         block = Block(mixer, ffn, attn_in=norm, ffn_in=norm)
     else:

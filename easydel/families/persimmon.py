@@ -13,6 +13,6 @@ def names(c: HFConfig) -> Names:
 @family("persimmon", names)
 def persimmon(c: HFConfig) -> Decoder:
     norm, heads = LayerNorm(c.layer_norm_eps), c.num_attention_heads
-    mixer = base.attention(c, kv=heads, bias=True, out_bias=True, qk_norm=QKNorm(norm) if c.qk_layernorm else None)
+    mixer = base.attention(c, kv=heads, biased=True, norms=QKNorm(norm) if c.qk_layernorm else None)
     block = Block(mixer, MLP(c.intermediate_size, c.hidden_act), attn_in=norm, ffn_in=norm)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm)

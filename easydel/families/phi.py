@@ -10,7 +10,7 @@ NAMES = LLAMA.extended(RENAMES | {"q_norm": "q_layernorm", "k_norm": "k_layernor
 @family("phi", NAMES)
 def phi(c: HFConfig) -> Decoder:
     norm = LayerNorm(c.layer_norm_eps)
-    mixer = attention(c, bias=True, out_bias=True, qk_norm=QKNorm(norm) if c.qk_layernorm else None)
+    mixer = attention(c, biased=True, norms=QKNorm(norm) if c.qk_layernorm else None)
     block = Block(mixer, MLP(c.intermediate_size, c.hidden_act), attn_in=norm, residual=Parallel())
     head = Head(c.tie_word_embeddings, bias=True)
     return Decoder.from_hf(c, blocks=[block] * c.num_hidden_layers, final_norm=norm, head=head)

@@ -68,7 +68,7 @@ def attention(c: HFConfig) -> Attention:
 
     So does the authors' code. transformers 5.23 uses the short factors there, though with the long ones' gain.
     """
-    settings, choices = c.rope(), {"bias": c.attention_bias, "out_bias": c.attention_bias, "window": c.sliding_window}
+    settings, choices = c.rope(), {"biased": c.attention_bias, "window": c.sliding_window}
     if (kind := settings["rope_type"]) not in ("default", "longrope"):
         raise UnsupportedModelError(f"the rope type is {kind!r}, known: 'default', 'longrope'", file=c.file)
     short, long = (settings.pop(key, None) for key in ("short_mscale", "long_mscale"))

@@ -7,4 +7,4 @@ from easydel.families._parts import Decoder, HFConfig, family
 
 @family("qwen2", base.NAMES)
 def qwen2(c: HFConfig) -> Decoder:
-    return base.pre_norm(c, [base.attention(c, bias=True, window=window) for window in upper_windows(c)])
+    return base.pre_norm(c, [base.attention(c, biased="qkv", window=window) for window in upper_windows(c)])

@@ -10,5 +10,8 @@ from easydel.families._parts import GLU, Decoder, HFConfig, family
 def qwen2_moe(c: HFConfig) -> Decoder:
     used, last = c.use_sliding_window, c.max_window_layers
     default = [SLIDING if used and i < last and i % 2 == 0 else FULL for i in range(c.num_hidden_layers)]
-    mixers = [base.attention(c, bias=c.qkv_bias, window=window) for window in windows(c, layer_types(c, default))]
+    mixers = [
+        base.attention(c, biased="qkv" if c.qkv_bias else "", window=window)
+        for window in windows(c, layer_types(c, default))
+    ]
     return base.pre_norm(c, mixers, in_steps(c, GLU(c.shared_expert_intermediate_size, c.hidden_act)))

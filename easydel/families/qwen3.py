@@ -7,5 +7,5 @@ from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 
 @family("qwen3", base.NAMES)
 def qwen3(c: HFConfig) -> Decoder:
-    choices = {"bias": c.attention_bias, "out_bias": c.attention_bias, "qk_norm": QKNorm(RMSNorm(c.rms_norm_eps))}
+    choices = {"biased": c.attention_bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps))}
     return base.pre_norm(c, [base.attention(c, window=window, **choices) for window in upper_windows(c)])

@@ -9,5 +9,5 @@ from easydel.families._parts import Decoder, HFConfig, QKNorm, RMSNorm, family
 def qwen3_moe(c: HFConfig) -> Decoder:
     window = c.sliding_window if c.use_sliding_window else None  # with a window, all layers have it
     norm, bias = QKNorm(RMSNorm(c.rms_norm_eps)), c.attention_bias
-    mixer = base.attention(c, bias=bias, out_bias=bias, qk_norm=norm, window=window)
+    mixer = base.attention(c, biased=bias, norms=norm, window=window)
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, in_steps(c))

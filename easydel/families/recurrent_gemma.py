@@ -135,7 +135,7 @@ def _bounded(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax
 
 @family("recurrent_gemma", NAMES, inert={"w_init_variance_scale": "how training begins"})
 def recurrent_gemma(c: HFConfig) -> Decoder:
-    norm, choices = gemma.norm(c), {"bias": c.attention_bias, "out_bias": True, "window": c.attention_window_size}
+    norm, choices = gemma.norm(c), {"biased": "qkvo" if c.attention_bias else "o", "window": c.attention_window_size}
     inner, act = c.get("lru_width") or c.hidden_size, c.hidden_activation
     recurrence = GatedRecurrence(inner, c.num_attention_heads, c.conv1d_width, act)
     parts = {"recurrent": recurrence, "attention": base.attention(c, **choices)}

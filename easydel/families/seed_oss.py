@@ -6,5 +6,5 @@ from easydel.families._parts import Decoder, HFConfig, family
 
 @family("seed_oss", base.NAMES)
 def seed_oss(c: HFConfig) -> Decoder:
-    mixer = base.attention(c, bias=c.attention_bias, out_bias=c.attention_out_bias)
+    mixer = base.attention(c, biased=("qkv" if c.attention_bias else "") + ("o" if c.attention_out_bias else ""))
     return base.pre_norm(c, [mixer] * c.num_hidden_layers, bias=c.mlp_bias)

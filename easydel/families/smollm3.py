@@ -18,7 +18,7 @@ def mixers(c: HFConfig) -> list[Attention]:
     own: list[dict[str, Any]] = [{} if rope else {"position": None} for rope in ropes[: len(layers)]]
     for choices, kind in zip(own, kinds, strict=True):
         choices["window"] = window if kind == SLIDING else None
-    return [base.attention(c, bias=c.attention_bias, out_bias=c.attention_bias, **choices) for choices in own]
+    return [base.attention(c, biased=c.attention_bias, **choices) for choices in own]
 
 
 @family("smollm3", base.NAMES)

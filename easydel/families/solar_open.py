@@ -7,5 +7,5 @@ from easydel.families._parts import Decoder, HFConfig, family
 
 @family("solar_open", v2.NAMES.extended(CORRECTED), peft_lacks=FUSED_BY_PEFT)
 def solar_open(c: HFConfig) -> Decoder:
-    mixer, layers = base.attention(c, bias=c.attention_bias), c.num_hidden_layers
+    mixer, layers = base.attention(c, biased="qkv" if c.attention_bias else ""), c.num_hidden_layers
     return base.pre_norm(c, [mixer] * layers, [experts(c, corrected_router(c))] * layers)

@@ -13,7 +13,10 @@ NAMES = LLAMA.extended(NORMS, listed=tuple(NORMS.values()))
 def stablelm(c: HFConfig) -> Decoder:
     norm = LayerNorm(c.layer_norm_eps)
     qk_norm = QKNorm(LayerNorm(c.layer_norm_eps, biased=False), per_head=True) if c.qk_layernorm else None
-    mixer, ffn = attention(c, bias=c.use_qkv_bias, qk_norm=qk_norm), GLU(c.intermediate_size, c.hidden_act)
+    mixer, ffn = (
+        attention(c, biased="qkv" if c.use_qkv_bias else "", norms=qk_norm),
+        GLU(c.intermediate_size, c.hidden_act),
+    )
     block = Block(mixer, ffn, attn_in=norm, ffn_in=norm)
     if c.use_parallel_residual:
         block = replace(block, ffn_in=None, residual=Parallel())

@@ -58,7 +58,7 @@ def tower(c: HFConfig, cross: CrossAttention | None = None) -> Tower:
 
 def scores(c: HFConfig) -> dict[str, Any]:
     """What self-attention has beside heads and positions."""
-    choices = {"bias": c.attention_bias, "out_bias": c.attention_bias, "softcap": c.attn_logit_softcapping}
+    choices = {"biased": c.attention_bias, "softcap": c.attn_logit_softcapping}
     return choices | {"scale": c.query_pre_attn_scalar**-0.5}
 
 
