@@ -15,6 +15,7 @@ NEEDED = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 5, "num_experts_per_tok": 2},
     "glm4_moe": {"num_attention_heads": 32},
+    "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
 }
 SPELLINGS = {
     "attention_layers": ("attention types",),

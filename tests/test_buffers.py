@@ -53,7 +53,7 @@ class ShuffledLayer(MLPLayer):
 def shuffled(c: HFConfig) -> Any:
     layers = range(c.num_hidden_layers)
     ffn = Shuffled(c.intermediate_size, c.hidden_act, bias=c.mlp_bias)
-    return llama.pre_norm(c, [llama.attention(c, bias=c.attention_bias) for _ in layers], [ffn for _ in layers])
+    return llama.pre_norm(c, [llama.attention(c, biased=c.attention_bias) for _ in layers], [ffn for _ in layers])
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from easydel.expected import shown
 from easydel.families._parts import ConfigError, HandOn, HFConfig, TakeOver, UnsupportedModelError
 from easydel.keys import FULL
 
@@ -10,13 +11,15 @@ SLIDING = "sliding_attention"
 LINEAR = "linear_attention"
 
 
-def layer_types(c: HFConfig, default: Sequence[str], known: Sequence[str] = (FULL, SLIDING)) -> Sequence[str]:
+def layer_types(c: HFConfig, default: Sequence[str] | None, known: Sequence[str] = (FULL, SLIDING)) -> Sequence[str]:
     """Returns the kind of each layer, one of `known`: from `layer_types` if the config has it."""
     return checked_types(c, "layer_types", c.get("layer_types") or default, known)
 
 
-def checked_types(c: HFConfig, key: str, kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+def checked_types(c: HFConfig, key: str, kinds: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
     """Returns `kinds`, the value of `key`, checked to be one of `known` for each layer."""
+    if not isinstance(kinds, list | tuple):
+        raise ConfigError(f"{key} is {shown(kinds)}, expected a list with the kind of each layer", file=c.file)
     if len(kinds) != c.num_hidden_layers:
         raise ConfigError(f"{len(kinds)} {key} for {c.num_hidden_layers} layers", file=c.file)
     if unknown := sorted(set(kinds) - set(known)):

@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 
 import jax
 
+from easydel.expected import is_number, shown
 from easydel.families import bamba, llama as base
 from easydel.families._mamba2 import KERNELS, mixer
 from easydel.families._parts import (
     GLU,
     Beside,
     Block,
+    ConfigError,
     Decoder,
     Embed,
     GatedNorm,
@@ -33,13 +35,21 @@ class ScaledGLU(GLU):
         return super().combine(gate * self.gate_scale, up)
 
 
+def multipliers(c: HFConfig, key: str, count: int) -> tuple[float, ...]:
+    """Returns the `count` multipliers that the config has under `key`; 1 for each where it has none."""
+    found = c.get(key) or [1.0] * count
+    if not isinstance(found, list | tuple) or len(found) != count or not all(map(is_number, found)):
+        raise ConfigError(f"{key} is {shown(found)}, expected {count} numbers", file=c.file)
+    return tuple(found)
+
+
 def mixers(c: HFConfig) -> Beside:
     """Attention, whose multiplier of keys is part of its scale, beside Mamba 2, whose gated norm is optional."""
     attention = base.attention(c, biased=c.attention_bias)
     scale = attention.heads.dim**-0.5 * c.key_multiplier
     inner, norm = c.get("mamba_d_ssm", c.mamba_expand * c.hidden_size), RMSNorm(c.rms_norm_eps)
     gated = GatedNorm(norm, c.mamba_n_groups, c.mamba_norm_before_gate) if c.mamba_rms_norm else None
-    scales = tuple(c.ssm_multipliers or (1.0,) * 5)
+    scales = multipliers(c, "ssm_multipliers", 5)
     parts = (
         replace(attention, weights=replace(attention.weights, scale=scale)),
         mixer(c, inner, norm=gated, out_bias=c.projectors_bias, scales=scales),
@@ -50,7 +60,7 @@ def mixers(c: HFConfig) -> Beside:
 
 @family("falcon_h1", NAMES, inert={"mamba_chunk_size": KERNELS})
 def falcon_h1(c: HFConfig) -> Decoder:
-    norm, (gate, down) = RMSNorm(c.rms_norm_eps), c.mlp_multipliers or (1.0, 1.0)
+    norm, (gate, down) = RMSNorm(c.rms_norm_eps), multipliers(c, "mlp_multipliers", 2)
     ffn = ScaledGLU(c.intermediate_size, c.hidden_act, c.mlp_bias, gate_scale=gate)
     block = Block(mixers(c), ffn, attn_in=norm, ffn_in=norm, ffn_residual=Sequential(down))
     head = Head(c.tie_word_embeddings, scale=c.lm_head_multiplier)

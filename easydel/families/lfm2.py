@@ -35,15 +35,15 @@ NAMES = base.NAMES.extended(RENAMES, fused=(PROJECTIONS,))
 ALIASES = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
 
 
-def hybrid(c: HFConfig, kinds: Sequence[str], ffns: Sequence[Part]) -> Decoder:
+def hybrid(c: HFConfig, kinds: Sequence[str] | None, ffns: Sequence[Part]) -> Decoder:
     """Blocks of those kinds around `ffns`, one for each layer."""
     norm = RMSNorm(c.norm_eps)
     mixers = {
         CONV: ShortConv(c.hidden_size, c.conv_L_cache, c.conv_bias),
         FULL: base.attention(c, norms=QKNorm(norm)),
     }
-    kinds = layer_types(c, kinds, tuple(mixers))
-    blocks = [Block(mixers[kind], ffn, attn_in=norm, ffn_in=norm) for kind, ffn in zip(kinds, ffns, strict=True)]
+    found = layer_types(c, kinds, tuple(mixers))
+    blocks = [Block(mixers[kind], ffn, attn_in=norm, ffn_in=norm) for kind, ffn in zip(found, ffns, strict=True)]
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm)
 
 

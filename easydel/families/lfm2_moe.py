@@ -13,4 +13,4 @@ def lfm2_moe(c: HFConfig) -> Decoder:
     router = TopK(c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor, **how)
     sparse = MoE(c.num_experts, GLU(c.moe_intermediate_size, "silu"), router)
     ffns = [GLU(c.intermediate_size, "silu") if i < first else sparse for i in range(layers)]
-    return dense.hybrid(c, c.layer_types, ffns)
+    return dense.hybrid(c, c.get("layer_types"), ffns)
