@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import Case
-from cases.bart import bart
+from cases.bart import whole
 from cases.llama import llama
 from cases.t5 import t5
 from parity import make_reference, padded_mask, random_ids
@@ -240,7 +240,7 @@ def test_temporaries_of_a_prompt_grow_with_its_length_not_with_its_square(
 
 SEQ2SEQ = [
     t5("generate", num_layers=1, num_decoder_layers=1),
-    bart("generate", encoder_layers=1, decoder_layers=1, forced_bos_token_id=7),
+    whole("bart", "generate", encoder_layers=1, decoder_layers=1, forced_bos_token_id=7),
 ]
 
 

@@ -108,6 +108,8 @@ def by_transformers(loaded: Loaded, directory: Path, **choices: Any) -> np.ndarr
 
 
 def test_transformers_loads_what_is_exported(loaded: Loaded, tmp_path: Path):
+    if loaded.case.config.get("zero_expert_num"):
+        pytest.skip("transformers 5.23 wants kernels of experts that do nothing; docs/limits.md says so")
     loaded.model.export(tmp_path)
     np.testing.assert_array_equal(by_transformers(loaded, tmp_path), loaded.logits)
 

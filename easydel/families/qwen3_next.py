@@ -4,7 +4,7 @@ each one of gated attention, and many experts with a gated shared one."""
 from collections.abc import Sequence
 
 from easydel.families import llama as base
-from easydel.families._experts import in_steps
+from easydel.families._experts import FUSED_BY_PEFT, in_steps
 from easydel.families._layers import FULL, LINEAR, layer_types
 from easydel.families._parts import (
     GLU,
@@ -73,6 +73,6 @@ def hybrid(c: HFConfig, ffns: Sequence[Part]) -> Decoder:
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm)
 
 
-@family("qwen3_next", names)
+@family("qwen3_next", names, peft_lacks=FUSED_BY_PEFT)
 def qwen3_next(c: HFConfig) -> Decoder:
     return hybrid(c, in_steps(c, GLU(c.shared_expert_intermediate_size, c.hidden_act)))

@@ -30,6 +30,9 @@ class CausalConv(nnx.Module):
         if past_BWI is None:
             past_BWI = jnp.zeros((batch, width - 1, count), x_BTI.dtype)
         inputs = jnp.concatenate([past_BWI.astype(x_BTI.dtype), x_BTI], axis=1)
-        kernel = self.kernel[...][channels].astype(x_BTI.dtype)
-        y_BTI = sum((inputs[:, i : i + length] * kernel[:, 0, i] for i in range(width)), jnp.zeros_like(x_BTI))
-        return y_BTI if self.bias is None else y_BTI + self.bias[...][channels].astype(y_BTI.dtype), inputs[:, length:]
+        # float32: 16 bits would round after each of the few products
+        kernel, wide = self.kernel[...][channels].astype(jnp.float32), inputs.astype(jnp.float32)
+        y_BTI = sum((wide[:, i : i + length] * kernel[:, 0, i] for i in range(width)), jnp.zeros_like(wide[:, :length]))
+        if self.bias is not None:
+            y_BTI = y_BTI + self.bias[...][channels].astype(jnp.float32)
+        return y_BTI.astype(x_BTI.dtype), inputs[:, length:]
