@@ -17,6 +17,7 @@ FILE = Path(__file__).parent / "families" / "keys.json"
 
 # Reasons why keys do not affect a forward pass, or a training step without dropout, whichever class declares them.
 INERT = {
+    "what n_positions and rotary_dim say": r"n_ctx|rotary",
     "how the file came to be": r"transformers.*|architectures|model_type|auto_map|_?name_or_path"
     r"|_commit_hash|(torch_)?dtype|torchscript|tf_legacy_loss|use_bfloat16|unsloth.*|vocab_file|tokenizer_class",
     "which kernels compute it": r"_?(attn|experts)_implementation.*|(use_)?flash_attn.*|use_mambapy"

@@ -8,6 +8,6 @@ QVK = Fused("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.v_proj", "self
 NAMES = gptj.NAMES.extended(fused=(QVK,), ignored=(r".*\.attn\.causal_mask",))
 
 
-@family("codegen", NAMES, inert={"n_ctx": "n_positions is the length"})
+@family("codegen", NAMES)
 def codegen(c: HFConfig) -> Decoder:
     return gptj.gptj(c)
