@@ -16,7 +16,7 @@ from easydel.layers.context import Context
 from easydel.layers.kv_cache import Seen, empty_keys, reachable, update
 from easydel.layers.linear import Linear, parameter
 from easydel.layers.norm import AnyNorm, Norm
-from easydel.layers.part import Handed, HeadSizes, Part
+from easydel.layers.part import Handed, HeadSizes, Part, handing, received
 from easydel.layers.position import ALiBi, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.rope import Rope
@@ -222,12 +222,12 @@ class AttentionLayer(nnx.Module):
         y_BTD = self.o_proj(self._finished(x_BTD, out_BTNV))
         values = chosen | ({record.keys.name: seen} if isinstance(record.keys, HandOn) else {})
         cache = cache if cache is None or record.select is None else cache | {"select": kept}
-        return Handed(y_BTD, values) if values else y_BTD, cache
+        return handing(y_BTD, values), cache
 
     def _queries(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         """Returns queries [B, T, N, C], rotated and normed."""
         record, scale = self.record, self.record.weights.scale
-        q_BTNC = self._heads(self.q_proj(x_BTD), self.q_norm if record.norms else None, record.heads.dim, context)
+        q_BTNC = self._heads(self.q_proj(x_BTD), self.q_norm if record.norms else None, context)
         if isinstance(scale, GrowingScale):
             q_BTNC = q_BTNC * scale.factors(context.positions_BT)[..., None, None].astype(q_BTNC.dtype)
         return q_BTNC
@@ -239,7 +239,7 @@ class AttentionLayer(nnx.Module):
             return context.handed[record.keys.name], cache
         k_BTE = self.k_proj(x_BTD)
         v_BTE = k_BTE if heads.keys_as_values else self.v_proj(x_BTD)
-        k_BTKC = self._heads(k_BTE, self.k_norm if norms else None, heads.dim, context, kv=True)
+        k_BTKC = self._heads(k_BTE, self.k_norm if norms else None, context, kv=True)
         v_BTE = v_BTE if record.clip is None else jnp.clip(v_BTE, -record.clip, record.clip)
         v_BTKV = v_BTE.reshape(*v_BTE.shape[:2], -1, heads.values)
         if norms is not None and self.v_norm is not None:
@@ -255,16 +255,14 @@ class AttentionLayer(nnx.Module):
         cache, seen = update(own, k_BKTC, v_BKTV, context, self._scores(sight), starts_BT)
         return seen, cache
 
-    def _heads(
-        self, x_BTE: jax.Array, norm: Norm | None, channels: int, context: Context, *, kv: bool = False
-    ) -> jax.Array:
+    def _heads(self, x_BTE: jax.Array, norm: Norm | None, context: Context, *, kv: bool = False) -> jax.Array:
         """Returns queries or keys [B, T, heads, C], clipped, normed and rotated."""
         record, norms = self.record, self.record.norms
         if norms is not None and norm is not None and norms.whole:
             x_BTE = norm(x_BTE)
         if record.clip is not None:
             x_BTE = jnp.clip(x_BTE, -record.clip, record.clip)
-        x_BTNC = x_BTE.reshape(*x_BTE.shape[:2], -1, channels)
+        x_BTNC = x_BTE.reshape(*x_BTE.shape[:2], -1, record.heads.dim)
         if norms is not None and norm is not None and not norms.whole and not norms.rotated:
             x_BTNC = norm(x_BTNC)
         x_BTNC = self.policy.shard_heads(x_BTNC, kv=kv)
@@ -289,8 +287,9 @@ class AttentionLayer(nnx.Module):
         if record.select is None:
             prefixed = isinstance(record.sight, Prefix) and context.prefix_BS is not None
             return prefix_select(context) if prefixed else None, None, {}
-        select, cache = getattr(self, record.select.name)(x_BTD, context, cache)
-        return (select.y, cache, select.values) if isinstance(select, Handed) else (select, cache, {})
+        result, cache = getattr(self, record.select.name)(x_BTD, context, cache)
+        select, values = received(result)
+        return select, cache, values
 
     def _bias(self, context: Context, slots: int) -> Bias | None:
         position = self.record.position

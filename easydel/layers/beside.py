@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from easydel.layers.context import Context
-from easydel.layers.part import Handed, HeadSizes, Part, least
+from easydel.layers.part import Handed, HeadSizes, Part, handing, least, received
 from easydel.layers.rope import Rope
 from easydel.policy import Policy
 
@@ -69,11 +69,12 @@ class BesideLayer(nnx.Module):
         record, new, values, total = self.record, {}, {}, None
         for part, scale, scale_in in zip(record.parts, record.scales, record.scales_in, strict=True):
             read = x_BTD if scale_in == 1.0 else x_BTD * scale_in
-            y_BTD, new[part.name] = getattr(self, part.name)(read, context, None if cache is None else cache[part.name])
-            if isinstance(y_BTD, Handed):
-                y_BTD, more = y_BTD
-                values |= more
+            result, new[part.name] = getattr(self, part.name)(
+                read, context, None if cache is None else cache[part.name]
+            )
+            y_BTD, more = received(result)
+            values |= more
             y_BTD = y_BTD if scale == 1.0 else y_BTD * scale
             total = y_BTD if total is None else total + y_BTD
         assert total is not None
-        return Handed(total, values) if values else total, None if cache is None else new
+        return handing(total, values), None if cache is None else new

@@ -11,7 +11,7 @@ from flax import nnx
 
 from easydel.layers.context import Context
 from easydel.layers.norm import AnyNorm
-from easydel.layers.part import Handed, HeadSizes, Part, least
+from easydel.layers.part import HeadSizes, Part, least, received
 from easydel.layers.residual import Residual, Sequential
 from easydel.layers.rope import Rope
 from easydel.policy import Policy
@@ -143,12 +143,11 @@ class _Run:
     def __call__(self, slot: str, x_BTD: jax.Array) -> jax.Array:
         handed = {name: value for name, value in self.flow.items() if name != "x"}
         context = replace(self.context, handed=handed) if handed else self.context
-        y_BTD, kept = self.layer.module(slot)(x_BTD, context, None if self.cache is None else self.cache[slot])
+        result, kept = self.layer.module(slot)(x_BTD, context, None if self.cache is None else self.cache[slot])
         if self.cache is not None:
             self.cache[slot] = kept
-        if isinstance(y_BTD, Handed):
-            y_BTD, values = y_BTD
-            self.flow = {**self.flow, **values}
+        y_BTD, values = received(result)
+        self.flow = {**self.flow, **values}
         return y_BTD
 
 

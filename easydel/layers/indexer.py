@@ -126,10 +126,10 @@ class SharedIndexer(Part):
 
 
 class SharedIndexerLayer(nnx.Module):
-    def __call__(self, read: tuple[jax.Array, jax.Array], context: Context, cache: Any) -> tuple[Handed, Any]:
+    def __call__(self, read: tuple[jax.Array, jax.Array], context: Context, cache: Any) -> tuple[Select, Any]:
         assert context.valid_BS is not None or cache is None
         slots = read[0].shape[1] if context.valid_BS is None else context.valid_BS.shape[1]
-        return Handed(selected(context.handed[CHOSEN], slots), {}), cache
+        return selected(context.handed[CHOSEN], slots), cache
 
 
 def selected(chosen_BTK: jax.Array, slots: int) -> Select | None:

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear
 from easydel.layers.norm import RMSNorm
-from easydel.layers.part import Cached, Handed, HeadSizes, Part, empty
+from easydel.layers.part import Cached, Handed, HeadSizes, Part, empty, handing, received
 from easydel.layers.rope import Rope
 from easydel.ops.attend import Scores, Select, attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
@@ -129,7 +129,7 @@ class MLALayer(nnx.Module):
             # an indexer reads the layer's input and the queries' latent
             found, kept = getattr(self, record.select.name)((x_BTD, q_latent_BTR), context, kept)
             cache = None if cache is None else cache | {"select": kept}
-            select, values = found if isinstance(found, Handed) else (found, {})
+            select, values = received(found)
         if cache is not None:
             old = cache["latent"]
             written = latent_B1SL.astype(old.array.dtype)
@@ -139,7 +139,7 @@ class MLALayer(nnx.Module):
         out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context, select)
         out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
         y_BTD = self.o_proj(out_BTNV.reshape(*x_BTD.shape[:2], -1))
-        return Handed(y_BTD, values) if values else y_BTD, cache
+        return handing(y_BTD, values), cache
 
     def _queries(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the queries' latent (without one, the input itself) and the queries of all heads."""

@@ -53,6 +53,16 @@ class Handed(NamedTuple):
     values: dict[str, Any]
 
 
+def handing(y: Any, values: dict[str, Any]) -> Any:
+    """Returns the output of a part together with the values that it hands on, if there are any."""
+    return Handed(y, values) if values else y
+
+
+def received(result: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the output in what a part returned, and the values that it hands on."""
+    return result if isinstance(result, Handed) else (result, {})
+
+
 class Part:
     """A record of one part of a block. The answers given here are right for a part that acts on each token alone.
 
