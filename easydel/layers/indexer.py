@@ -126,7 +126,7 @@ class SharedIndexer(Part):
 
 
 class SharedIndexerLayer(nnx.Module):
-    def __call__(self, read: tuple[jax.Array, jax.Array], context: Context, cache: Any) -> tuple[Select, Any]:
+    def __call__(self, read: tuple[jax.Array, jax.Array], context: Context, cache: Any) -> tuple[Select | None, Any]:
         assert context.valid_BS is not None or cache is None
         slots = read[0].shape[1] if context.valid_BS is None else context.valid_BS.shape[1]
         return selected(context.handed[CHOSEN], slots), cache
