@@ -28,9 +28,9 @@ from easydel.sharding import check_heads
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, annotate, bind, unflatten
-from easydel.weights import mxfp4
 from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
+from easydel.weights.formats import mxfp4
 from easydel.weights.plan import head_differs
 from easydel.weights.sources import TensorSource
 

@@ -14,7 +14,7 @@ from easydel.checkpoint.open import open_remote
 from easydel.config import HFConfig, shown
 from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
-from easydel.weights import mxfp4
+from easydel.weights import formats
 from easydel.weights.saved import MANIFEST, Manifest, read_manifest
 from easydel.weights.sources import TensorSource
 from easydel.weights.wrapped import unwrapped
@@ -129,12 +129,6 @@ def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Map
     settings = config.get("quantization_config")
     if not settings:
         return config, checkpoint
-    method = settings.get("quant_method") if isinstance(settings, HFConfig) else None
-    if method != mxfp4.METHOD:
-        raise UnsupportedModelError(
-            f"the weights are quantized by {method or 'an unknown method'!r}",
-            file=config.file,
-            hint="use the unquantized checkpoint, with load_in_8bit=True if memory is short",
-        )
+    given = settings.to_dict() if isinstance(settings, HFConfig) else {}
     values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
-    return HFConfig(values, file=config.file), mxfp4.unpacked(checkpoint)
+    return HFConfig(values, file=config.file), formats.unpacked(given, checkpoint, config.file)

@@ -27,7 +27,7 @@ from easydel.families.gpt_oss import ClampedGLU
 from easydel.layers.moe import MoE, TopK
 from easydel.layers.rope import Rope, Yarn
 from easydel.tree import flatten
-from easydel.weights import mxfp4
+from easydel.weights.formats import mxfp4, unpacked
 
 WHOLE = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
 PACKED = {"modules_to_not_convert": WHOLE, "quant_method": "mxfp4"}
@@ -132,7 +132,7 @@ def test_packed_experts_as_int8(packed: Path, params: dict[str, Any]):
 
 @pytest.mark.parametrize("index", [(), (slice(1, 3), slice(40, 71), slice(5, 6)), (slice(0, 1), slice(64, 64))])
 def test_any_part_of_a_packed_tensor_can_be_read(packed: Path, index: tuple[slice, ...]):
-    tensor = mxfp4.unpacked(open_checkpoint([packed / "model.safetensors"]))[EXPERTS]
+    tensor = unpacked(PACKED, open_checkpoint([packed / "model.safetensors"]), None)[EXPERTS]
     np.testing.assert_array_equal(tensor.read(index), tensor.read()[index])
 
 

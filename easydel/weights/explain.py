@@ -18,7 +18,7 @@ from easydel.checkpoint.tensor import extent
 from easydel.weights.blocks import memoryless
 from easydel.weights.expressions import Copy, Index
 from easydel.weights.fill import mappable
-from easydel.weights.mxfp4 import Mxfp4Tensor
+from easydel.weights.formats.mxfp4 import Mxfp4Tensor
 from easydel.weights.plan import Plan
 from easydel.weights.read import bytes_of, first_byte, is_contiguous
 from easydel.weights.sources import Zeros

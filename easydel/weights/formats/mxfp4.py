@@ -15,11 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from easydel.checkpoint import Checkpoint, Tensor
-from easydel.checkpoint.problems import Problems
 from easydel.errors import UnsupportedModelError
-from easydel.weights.sources import TensorSource
+from easydel.weights.formats.unpacking import Unpacking
 
-METHOD = "mxfp4"
 BLOCKS, SCALES = "_blocks", "_scales"
 BLOCK, BLOCK_BYTES = 32, 16
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -74,26 +72,17 @@ class Mxfp4Tensor:
         return rows[..., start - first * BLOCK : stop - first * BLOCK : step]
 
 
-def unpacked(checkpoint: Checkpoint) -> dict[str, TensorSource]:
-    """Returns the tensors, with one for each pair of blocks and scales. CheckpointError lists pairs that do not fit."""
-    problems = Problems(checkpoint.catalog)
-    tensors: dict[str, TensorSource] = {}
-    for name, tensor in checkpoint.items():
-        if name.endswith(SCALES) and f"{name.removesuffix(SCALES)}{BLOCKS}" in checkpoint:
-            continue
-        if not name.endswith(BLOCKS):
-            tensors[name] = tensor
-            continue
-        stem = name.removesuffix(BLOCKS)
-        scales = checkpoint.get(f"{stem}{SCALES}")
+def read_mxfp4(it: Unpacking) -> None:
+    """Puts one tensor in the place of each pair of blocks and scales."""
+    for stem, blocks in it.ending(BLOCKS):
+        scales = it.take(f"{stem}{SCALES}")
+        it.take(blocks.name)
         if scales is None:
-            problems.add(f"has no {stem}{SCALES} beside it", name)
-        elif problem := _problem(tensor, scales):
-            problems.add(problem, name)
+            it.refuse(blocks, f"has no {stem}{SCALES} beside it")
+        elif problem := _problem(blocks, scales):
+            it.refuse(blocks, problem)
         else:
-            tensors[stem] = Mxfp4Tensor(stem, tensor, scales)
-    problems.check(hint="the checkpoint is damaged, or quantized in another way than its config says")
-    return tensors
+            it.put(stem, Mxfp4Tensor(stem, blocks, scales))
 
 
 def refuse_remote(checkpoint: Checkpoint) -> None:
