@@ -7,7 +7,7 @@ that have all features of all cases. It grows with ideas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import combinations
 from typing import Any
@@ -98,6 +98,17 @@ def cover(sets: Mapping[str, frozenset[str]]) -> list[str]:
     return chosen
 
 
+def records_of(case: Case) -> frozenset[str]:
+    """The classes of the records that a case is made of."""
+    return frozenset(feature for feature in features(described(case)[0], choice) if "=" not in feature)
+
+
 def covering_cases() -> list[Case]:
-    cases = {case.name: case for case in all_cases()}
-    return [cases[name] for name in cover({name: features_of(case) for name, case in cases.items()})]
+    """Cases that together have every feature of all cases."""
+    return covering(all_cases(), features_of)
+
+
+def covering(cases: Iterable[Case], kind: Callable[[Case], frozenset[str]]) -> list[Case]:
+    """Of `cases`, some that together have all features of that kind."""
+    by_name = {case.name: case for case in cases}
+    return [by_name[name] for name in cover({name: kind(case) for name, case in by_name.items()})]

@@ -106,21 +106,23 @@ def test_calls_with_a_cache_equal_one_without(name: str):
 def test_scanned_layers_equal_a_loop_also_in_gradients(name: str):
     ids, mask, more = inputs(name)
 
-    def gradient(policy: Policy) -> dict[str, Any]:
+    def gradient(policy: Policy) -> tuple[dict[str, Any], jax.Array]:
         model = with_values(name, policy)
         weights = np.random.default_rng(1).normal(size=(*ids.shape, VOCAB)) * mask[..., None]
         leaves = flatten(model.params)
         fixed = {path: leaves.pop(path) for path in model.buffers}
 
-        def total(learned: dict[str, Any]) -> jax.Array:
-            return jnp.sum(model.apply(unflatten(learned | fixed), ids, mask, **more).logits * weights)
+        def total(learned: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+            found = model.apply(unflatten(learned | fixed), ids, mask, **more).logits
+            return jnp.sum(found * weights), found
 
-        by = jax.grad(total)(leaves)
-        return {path: (by[path], names) for path, names in model.canonical_paths().items() if path in by}
+        by, found = jax.jit(jax.grad(total, has_aux=True))(leaves)
+        return {path: (by[path], names) for path, names in model.canonical_paths().items() if path in by}, found
 
-    looped = {path: leaf for path, (leaf, _) in gradient(Policy()).items()}
-    assert_same(logits(with_values(name, Policy(scan_layers=True)), name), expected(name))
-    for leaf, names in gradient(Policy(scan_layers=True, remat="everything")).values():
+    looped = {path: leaf for path, (leaf, _) in gradient(Policy())[0].items()}
+    scanned, found = gradient(Policy(scan_layers=True, remat="everything"))
+    assert_same(np.where(mask[..., None], found, 0), expected(name))
+    for leaf, names in scanned.values():
         parts = [looped[one] for one in names]
         own = parts[0] if parts[0].shape == leaf.shape else jnp.stack(parts)
         np.testing.assert_allclose(leaf, own, atol=1e-4 * float(jnp.abs(own).max() + 1e-3), rtol=0)
