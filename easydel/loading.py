@@ -30,7 +30,6 @@ from easydel.source import CheckpointSource
 from easydel.tree import Tree, annotate, bind, unflatten
 from easydel.weights.arrays import Arrived
 from easydel.weights.execute import execute
-from easydel.weights.formats import mxfp4
 from easydel.weights.plan import head_differs
 from easydel.weights.sources import TensorSource
 
@@ -88,8 +87,6 @@ def load_weights(
 
     `check_others` is called now and then, and raises if another process failed.
     """
-    if any(isinstance(tensor, mxfp4.Mxfp4Tensor) for tensor in source.tensors.values()):
-        mxfp4.refuse_remote(source.checkpoint)
     prepared = prepare(model, source, options)
     params = read(prepared, model, source, options, check_others)
     source.check_same()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easydel.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from easydel.checkpoint.files import check_links
@@ -23,7 +23,9 @@ if TYPE_CHECKING:  # it imports huggingface_hub
     from easydel.hub.streamed import Streamed
 
 logger = logging.getLogger(__name__)
-SETTINGS = ("config.json", "generation_config.json", MANIFEST)
+QUANTIZATION = ("quantization_config", "quantization", "compression_config")  # the last: older compressed-tensors
+QUANTIZATION_FILES = {"hf_quant_config.json": "modelopt", "quanto_qmap.json": "quanto"}
+SETTINGS = ("config.json", "generation_config.json", MANIFEST, *QUANTIZATION_FILES)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
 
         config = gguf_config(checkpoint)
         return CheckpointSource(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
-    config, tensors = dequantized(HFConfig.from_file(directory / "config.json"), checkpoint)
+    config = HFConfig.from_file(directory / "config.json")
+    config, tensors = (config, checkpoint) if saved else dequantized(config, checkpoint, directory)
     return CheckpointSource(path, config, checkpoint, unwrapped(tensors), manifest, identity)
 
 
@@ -86,8 +89,9 @@ def language_model(source: CheckpointSource) -> CheckpointSource:
     if wrapper is None or source.manifest is not None:
         return source
     config, tensors = wrapper.language_config(outer), source.tensors
-    if "quantization_config" in config:
-        config, tensors = dequantized(config, source.checkpoint)
+    if any(key in config for key in QUANTIZATION):
+        directory = source.path if source.path.is_dir() else source.path.parent
+        config, tensors = dequantized(config, source.checkpoint, directory)
     try:
         find_family(config.model_type)
     except UnsupportedModelError as error:
@@ -121,14 +125,36 @@ def gguf_config(checkpoint: Checkpoint) -> HFConfig:
     return HFConfig(hf_config(checkpoint.metadata, checkpoint), file=checkpoint.files[0])
 
 
-def dequantized(config: HFConfig, checkpoint: Checkpoint) -> tuple[HFConfig, Mapping[str, TensorSource]]:
-    """Returns the config without its entry on packed weights, and tensors that decode them.
+def dequantized(
+    config: HFConfig, checkpoint: Checkpoint, directory: Path
+) -> tuple[HFConfig, Mapping[str, TensorSource]]:
+    """Returns the config without its entries on quantized weights, and tensors that decode them.
 
-    Raises UnsupportedModelError if a quantization library packed them in a way that is not known here.
+    Raises UnsupportedModelError if they are quantized in a way that is not known here.
     """
-    settings = config.get("quantization_config")
-    if not settings:
+    settings, file = quantization(config, directory)
+    if settings is None:
         return config, checkpoint
-    given = settings.to_dict() if isinstance(settings, HFConfig) else {}
-    values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
-    return HFConfig(values, file=config.file), formats.unpacked(given, checkpoint, config.file)
+    values = {key: value for key, value in config.to_dict().items() if key not in QUANTIZATION}
+    return HFConfig(values, file=config.file), formats.unpacked(settings, checkpoint, file)
+
+
+def quantization(config: HFConfig, directory: Path) -> tuple[dict[str, Any] | None, Path | None]:
+    """Returns what a checkpoint says about its quantization and the file that says it; None if nothing does.
+
+    MLX has no name for itself. ModelOpt and quanto may write files of their own, and nothing into config.json.
+    """
+    stated = [entry for key in QUANTIZATION if (entry := config.get(key))]
+    if stated:
+        entries = [entry.to_dict() for entry in stated if isinstance(entry, HFConfig)]
+        named = next((entry for entry in entries if "quant_method" in entry), None)
+        if named is not None or not entries:
+            return named or {}, config.file
+        method = "modelopt" if "quant_algo" in entries[0] else "mlx" if "bits" in entries[0] else None
+        return {"quant_method": method, **entries[0]}, config.file
+    for name, method in QUANTIZATION_FILES.items():
+        if (file := directory / name).is_file():
+            found = HFConfig.from_file(file).to_dict()
+            inner = found.get("quantization")
+            return {**(inner if isinstance(inner, dict) else found), "quant_method": method}, file
+    return None, None

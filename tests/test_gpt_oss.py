@@ -19,15 +19,14 @@ from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.checkpoint import open_checkpoint
-from easydel.checkpoint.tensor import Tensor
 from easydel.config import HFConfig
-from easydel.errors import CheckpointError, UnsupportedModelError
+from easydel.errors import CheckpointError
 from easydel.families import find_family
 from easydel.families.gpt_oss import ClampedGLU
 from easydel.layers.moe import MoE, TopK
 from easydel.layers.rope import Rope, Yarn
 from easydel.tree import flatten
-from easydel.weights.formats import mxfp4, unpacked
+from easydel.weights.formats import unpacked
 
 WHOLE = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
 PACKED = {"modules_to_not_convert": WHOLE, "quant_method": "mxfp4"}
@@ -175,17 +174,3 @@ def test_damaged_packs_are_refused(packed: Path, tmp_path: Path, damage: Callabl
         AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
     assert EXPERTS in str(caught.value)
     assert caught.value.file == str(tmp_path / "model.safetensors")
-
-
-def test_packs_elsewhere_are_refused(packed: Path):
-    class Elsewhere:
-        size = 1
-
-        def read_into(self, offset: int, out: memoryview) -> None:
-            raise AssertionError("nothing is to be read")
-
-    checkpoint = open_checkpoint([packed / "model.safetensors"])
-    remote: dict[str, Tensor] = {name: replace(tensor, source=Elsewhere()) for name, tensor in checkpoint.items()}
-    checkpoint._tensors = remote
-    with pytest.raises(UnsupportedModelError, match="load them without stream=True"):
-        mxfp4.refuse_remote(checkpoint)

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -67,12 +68,11 @@ class Tensor:
         """Returns the slice `index`, as numpy would take it; `mapping` is the mapped file, if the caller has it.
 
         It is a zero-copy, read-only view of the mapped file if the bytes are the array. Otherwise it is a new array,
-        for which only the blocks that hold the slice are decoded. From a `source`, the tensor is fetched whole.
+        for which only the blocks that hold the slice are decoded. From a `source`, whole rows are fetched: those
+        between the first and the last of the slice, for each entry of the dimensions before them.
         """
         if self.source is not None:
-            array = np.empty(self.shape, self.dtype)
-            self.source.read_into(self.offset, array.reshape(-1).view(np.uint8).data)
-            return array[(*index, ...)]
+            return self._fetched(self.source, index)
         buffer = mapping or map_file(self.file)
         if self.offset + self.nbytes > len(buffer):
             raise CheckpointError("the file shrank since its header was read", file=self.file, tensor=self.name)
@@ -80,6 +80,23 @@ class Tensor:
             array = np.ndarray(self.shape, self.dtype, buffer, self.offset, self.strides)
             return array[(*index, ...)]  # without the dots a scalar would be copied
         return self._read_blocks(buffer, index, self.encoding)
+
+    def _fetched(self, source: ByteSource, index: tuple[slice, ...]) -> np.ndarray:
+        full = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        taken = [range(size)[part] for size, part in zip(self.shape, full, strict=True)]
+        counts = tuple(map(len, taken))
+        if 0 in counts or not counts:
+            found = np.empty(counts, self.dtype)
+            source.read_into(self.offset, found.reshape(-1).view(np.uint8).data)
+            return found
+        cut = [dim for dim, size in enumerate(self.shape) if counts[dim] < size]
+        row = min(max(cut, default=0), max(len(counts) - 2, 0))
+        first, last = min(taken[row]), max(taken[row])
+        found = np.empty((*counts[:row], last + 1 - first, *self.shape[row + 1 :]), self.dtype)
+        for place, entry in zip(np.ndindex(counts[:row]), product(*taken[:row]), strict=True):
+            start = sum(at * stride for at, stride in zip((*entry, first), self.strides, strict=False))
+            source.read_into(self.offset + start, found[place].reshape(-1).view(np.uint8).data)
+        return found[(*[slice(None)] * row, slice(None, None, taken[row].step), *full[row + 1 :])]
 
     def _read_blocks(self, buffer: mmap.mmap, index: tuple[slice, ...], encoding: str) -> np.ndarray:
         elements, size = block_layout(encoding)

@@ -13,6 +13,7 @@ from easydel.weights.saved import MANIFEST
 CONFIGS = {
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json"),
+    *("hf_quant_config.json", "quanto_qmap.json"),  # of ModelOpt and quanto, where config.json says nothing of them
 }
 # File names of transformers' tokenizers.
 VOCABULARIES = {

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 
 from easydel.weights.expressions import Index
 from easydel.weights.sources import FLOAT32
+
+_INTEGERS = [np.dtype(kind) for kind in (np.int8, np.uint8)]
+_INTEGERS += [np.dtype(getattr(ml_dtypes, kind)) for kind in ("int4", "uint4", "int2", "uint2")]
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,19 @@ class CodedTensor(ABC):
     """
 
     name: str
-
-    @property
-    @abstractmethod
-    def form(self) -> Form: ...
+    form: Form
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    @abstractmethod
+    def file(self) -> Path: ...
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int: ...
 
     @property
     def dtype(self) -> np.dtype:
@@ -73,46 +84,77 @@ class CodedTensor(ABC):
         """Returns a float32 factor of all scales for each leading index; None where there is none."""
         return None
 
+    def groups(self, columns: slice) -> np.ndarray | None:
+        """Returns the block, counted along a row, of each of these columns; None where blocks lie in order."""
+        return None
+
+    def gains(self, columns: slice) -> np.ndarray | None:
+        """Returns a float32 factor of each of these columns; None where there is none."""
+        return None
+
     def read(self, index: Index = ()) -> np.ndarray:
         """Returns a slice as float32. Slices may lack ends, and have positive steps."""
-        index = tuple(
-            slice(*part.indices(size)) for part, size in zip(_full(index, self.shape), self.shape, strict=True)
-        )
-        *leading, rows, columns = index
-        form = self.form
-        values = self.codes(index)
-        if form.table:
-            values = np.asarray(form.table, np.float32)[values.astype(np.uint8)]
-        else:
-            values = values.astype(np.float32)
-        spread = [_blocks(part, size) for part, size in zip((rows, columns), form.block, strict=True)]
-        blocks = (*leading, *(touched for touched, _ in spread))
+        *leading, rows, columns = _full(index, self.shape)
+        form, groups = self.form, self.groups(columns)
+        blocks = (_blocks(rows, form.block[0]), _blocks(columns, form.block[1], groups))
+        touched = (*leading, *blocks)
 
         def each(found: np.ndarray) -> np.ndarray:
-            wide = found.astype(np.float32)
-            for dim, (_, places) in zip((-2, -1), spread, strict=True):
-                wide = np.take(wide, places, axis=dim)
-            return wide
+            """Returns the numbers of blocks for each number of the slice, or such that they broadcast to it."""
+            wide = _repeated(found.astype(np.float32), rows, form.block[0], -2)
+            if groups is not None:
+                return np.take(wide, groups - blocks[1].start, axis=-1)
+            return _repeated(wide, columns, form.block[1], -1)
 
+        values = _values(self.codes((*leading, rows, columns)), form.table)
         if form.shift == "zero":
-            values -= each(self.shifts(blocks))
-        scales = self.scales(blocks).astype(np.float32)
+            values -= each(self.shifts(touched))
+        scales = self.scales(touched).astype(np.float32)
         if (factors := self.factors(tuple(leading))) is not None:
             scales = scales * factors[..., None, None]
         with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are found, and told with the tensor's name
             values *= each(scales)
             if form.shift == "offset":
-                values += each(self.shifts(blocks))
+                values += each(self.shifts(touched))
+            if (gains := self.gains(columns)) is not None:
+                values *= gains
         return values
 
 
 def _full(index: Index, shape: tuple[int, ...]) -> Index:
-    return (*index, *[slice(None)] * (len(shape) - len(index)))
+    given = (*index, *[slice(None)] * (len(shape) - len(index)))
+    return tuple(slice(*part.indices(size)) for part, size in zip(given, shape, strict=True))
 
 
-def _blocks(part: slice, size: int) -> tuple[slice, np.ndarray]:
-    """Returns the blocks that a slice touches, and for each of its items the block among those."""
-    places = np.arange(part.start, part.stop, part.step) // size
-    if not len(places):
-        return slice(0, 0), places
-    return slice(int(places[0]), int(places[-1]) + 1), places - places[0]
+def _blocks(part: slice, size: int, groups: np.ndarray | None = None) -> slice:
+    """Returns the blocks that a slice touches; `groups` are those of its items, where they are not in order."""
+    if not (count := len(range(part.start, part.stop, part.step))):
+        return slice(0, 0)
+    if groups is not None:
+        return slice(int(groups.min()), int(groups.max()) + 1)
+    return slice(part.start // size, (part.start + (count - 1) * part.step) // size + 1)
+
+
+def _repeated(found: np.ndarray, part: slice, size: int, dim: int) -> np.ndarray:
+    """Returns the numbers of the blocks that a slice touches for each of its items; a single one broadcasts."""
+    if found.shape[dim] <= 1:
+        return found
+    first = part.start // size * size
+    picked = slice(part.start - first, part.stop - first, part.step)
+    wide = np.repeat(found, size, axis=dim) if size > 1 else found
+    return wide[..., picked] if dim == -1 else wide[..., picked, :]
+
+
+def _values(codes: np.ndarray, table: tuple[float, ...]) -> np.ndarray:
+    """Returns the values of codes as float32."""
+    if table:
+        return np.asarray(table, np.float32).take(codes.astype(np.uint8))
+    if codes.dtype in _INTEGERS:
+        return codes.astype(np.float32)
+    return _floats(codes.dtype).take(codes.view(np.uint8))
+
+
+@cache
+def _floats(dtype: np.dtype) -> np.ndarray:
+    """Returns the value of each byte as a number of that dtype: looking it up is faster than converting."""
+    return np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)

@@ -16,9 +16,10 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import extent
 from easydel.weights.blocks import memoryless
+from easydel.weights.coded import CodedTensor
 from easydel.weights.expressions import Copy, Index
 from easydel.weights.fill import mappable
-from easydel.weights.formats.mxfp4 import Mxfp4Tensor
+from easydel.weights.formats.matrix import Turned
 from easydel.weights.plan import Plan
 from easydel.weights.read import bytes_of, first_byte, is_contiguous
 from easydel.weights.sources import Zeros
@@ -87,7 +88,7 @@ def _action(plan: Plan, copy: Copy, dtype: np.dtype) -> Action:
     tensor = plan.tensors[copy.name]
     if isinstance(tensor, Zeros):
         return "fill"
-    if isinstance(tensor, Mxfp4Tensor) or _stored(tensor).encoding is not None:
+    if isinstance(tensor, CodedTensor | Turned) or _stored(tensor).encoding is not None:
         return "dequantize"
     if tensor.dtype != dtype:
         return "cast"
@@ -98,7 +99,7 @@ def _action(plan: Plan, copy: Copy, dtype: np.dtype) -> Action:
 def _step(plan: Plan, path: str, index: Index, copy: Copy, action: Action) -> ReadStep:
     tensor = plan.tensors[copy.name]
     nbytes = bytes_of(tensor, copy.out.size)
-    if isinstance(tensor, Zeros | Mxfp4Tensor):
+    if isinstance(tensor, Zeros | CodedTensor | Turned):
         return ReadStep(path, index, tensor.name, tensor.file, None, None, nbytes, action)
     stored, sizes = _stored(tensor), [part.stop - part.start for part in copy.index]
     if stored is not tensor or stored.encoding is not None:  # whole blocks, or rows in another order: the whole tensor

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
 from easydel.weights.sources import TensorSource
@@ -21,12 +23,14 @@ class Unpacking:
         settings: the entry of config.json (or of another file) that says how weights are quantized.
         metadata: the text entries of the weight files.
         file: the file that lists the tensors, for errors.
+        config: the file of the settings, for errors.
     """
 
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any]
     metadata: Mapping[str, Any]
     file: Path
+    config: Path | None = None
     made: dict[str, TensorSource] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     problems: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -48,6 +52,10 @@ class Unpacking:
     def drop(self, *suffixes: str) -> None:
         """Leaves out all tensors whose names end so: they concern activations, or repeat what others say."""
         self.taken.update(name for name in self.tensors if name.endswith(suffixes))
+
+    def small(self, tensor: Tensor, *, needed: bool = False) -> np.ndarray | None:
+        """Returns the numbers of a small tensor. From another machine they come only if `needed`: each is a request."""
+        return tensor.read() if needed or tensor.source is None else None
 
     def put(self, name: str, tensor: TensorSource) -> None:
         """Puts a matrix in the place of the tensors that were taken for it."""

@@ -1,0 +1,221 @@
+"""Matrices put together from parts of a checkpoint: codes, scales, and what else a format has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from easydel.checkpoint import Tensor
+from easydel.errors import CheckpointError
+from easydel.weights.coded import CodedTensor, Form
+from easydel.weights.expressions import Index
+from easydel.weights.formats.parts import EXPONENT, Arranged, Part, viewed
+from easydel.weights.formats.unpacking import Unpacking
+
+FLOAT8 = [np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
+SCALES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), FLOAT8[0], EXPONENT]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(CodedTensor):
+    """A coded tensor over parts of the same leading dimensions.
+
+    `stored` are the tensors of the file that it is made of, codes first. `factor` has the leading dimensions alone,
+    `gain` the columns alone, and `order` the block of each column.
+    """
+
+    name: str
+    form: Form
+    stored: tuple[Tensor, ...]
+    code: Part
+    scale: Part
+    shift: Part | None = None
+    factor: Part | None = None
+    order: Part | None = None
+    gain: Part | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.code.shape
+
+    @property
+    def file(self) -> Path:
+        return self.stored[0].file
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.stored)
+
+    def codes(self, index: Index) -> np.ndarray:
+        return self.code.read(index)
+
+    def scales(self, index: Index) -> np.ndarray:
+        return self.scale.read(index)
+
+    def shifts(self, index: Index) -> np.ndarray:
+        assert self.shift is not None
+        return self.shift.read(index)
+
+    def factors(self, index: Index) -> np.ndarray | None:
+        return None if self.factor is None else self.factor.read(index).astype(np.float32)
+
+    def groups(self, columns: slice) -> np.ndarray | None:
+        if self.order is None:
+            return None
+        found, most = self.order.read((columns,)), self.scale.shape[-1]
+        if found.size and not 0 <= found.min() <= found.max() < most:
+            problem = f"g_idx has groups {found.min()} to {found.max()}, of {most}"
+            raise CheckpointError(problem, file=self.file, tensor=self.name)
+        return found
+
+    def gains(self, columns: slice) -> np.ndarray | None:
+        return None if self.gain is None else self.gain.read((columns,)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """A coded tensor with its last two dimensions swapped, as a float checkpoint has it; `turned` is the tensor."""
+
+    turned: CodedTensor
+
+    @property
+    def name(self) -> str:
+        return self.turned.name
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.turned.dtype
+
+    @property
+    def file(self) -> Path:
+        return self.turned.file
+
+    @property
+    def nbytes(self) -> int:
+        return self.turned.nbytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *leading, rows, columns = self.turned.shape
+        return (*leading, columns, rows)
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        *leading, rows, columns = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        return self.turned.read((*leading, columns, rows)).swapaxes(-1, -2)
+
+
+@dataclass
+class Pieces:
+    """What a reader found for one matrix.
+
+    `block` has the rows and columns of a block. None stands for one or all of them, as the scales' shape says.
+    """
+
+    code: Part
+    scale: Part
+    block: tuple[int | None, int | None] = (None, None)
+    scale_dims: tuple[int | None, ...] | None = None
+    zero: Part | None = None
+    offset: Part | None = None
+    factor: Part | None = None
+    order: Tensor | None = None
+    gain: Tensor | None = None
+    turned: bool = False
+
+
+def put(it: Unpacking, name: str, stored: tuple[Tensor | None, ...], pieces: Pieces) -> None:
+    """Puts the matrix `name` in the place of its pieces, or refuses its first tensor because they do not fit."""
+    tensors = tuple(tensor for tensor in stored if tensor is not None)
+    made = _matrix(name, tensors, pieces)
+    if isinstance(made, str):
+        it.refuse(tensors[0], made)
+    else:
+        it.put(name, Turned(made) if pieces.turned else made)
+
+
+def _matrix(name: str, stored: tuple[Tensor, ...], pieces: Pieces) -> Matrix | str:
+    """Returns the matrix, or the reason why its pieces do not fit."""
+    shape = pieces.code.shape
+    if len(shape) < 2 or 0 in shape:
+        return f"is {list(shape)}, expected a matrix"
+    if pieces.scale.dtype not in (*SCALES, np.dtype(np.uint8)):
+        return f"has scales that are {pieces.scale.dtype}, expected floating-point numbers or exponents"
+    scale = _arranged(pieces.scale, len(shape), pieces.scale_dims)
+    found = block_of(shape, scale.shape, pieces.block)
+    if isinstance(found, str):
+        return found
+    shift = pieces.zero if pieces.zero is not None else pieces.offset
+    form = Form(
+        pieces.code.dtype, found, shift="zero" if pieces.zero is not None else "offset" if shift is not None else ""
+    )
+    if shift is not None and shift.shape != scale.shape:
+        return f"has zero points {list(shift.shape)}, expected {list(scale.shape)} like its scales"
+    if pieces.factor is not None and pieces.factor.shape != shape[:-2]:
+        return f"has a global scale {list(pieces.factor.shape)}, expected {list(shape[:-2])}"
+    for columns in (pieces.order, pieces.gain):
+        if columns is not None and columns.shape != shape[-1:]:
+            return f"has {columns.name} {list(columns.shape)}, expected {list(shape[-1:])}"
+    matrix = Matrix(name, form, stored, pieces.code, scale, shift, pieces.factor, pieces.order, pieces.gain)
+    if pieces.order is not None and pieces.order.source is None:
+        try:
+            matrix.groups(slice(0, shape[-1]))
+        except CheckpointError as error:
+            return error.problem
+    return matrix
+
+
+def _arranged(scale: Part, ndim: int, dims: tuple[int | None, ...] | None) -> Part:
+    """Returns scales with as many dimensions as the matrix: those that the file leaves out are the last."""
+    own = len(scale.shape)
+    if dims is None and own > ndim:  # [rows, 1, columns, 1]
+        kept = [dim for dim in range(own) if scale.shape[dim] > 1]
+        dims = (*kept, *[None] * (ndim - len(kept))) if len(kept) <= ndim else tuple(range(own))
+    elif dims is None:
+        dims = with_units(scale, ndim)
+    part: Part = scale if dims == tuple(range(own)) else Arranged(scale, dims)
+    return viewed(part, EXPONENT) if scale.dtype == np.uint8 else part
+
+
+def with_units(part: Part, ndim: int) -> tuple[int | None, ...]:
+    """Returns the dimensions of an array with further ones of size 1 behind its own (see `Arranged`)."""
+    own = len(part.shape)
+    return (*range(own), *[None] * (ndim - own))
+
+
+def block_of(
+    shape: tuple[int, ...], scales: tuple[int, ...], given: tuple[int | None, int | None]
+) -> tuple[int, int] | str:
+    """Returns the rows and columns of a block of a matrix, or the reason why scales of that shape do not fit it."""
+    sizes: list[int] = []
+    for size, count, block in zip(shape[-2:], scales[-2:], given, strict=True):
+        if block and -(-size // block) == count:
+            sizes.append(block)
+        elif not block and count in (1, size):
+            sizes.append(size // count)
+    if len(scales) != len(shape) or scales[:-2] != shape[:-2] or len(sizes) < len(given):
+        rows, columns = (block or "1 or all" for block in given)
+        return f"is {list(shape)}, its scales are {list(scales)}: not of blocks of {rows} rows and {columns} columns"
+    return sizes[0], sizes[1]
+
+
+def if_fitting(
+    shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int | None, int | None]
+) -> tuple[int | None, int | None]:
+    """Returns `block` if scales of that shape are of such blocks, else that sizes tell."""
+    fits = len(scales) >= len(block) and not isinstance(block_of(shape, scales, block), str)
+    return block if fits else (None, None)
+
+
+def pair_of(stated: object) -> tuple[int | None, int | None]:
+    """Returns rows and columns of a block as JSON has them; None for anything else."""
+    if isinstance(stated, list) and len(stated) == len(("rows", "columns")) and {*map(type, stated)} == {int}:
+        return (stated[0], stated[1]) if min(stated) > 0 else (None, None)
+    return None, None
+
+
+def groups_of(size: int, count: int) -> int:
+    """Returns the size of `count` equal groups of a row; 0 if it cannot have that many."""
+    return size // count if count and size % count == 0 else 0
