@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from bad_inputs.valid import tensors, write_safetensors
+from bad_inputs.valid import CONFIG, Q, tensors, write_config, write_safetensors
 from safetensors.numpy import save_file
 
-from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, PartitionAxis
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule, CheckpointError, PartitionAxis
 from easydel.options import LoadOptions
 
 KERNEL = "model/layers/0/self_attn/q_proj/kernel"
@@ -72,13 +72,16 @@ def test_exports_have_no_dtype_of_8_bits(model: BaseNNXModule, tmp_path: Path):
     assert not (tmp_path / "exported").exists()
 
 
-def test_weights_stored_as_float8_are_read(tmp_path: Path):
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int8])
+@pytest.mark.parametrize("method", [None, "fp8"])
+def test_weights_of_8_bits_without_scales_are_refused(tmp_path: Path, dtype: Any, method: str | None):
     write_safetensors(tmp_path)
-    stored = {name: array.astype(ml_dtypes.float8_e4m3fn) for name, array in tensors().items()}
+    stored = tensors() | {Q: tensors()[Q].astype(dtype)}
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    for dtype in (jnp.float32, jnp.bfloat16):
-        model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, param_dtype=dtype)
-        np.testing.assert_array_equal(model.params["lm_head"]["kernel"], stored["lm_head.weight"].astype(dtype))
+    write_config(tmp_path, CONFIG if method is None else CONFIG | {"quantization_config": {"quant_method": method}})
+    with pytest.raises(CheckpointError, match=f"{Q} is .*8.* without a scale beside it that is known here") as caught:
+        AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
+    assert caught.value.file == str(tmp_path / "model.safetensors")
 
 
 def test_everything_that_is_wrong_with_the_arguments_is_said_at_once(directory: Path):

@@ -14,8 +14,8 @@ import numpy as np
 from easydel.weights.expressions import Index
 from easydel.weights.sources import FLOAT32
 
-_INTEGERS = [np.dtype(kind) for kind in (np.int8, np.uint8)]
-_INTEGERS += [np.dtype(getattr(ml_dtypes, kind)) for kind in ("int4", "uint4", "int2", "uint2")]
+INTEGERS = [np.dtype(kind) for kind in (np.int8, np.uint8)]
+INTEGERS += [np.dtype(getattr(ml_dtypes, kind)) for kind in ("int4", "uint4", "int2", "uint2")]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _values(codes: np.ndarray, table: tuple[float, ...]) -> np.ndarray:
     """Returns the values of codes as float32."""
     if table:
         return np.asarray(table, np.float32).take(codes.astype(np.uint8))
-    if codes.dtype in _INTEGERS:
+    if codes.dtype in INTEGERS:
         return codes.astype(np.float32)
     return _floats(codes.dtype).take(codes.view(np.uint8))
 

@@ -92,7 +92,8 @@ def _mismatched(
             if tuple(tensor.shape) != expected:
                 text = f"is {list(tensor.shape)}, expected {list(expected)} from the config"
             elif not _is_of(wanted, tensor.dtype):
-                text = f"is {tensor.dtype}, expected {wanted}"
+                unscaled = " without a scale beside it that is known here" if tensor.dtype.itemsize == 1 else ""
+                text = f"is {tensor.dtype}{unscaled}, expected {wanted}"
             else:
                 continue
             alias = "" if tensor.name == name else f", as {name}"
@@ -104,4 +105,4 @@ def _mismatched(
 def _is_of(wanted: str, dtype: np.dtype) -> bool:
     if wanted == "integers":
         return np.issubdtype(dtype, np.integer)
-    return is_number(dtype) and (wanted == "int8") == (dtype == np.int8)
+    return is_number(dtype) and (dtype == np.int8 if wanted == "int8" else dtype.itemsize > 1)

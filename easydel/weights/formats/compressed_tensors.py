@@ -114,7 +114,7 @@ def _packed(it: Unpacking, stem: str, packed: Tensor, schemes: Schemes) -> None:
         it.refuse(packed, f"is {list(packed.shape)}, its scales are {list(scale.shape)}, expected matrices")
     elif packed.dtype == np.uint8:
         columns = MX_COLUMNS if scale.dtype == np.uint8 else NVFP4_COLUMNS
-        factor = None if total is None else Computed(Arranged(total, ()), _inverse, np.dtype(np.float32))
+        factor = None if total is None else Computed(total, _inverse, np.dtype(np.float32))
         put(it, name, (packed, scale, total), Pieces(fp4(packed), scale, (1, columns), factor=factor))
     elif packed.dtype == np.int32:
         _words(it, name, (packed, scale, zero, shape, order), schemes)
@@ -138,7 +138,8 @@ def _words(
     columns, bits = _columns(it, packed, shape, schemes)
     if columns is None or bits is None:
         stated = "" if shape is None else f" with shape {it.small(shape)}"
-        it.refuse(packed, f"is {list(packed.shape)}{stated}, which {_listed(schemes.bits)} bits a number do not give")
+        known = _listed(schemes.bits) or "no"
+        it.refuse(packed, f"is {list(packed.shape)}{stated}, which {known} bits a number do not give")
         return
     group = groups_of(columns, scale.shape[-1])
     if not group or not _stated(group, columns, schemes):
@@ -167,7 +168,8 @@ def _columns(it: Unpacking, packed: Tensor, shape: Tensor | None, schemes: Schem
     stated = None if shape is None else it.small(shape, needed=len(known) > 1)
     if stated is None:
         return (packed.shape[-1] * WORD // known[0], known[0]) if len(known) == 1 else (None, None)
-    rows, columns = (int(size) for size in stated) if stated.shape == (2,) else (-1, -1)
+    whole = stated.shape == (2,) and np.issubdtype(stated.dtype, np.integer)
+    rows, columns = stated.tolist() if whole else (-1, -1)
     fits = [bits for bits in known if packed.shape[-1] in _widths(columns, bits)] if rows == packed.shape[-2] else []
     return (columns, fits[0]) if fits else (None, None)
 

@@ -55,9 +55,8 @@ def _pieces(weight: Tensor, scale: Tensor, block: tuple[int | None, int | None])
     exponents = scale.dtype in (EXPONENT, np.uint8)
     if exponents and weight.dtype in (np.int8, np.uint8):
         return Pieces(fp4(weight), scale, (1, MX_COLUMNS))
-    if scale.dtype == np.uint8:
-        block = (1, MX_COLUMNS)
-    return Pieces(weight, scale, if_fitting(weight.shape, scale.shape, block))
+    block = if_fitting(weight.shape, scale.shape, block)
+    return Pieces(weight, scale, (1, MX_COLUMNS) if exponents and None in block else block)
 
 
 def fp4(packed: Part) -> Part:

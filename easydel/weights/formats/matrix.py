@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import ml_dtypes
@@ -10,12 +11,13 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import CheckpointError
-from easydel.weights.coded import CodedTensor, Form
+from easydel.weights.coded import INTEGERS, CodedTensor, Form
 from easydel.weights.expressions import Index
 from easydel.weights.formats.parts import EXPONENT, Arranged, Part, viewed
 from easydel.weights.formats.unpacking import Unpacking
 
 FLOAT8 = [np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
+GROUPS = [np.dtype(np.int32), np.dtype(np.int64)]
 SCALES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), FLOAT8[0], EXPONENT]
 
 
@@ -153,12 +155,20 @@ def _matrix(name: str, stored: tuple[Tensor, ...], pieces: Pieces) -> Matrix | s
     )
     if shift is not None and shift.shape != scale.shape:
         return f"has zero points {list(shift.shape)}, expected {list(scale.shape)} like its scales"
-    if pieces.factor is not None and pieces.factor.shape != shape[:-2]:
-        return f"has a global scale {list(pieces.factor.shape)}, expected {list(shape[:-2])}"
+    factor = pieces.factor
+    if factor is not None and len(shape) == 2 and prod(factor.shape) == 1:
+        factor = Arranged(factor, ())
+    if factor is not None and factor.shape != shape[:-2]:
+        return f"has a global scale {list(factor.shape)}, expected {list(shape[:-2])}"
+    if shift is not None and not (np.issubdtype(shift.dtype, np.integer) or shift.dtype in INTEGERS):
+        return f"has zero points that are {shift.dtype}, expected integers"
+    for part, dtypes in ((pieces.order, GROUPS), (pieces.gain, SCALES), (pieces.factor, SCALES)):
+        if part is not None and part.dtype not in dtypes:
+            return f"has a part that is {part.dtype} beside it, expected one of {', '.join(map(str, dtypes))}"
     for columns in (pieces.order, pieces.gain):
         if columns is not None and columns.shape != shape[-1:]:
             return f"has {columns.name} {list(columns.shape)}, expected {list(shape[-1:])}"
-    matrix = Matrix(name, form, stored, pieces.code, scale, shift, pieces.factor, pieces.order, pieces.gain)
+    matrix = Matrix(name, form, stored, pieces.code, scale, shift, factor, pieces.order, pieces.gain)
     if pieces.order is not None and pieces.order.source is None:
         try:
             matrix.groups(slice(0, shape[-1]))
@@ -188,10 +198,13 @@ def with_units(part: Part, ndim: int) -> tuple[int | None, ...]:
 def block_of(
     shape: tuple[int, ...], scales: tuple[int, ...], given: tuple[int | None, int | None]
 ) -> tuple[int, int] | str:
-    """Returns the rows and columns of a block of a matrix, or the reason why scales of that shape do not fit it."""
+    """Returns the rows and columns of a block of a matrix, or the reason why scales of that shape do not fit it.
+
+    Groups of columns fill a row; blocks of several rows may stand out over the matrix.
+    """
     sizes: list[int] = []
     for size, count, block in zip(shape[-2:], scales[-2:], given, strict=True):
-        if block and -(-size // block) == count:
+        if block and -(-size // block) == count and (given[0] != 1 or size % block == 0):
             sizes.append(block)
         elif not block and count in (1, size):
             sizes.append(size // count)

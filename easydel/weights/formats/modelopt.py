@@ -13,7 +13,7 @@ from easydel.checkpoint import Tensor
 from easydel.weights.formats.compressed_tensors import NVFP4_COLUMNS
 from easydel.weights.formats.fp8 import MX_COLUMNS, OF_ACTIVATIONS, fp4
 from easydel.weights.formats.matrix import FLOAT8, Pieces, groups_of, if_fitting, put
-from easydel.weights.formats.parts import Arranged, Stream, integers
+from easydel.weights.formats.parts import Stream, integers
 from easydel.weights.formats.unpacking import Unpacking
 
 BLOCK = (128, 128)
@@ -28,7 +28,7 @@ def read_modelopt(it: Unpacking) -> None:
             continue
         it.take(weight.name)
         total, gain = it.take(f"{stem}.weight_scale_2"), it.take(f"{stem}.pre_quant_scale")
-        pieces = _pieces(weight, scale, total)
+        pieces = _pieces(weight, scale, total, it.settings.get("group_size"))
         if isinstance(pieces, str):
             it.refuse(weight, pieces)
         else:
@@ -36,7 +36,7 @@ def read_modelopt(it: Unpacking) -> None:
             put(it, weight.name, (weight, scale, total, gain), pieces)
 
 
-def _pieces(weight: Tensor, scale: Tensor, total: Tensor | None) -> Pieces | str:
+def _pieces(weight: Tensor, scale: Tensor, total: Tensor | None, stated: object) -> Pieces | str:
     if weight.dtype in FLOAT8:
         if total is not None:
             return "has a second scale, which no weights of 8 bits have"
@@ -47,9 +47,10 @@ def _pieces(weight: Tensor, scale: Tensor, total: Tensor | None) -> Pieces | str
     if scale.dtype == ml_dtypes.float8_e4m3fn:
         if total is None:
             return "has no weight_scale_2 beside it"
-        return Pieces(fp4(weight), scale, (1, NVFP4_COLUMNS), factor=Arranged(total, ()))
+        return Pieces(fp4(weight), scale, (1, NVFP4_COLUMNS), factor=total)
     if total is not None or len(weight.shape) != 2 or len(scale.shape) != 2:
         return "is uint8 with scales of a kind that is not known here (FP8, NVFP4 and W4A16_AWQ are)"
     rows, columns = weight.shape
     code = Stream(weight, 4, 0, 2 * rows, integers(4, signed=True))
-    return Pieces(code, scale, (1, groups_of(columns, scale.shape[-1]) or columns))
+    group = stated if type(stated) is int and stated > 0 else groups_of(columns, scale.shape[-1])
+    return Pieces(code, scale, (1, group or columns))

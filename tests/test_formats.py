@@ -1,0 +1,214 @@
+"""Checkpoints of quantization tools: weights and logits as the tools have them, and matrices of every layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from scaled_files import WRITERS, Scaled
+
+from easydel import AutoEasyDeLModelForCausalLM
+from easydel.checkpoint import open_checkpoint
+from easydel.config import HFConfig
+from easydel.errors import CheckpointError, EasyDeLError, UnsupportedModelError
+from easydel.source import open_source, quantization
+from easydel.weights.coded import CodedTensor
+from easydel.weights.formats import unpacked
+from easydel.weights.formats.matrix import Turned
+from easydel.weights.sources import TensorSource
+
+CHECKPOINTS = sorted(path for path in (Path(__file__).parent / "formats").iterdir() if path.is_dir())
+SLICES = 12
+CT = {"quant_method": "compressed-tensors"}
+Damage = Callable[[Scaled], object]
+
+
+@pytest.mark.parametrize("directory", CHECKPOINTS, ids=lambda path: path.name)
+def test_weights_and_logits_are_those_of_the_tool(directory: Path):
+    reference = np.load(directory / "reference.npz")
+    tensors = open_source(directory, saved=False).tensors
+    for name in (name for name in reference if name.startswith("w:")):
+        weights = reference[name]
+        np.testing.assert_allclose(tensors[name[2:]].read(), weights, rtol=0, atol=1e-6 * float(np.abs(weights).max()))
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+    logits = reference["logits"]
+    tolerance = 2e-4 * float(np.abs(logits).max()) + 1e-5
+    np.testing.assert_allclose(model(reference["input_ids"]).logits, logits, rtol=0, atol=tolerance)
+
+
+def written(made: Scaled, directory: Path) -> dict[str, TensorSource]:
+    file = directory / "model.safetensors"
+    tensors = {name: np.ascontiguousarray(array) for name, array in made.tensors.items()}
+    save_file(tensors, file, metadata={"format": "pt", **made.metadata})
+    return unpacked(made.settings, open_checkpoint([file]), directory / "config.json")
+
+
+def sliced(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    ends = (sorted(rng.integers(0, size + 1, 2).tolist()) for size in shape)
+    return tuple(slice(start, stop, int(rng.integers(1, 4))) for start, stop in ends)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_any_slice_is_the_slice_of_the_weights_that_a_layout_stands_for(kind: str, tmp_path: Path):
+    rng = np.random.default_rng(3)
+    made = WRITERS[kind](rng)
+    found = written(made, tmp_path)
+    assert found.keys() == made.weights.keys()
+    for name, weights in made.weights.items():
+        tensor = found[name]
+        whole = tensor.read()
+        np.testing.assert_allclose(whole, weights, rtol=3e-7, atol=1e-9)
+        assert tensor.shape == whole.shape
+        for _ in range(SLICES):
+            index = sliced(rng, tensor.shape)
+            np.testing.assert_array_equal(tensor.read(index), whole[index])
+        if isinstance(tensor, Turned):
+            np.testing.assert_array_equal(tensor.turned.read().swapaxes(-1, -2), whole)
+        coded = tensor.turned if isinstance(tensor, Turned) else tensor
+        assert isinstance(coded, CodedTensor)
+        assert_forms_parts(coded)
+
+
+def assert_forms_parts(tensor: CodedTensor) -> None:
+    """The parts have the dtypes and shapes that the form states."""
+    form, index = tensor.form, tuple(slice(0, size) for size in tensor.shape)
+    counts = form.blocks(tensor.shape)
+    blocks = tuple(slice(0, size) for size in counts)
+    codes = tensor.codes(index)
+    assert (codes.dtype, codes.shape) == (form.code, tensor.shape)
+    if tensor.groups(index[-1]) is None:
+        assert tensor.scales(blocks).shape == counts
+    if form.shift:
+        assert tensor.shifts(blocks).shape == tensor.scales(blocks).shape
+    if (factors := tensor.factors(index[:-2])) is not None:
+        assert factors.shape == tensor.shape[:-2]
+
+
+def without(name: str) -> Damage:
+    return lambda made: made.tensors.pop(name)
+
+
+def cut(name: str, dim: int) -> Damage:
+    def damage(made: Scaled) -> None:
+        array = made.tensors[name]
+        made.tensors[name] = array[tuple(slice(1 if at == dim else None, None) for at in range(array.ndim))]
+
+    return damage
+
+
+def instead(name: str, value: Any) -> Damage:
+    return lambda made: made.tensors.update({name: np.asarray(value)})
+
+
+def scheme(**changes: Any) -> Damage:
+    return lambda made: made.settings["config_groups"]["group_0"]["weights"].update(changes)
+
+
+def setting(**changes: Any) -> Damage:
+    return lambda made: made.settings.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "tensor", "told"),
+    [
+        ("fp8-blocks", cut("m.weight_scale_inv", 1), "m.weight", r"is \[40, 96\], its scales are \[2, 2\]"),
+        ("fp8-blocks", instead("m.weight_scale_inv", np.ones((2, 3), np.int8)), "m.weight", "has scales that are int8"),
+        ("fp8-rows", cut("m.weight_scale", 0), "m.weight", r"its scales are \[39, 1\]"),
+        ("fp8-deepseek-v4", cut("e.weight", 1), "e.weight", r"is \[40, 94\], its scales are \[40, 3\]"),
+        ("mxfp8", cut("m.weight_scale_inv", 1), "m.weight", "not of blocks of 1 rows and 32 columns"),
+        ("ct-int4", cut("m.weight_packed", 1), "m.weight_packed", r"is \[40, 11\] with shape \[40 96\]"),
+        ("ct-int4", cut("m.weight_packed", 0), "m.weight_packed", r"is \[39, 12\] with shape \[40 96\]"),
+        ("ct-int4", instead("m.weight_shape", [40, 128]), "m.weight_packed", r"with shape \[ *40 128\]"),
+        ("ct-int4", instead("m.weight_shape", [np.nan, 1]), "m.weight_packed", "which 4 bits a number do not give"),
+        ("ct-int4", scheme(num_bits=5), "m.weight_packed", "which 5 bits a number do not give"),
+        ("ct-int4", scheme(num_bits="4"), "m.weight_packed", "which no bits a number do not give"),
+        ("ct-int4", scheme(group_size=48), "m.weight_packed", "3 scales for 96 columns, expected groups of 48"),
+        ("ct-int4", cut("m.weight_scale", 1), "m.weight_packed", "2 scales for 96 columns, expected groups of 32"),
+        (
+            "ct-int4",
+            cut("m.weight_zero_point", 0),
+            "m.weight_zero_point",
+            r"is int32 \[4, 3\], expected int32 \[5, 3\]",
+        ),
+        ("ct-int4", without("m.weight_scale"), "m.weight_packed", "has no m.weight_scale beside it"),
+        ("ct-int4-order", instead("m.weight_g_idx", np.full(96, 3, np.int32)), "m.weight_packed", "3 to 3, of 3"),
+        ("ct-int4-order", cut("m.weight_g_idx", 0), "m.weight_packed", r"g_idx \[95\], expected \[96\]"),
+        ("ct-int8-rows", cut("m.weight_zero_point", 0), "m.weight", r"zero points \[39, 1\], expected \[40, 1\]"),
+        ("ct-int8-groups", scheme(group_size=64), "m.weight", "not of blocks of 1 or all rows"),
+        (
+            "ct-nvfp4",
+            instead("m.weight_global_scale", np.ones(2, np.float32)),
+            "m.weight_packed",
+            r"global scale \[2\]",
+        ),
+        ("modelopt-nvfp4", without("m.weight_scale_2"), "m.weight", "has no weight_scale_2 beside it"),
+        ("modelopt-awq", cut("m.weight_scale", 1), "m.weight", "not of blocks of 1 rows and 32 columns"),
+        ("modelopt-awq", cut("m.pre_quant_scale", 0), "m.weight", r"pre_quant_scale \[95\], expected \[96\]"),
+        ("torchao-groups", lambda made: made.metadata.clear(), "m._weight_qdata", "tensor without a description"),
+        ("torchao-groups", without("m._weight_scale"), "m._weight_qdata", "with a _weight_scale beside it"),
+        ("quanto-int8", without("m.weight._scale"), "m.weight._data", "with a weight._scale beside it"),
+        ("bnb-int8", instead("m.weight_format", np.uint8(2)), "m.weight", r"in a GPU's order \(weight_format \[2\]\)"),
+        ("bnb-int8", cut("m.SCB", 0), "m.weight", r"its scales are \[39, 1\]"),
+        ("gpt-oss", cut("e.down_proj_scales", 2), "e.down_proj_blocks", r"its scales are \[2, 40, 2\]"),
+        ("ranged", setting(num_bits=3), None, "has 3 bits, expected one of"),
+        ("ranged", setting(module_quant_configs={"(a+)+": {}}), None, "not a simple regular expression"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(kind: str, damage: Damage, tensor: str | None, told: str, tmp_path: Path):
+    made = WRITERS[kind](np.random.default_rng(3))
+    damage(made)
+    with pytest.raises(EasyDeLError, match=told) as caught:
+        written(made, tmp_path)
+    assert caught.value.tensor == tensor
+    assert caught.value.file == str(tmp_path / ("config.json" if tensor is None else "model.safetensors"))
+
+
+def test_all_that_does_not_fit_is_told_at_once(tmp_path: Path):
+    made = WRITERS["ct-mixed"](np.random.default_rng(3))
+    for name in ("a.weight_scale", "c.weight_scale"):
+        cut(name, 0)(made)
+    with pytest.raises(CheckpointError, match=r"2 problems[^$]*'a.weight_packed'[^$]*'c.weight'"):
+        written(made, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"quant_method": "aqlm"}, "'aqlm' .*codebooks.*use the unquantized checkpoint"),
+        ({"quant_method": "exl3"}, "'exl3' .*GPU"),
+        ({"quant_method": "new"}, "quantized by 'new'"),
+        ({"quant_method": ["fp8"]}, "quantized by"),
+        ({}, "an unknown method"),
+        ({**CT, "format": "marlin-24"}, "as marlin-24; use a checkpoint in pack-quantized"),
+        ({**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "as sparse-24-bitmask"),
+        ({**CT, "transform_config": {"config_groups": {"R1": {}}}}, "rotated inputs"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_its_name(settings: dict[str, Any], told: str, tmp_path: Path):
+    save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=told) as caught:
+        unpacked(settings, open_checkpoint([tmp_path / "model.safetensors"]), tmp_path / "config.json")
+    assert caught.value.file == str(tmp_path / "config.json")
+
+
+def test_settings_are_found_where_tools_write_them(tmp_path: Path):
+    def found(config: dict[str, Any]) -> object:
+        settings, file = quantization(HFConfig(config, file=tmp_path / "config.json"), tmp_path)
+        return settings and (settings["quant_method"], file and file.name)
+
+    assert found({}) is None
+    assert found({"quantization": {"bits": 4, "group_size": 64}}) == ("mlx", "config.json")
+    assert found({"quantization_config": {"quant_algo": "FP8"}}) == ("modelopt", "config.json")
+    assert found({"compression_config": {"quant_method": "compressed-tensors"}}) == (
+        "compressed-tensors",
+        "config.json",
+    )
+    (tmp_path / "quanto_qmap.json").write_text("{}")
+    assert found({}) == ("quanto", "quanto_qmap.json")
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    assert found({}) == ("modelopt", "hf_quant_config.json")
+    assert found({"quantization_config": {"quant_method": "fp8"}}) == ("fp8", "config.json")
