@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from scaled_files import WRITERS, Scaled
+from scaled_files import FP8, WRITERS, Scaled
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.checkpoint import open_checkpoint
@@ -24,6 +26,8 @@ from easydel.weights.sources import TensorSource
 CHECKPOINTS = sorted(path for path in (Path(__file__).parent / "formats").iterdir() if path.is_dir())
 SLICES = 12
 CT = {"quant_method": "compressed-tensors"}
+JUNK = (None, -1, 0, 10**9, 1.5, "x", [], {}, [1, 2], [0, 0], {"x": 1}, True)
+DTYPES = (np.uint8, np.int8, np.int32, np.int64, np.float16, np.float32, np.bool_, ml_dtypes.bfloat16, FP8)
 Damage = Callable[[Scaled], object]
 
 
@@ -212,3 +216,37 @@ def test_settings_are_found_where_tools_write_them(tmp_path: Path):
     (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
     assert found({}) == ("modelopt", "hf_quant_config.json")
     assert found({"quantization_config": {"quant_method": "fp8"}}) == ("fp8", "config.json")
+
+
+def damaged(rng: np.random.Generator, made: Scaled) -> None:
+    """Changes one tensor, or one setting, in one of many ways."""
+    name = list(made.tensors)[rng.integers(len(made.tensors))]
+    array, dtype = made.tensors[name], DTYPES[rng.integers(len(DTYPES))]
+    inner = (
+        made.settings if rng.integers(2) else made.settings.get("config_groups", {}).get("group_0", {}).get("weights")
+    )
+    changes: list[Callable[[], object]] = [
+        lambda: made.tensors.pop(name),
+        lambda: made.tensors.update({name: array.T}),
+        lambda: made.tensors.update({name: array.reshape(-1)}),
+        lambda: made.tensors.update({name: array[None]}),
+        lambda: made.tensors.update({name: np.atleast_1d(array)[:0]}),
+        lambda: made.tensors.update({name: array[..., 1:]}) if array.ndim else None,
+        lambda: made.tensors.update({name: np.zeros((), dtype)}),
+        lambda: made.tensors.update({name: np.zeros(array.shape, dtype)}),
+        lambda: made.tensors.update({name: array.view(np.uint8) if array.ndim else array}),
+        lambda: made.metadata.update({"m.weight": ("{", "[]", "null", '{"_type": 5, "_data": []}')[rng.integers(4)]}),
+        *[lambda: inner and inner.update({list(inner)[rng.integers(len(inner))]: JUNK[rng.integers(len(JUNK))]})] * 5,
+    ]
+    changes[rng.integers(len(changes))]()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_damage_of_any_kind_raises_nothing_but_our_errors(kind: str, tmp_path: Path):
+    rng = np.random.default_rng(11)
+    for _ in range(40):
+        made = WRITERS[kind](np.random.default_rng(3))
+        damaged(rng, made)
+        with suppress(EasyDeLError):
+            for tensor in written(made, tmp_path).values():
+                tensor.read()

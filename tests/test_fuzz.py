@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
-FORMATS = ("safetensors", "index", "torch", "legacy", "gguf", "config")
+FORMATS = ("safetensors", "index", "torch", "legacy", "gguf", "config", "quantized")
 MEMORY = 4 << 30  # bytes over what the interpreter, JAX and torch have reserved
 
 # Runs in a process of its own, so that a limit on memory ends it alone.
 FUZZ = """
-import json, resource, signal, sys, time, warnings
+import json, resource, shutil, signal, sys, time, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
@@ -37,9 +37,14 @@ if kind == "gguf":
     valid.write_gguf(directory)
 names = {"safetensors": valid.WEIGHTS, "index": valid.WEIGHTS + ".index.json", "torch": valid.PICKLE,
          "legacy": valid.PICKLE, "gguf": valid.GGUF, "config": "config.json"}
-file = directory / names[kind]
-original = file.read_bytes()
-AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+if kind == "quantized":  # checkpoints of quantization tools: their headers, and what their configs say of them
+    shutil.copytree(Path(sys.argv[1]) / "formats", directory, dirs_exist_ok=True)
+    files = [file for file in directory.glob("*/*") if file.name in (valid.WEIGHTS, "config.json")]
+else:
+    files = [directory / names[kind]]
+originals = [file.read_bytes() for file in files]
+for place in {file.parent for file in files}:
+    AutoEasyDeLModelForCausalLM.from_pretrained(place)
 
 
 def without_weights(model, source, options, check_others):
@@ -67,11 +72,12 @@ forever = settings(
 
 @seed(0)
 @forever
-@given(edits, st.sampled_from([200, 2000, 10**9]), st.floats(0, 1))
-def change(edits, reach, cut):
+@given(edits, st.sampled_from([200, 2000, 10**9]), st.floats(0, 1), st.integers(0, len(files) - 1))
+def change(edits, reach, cut, chosen):
     global longest
     if time.monotonic() > ended:
         raise KeyboardInterrupt
+    file, original = files[chosen], originals[chosen]
     raw = original if cut < 0.9 else original[: int(len(original) * (cut - 0.9) * 10)]
     for place, removed, added in edits:
         at = int(place * min(len(raw), reach))
@@ -82,12 +88,13 @@ def change(edits, reach, cut):
     started = time.process_time()
     signal.alarm(60)
     try:
-        AutoEasyDeLModelForCausalLM.from_pretrained(directory)
+        AutoEasyDeLModelForCausalLM.from_pretrained(file.parent)
         results["loads"] += 1
     except EasyDeLError as error:
         str(error)
         results["refused"] += 1
     signal.alarm(0)
+    file.write_bytes(original)
     longest = max(longest, time.process_time() - started)
 
 try:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from cases.gpt_oss import CASES as GPT_OSS
+from hub_server import Repo, serving
 from parity import assert_close, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file, save_file
 
@@ -117,6 +118,16 @@ def test_packed_experts_are_what_transformers_makes_of_them(packed: Path, tmp_pa
 def test_packed_experts_over_a_mesh(packed: Path, params: dict[str, Any]):
     mesh = {"sharding_axis_dims": (1, 2, 2, -1), "auto_shard_params": True}
     leaves = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(packed, **mesh)[1])
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, params[path], err_msg=path)
+
+
+def test_packed_experts_are_streamed(
+    packed: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    with serving(monkeypatch, tmp_path) as hub:
+        hub.repos["org/model"] = Repo({file.name: file.read_bytes() for file in packed.iterdir()})
+        leaves = flatten(AutoEasyDeLModelForCausalLM.from_pretrained("org/model", stream=True)[1])
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, params[path], err_msg=path)
 

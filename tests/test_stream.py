@@ -105,6 +105,21 @@ def test_streamed_columns_that_alternate_equal_local_ones(hub: Hub, tmp_path_fac
             np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
+def test_quantized_tensors_are_streamed_by_slices(hub: Hub):
+    """Numbers of 4 bits with zero points along rows, and blocks cut by shards."""
+    for name in ("ct_w4a16_g32_asym_llama", "fp8_block128_odd_llama"):
+        directory = Path(__file__).parent / "formats" / name
+        upload(hub, directory)
+        hub.requests.clear()
+        for arguments in ({}, TP):
+            expected = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)[1])
+            found = streamed(**arguments)
+            for path, leaf in expected.items():
+                np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+            assert sum(stop - start for start, stop in ranges(hub)) < 1.1 * weight_bytes(hub)
+            hub.requests.clear()
+
+
 def stored_leaves(directory: Path) -> dict[str, np.ndarray]:
     return load_file(directory / "model.safetensors")
 

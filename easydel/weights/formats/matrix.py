@@ -146,6 +146,8 @@ def _matrix(name: str, stored: tuple[Tensor, ...], pieces: Pieces) -> Matrix | s
     if pieces.scale.dtype not in (*SCALES, np.dtype(np.uint8)):
         return f"has scales that are {pieces.scale.dtype}, expected floating-point numbers or exponents"
     scale = _arranged(pieces.scale, len(shape), pieces.scale_dims)
+    if prod(scale.shape) != prod(pieces.scale.shape):
+        return f"is {list(shape)}, its scales are {list(pieces.scale.shape)}, which fit neither its rows nor its columns"
     found = block_of(shape, scale.shape, pieces.block)
     if isinstance(found, str):
         return found
@@ -181,7 +183,7 @@ def _arranged(scale: Part, ndim: int, dims: tuple[int | None, ...] | None) -> Pa
     """Returns scales with as many dimensions as the matrix: those that the file leaves out are the last."""
     own = len(scale.shape)
     if dims is None and own > ndim:  # [rows, 1, columns, 1]
-        kept = [dim for dim in range(own) if scale.shape[dim] > 1]
+        kept = [dim for dim in range(own) if scale.shape[dim] != 1]
         dims = (*kept, *[None] * (ndim - len(kept))) if len(kept) <= ndim else tuple(range(own))
     elif dims is None:
         dims = with_units(scale, ndim)
@@ -203,12 +205,14 @@ def block_of(
     Groups of columns fill a row; blocks of several rows may stand out over the matrix.
     """
     sizes: list[int] = []
+    if len(scales) != len(shape) or len(shape) < len(given):
+        return f"is {list(shape)}, its scales are {list(scales)}, expected matrices"
     for size, count, block in zip(shape[-2:], scales[-2:], given, strict=True):
         if block and -(-size // block) == count and (given[0] != 1 or size % block == 0):
             sizes.append(block)
         elif not block and count in (1, size):
             sizes.append(size // count)
-    if len(scales) != len(shape) or scales[:-2] != shape[:-2] or len(sizes) < len(given):
+    if scales[:-2] != shape[:-2] or len(sizes) < len(given):
         rows, columns = (block or "1 or all" for block in given)
         return f"is {list(shape)}, its scales are {list(scales)}: not of blocks of {rows} rows and {columns} columns"
     return sizes[0], sizes[1]
@@ -218,8 +222,7 @@ def if_fitting(
     shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int | None, int | None]
 ) -> tuple[int | None, int | None]:
     """Returns `block` if scales of that shape are of such blocks, else that sizes tell."""
-    fits = len(scales) >= len(block) and not isinstance(block_of(shape, scales, block), str)
-    return block if fits else (None, None)
+    return (None, None) if isinstance(block_of(shape, scales, block), str) else block
 
 
 def pair_of(stated: object) -> tuple[int | None, int | None]:
