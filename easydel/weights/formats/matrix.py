@@ -147,7 +147,7 @@ def _matrix(name: str, stored: tuple[Tensor, ...], pieces: Pieces) -> Matrix | s
         return f"has scales that are {pieces.scale.dtype}, expected floating-point numbers or exponents"
     scale = _arranged(pieces.scale, len(shape), pieces.scale_dims)
     if prod(scale.shape) != prod(pieces.scale.shape):
-        return f"is {list(shape)}, its scales are {list(pieces.scale.shape)}, which fit neither its rows nor its columns"
+        return f"is {list(shape)}, its scales are {list(pieces.scale.shape)}, of other dimensions"
     found = block_of(shape, scale.shape, pieces.block)
     if isinstance(found, str):
         return found
