@@ -18,6 +18,7 @@ from easydel.checkpoint import open_checkpoint
 from easydel.config import HFConfig
 from easydel.errors import CheckpointError, EasyDeLError, UnsupportedModelError
 from easydel.source import open_source, quantization
+from easydel.weights import coded
 from easydel.weights.coded import CodedTensor
 from easydel.weights.formats import unpacked
 from easydel.weights.formats.matrix import Turned
@@ -72,9 +73,18 @@ def test_any_slice_is_the_slice_of_the_weights_that_a_layout_stands_for(kind: st
             np.testing.assert_array_equal(tensor.read(index), whole[index])
         if isinstance(tensor, Turned):
             np.testing.assert_array_equal(tensor.turned.read().swapaxes(-1, -2), whole)
-        coded = tensor.turned if isinstance(tensor, Turned) else tensor
-        assert isinstance(coded, CodedTensor)
-        assert_forms_parts(coded)
+        kept = tensor.turned if isinstance(tensor, Turned) else tensor
+        assert isinstance(kept, CodedTensor)
+        assert_forms_parts(kept)
+
+
+def test_numbers_looked_up_in_pairs_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tensor = written(WRITERS["fp8-blocks"](np.random.default_rng(3)), tmp_path)["m.weight"]
+    for index in ((), np.s_[3:7, 1:], np.s_[2:9, 5:12]):
+        monkeypatch.setattr(coded, "PAIRED", 10**9)
+        alone = tensor.read(index)
+        monkeypatch.setattr(coded, "PAIRED", 0)
+        np.testing.assert_array_equal(tensor.read(index), alone)
 
 
 def assert_forms_parts(tensor: CodedTensor) -> None:

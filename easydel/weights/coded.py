@@ -16,6 +16,7 @@ from easydel.weights.sources import FLOAT32
 
 INTEGERS = [np.dtype(kind) for kind in (np.int8, np.uint8)]
 INTEGERS += [np.dtype(getattr(ml_dtypes, kind)) for kind in ("int4", "uint4", "int2", "uint2")]
+PAIRED = 1 << 16  # more numbers are looked up two at a time, in a table that takes as long to make
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class CodedTensor(ABC):
         """Returns a float32 factor of each of these columns; None where there is none."""
         return None
 
+    def values(self, index: Index) -> np.ndarray:
+        """Returns the values of codes as float32, in memory of its own."""
+        return _values(self.codes(index), self.form.table)
+
     def read(self, index: Index = ()) -> np.ndarray:
         """Returns a slice as float32. Slices may lack ends, and have positive steps."""
         *leading, rows, columns = _full(index, self.shape)
@@ -101,15 +106,15 @@ class CodedTensor(ABC):
 
         def each(found: np.ndarray) -> np.ndarray:
             """Returns the numbers of blocks for each number of the slice, or such that they broadcast to it."""
-            wide = _repeated(found.astype(np.float32), rows, form.block[0], -2)
+            wide = _repeated(_values(found), rows, form.block[0], -2)
             if groups is not None:
                 return np.take(wide, groups - blocks[1].start, axis=-1)
             return _repeated(wide, columns, form.block[1], -1)
 
-        values = _values(self.codes((*leading, rows, columns)), form.table)
+        values = self.values((*leading, rows, columns))
         if form.shift == "zero":
             values -= each(self.shifts(touched))
-        scales = self.scales(touched).astype(np.float32)
+        scales = _values(self.scales(touched))
         if (factors := self.factors(tuple(leading))) is not None:
             scales = scales * factors[..., None, None]
         with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are found, and told with the tensor's name
@@ -145,12 +150,14 @@ def _repeated(found: np.ndarray, part: slice, size: int, dim: int) -> np.ndarray
     return wide[..., picked] if dim == -1 else wide[..., picked, :]
 
 
-def _values(codes: np.ndarray, table: tuple[float, ...]) -> np.ndarray:
-    """Returns the values of codes as float32."""
+def _values(codes: np.ndarray, table: tuple[float, ...] = ()) -> np.ndarray:
+    """Returns the values of codes (or other numbers) as float32."""
     if table:
         return np.asarray(table, np.float32).take(codes.astype(np.uint8))
-    if codes.dtype in INTEGERS:
+    if codes.dtype in INTEGERS or codes.dtype.itemsize > 1:
         return codes.astype(np.float32)
+    if codes.size > PAIRED and codes.flags.c_contiguous and not codes.shape[-1] % 2:
+        return _float_pairs(codes.dtype).take(codes.view("<u2")).view(np.float32)
     return _floats(codes.dtype).take(codes.view(np.uint8))
 
 
@@ -158,3 +165,9 @@ def _values(codes: np.ndarray, table: tuple[float, ...]) -> np.ndarray:
 def _floats(dtype: np.dtype) -> np.ndarray:
     """Returns the value of each byte as a number of that dtype: looking it up is faster than converting."""
     return np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
+
+
+@cache
+def _float_pairs(dtype: np.dtype) -> np.ndarray:
+    """Returns the values of each two bytes, as float32 side by side in 8 bytes."""
+    return _floats(dtype).take(np.arange(256 * 256, dtype="<u2").view(np.uint8)).view(np.uint64)

@@ -13,7 +13,7 @@ from easydel.checkpoint import Tensor
 from easydel.errors import CheckpointError
 from easydel.weights.coded import INTEGERS, CodedTensor, Form
 from easydel.weights.expressions import Index
-from easydel.weights.formats.parts import EXPONENT, Arranged, Part, viewed
+from easydel.weights.formats.parts import EXPONENT, FLOAT4, Arranged, Part, Stream, viewed
 from easydel.weights.formats.unpacking import Unpacking
 
 FLOAT8 = [np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
@@ -53,6 +53,11 @@ class Matrix(CodedTensor):
 
     def codes(self, index: Index) -> np.ndarray:
         return self.code.read(index)
+
+    def values(self, index: Index) -> np.ndarray:
+        if isinstance(self.code, Stream) and self.code.dtype == FLOAT4:
+            return self.code.read_floats(index)
+        return super().values(index)
 
     def scales(self, index: Index) -> np.ndarray:
         return self.scale.read(index)
