@@ -177,6 +177,28 @@ def nvfp4(rng: np.random.Generator, maker: str) -> Scaled:
     return Scaled({**tensors, "m.weight_scale": scales}, settings, weight)
 
 
+def ct_mx(rng: np.random.Generator, bits: int) -> Scaled:
+    """Writes compressed-tensors' MXFP6 (four numbers in three bytes) or MXFP8."""
+    exponents = rng.integers(110, 130, (ROWS, 3), np.uint8)
+    codes = rng.integers(0, 1 << bits, (ROWS, COLUMNS), np.uint8) if bits < 8 else fp8_codes(rng, ROWS, COLUMNS)
+    values = (codes.view(ml_dtypes.float6_e2m3fn) if bits < 8 else codes).astype(np.float32)
+    stored = {"m.weight_packed": bits_of(codes, bits, np.uint8)} if bits < 8 else {"m.weight": codes}
+    settings = compressed(f"mxfp{bits}", num_bits=bits, type="float", strategy="group", group_size=32)
+    weight = values * spread(2.0 ** (exponents.astype(np.float32) - 127), 1, 32)
+    return Scaled({**stored, "m.weight_scale": exponents}, settings, {"m.weight": weight})
+
+
+def ct_alone(rng: np.random.Generator) -> Scaled:
+    """Writes 4 bits with one scale and zero point for all, which are not packed."""
+    made = ct_packed(rng, 4)
+    scale, zero = np.array([0.01], np.float32), np.array([3], np.int8)
+    stored = made.tensors["m.weight_packed"].view(np.uint8)
+    codes = np.stack([stored & 15, stored >> 4], axis=-1).reshape(ROWS, COLUMNS).astype(np.float32) - 8
+    made.tensors |= {"m.weight_scale": scale, "m.weight_zero_point": zero}
+    made.settings = compressed("pack-quantized", num_bits=4, strategy="tensor", symmetric=False)
+    return Scaled(made.tensors, made.settings, {"m.weight": (codes - 3) * scale})
+
+
 def mxfp4(rng: np.random.Generator, maker: str) -> Scaled:
     packed, values = fp4_numbers(rng)
     exponents = rng.integers(110, 130, (ROWS, 3), np.uint8)
@@ -270,9 +292,12 @@ WRITERS: dict[str, Callable[[np.random.Generator], Scaled]] = {
     "ct-fp8-blocks": partial(
         ct_plain, dtype=FP8, shape=(2, 3), block=(32, 32), type="float", strategy="block", block_structure=[32, 32]
     ),
-    **{f"ct-int{bits}": partial(ct_packed, bits=bits, zeros=bits % 2 == 0) for bits in range(2, 9)},
+    **{f"ct-int{bits}": partial(ct_packed, bits=bits, zeros=bits % 2 == 0) for bits in range(1, 9)},
     "ct-int4-order": partial(ct_packed, bits=4, zeros=True, apart=True),
     "ct-int3-fields": partial(ct_packed, bits=3, fields=True),
+    "ct-int4-tensor": ct_alone,
+    "ct-mxfp6": partial(ct_mx, bits=6),
+    "ct-mxfp8": partial(ct_mx, bits=8),
     "ct-mixed": ct_mixed,
     "ct-nvfp4": partial(nvfp4, maker="compressed-tensors"),
     "ct-mxfp4": partial(mxfp4, maker="compressed-tensors"),

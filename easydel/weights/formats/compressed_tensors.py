@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from easydel.checkpoint import Tensor
 from easydel.errors import UnsupportedModelError
 from easydel.weights.formats.fp8 import MX_COLUMNS, fp4
 from easydel.weights.formats.matrix import FLOAT8, Pieces, groups_of, if_fitting, pair_of, put, with_units
-from easydel.weights.formats.parts import Arranged, Computed, Fields, Part, Stream, integers
+from easydel.weights.formats.parts import FLOAT6, Arranged, Computed, Fields, Part, Stream, integers
 from easydel.weights.formats.unpacking import Unpacking
 
 OF_ACTIVATIONS = (
@@ -26,7 +27,8 @@ OF_ACTIVATIONS = (
 )
 WORD = 32
 NVFP4_COLUMNS = 16
-BITS = range(2, 9)
+FP6_BYTES = 24  # of 32 numbers
+BITS = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,13 @@ def _packed(it: Unpacking, stem: str, packed: Tensor, schemes: Schemes) -> None:
     shape, order, total = it.take(f"{name}_shape"), it.take(f"{name}_g_idx"), it.take(f"{name}_global_scale")
     if scale is None:
         it.refuse(packed, f"has no {name}_scale beside it")
-    elif len(packed.shape) < 2 or len(scale.shape) != len(packed.shape):
+    elif len(packed.shape) < 2 or (len(scale.shape) != len(packed.shape) and prod(scale.shape) != 1):
         it.refuse(packed, f"is {list(packed.shape)}, its scales are {list(scale.shape)}, expected matrices")
     elif packed.dtype == np.uint8:
         columns = MX_COLUMNS if scale.dtype == np.uint8 else NVFP4_COLUMNS
         factor = None if total is None else Computed(total, _inverse, np.dtype(np.float32))
-        put(it, name, (packed, scale, total), Pieces(fp4(packed), scale, (1, columns), factor=factor))
+        code = fp6(packed) if packed.shape[-1] == scale.shape[-1] * FP6_BYTES else fp4(packed)
+        put(it, name, (packed, scale, total), Pieces(code, scale, (1, columns), factor=factor))
     elif packed.dtype == np.int32:
         _words(it, name, (packed, scale, zero, shape, order), schemes)
     else:
@@ -126,6 +129,11 @@ def _inverse(found: np.ndarray) -> np.ndarray:
     """Returns the factor of a global scale, which is a divisor here."""
     with np.errstate(divide="ignore"):
         return np.float32(1) / found.astype(np.float32)
+
+
+def fp6(packed: Tensor) -> Part:
+    """Returns numbers of FP6 (E2M3), four columns in three bytes."""
+    return Stream(packed, 6, len(packed.shape) - 1, packed.shape[-1] * 4 // 3, FLOAT6)
 
 
 def _words(
@@ -141,25 +149,32 @@ def _words(
         known = _listed(schemes.bits) or "no"
         it.refuse(packed, f"is {list(packed.shape)}{stated}, which {known} bits a number do not give")
         return
-    group = groups_of(columns, scale.shape[-1])
+    alone = prod(scale.shape) == 1
+    group = columns if alone else groups_of(columns, scale.shape[-1])
     if not group or not _stated(group, columns, schemes):
         sizes = _listed(schemes.columns) or "whole rows"
         it.refuse(packed, f"has {scale.shape[-1]} scales for {columns} columns, expected groups of {sizes}")
         return
-    minus = 0 if zero is not None else 2 ** (bits - 1)
-    code = _numbers(packed, bits, columns, integers(bits, signed=zero is None), minus)
+    signed = zero is None or zero.dtype == np.int8
+    code = _numbers(packed, bits, columns, integers(bits, signed=signed), 2 ** (bits - 1) if signed else 0)
     if code is None:
         it.refuse(packed, f"has {packed.shape[-1]} words in a row, too few for {columns} numbers of {bits} bits")
         return
-    zeros = None
-    if zero is not None:
-        rows = packed.shape[-2]
-        expected = (*packed.shape[:-2], -(-rows * bits // WORD), scale.shape[-1])
-        if zero.shape != expected or zero.dtype != np.int32:
-            it.refuse(zero, f"is {zero.dtype} {list(zero.shape)}, expected int32 {list(expected)}")
-            return
-        zeros = Stream(zero, bits, len(zero.shape) - 2, rows, integers(bits, signed=False))
-    put(it, name, stored, Pieces(code, scale, (1, group), zero=zeros, order=order))
+    zeros = None if zero is None else _zeros(zero, packed.shape, scale.shape, bits)
+    if isinstance(zeros, str):
+        it.refuse(zero or packed, zeros)
+        return
+    put(it, name, stored, Pieces(code, scale, (None, None) if alone else (1, group), zero=zeros, order=order))
+
+
+def _zeros(zero: Tensor, packed: tuple[int, ...], scale: tuple[int, ...], bits: int) -> Part | str:
+    """Returns zero points, or what is wrong with them: packed along rows, but int8 where there is one for all."""
+    if zero.dtype == np.int8:
+        return Arranged(zero, with_units(zero, len(packed)))
+    expected = (*packed[:-2], -(-packed[-2] * bits // WORD), scale[-1] if scale else 1)
+    if zero.shape != expected or zero.dtype != np.int32:
+        return f"is {zero.dtype} {list(zero.shape)}, expected int32 {list(expected)}"
+    return Stream(zero, bits, len(packed) - 2, packed[-2], integers(bits, signed=False))
 
 
 def _columns(it: Unpacking, packed: Tensor, shape: Tensor | None, schemes: Schemes) -> tuple[int | None, int | None]:
@@ -168,9 +183,10 @@ def _columns(it: Unpacking, packed: Tensor, shape: Tensor | None, schemes: Schem
     stated = None if shape is None else it.small(shape, needed=len(known) > 1)
     if stated is None:
         return (packed.shape[-1] * WORD // known[0], known[0]) if len(known) == 1 else (None, None)
-    whole = stated.shape == (2,) and np.issubdtype(stated.dtype, np.integer)
-    rows, columns = stated.tolist() if whole else (-1, -1)
-    fits = [bits for bits in known if packed.shape[-1] in _widths(columns, bits)] if rows == packed.shape[-2] else []
+    whole = stated.shape == (len(packed.shape),) and np.issubdtype(stated.dtype, np.integer)
+    *rows, columns = stated.tolist() if whole else (-1, -1)
+    same = tuple(rows) == packed.shape[:-1]
+    fits = [bits for bits in known if same and packed.shape[-1] in _widths(columns, bits)]
     return (columns, fits[0]) if fits else (None, None)
 
 

@@ -18,6 +18,7 @@ from easydel.weights.expressions import Index
 
 BYTE = 8
 FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
+FLOAT6 = np.dtype(ml_dtypes.float6_e2m3fn)
 EXPONENT = np.dtype(ml_dtypes.float8_e8m0fnu)
 
 
