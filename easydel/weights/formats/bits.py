@@ -28,7 +28,7 @@ def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
         wide[..., whole, : size % bits] = packed[..., whole * bits :]
     shifts = np.arange(8, dtype=np.uint64) * np.uint64(bits)
     numbers = (wide.view("<u8") >> shifts & np.uint64((1 << bits) - 1)).astype(np.uint8)
-    return numbers.reshape(*leading, -1)[..., :count]
+    return numbers.reshape(*leading, 8 * wide.shape[-2])[..., :count]
 
 
 def read_along_columns(packed: Tensor, index: Index, bits: int) -> np.ndarray:

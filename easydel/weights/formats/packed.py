@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.weights.coded import CodedTensor
 
 WORD = np.dtype(np.int32)
+FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32))
 
 
 class PackedTensor(CodedTensor):
