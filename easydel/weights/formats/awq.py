@@ -1,7 +1,8 @@
 """AWQ (Lin et al. 2023, arXiv:2306.00978) as AutoAWQ writes it: 4 bits in the order that one of its kernels wants.
 
 For W [out, in] in groups of g columns, with W = (q - zero) * scale:
-gemm: qweight int32 [in, out / 8], qzeros int32 [in / g, out / 8], scales [in / g, out]. Eight rows of W share an integer.
+gemm: qweight int32 [in, out / 8], qzeros int32 [in / g, out / 8], scales [in / g, out].
+  Eight rows of W share an integer.
 gemv: qweight int32 [out, in / 8], qzeros int32 [out, width], scales [out, 8 * width]; the width has padding.
 gemv_fast: qweight int16 [out / 4, in], scales and qzeros [8 * width, out], where a qzero is -zero * scale as a float.
 """
@@ -168,7 +169,7 @@ def read_awq(it: Unpacking) -> None:
 
 
 def _padded(blocks: int, group: int) -> int:
-    """Returns the scales that a row of gemv has place for: whole integers of zeros, and several of them in groups < 128."""
+    """Returns the scales that a row of gemv has place for: several whole integers of zeros, if groups are small."""
     words = -(-blocks // NUMBERS)
     together = max(128 // group, 1)
     return -(-words // together) * together * NUMBERS

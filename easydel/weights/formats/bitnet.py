@@ -17,14 +17,13 @@ from easydel.checkpoint import Tensor
 from easydel.errors import UnsupportedModelError
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index
-from easydel.weights.formats.packed import FLOATS, PackedTensor, misshapen
+from easydel.weights.formats.packed import BYTE, FLOATS, PackedTensor, misshapen
 from easydel.weights.formats.unpacking import Unpacking
 from easydel.weights.sources import FLOAT32
 
 QUARTERS = 4
 SCALE = "_scale"
 DIVISORS = {"bitlinear": True, "autobitlinear": False}
-BYTE = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,8 @@ class BitnetTensor(PackedTensor):
 
     @property
     def form(self) -> Form:
-        return Form(np.dtype(ml_dtypes.int2), self.shape)
+        rows, columns = self.shape
+        return Form(np.dtype(ml_dtypes.int2), (rows, columns))
 
     def codes(self, index: Index) -> np.ndarray:
         rows, columns = index

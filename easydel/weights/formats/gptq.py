@@ -1,8 +1,8 @@
 """GPTQ (Frantar et al. 2022, arXiv:2210.17323) as AutoGPTQ and gptqmodel write it, and auto-round in the same layout.
 
-For W [out, in] of b bits in groups of g columns a file has, as int32, qweight [in * b / 32, out] packed along its rows and
-qzeros [in / g, out * b / 32] packed along its columns; scales [in / g, out]; and perhaps the group of each column, g_idx
-[in]. W = (q - zero) * scale. Version 1 stores zeros less one, version 2 as they are.
+For W [out, in] of b bits in groups of g columns a file has, as int32, qweight [in * b / 32, out] packed along its rows,
+qzeros [in / g, out * b / 32] packed along its columns, and perhaps the group of each column, g_idx [in]; and scales
+[in / g, out]. W = (q - zero) * scale. Version 1 stores zeros less one, version 2 as they are.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class GptqTensor(PackedTensor):
         stored = self.qzeros.read((blocks, words))
         if 8 % self.bits:
             return ((unpacked(stored, self.bits) + 1) & (1 << self.bits) - 1)[:, inside].T
-        # gptqmodel, which transformers uses, takes one off whole words: a zero of 0 borrows from the next one in its word
+        # gptqmodel, which transformers uses, took one off whole words: a zero of 0 borrowed from the next one
         ones = np.uint32(sum(1 << place for place in range(0, 32, self.bits)))
         return unpacked(stored.view(np.uint32) + ones, self.bits)[:, inside].T
 
@@ -169,5 +169,5 @@ def _problems(tensor: GptqTensor, groups: Tensor | None) -> Iterator[str]:
     if groups is not None:
         yield from misshapen(groups, "its g_idx is", (columns,), WORD)
         found = groups.read()
-        if found.size and not (0 <= found.min() and found.max() < blocks):
+        if found.size and (found.min() < 0 or found.max() >= blocks):
             yield f"its g_idx has groups {found.min()} to {found.max()}, expected 0 to {blocks - 1}"

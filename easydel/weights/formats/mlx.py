@@ -1,8 +1,8 @@
 """MLX's formats, as mlx-lm writes them, and transformers' "metal", which is one of them under other names.
 
 For W [..., out, in] of b bits in groups of g columns a file has weight uint32 [..., out, in * b / 32], packed along its
-columns, and scales [..., out, in / g]. Mode "affine" has floats there, and biases of the same shape: W = q * scale + bias.
-Modes mxfp4, nvfp4 and mxfp8 have small floats as codes, and scales of 8 bits.
+columns, and scales [..., out, in / g]. Mode "affine" has floats there, and biases of the same shape:
+W = q * scale + bias. Modes mxfp4, nvfp4 and mxfp8 have small floats as codes, and scales of 8 bits.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from easydel.checkpoint import Tensor
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index
 from easydel.weights.formats.bits import read_along_columns, unsigned
-from easydel.weights.formats.packed import FLOATS, PackedTensor, misshapen
+from easydel.weights.formats.packed import BYTE, FLOATS, PackedTensor, misshapen
 from easydel.weights.formats.unpacking import Unpacking
 
 AFFINE, AFFINE_BITS = "affine", (2, 3, 4, 5, 6, 8)
 WORD = np.dtype(np.uint32)
-BYTE = np.dtype(np.uint8)
 
 
 class Small(NamedTuple):

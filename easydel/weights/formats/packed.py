@@ -12,6 +12,7 @@ from easydel.checkpoint import Tensor
 from easydel.weights.coded import CodedTensor
 
 WORD = np.dtype(np.int32)
+BYTE = np.dtype(np.uint8)
 FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32))
 
 
@@ -32,7 +33,7 @@ class PackedTensor(CodedTensor):
 
 
 def misshapen(tensor: Tensor, what: str, shape: tuple[int, ...], *dtypes: np.dtype) -> Iterator[str]:
-    """Yields what is wrong with the `tensor` of a matrix that should have this shape, and one of the dtypes if given."""
+    """Yields what is wrong with a tensor that should have this shape, and one of the dtypes if any is given."""
     if tensor.shape != shape:
         yield f"{what} {list(tensor.shape)}, expected {list(shape)}"
     if dtypes and tensor.dtype not in dtypes:
