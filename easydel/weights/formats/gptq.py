@@ -18,6 +18,7 @@ from easydel.checkpoint import Tensor
 from easydel.errors import UnsupportedModelError
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index
+from easydel.weights.formats.awq import read_awq
 from easydel.weights.formats.bits import (
     centred,
     read_along_columns,
@@ -63,9 +64,8 @@ class GptqTensor(PackedTensor):
             return Form(signed(self.bits), (1, self.group))
         return Form(unsigned(self.bits), (1, self.group), shift="zero")
 
-    @property
-    def groups(self) -> np.ndarray | None:
-        return None if self.g_idx is None else self.g_idx.read()
+    def groups(self, columns: slice) -> np.ndarray | None:
+        return None if self.g_idx is None else self.g_idx.read((columns,))
 
     def codes(self, index: Index) -> np.ndarray:
         rows, columns = index
@@ -100,6 +100,21 @@ def read_gptq(it: Unpacking) -> None:
             hint="use a GPTQ checkpoint in the format gptq or gptq_v2",
         )
     read_packed(it, less_one=LESS_ONE[name])
+
+
+def read_auto_round(it: Unpacking) -> None:
+    """Puts a matrix in the place of each packed weight, whichever of its packings auto-round has chosen."""
+    packing = it.settings.get("packing_format") or "auto_round:auto_gptq"
+    if packing == "auto_round:auto_awq":
+        read_awq(it)
+    elif packing in AUTO_ROUND_LESS_ONE:
+        read_packed(it, less_one=AUTO_ROUND_LESS_ONE[packing])
+    else:
+        raise UnsupportedModelError(
+            f"the weights are packed by auto-round as {packing!r}",
+            file=it.file,
+            hint=f"use a checkpoint in {', '.join(AUTO_ROUND_LESS_ONE)} or auto_round:auto_awq",
+        )
 
 
 def read_packed(it: Unpacking, *, less_one: bool) -> None:
