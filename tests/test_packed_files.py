@@ -10,7 +10,6 @@ from packed_files import WRITERS, Packed
 from safetensors.numpy import save_file
 
 from easydel.checkpoint import open_checkpoint
-from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.weights.coded import CodedTensor
 from easydel.weights.formats import unpacked
 from easydel.weights.sources import TensorSource

@@ -45,8 +45,8 @@ def gated_queries(c: HFConfig) -> Fused:
 def names(c: HFConfig) -> Names:
     groups = c.linear_num_key_heads
     projections = (fused("in_proj_qkvz", "qkvz", groups), fused("in_proj_ba", "ba", groups))
-    fused = (*projections, CONVOLUTIONS, gated_queries(c))
-    return base.NAMES.extended(fused=fused, ignored=(AHEAD,), mlx_raised=RAISED)
+    every = (*projections, CONVOLUTIONS, gated_queries(c))
+    return base.NAMES.extended(fused=every, ignored=(AHEAD,), mlx_raised=RAISED)
 
 
 def mixers(c: HFConfig) -> list[Part]:

@@ -154,7 +154,9 @@ class Latents:
         return self.queries.nbytes + self.values.nbytes
 
     def read(self, index: Index = ()) -> np.ndarray:
-        rows, columns = (slice(*part.indices(dim)) for part, dim in zip(_full(index, self.shape), self.shape, strict=True))
+        rows, columns = (
+            slice(*part.indices(dim)) for part, dim in zip(_full(index, self.shape), self.shape, strict=True)
+        )
         size = self.queries.shape[2] + self.values.shape[1]
         heads = slice(rows.start // size, -(-rows.stop // size))
         keys = self.queries.read((heads, columns, slice(None))).swapaxes(1, 2)

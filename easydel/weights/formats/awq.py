@@ -10,7 +10,8 @@ gemv_fast: qweight int16 [out / 4, in], scales and qzeros [8 * width, out], wher
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -18,121 +19,19 @@ from easydel.checkpoint import Tensor
 from easydel.errors import UnsupportedModelError
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index
-from easydel.weights.formats.bits import read_along_columns, unpacked, unsigned
-from easydel.weights.formats.packed import FLOATS, WORD, PackedTensor, misshapen
+from easydel.weights.formats.checks import BYTE, FLOATS, WORD, is_group, misshapen
+from easydel.weights.formats.matrix import Matrix
+from easydel.weights.formats.parts import Part, Stream, integers, swapped, unpacked_bits
 from easydel.weights.formats.unpacking import Unpacking
 
 BITS = 4
-NUMBERS = 8  # in an integer
+CODE = integers(BITS, signed=False)
+NUMBERS = 8  # in an integer of 32 bits
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # in its integer of gemm, of each of 8 rows of W
 TILE_ROWS, TILE_COLUMNS = 4, 64  # of W that gemv_fast stores together
 # the columns of W within 32, in the order in which gemv_fast stores them
 FAST = np.arange(32).reshape(4, 4, 2).transpose(1, 0, 2).reshape(4, 4, 2).transpose(0, 2, 1).ravel()
 HALF = np.dtype(np.int16)
-
-
-@dataclass(frozen=True, eq=False)
-class AwqTensor(PackedTensor):
-    """A matrix [out, in] of 4 bits in groups of columns: the layout of gemm, and what the others share with it."""
-
-    name: str
-    qweight: Tensor
-    stored: Tensor
-    qzeros: Tensor
-    group: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.qweight.shape[1] * NUMBERS, self.qweight.shape[0]
-
-    @property
-    def form(self) -> Form:
-        return Form(unsigned(BITS), (1, self.group), shift="zero")
-
-    def codes(self, index: Index) -> np.ndarray:
-        return self._numbers(self.qweight, index).view(unsigned(BITS))
-
-    def scales(self, index: Index) -> np.ndarray:
-        return self.stored.read(index[::-1]).T
-
-    def shifts(self, index: Index) -> np.ndarray:
-        return self._numbers(self.qzeros, index)
-
-    def problems(self) -> Iterator[str]:
-        rows, columns = self.shape
-        blocks = columns // self.group
-        yield from misshapen(self.qweight, "is", (columns, rows // NUMBERS), WORD)
-        yield from misshapen(self.stored, "its scales are", (blocks, rows), *FLOATS)
-        yield from misshapen(self.qzeros, "its qzeros are", (blocks, rows // NUMBERS), WORD)
-
-    def _numbers(self, packed: Tensor, index: Index) -> np.ndarray:
-        rows, columns = index
-        first, last = rows.start // NUMBERS, -(-rows.stop // NUMBERS)
-        found = unpacked(packed.read((columns, slice(first, last))), BITS)
-        ordered = found.reshape(len(found), last - first, NUMBERS)[..., PLACES].reshape(found.shape)
-        base = first * NUMBERS
-        return ordered[:, rows.start - base : rows.stop - base : rows.step].T
-
-
-class GemvTensor(AwqTensor):
-    """A matrix in the layout of gemv."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.qweight.shape[0], self.qweight.shape[1] * NUMBERS
-
-    def scales(self, index: Index) -> np.ndarray:
-        return self.stored.read(index)
-
-    def problems(self) -> Iterator[str]:
-        rows, columns = self.shape
-        width = _padded(columns // self.group, self.group)
-        yield from misshapen(self.qweight, "is", (rows, columns // NUMBERS), WORD)
-        yield from misshapen(self.stored, "its scales are", (rows, width), *FLOATS)
-        yield from misshapen(self.qzeros, "its qzeros are", (rows, width // NUMBERS), WORD)
-
-    def _numbers(self, packed: Tensor, index: Index) -> np.ndarray:
-        return read_along_columns(packed, index, BITS)
-
-
-class GemvFastTensor(AwqTensor):
-    """A matrix in the layout of gemv_fast."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.qweight.shape[0] * TILE_ROWS, self.qweight.shape[1]
-
-    @property
-    def form(self) -> Form:
-        return Form(unsigned(BITS), (1, self.group), shift="offset")
-
-    def codes(self, index: Index) -> np.ndarray:
-        rows, columns = index
-        above, left = rows.start // TILE_ROWS, columns.start // TILE_COLUMNS
-        below, right = -(-rows.stop // TILE_ROWS), -(-columns.stop // TILE_COLUMNS)
-        packed = self.qweight.read((slice(above, below), slice(left * TILE_COLUMNS, right * TILE_COLUMNS)))
-        tiles = unpacked(packed, BITS).reshape(below - above, right - left, TILE_ROWS, 2, len(FAST))
-        ordered = tiles[..., np.argsort(FAST)].swapaxes(1, 2)
-        whole = ordered.reshape((below - above) * TILE_ROWS, (right - left) * TILE_COLUMNS)
-        top, first = above * TILE_ROWS, left * TILE_COLUMNS
-        return whole[
-            rows.start - top : rows.stop - top : rows.step, columns.start - first : columns.stop - first : columns.step
-        ].view(unsigned(BITS))
-
-    def shifts(self, index: Index) -> np.ndarray:
-        return self.qzeros.read(index[::-1]).T
-
-    def problems(self) -> Iterator[str]:
-        rows, columns = self.shape
-        width = _padded(columns // self.group, self.group)
-        yield from misshapen(self.qweight, "is", (rows // TILE_ROWS, columns), HALF)
-        yield from misshapen(self.stored, "its scales are", (width, rows), *FLOATS)
-        yield from misshapen(self.qzeros, "its qzeros are", (width, rows), *FLOATS)
-        if columns % TILE_COLUMNS:
-            yield f"has {columns} columns, expected a multiple of {TILE_COLUMNS}"
-
-
-VERSIONS = {"gemm": AwqTensor, "gemv": GemvTensor, "gemv_fast": GemvFastTensor}
 
 
 def read_awq(it: Unpacking) -> None:
@@ -142,34 +41,190 @@ def read_awq(it: Unpacking) -> None:
     if kind is None:
         raise UnsupportedModelError(
             f"the weights are AWQ's in the order of {version!r}, which is made for one kind of GPU",
-            file=it.file,
+            file=it.config,
             hint=f"use an AWQ checkpoint of version {', '.join(VERSIONS)}",
         )
     bits, group = it.settings.get("bits"), it.settings.get("group_size")
     for stem, qweight in it.ending(".qweight"):
         it.take(qweight.name)
         scales, zeros = it.take(f"{stem}.scales"), it.take(f"{stem}.qzeros")
-        if bits != BITS or type(group) is not int or group == 0 or group < -1:
-            it.refuse(qweight, f"has bits={bits} and group_size={group}, expected {BITS}, and -1 or more than 0")
+        if bits != BITS or not is_group(group):
+            it.refuse(qweight, f"has bits={bits!r} and group_size={group!r}, expected {BITS}, and -1 or more than 0")
         elif scales is None or zeros is None:
             it.refuse(qweight, "lacks scales and qzeros beside it")
         elif len(qweight.shape) != 2:
             it.refuse(qweight, f"is {list(qweight.shape)}, expected two dimensions")
+        elif problems := list((stored := kind(qweight, scales, zeros, group)).problems()):
+            it.refuse(qweight, "; ".join(problems))
         else:
-            tensor = kind(f"{stem}.weight", qweight, scales, zeros, group)
-            columns = tensor.shape[1]
-            tensor = replace(tensor, group=columns if group == -1 else group)
-            problems = list(tensor.problems())
-            if columns % tensor.group:
-                problems.append(f"has {columns} columns, which groups of {group} do not divide")
-            if problems:
-                it.refuse(qweight, "; ".join(problems))
-            else:
-                it.put(tensor.name, tensor)
+            it.put(f"{stem}.weight", stored.matrix(f"{stem}.weight"))
 
 
-def _padded(blocks: int, group: int) -> int:
-    """Returns the scales that a row of gemv has place for: several whole integers of zeros, if groups are small."""
-    words = -(-blocks // NUMBERS)
-    together = max(128 // group, 1)
-    return -(-words // together) * together * NUMBERS
+@dataclass(frozen=True)
+class Gemm:
+    """The tensors of one matrix in the layout of gemm."""
+
+    qweight: Tensor
+    scales: Tensor
+    qzeros: Tensor
+    group_size: int
+    shift: ClassVar[Literal["zero", "offset"]] = "zero"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.qweight.shape[1] * NUMBERS, self.qweight.shape[0]
+
+    @property
+    def group(self) -> int:
+        return max(self.shape[1], 1) if self.group_size == -1 else self.group_size
+
+    @property
+    def blocks(self) -> int:
+        """The number of groups in a row."""
+        return self.shape[1] // self.group
+
+    def matrix(self, name: str) -> Matrix:
+        """Returns the matrix [out, in]."""
+        form = Form(CODE, (1, self.group), shift=self.shift)
+        return Matrix(name, form, (self.qweight, self.scales, self.qzeros), *self.parts())
+
+    def parts(self) -> tuple[Part, Part, Part]:
+        """Returns codes, scales, and zeros or offsets."""
+        rows, _ = self.shape
+        code = Ordered(Stream(self.qweight, BITS, 1, rows, CODE), PLACES)
+        zero = Ordered(Stream(self.qzeros, BITS, 1, rows, BYTE), PLACES)
+        return swapped(code), swapped(self.scales), swapped(zero)
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit."""
+        _, columns = self.shape
+        if columns % self.group:
+            yield f"has {columns} columns, which groups of {self.group} do not divide"
+        yield from self.misshapen()
+
+    def misshapen(self) -> Iterator[str]:
+        """Yields tensors of other shapes or dtypes than the layout's."""
+        (rows, columns), words = self.shape, self.shape[0] // NUMBERS
+        yield from misshapen(self.qweight, "is", (columns, words), WORD)
+        yield from misshapen(self.scales, "its scales are", (self.blocks, rows), *FLOATS)
+        yield from misshapen(self.qzeros, "its qzeros are", (self.blocks, words), WORD)
+
+
+class Gemv(Gemm):
+    """The tensors of one matrix in the layout of gemv."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.qweight.shape[0], self.qweight.shape[1] * NUMBERS
+
+    @property
+    def width(self) -> int:
+        """The scales that a row has place for: several whole integers of zeros, if groups are small."""
+        unit = NUMBERS * max(128 // self.group, 1)
+        return -(-self.blocks // unit) * unit
+
+    def parts(self) -> tuple[Part, Part, Part]:
+        rows, columns = self.shape
+        code = Stream(self.qweight, BITS, 1, columns, CODE)
+        return code, Leading(self.scales, (rows, self.blocks)), Stream(self.qzeros, BITS, 1, self.blocks, BYTE)
+
+    def misshapen(self) -> Iterator[str]:
+        rows, columns = self.shape
+        yield from misshapen(self.qweight, "is", (rows, columns // NUMBERS), WORD)
+        yield from misshapen(self.scales, "its scales are", (rows, self.width), *FLOATS)
+        yield from misshapen(self.qzeros, "its qzeros are", (rows, self.width // NUMBERS), WORD)
+
+
+class GemvFast(Gemv):
+    """The tensors of one matrix in the layout of gemv_fast."""
+
+    shift = "offset"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.qweight.shape[0] * TILE_ROWS, self.qweight.shape[1]
+
+    def parts(self) -> tuple[Part, Part, Part]:
+        rows, _ = self.shape
+        scale, offset = (swapped(Leading(part, (self.blocks, rows))) for part in (self.scales, self.qzeros))
+        return Tiles(self.qweight), scale, offset
+
+    def misshapen(self) -> Iterator[str]:
+        rows, columns = self.shape
+        if columns % TILE_COLUMNS:
+            yield f"has {columns} columns, expected a multiple of {TILE_COLUMNS}"
+        yield from misshapen(self.qweight, "is", (rows // TILE_ROWS, columns), HALF)
+        yield from misshapen(self.scales, "its scales are", (self.width, rows), *FLOATS)
+        yield from misshapen(self.qzeros, "its qzeros are", (self.width, rows), *FLOATS)
+
+
+VERSIONS = {"gemm": Gemm, "gemv": Gemv, "gemv_fast": GemvFast}
+
+
+@dataclass(frozen=True, eq=False)
+class Ordered:
+    """An array with the numbers of its last dimension in another order, the same within each few of them.
+
+    Number k of those few is the one at `places[k]`.
+    """
+
+    of: Part
+    places: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.of.dtype
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        *leading, part = index
+        size = len(self.places)
+        first, last = part.start // size * size, -(-part.stop // size) * size
+        found = self.of.read((*leading, slice(first, last)))
+        ordered = found.reshape(*found.shape[:-1], found.shape[-1] // size, size)[..., self.places]
+        return ordered.reshape(found.shape)[..., part.start - first : part.stop - first : part.step]
+
+
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """The first numbers of each dimension of an array."""
+
+    of: Part
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.of.dtype
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        return self.of.read(index)
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """The codes in `qweight` of gemv_fast: the numbers of a tile, row after row, in integers of 16 bits."""
+
+    qweight: Tensor
+    dtype: np.dtype = CODE
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.qweight.shape[0] * TILE_ROWS, self.qweight.shape[1]
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        rows, columns = index
+        above, left = rows.start // TILE_ROWS, columns.start // TILE_COLUMNS
+        down, across = -(-rows.stop // TILE_ROWS) - above, -(-columns.stop // TILE_COLUMNS) - left
+        top, first = above * TILE_ROWS, left * TILE_COLUMNS
+        packed = self.qweight.read((slice(above, above + down), slice(first, first + across * TILE_COLUMNS)))
+        numbers = unpacked_bits(
+            np.ascontiguousarray(packed).view(BYTE), BITS, across * TILE_ROWS * TILE_COLUMNS
+        ).reshape(down, across, TILE_ROWS, TILE_COLUMNS // len(FAST), len(FAST))
+        whole = numbers[..., np.argsort(FAST)].swapaxes(1, 2).reshape(down * TILE_ROWS, across * TILE_COLUMNS)
+        picked = (
+            slice(part.start - base, part.stop - base, part.step) for part, base in ((rows, top), (columns, first))
+        )
+        return whole[tuple(picked)].view(CODE)

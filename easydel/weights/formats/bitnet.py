@@ -10,52 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import UnsupportedModelError
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index
-from easydel.weights.formats.packed import BYTE, FLOATS, PackedTensor, misshapen
+from easydel.weights.formats.checks import BYTE, FLOATS, misshapen
+from easydel.weights.formats.matrix import Matrix
+from easydel.weights.formats.parts import Arranged, Computed, as_codes, integers
 from easydel.weights.formats.unpacking import Unpacking
 from easydel.weights.sources import FLOAT32
 
 QUARTERS = 4
 SCALE = "_scale"
+CODE = integers(2, signed=True)
 DIVISORS = {"bitlinear": True, "autobitlinear": False}
-
-
-@dataclass(frozen=True, eq=False)
-class BitnetTensor(PackedTensor):
-    """A matrix [out, in] of -1, 0 and 1 times one number, which is the stored one or its inverse."""
-
-    name: str
-    packed: Tensor
-    scale: Tensor
-    inverse: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.packed.shape[0] * QUARTERS, self.packed.shape[1]
-
-    @property
-    def form(self) -> Form:
-        rows, columns = self.shape
-        return Form(np.dtype(ml_dtypes.int2), (rows, columns))
-
-    def codes(self, index: Index) -> np.ndarray:
-        rows, columns = index
-        quarter = self.packed.shape[0]
-        taken = np.arange(rows.start, rows.stop, rows.step)
-        packed = self.packed.read((slice(None), columns))[taken % quarter]
-        numbers = packed >> (2 * (taken // quarter)).astype(np.uint8)[:, None] & 3
-        return (numbers - np.uint8(1) & 3).view(ml_dtypes.int2)
-
-    def scales(self, index: Index) -> np.ndarray:
-        scale = self.scale.read().astype(FLOAT32).reshape(1, 1)[index]
-        with np.errstate(divide="ignore"):  # infinite weights are found, and told with the tensor's name
-            return 1 / scale if self.inverse else scale
 
 
 def read_bitnet(it: Unpacking) -> None:
@@ -71,7 +41,7 @@ def read_bitnet(it: Unpacking) -> None:
     if refused:
         raise UnsupportedModelError(
             f"BitNet weights with {', '.join(refused)} are not implemented",
-            file=it.file,
+            file=it.config,
             hint="use a checkpoint of linear_class bitlinear or autobitlinear that is packed offline",
         )
     for stem, scale in it.ending(f".weight{SCALE}"):
@@ -82,10 +52,43 @@ def read_bitnet(it: Unpacking) -> None:
         elif problems := list(_problems(weight, scale)):
             it.refuse(weight, "; ".join(problems))
         else:
-            it.put(weight.name, BitnetTensor(weight.name, weight, scale, inverse=DIVISORS[kind]))
+            it.put(weight.name, _matrix(weight, scale, inverse=DIVISORS[kind]))
+
+
+def _matrix(weight: Tensor, scale: Tensor, *, inverse: bool) -> Matrix:
+    """Returns the matrix [out, in] of -1, 0 and 1 times one number, which is the stored one or its inverse."""
+    code, one = Quarters(weight), Arranged(scale, (0, None))
+    rows, columns = code.shape
+    factor = Computed(one, _inverse, FLOAT32) if inverse else one
+    return Matrix(weight.name, Form(CODE, (rows, columns)), (weight, scale), code, factor)
+
+
+def _inverse(found: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # infinite weights are found, and told with the tensor's name
+        return 1 / found.astype(FLOAT32)
 
 
 def _problems(weight: Tensor, scale: Tensor) -> Iterator[str]:
     if len(weight.shape) != 2 or weight.dtype != BYTE:
         yield f"is {weight.dtype} {list(weight.shape)}, expected uint8 of two dimensions"
     yield from misshapen(scale, "its scale is", (1,), *FLOATS)
+
+
+@dataclass(frozen=True, eq=False)
+class Quarters:
+    """The codes -1, 0 and 1 of a matrix whose rows are in four parts, which share bytes."""
+
+    packed: Tensor
+    dtype: np.dtype = CODE
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape[0] * QUARTERS, self.packed.shape[1]
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        rows, columns = index
+        together = max(self.packed.shape[0], 1)
+        taken = np.arange(*rows.indices(self.shape[0]))
+        found = self.packed.read((slice(None), columns))[taken % together]  # of a view of the mapped file
+        numbers = found >> (2 * (taken // together)).astype(np.uint8)[:, None] & 3
+        return as_codes(numbers, 1, CODE)

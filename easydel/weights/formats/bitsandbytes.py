@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -21,12 +20,15 @@ from easydel.checkpoint import Tensor
 from easydel.checkpoint.strict import parse_json
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index
-from easydel.weights.formats.bits import unsigned
-from easydel.weights.formats.packed import BYTE, PackedTensor, misshapen
+from easydel.weights.formats.checks import BYTE, misshapen
+from easydel.weights.formats.eight_bits import read_bnb_int8
+from easydel.weights.formats.matrix import Matrix
+from easydel.weights.formats.parts import integers
 from easydel.weights.formats.unpacking import Unpacking
 from easydel.weights.sources import FLOAT32
 
 BITS = 4
+CODE = integers(BITS, signed=False)
 STATE = ".quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
 STATE_BYTES, STATE_ITEMS = 4096, 100
@@ -44,88 +46,32 @@ class Nested:
     offset: float
 
 
-@dataclass(frozen=True, eq=False)
-class BnbTensor(PackedTensor):
-    """A tensor [..., rows, columns] of 4 bits, in blocks of `size` numbers that may go on from one row to the next.
-
-    A block of the form is the largest part of such a block that fits into rows.
-    """
-
-    name: str
-    packed: Tensor
-    absmax: Tensor
-    quant_map: Tensor
-    nested: Nested | None
-    sizes: tuple[int, ...]
-    size: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.sizes
-
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + (0 if self.nested is None else self.nested.absmax.nbytes + self.nested.quant_map.nbytes)
-
-    @property
-    def form(self) -> Form:
-        return Form(unsigned(BITS), (1, math.gcd(self.size, self.shape[-1])), self._table)
-
-    def codes(self, index: Index) -> np.ndarray:
-        rows, width, columns = self._rows(index), self.shape[-1], index[-1]
-        first, stop = (int(rows.min()), int(rows.max()) + 1) if rows.size else (0, 0)
-        run = _as_bytes(self.packed).read((slice(first * width // 2, -(-stop * width // 2)),))
-        if width % 2:  # rows begin within bytes
-            numbers = _numbers(run)[first * width % 2 :][: (stop - first) * width]
-            return numbers.reshape(stop - first, width)[rows - first, columns].view(unsigned(BITS))
-        left = columns.start // 2
-        packed = run.reshape(stop - first, width // 2)[rows - first, left : -(-columns.stop // 2)]
-        inside = slice(columns.start - 2 * left, columns.stop - 2 * left, columns.step)
-        return _numbers(packed)[..., inside].view(unsigned(BITS))
-
-    def scales(self, index: Index) -> np.ndarray:
-        blocks = np.arange(self.form.blocks(self.shape)[-1])[index[-1]] * self.form.block[1]
-        places = (self._rows(index)[..., None] * self.shape[-1] + blocks) // self.size
-        first, stop = (int(places.min()), int(places.max()) + 1) if places.size else (0, 0)
-        found = self.absmax.read((slice(first, stop),))
-        if self.nested is not None:
-            outer = slice(first // self.nested.size, -(-stop // self.nested.size))
-            factors = self.nested.absmax.read((outer,))[np.arange(first, stop) // self.nested.size - outer.start]
-            found = self.nested.quant_map.read()[found] * factors + np.float32(self.nested.offset)
-        return found.astype(FLOAT32)[places - first]
-
-    @cached_property
-    def _table(self) -> tuple[float, ...]:
-        return tuple(self.quant_map.read().tolist())
-
-    def _rows(self, index: Index) -> np.ndarray:
-        """Returns the number of each row of a slice, counted over all leading dimensions."""
-        return np.arange(prod(self.shape[:-1])).reshape(self.shape[:-1])[index[:-1]]
-
-
-def read_4bit(it: Unpacking) -> None:
-    """Puts a tensor in the place of each weight with a quant_state, and of the tensors beside it."""
+def read_bitsandbytes(it: Unpacking) -> None:
+    """Puts a tensor in the place of each weight with a quant_state, or with scales of rows, and of those."""
+    read_bnb_int8(it)
     for kind in KINDS:
         for name, state in it.ending(f"{STATE}{kind}"):
             it.take(state.name)
-            weight = it.take(name)
-            absmax, quant_map, outer, outer_map = (
-                it.take(f"{name}.{leaf}") for leaf in ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-            )
-            if weight is None or absmax is None or quant_map is None:
-                it.refuse(state, f"lacks {name}, absmax and quant_map beside it")
-            elif isinstance(found := _state(state), str):
-                it.refuse(state, found)
-            else:
-                nested = None
-                if outer is not None and outer_map is not None and "nested_blocksize" in found:
-                    nested = Nested(outer, outer_map, found["nested_blocksize"], found["nested_offset"])
-                sizes = tuple(found["shape"])
-                tensor = BnbTensor(name, weight, absmax, quant_map, nested, sizes, found["blocksize"])
-                if problems := list(_problems(tensor)):
-                    it.refuse(weight, "; ".join(problems))
-                else:
-                    it.put(name, tensor)
+            _read_4bit(it, name, state)
+
+
+def _read_4bit(it: Unpacking, name: str, state: Tensor) -> None:
+    weight = it.take(name)
+    leaves = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+    absmax, quant_map, outer, outer_map = (it.take(f"{name}.{leaf}") for leaf in leaves)
+    if weight is None or absmax is None or quant_map is None:
+        it.refuse(state, f"lacks {name}, absmax and quant_map beside it")
+    elif isinstance(found := _state(state), str):
+        it.refuse(state, found)
+    else:
+        nested = None
+        if outer is not None and outer_map is not None and "nested_blocksize" in found:
+            nested = Nested(outer, outer_map, found["nested_blocksize"], found["nested_offset"])
+        stored = Stored(weight, absmax, quant_map, nested, tuple(found["shape"]), found["blocksize"])
+        if problems := list(stored.problems()):
+            it.refuse(weight, "; ".join(problems))
+        else:
+            it.put(name, stored.matrix(name))
 
 
 def _state(tensor: Tensor) -> Mapping[str, Any] | str:
@@ -151,22 +97,99 @@ def _state(tensor: Tensor) -> Mapping[str, Any] | str:
     return found
 
 
-def _problems(tensor: BnbTensor) -> Iterator[str]:
-    count, nested = prod(tensor.shape), tensor.nested
-    wanted = -(-count // 2)
-    if tensor.packed.nbytes != wanted or prod(tensor.packed.shape) * tensor.packed.dtype.itemsize != wanted:
-        yield f"has {tensor.packed.nbytes} bytes, expected {wanted} for {list(tensor.shape)}"
-    blocks = -(-count // tensor.size)
-    yield from misshapen(tensor.absmax, "its absmax is", (blocks,), FLOAT32 if nested is None else BYTE)
-    yield from misshapen(tensor.quant_map, "its quant_map is", (1 << BITS,), FLOAT32)
-    if nested is not None:
-        yield from misshapen(nested.absmax, "its nested_absmax is", (-(-blocks // nested.size),), FLOAT32)
-        yield from misshapen(nested.quant_map, "its nested_quant_map is", (NESTED_MAP,), FLOAT32)
+@dataclass(frozen=True)
+class Stored:
+    """The tensors of one tensor [..., rows, columns], in blocks of `size` numbers that may go on in the next row."""
+
+    packed: Tensor
+    absmax: Tensor
+    quant_map: Tensor
+    nested: Nested | None
+    shape: tuple[int, ...]
+    size: int
+
+    def matrix(self, name: str) -> Matrix:
+        """Returns the tensor; a block of its form is the largest part of these blocks that fits into rows."""
+        scale = BlockScales(self.absmax, self.nested, self.shape, self.size)
+        form = Form(CODE, (1, scale.together), tuple(self.quant_map.read().tolist()))
+        more = () if self.nested is None else (self.nested.absmax, self.nested.quant_map)
+        return Matrix(
+            name, form, (self.packed, self.absmax, self.quant_map, *more), Halves(self.packed, self.shape), scale
+        )
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit."""
+        count, nested = prod(self.shape), self.nested
+        wanted = -(-count // 2)
+        if self.packed.nbytes != wanted or prod(self.packed.shape) * self.packed.dtype.itemsize != wanted:
+            yield f"has {self.packed.nbytes} bytes, expected {wanted} for {list(self.shape)}"
+        blocks = -(-count // self.size)
+        yield from misshapen(self.absmax, "its absmax is", (blocks,), FLOAT32 if nested is None else BYTE)
+        yield from misshapen(self.quant_map, "its quant_map is", (1 << BITS,), FLOAT32)
+        if nested is not None:
+            yield from misshapen(nested.absmax, "its nested_absmax is", (-(-blocks // nested.size),), FLOAT32)
+            yield from misshapen(nested.quant_map, "its nested_quant_map is", (NESTED_MAP,), FLOAT32)
 
 
-def _as_bytes(packed: Tensor) -> Tensor:
-    """Returns the same bytes as one row of uint8: bnb_4bit_quant_storage may call them floats."""
-    return replace(packed, shape=(packed.nbytes,), dtype=BYTE, strides=(1,))
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """The codes of a tensor, two in a byte and the first one in the high half, whatever dtype the bytes have."""
+
+    packed: Tensor
+    shape: tuple[int, ...]
+    dtype: np.dtype = CODE
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        rows, width, columns = _rows(self.shape, index), self.shape[-1], index[-1]
+        first, stop = (int(rows.min()), int(rows.max()) + 1) if rows.size else (0, 0)
+        run = self._bytes.read((slice(first * width // 2, -(-stop * width // 2)),))
+        if width % 2:  # rows begin within bytes
+            numbers = _numbers(run)[first * width % 2 :][: (stop - first) * width]
+            return numbers.reshape(stop - first, width)[rows - first, columns].view(CODE)
+        left = columns.start // 2
+        packed = run.reshape(stop - first, width // 2)[rows - first, left : -(-columns.stop // 2)]
+        inside = slice(columns.start - 2 * left, columns.stop - 2 * left, columns.step)
+        return _numbers(packed)[..., inside].view(CODE)
+
+    @property
+    def _bytes(self) -> Tensor:
+        return replace(self.packed, shape=(self.packed.nbytes,), dtype=BYTE, strides=(1,))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockScales:
+    """The scale of each few numbers of a row, which are in one block of `size` numbers."""
+
+    absmax: Tensor
+    nested: Nested | None
+    of: tuple[int, ...]
+    size: int
+    dtype: np.dtype = FLOAT32
+
+    @property
+    def together(self) -> int:
+        """So many numbers of a row have one scale."""
+        return math.gcd(self.size, self.of[-1])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.of[:-1], self.of[-1] // self.together)
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        columns = np.arange(self.shape[-1])[index[-1]] * self.together
+        places = (_rows(self.of, index)[..., None] * self.of[-1] + columns) // self.size
+        first, stop = (int(places.min()), int(places.max()) + 1) if places.size else (0, 0)
+        found = self.absmax.read((slice(first, stop),))
+        if self.nested is not None:
+            outer = slice(first // self.nested.size, -(-stop // self.nested.size))
+            factors = self.nested.absmax.read((outer,))[np.arange(first, stop) // self.nested.size - outer.start]
+            found = self.nested.quant_map.read()[found] * factors + np.float32(self.nested.offset)
+        return found[places - first]
+
+
+def _rows(shape: tuple[int, ...], index: Index) -> np.ndarray:
+    """Returns the number of each row of a slice, counted over all leading dimensions."""
+    return np.arange(prod(shape[:-1])).reshape(shape[:-1])[index[:-1]]
 
 
 def _numbers(packed: np.ndarray) -> np.ndarray:

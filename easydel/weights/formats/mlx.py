@@ -8,7 +8,6 @@ W = q * scale + bias. Modes mxfp4, nvfp4 and mxfp8 have small floats as codes, a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -16,13 +15,13 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.weights.coded import Form
-from easydel.weights.expressions import Index
-from easydel.weights.formats.bits import read_along_columns, unsigned
-from easydel.weights.formats.packed import BYTE, FLOATS, PackedTensor, misshapen
+from easydel.weights.formats.checks import BYTE, FLOATS, misshapen
+from easydel.weights.formats.matrix import Matrix
+from easydel.weights.formats.parts import EXPONENT, FLOAT4, Stream, integers, viewed
 from easydel.weights.formats.unpacking import Unpacking
 
 AFFINE, AFFINE_BITS = "affine", (2, 3, 4, 5, 6, 8)
-WORD = np.dtype(np.uint32)
+WORD, WORD_BITS = np.dtype(np.uint32), 32
 
 
 class Small(NamedTuple):
@@ -34,81 +33,12 @@ class Small(NamedTuple):
     scale: np.dtype
 
 
-FP4, FP8 = np.dtype(ml_dtypes.float4_e2m1fn), np.dtype(ml_dtypes.float8_e4m3fn)
-POWER = np.dtype(ml_dtypes.float8_e8m0fnu)
-MODES = {"mxfp4": Small(FP4, 4, 32, POWER), "nvfp4": Small(FP4, 4, 16, FP8), "mxfp8": Small(FP8, 8, 32, POWER)}
-
-
-@dataclass(frozen=True, eq=False)
-class AffineTensor(PackedTensor):
-    """A matrix [..., out, in] of unsigned numbers, with a scale and an offset for each group of columns."""
-
-    name: str
-    packed: Tensor
-    stored: Tensor
-    biases: Tensor
-    bits: int
-    group: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return *self.packed.shape[:-1], self.packed.shape[-1] * 32 // self.bits
-
-    @property
-    def form(self) -> Form:
-        return Form(unsigned(self.bits), (1, self.group), shift="offset")
-
-    def codes(self, index: Index) -> np.ndarray:
-        return read_along_columns(self.packed, index, self.bits).view(unsigned(self.bits))
-
-    def scales(self, index: Index) -> np.ndarray:
-        return self.stored.read(index)
-
-    def shifts(self, index: Index) -> np.ndarray:
-        return self.biases.read(index)
-
-    def problems(self) -> Iterator[str]:
-        *_, columns = self.shape
-        blocks = (*self.packed.shape[:-1], columns // self.group)
-        if columns % self.group:
-            yield f"has {columns} columns, which groups of {self.group} do not divide"
-        if self.packed.shape[-1] * 32 % self.bits:
-            yield f"is {list(self.packed.shape)}, which numbers of {self.bits} bits do not fill"
-        yield from misshapen(self.packed, "is", self.packed.shape, WORD)
-        yield from misshapen(self.stored, "its scales are", blocks, *FLOATS)
-        yield from misshapen(self.biases, "its biases are", blocks, *FLOATS)
-
-
-@dataclass(frozen=True, eq=False)
-class SmallFloatTensor(PackedTensor):
-    """A matrix [..., out, in] of small floats, with a scale of 8 bits for each block of columns."""
-
-    name: str
-    packed: Tensor
-    stored: Tensor
-    kind: Small
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return *self.packed.shape[:-1], self.packed.shape[-1] * 32 // self.kind.bits
-
-    @property
-    def form(self) -> Form:
-        return Form(self.kind.code, (1, self.kind.block))
-
-    def codes(self, index: Index) -> np.ndarray:
-        return read_along_columns(self.packed, index, self.kind.bits).view(self.kind.code)
-
-    def scales(self, index: Index) -> np.ndarray:
-        return self.stored.read(index).view(self.kind.scale)
-
-    def problems(self) -> Iterator[str]:
-        *_, columns = self.shape
-        blocks = (*self.packed.shape[:-1], columns // self.kind.block)
-        if columns % self.kind.block:
-            yield f"has {columns} columns, which blocks of {self.kind.block} do not divide"
-        yield from misshapen(self.packed, "is", self.packed.shape, WORD)
-        yield from misshapen(self.stored, "its scales are", blocks, BYTE)
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
+MODES = {
+    "mxfp4": Small(FLOAT4, 4, 32, EXPONENT),
+    "nvfp4": Small(FLOAT4, 4, 16, FLOAT8),
+    "mxfp8": Small(FLOAT8, 8, 32, EXPONENT),
+}
 
 
 def read_mlx(it: Unpacking) -> None:
@@ -120,12 +50,10 @@ def read_mlx(it: Unpacking) -> None:
             it.refuse(scales, f"has no {stem}.weight beside it")
         elif len(weight.shape) < 2:
             it.refuse(weight, f"is {list(weight.shape)}, expected at least two dimensions")
-        elif isinstance(tensor := _tensor(it.settings, weight, scales, biases), str):
-            it.refuse(weight, tensor)
-        elif problems := list(tensor.problems()):
-            it.refuse(weight, "; ".join(problems))
+        elif isinstance(matrix := _matrix(it.settings, weight, scales, biases), str):
+            it.refuse(weight, matrix)
         else:
-            it.put(tensor.name, tensor)
+            it.put(weight.name, matrix)
 
 
 def _settings(settings: Mapping[str, Any], stem: str, *, affine: bool) -> Mapping[str, Any]:
@@ -139,17 +67,15 @@ def _settings(settings: Mapping[str, Any], stem: str, *, affine: bool) -> Mappin
     return {"bits": chosen.get("bits"), "group_size": chosen.get("group_size"), "mode": mode}
 
 
-def _tensor(
-    settings: Mapping[str, Any], weight: Tensor, scales: Tensor, biases: Tensor | None
-) -> AffineTensor | SmallFloatTensor | str:
-    """Returns the matrix, or what is wrong with its settings."""
+def _matrix(settings: Mapping[str, Any], weight: Tensor, scales: Tensor, biases: Tensor | None) -> Matrix | str:
+    """Returns the matrix, or what is wrong with it."""
     own = _settings(settings, weight.name.removesuffix(".weight"), affine=biases is not None)
     mode, bits, group = (own[key] for key in ("mode", "bits", "group_size"))
     kind = MODES.get(mode) if isinstance(mode, str) else None
     if kind is not None:
         if (bits or kind.bits, group or kind.block) != (kind.bits, kind.block):
             return f"has mode={mode} with bits={bits} and group_size={group}, expected {kind.bits} and {kind.block}"
-        return SmallFloatTensor(weight.name, weight, scales, kind)
+        return _floats(weight, scales, kind)
     if mode != AFFINE:
         return f"has mode={mode!r}, expected one of {AFFINE}, {', '.join(MODES)}"
     if biases is None:
@@ -160,4 +86,42 @@ def _tensor(
         group = weight.shape[-1] * 32 // bits // max(scales.shape[-1], 1)
     if type(bits) is not int or bits not in AFFINE_BITS or type(group) is not int or group <= 0:
         return f"has bits={bits} and group_size={group}, expected one of {AFFINE_BITS}, and more than 0"
-    return AffineTensor(weight.name, weight, scales, biases, bits, group)
+    return _affine(weight, scales, biases, bits, group)
+
+
+def _affine(weight: Tensor, scales: Tensor, biases: Tensor, bits: int, group: int) -> Matrix | str:
+    """Returns a matrix of unsigned numbers, with a scale and an offset for each group of columns."""
+    dtype, (*leading, words) = integers(bits, signed=False), weight.shape
+    columns = words * WORD_BITS // bits
+    blocks = (*leading, columns // group)
+    problems = [
+        *_uneven(weight, columns, bits, group),
+        *misshapen(scales, "its scales are", blocks, *FLOATS),
+        *misshapen(biases, "its biases are", blocks, *FLOATS),
+    ]
+    if problems:
+        return "; ".join(problems)
+    code = Stream(weight, bits, len(leading), columns, dtype)
+    form = Form(dtype, (1, group), shift="offset")
+    return Matrix(weight.name, form, (weight, scales, biases), code, scales, biases)
+
+
+def _floats(weight: Tensor, scales: Tensor, kind: Small) -> Matrix | str:
+    """Returns a matrix of small floats, with a scale of 8 bits for each block of columns."""
+    *leading, words = weight.shape
+    columns = words * WORD_BITS // kind.bits
+    blocks = (*leading, columns // kind.block)
+    if problems := [
+        *_uneven(weight, columns, kind.bits, kind.block),
+        *misshapen(scales, "its scales are", blocks, BYTE),
+    ]:
+        return "; ".join(problems)
+    code = Stream(weight, kind.bits, len(leading), columns, kind.code)
+    return Matrix(weight.name, Form(kind.code, (1, kind.block)), (weight, scales), code, viewed(scales, kind.scale))
+
+
+def _uneven(weight: Tensor, columns: int, bits: int, group: int) -> Iterator[str]:
+    if weight.dtype != WORD:
+        yield f"is {weight.dtype}, expected {WORD}"
+    if weight.shape[-1] * WORD_BITS % bits or columns % group:
+        yield f"is {list(weight.shape)}, which groups of {group} numbers of {bits} bits do not fill"
