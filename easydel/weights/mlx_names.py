@@ -17,14 +17,16 @@ from easydel.weights.expressions import Index
 from easydel.weights.names import Names
 from easydel.weights.sources import FLOAT32, TensorSource
 
-# What a name of a stacked expert contains -> rows of the table that name experts so.
+# What names of stacked experts have in place of our `experts` and the projection after it.
 EXPERTS = {
-    ".switch_mlp.fc1.": {r"experts\.up_proj": "switch_mlp.fc1", r"experts\.down_proj": "switch_mlp.fc2"},
-    ".switch_mlp.": {r"experts\.(gate|up|down)_proj": r"switch_mlp.\1_proj"},
-    ".experts.switch_glu.": {r"mlp\.experts\.(gate|up|down)_proj": r"experts.switch_glu.\1_proj"},
-    ".experts.up_proj.": {r"experts\.(gate|up|down)_proj": r"experts.\1_proj"},
+    "switch_mlp.fc1": {"up_proj": "switch_mlp.fc1", "down_proj": "switch_mlp.fc2"},
+    "switch_mlp.up_proj": {"(gate|up|down)_proj": r"switch_mlp.\1_proj"},
+    "experts.switch_glu.up_proj": {"(gate|up|down)_proj": r"experts.switch_glu.\1_proj"},
+    "experts.up_proj": {"(gate|up|down)_proj": r"experts.\1_proj"},
 }
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")  # mlx-lm calls dense ones so, too
 CONVOLUTION = re.compile(r".*conv\w*\.weight")
+_EXPERT = {part: re.compile(rf".*\.\d+\.(?P<within>.*?)(?P<part>{re.escape(part)})\.weight") for part in EXPERTS}
 QUERIES, VALUES, LATENTS = ".embed_q.weight", ".unembed_out.weight", ".kv_b_proj.weight"
 
 
@@ -56,16 +58,21 @@ def as_mlx_saves(
 
 def _table(names: Names, tensors: Mapping[str, TensorSource]) -> Names:
     """Returns the table in which experts are stacked and have names of mlx-lm's, if the tensors do."""
-    rows = next((rows for part, rows in EXPERTS.items() if any(part in name for name in tensors)), None)
-    if rows is None:
+    found = next((match for part in EXPERTS for name in tensors if (match := _EXPERT[part].fullmatch(name))), None)
+    if found is None:
         return names
-    renames = {ours: theirs for ours, theirs in names.renames.items() if not re.search(r"\bexperts\\?\.", ours)}
+    within, rows = found["within"], EXPERTS[found["part"]]
+    renames = {
+        ours: theirs
+        for ours, theirs in names.renames.items()
+        if not re.search(r"\bexperts\\?\.", ours)
+        and (ours not in PROJECTIONS or any(f".{theirs}." in name for name in tensors))
+    }
+    for projection, theirs in rows.items():
+        renames |= {rf"experts\.{projection}": theirs, rf"mlp\.experts\.{projection}": f"{within}{theirs}"}
     fused = tuple(entry for entry in names.fused if not any("experts." in part for part in entry.parts))
     transposed = tuple(module for module in names.transposed if not module.startswith("experts."))
-    reshaped = {module: shape for module, shape in names.reshaped.items() if "experts." not in module}
-    return replace(
-        names, renames=renames | rows, fused=fused, transposed=transposed, reshaped=reshaped, stacked_experts=True
-    )
+    return replace(names, renames=renames, fused=fused, transposed=transposed, stacked_experts=True)
 
 
 def _is_turned(name: str, tensor: TensorSource) -> bool:
