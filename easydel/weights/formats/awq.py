@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from easydel.checkpoint import Tensor
+from easydel.config import shown
 from easydel.errors import UnsupportedModelError
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index
@@ -36,11 +37,12 @@ HALF = np.dtype(np.int16)
 
 def read_awq(it: Unpacking) -> None:
     """Puts a matrix in the place of each qweight and of the scales and zeros beside it."""
-    version = str(it.settings.get("version") or "gemm").lower()
-    kind = VERSIONS.get(version)
+    # gptqmodel, which writes AWQ as well, has another key for it
+    stated = it.settings.get("version") or it.settings.get("checkpoint_format") or it.settings.get("format") or "gemm"
+    kind = VERSIONS.get(str(stated).lower())
     if kind is None:
         raise UnsupportedModelError(
-            f"the weights are AWQ's in the order of {version!r}, which is made for one kind of GPU",
+            f"the weights are AWQ's in the version {shown(stated)}, whose order of numbers is not known here",
             file=it.config,
             hint=f"use an AWQ checkpoint of version {', '.join(VERSIONS)}",
         )

@@ -189,7 +189,11 @@ class BlockScales:
 
 def _rows(shape: tuple[int, ...], index: Index) -> np.ndarray:
     """Returns the number of each row of a slice, counted over all leading dimensions."""
-    return np.arange(prod(shape[:-1])).reshape(shape[:-1])[index[:-1]]
+    rows = np.zeros((1,) * (len(shape) - 1), np.int64)
+    for dim, part in enumerate(index[:-1]):
+        taken = np.arange(*part.indices(shape[dim])) * prod(shape[dim + 1 : -1])
+        rows = rows + np.expand_dims(taken, [other for other in range(len(shape) - 1) if other != dim])
+    return rows
 
 
 def _numbers(packed: np.ndarray) -> np.ndarray:

@@ -16,27 +16,36 @@ from typing import Any
 import numpy as np
 
 from easydel.checkpoint import Tensor
+from easydel.config import shown
 from easydel.errors import UnsupportedModelError
 from easydel.weights.coded import Form
 from easydel.weights.formats.awq import read_awq
 from easydel.weights.formats.checks import BYTE, FLOATS, WORD, is_group, misshapen
+from easydel.weights.formats.compressed_tensors import read_compressed_tensors
 from easydel.weights.formats.matrix import Matrix
 from easydel.weights.formats.parts import Computed, Part, Stream, integers, swapped
 from easydel.weights.formats.unpacking import Unpacking
+from easydel.weights.sources import Spare
 
 BITS, WORD_BITS = (2, 3, 4, 8), 32
 LESS_ONE = {"gptq": True, "gptq_v2": False}
-AUTO_ROUND_LESS_ONE = {"auto_round:auto_gptq": True, "auto_round": False}
+AUTO_ROUND_LESS_ONE = {"auto_round:auto_gptq": True, "auto_round": False, "auto_round:gptqmodel": False}
+OTHERS = {
+    "auto_round:auto_awq": read_awq,
+    "auto_round:llm_compressor": read_compressed_tensors,
+    "llm_compressor": read_compressed_tensors,
+}
 CODES, SCALES, ZEROS, GROUPS = ".qweight", ".scales", ".qzeros", ".g_idx"
 
 
 def read_gptq(it: Unpacking) -> None:
     """Puts a matrix in the place of each qweight and of the tensors beside it."""
     name = it.settings.get("checkpoint_format") or it.settings.get("format") or "gptq"
-    if name not in LESS_ONE or it.settings.get("is_marlin_format"):
-        found = "marlin" if name in LESS_ONE else name
+    if it.settings.get("is_marlin_format"):
+        name = "marlin"
+    if name not in LESS_ONE:
         raise UnsupportedModelError(
-            f"the weights are GPTQ's in the order of {found!r}, which is made for one kind of GPU",
+            f"the weights are GPTQ's in the format {shown(name)}, whose order of numbers is not known here",
             file=it.config,
             hint="use a GPTQ checkpoint in the format gptq or gptq_v2",
         )
@@ -44,17 +53,17 @@ def read_gptq(it: Unpacking) -> None:
 
 
 def read_auto_round(it: Unpacking) -> None:
-    """Puts a matrix in the place of each packed weight, whichever of its packings auto-round has chosen."""
+    """Puts a matrix in the place of each packed weight, in whichever of its packings auto-round has written it."""
     packing = it.settings.get("packing_format") or "auto_round:auto_gptq"
-    if packing == "auto_round:auto_awq":
-        read_awq(it)
-    elif packing in AUTO_ROUND_LESS_ONE:
+    if packing in AUTO_ROUND_LESS_ONE:
         read_packed(it, less_one=AUTO_ROUND_LESS_ONE[packing])
+    elif packing in OTHERS:
+        OTHERS[packing](it)
     else:
         raise UnsupportedModelError(
-            f"the weights are packed by auto-round as {packing!r}",
+            f"the weights are packed by auto-round as {shown(packing)}, which is not known here",
             file=it.config,
-            hint=f"use a checkpoint in {', '.join(AUTO_ROUND_LESS_ONE)} or auto_round:auto_awq",
+            hint=f"use a checkpoint in {', '.join((*AUTO_ROUND_LESS_ONE, *OTHERS))}",
         )
 
 
@@ -79,6 +88,8 @@ def read_packed(it: Unpacking, *, less_one: bool) -> None:
                 it.refuse(qweight, "; ".join(problems))
             else:
                 it.put(f"{stem}.weight", stored.matrix(f"{stem}.weight"))
+                if (bias := it.take(f"{stem}.bias")) is not None:
+                    it.put(bias.name, Spare(bias))
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ class Stored:
 
     @property
     def group(self) -> int:
-        return max(self.columns, 1) if self.group_size == -1 else self.group_size
+        return max(self.columns, 1) if self.group_size == -1 else min(self.group_size, max(self.columns, 1))
 
     def matrix(self, name: str) -> Matrix:
         """Returns the matrix [out, in]."""
