@@ -8,7 +8,7 @@ qzeros [in / g, out * b / 32] packed along its columns, and perhaps the group of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -24,6 +24,7 @@ from easydel.weights.formats.checks import BYTE, FLOATS, WORD, is_group, misshap
 from easydel.weights.formats.compressed_tensors import read_compressed_tensors
 from easydel.weights.formats.matrix import Matrix
 from easydel.weights.formats.parts import Computed, Part, Stream, integers, swapped
+from easydel.weights.formats.patterns import simple_pattern
 from easydel.weights.formats.unpacking import Unpacking
 from easydel.weights.sources import Spare
 
@@ -35,6 +36,7 @@ OTHERS = {
     "auto_round:llm_compressor": read_compressed_tensors,
     "llm_compressor": read_compressed_tensors,
 }
+PLAIN = re.compile(r"[\w.]+")  # a name of a module, which is no pattern
 CODES, SCALES, ZEROS, GROUPS = ".qweight", ".scales", ".qzeros", ".g_idx"
 
 
@@ -69,10 +71,11 @@ def read_auto_round(it: Unpacking) -> None:
 
 def read_packed(it: Unpacking, *, less_one: bool) -> None:
     """Puts a matrix in the place of each qweight packed along its rows, and of the tensors beside it."""
+    settings_of = module_settings(it)
     for stem, qweight in it.ending(CODES):
         it.take(qweight.name)
         scales, zeros, groups = (it.take(f"{stem}{suffix}") for suffix in (SCALES, ZEROS, GROUPS))
-        settings = {**it.settings, **module_settings(it, stem)}
+        settings = {**it.settings, **settings_of(stem)}
         bits, group, symmetric = settings.get("bits"), settings.get("group_size"), settings.get("sym") is True
         if type(bits) is not int or bits not in BITS or not is_group(group):
             it.refuse(
@@ -158,24 +161,25 @@ class Stored:
                 yield f"its g_idx has groups {found.min()} to {found.max()}, expected 0 to {blocks - 1}"
 
 
-def module_settings(it: Unpacking, stem: str) -> Mapping[str, Any]:
-    """Returns the settings of one module that differ from those of all.
+def module_settings(it: Unpacking) -> Callable[[str], Mapping[str, Any]]:
+    """Returns a function from the name of a module to those of its settings that are not the ones of all.
 
     gptqmodel: "dynamic", by regular expressions for the start of a name, after "+:" or "-:" (not quantized).
     auto-round: "extra_config", by names, or by regular expressions for a part of them.
     """
-    dynamic, extra = (it.settings.get(key) or {} for key in ("dynamic", "extra_config"))
-    if isinstance(extra, Mapping) and isinstance(found := extra.get(stem), Mapping):
-        return found
-    tables = ((dynamic, re.match, ("+:", "-:")), (extra, re.search, ()))
-    for table, match, signs in tables:
-        for pattern, found in table.items() if isinstance(table, Mapping) else ():
-            plain = next((pattern.removeprefix(sign) for sign in signs if pattern.startswith(sign)), pattern)
-            try:
-                if isinstance(found, Mapping) and match(plain, stem):
-                    return found
-            except re.error as error:
-                raise UnsupportedModelError(
-                    f"{pattern!r} is no pattern for modules: {error}", file=it.config
-                ) from error
-    return {}
+    dynamic, extra = (_entries(it.settings.get(key)) for key in ("dynamic", "extra_config"))
+    starts = [(simple_pattern(re.sub(r"^[+-]:", "", key), it), value) for key, value in dynamic.items()]
+    parts = [(simple_pattern(key, it), value) for key, value in extra.items() if not PLAIN.fullmatch(key)]
+
+    def settings_of(stem: str) -> Mapping[str, Any]:
+        if stem in extra:
+            return extra[stem]
+        found = [value for pattern, value in starts if pattern.match(stem)]
+        found += [value for pattern, value in parts if pattern.search(stem)]
+        return found[0] if found else {}
+
+    return settings_of
+
+
+def _entries(found: object) -> dict[str, Mapping[str, Any]]:
+    return {key: value for key, value in found.items() if isinstance(value, Mapping)} if isinstance(found, dict) else {}
