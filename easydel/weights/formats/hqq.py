@@ -68,9 +68,10 @@ def read_hqq(it: Unpacking) -> None:
 
 def _ints(tensor: Tensor | None) -> tuple[int, ...]:
     """Returns the numbers of one of the small tensors; of none, and of one that is not small, no number."""
-    if tensor is None or prod(tensor.shape) > 2 or tensor.dtype.kind not in "iu":
+    if tensor is None or prod(tensor.shape) > 2 or tensor.dtype.kind not in "iuf":
         return ()
-    return tuple(tensor.read().reshape(-1).tolist())
+    found = tensor.read().reshape(-1).tolist()
+    return tuple(map(math.ceil, found)) if np.isfinite(found).all() else ()  # 1.58 bits are stored as 2
 
 
 def _problem(values: Mapping[str, tuple[int, ...]]) -> str | None:
