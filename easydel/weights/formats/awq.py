@@ -92,10 +92,7 @@ class Gemm:
 
     def parts(self) -> tuple[Part, Part, Part]:
         """Returns codes, scales, and zeros or offsets."""
-        rows, _ = self.shape
-        code = Ordered(Stream(self.qweight, BITS, 1, rows, CODE), PLACES)
-        zero = Ordered(Stream(self.qzeros, BITS, 1, rows, BYTE), PLACES)
-        return swapped(code), swapped(self.scales), swapped(zero)
+        return Eights(self.qweight, CODE), swapped(self.scales), Eights(self.qzeros, BYTE)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit."""
@@ -164,30 +161,27 @@ VERSIONS = {"gemm": Gemm, "gemv": Gemv, "gemv_fast": GemvFast}
 
 
 @dataclass(frozen=True, eq=False)
-class Ordered:
-    """An array with the numbers of its last dimension in another order, the same within each few of them.
+class Eights:
+    """The transpose of the numbers in an array of gemm's integers, which each hold eight rows of W."""
 
-    Number k of those few is the one at `places[k]`.
-    """
-
-    of: Part
-    places: tuple[int, ...]
+    packed: Tensor
+    dtype: np.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.of.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.of.dtype
+        return self.packed.shape[1] * NUMBERS, self.packed.shape[0]
 
     def read(self, index: Index = ()) -> np.ndarray:
-        *leading, part = index
-        size = len(self.places)
-        first, last = part.start // size * size, -(-part.stop // size) * size
-        found = self.of.read((*leading, slice(first, last)))
-        ordered = found.reshape(*found.shape[:-1], found.shape[-1] // size, size)[..., self.places]
-        return ordered.reshape(found.shape)[..., part.start - first : part.stop - first : part.step]
+        rows, columns = index
+        first, last = rows.start // NUMBERS, -(-rows.stop // NUMBERS)
+        words = np.ascontiguousarray(self.packed.read((columns, slice(first, last))).T)
+        halves = words.view(BYTE).reshape(*words.shape, WORD.itemsize)
+        numbers = np.empty((words.shape[0], NUMBERS, words.shape[1]), BYTE)
+        for row, place in enumerate(PLACES):
+            byte = halves[..., place // 2]
+            numbers[:, row] = byte >> 4 if place % 2 else byte & 15
+        whole, base = numbers.reshape(words.shape[0] * NUMBERS, words.shape[1]), first * NUMBERS
+        return whole[rows.start - base : rows.stop - base : rows.step].view(self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
