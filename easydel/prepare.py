@@ -21,6 +21,7 @@ from easydel.quantize import Int8, make_int8
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights.expressions import source_names
+from easydel.weights.mlx_names import as_mlx_saves
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, make_plan
 from easydel.weights.saved import MANIFEST, Manifest
@@ -65,7 +66,10 @@ def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None =
     file = source.checkpoint.catalog
     integers = {path for path in model.buffers if not np.issubdtype(leaves[path].dtype, np.floating)}
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers}
-    plan = make_plan(shapes, model.canonical_paths(), table, source.tensors, **choices)
+    tensors = source.tensors
+    if source.checkpoint.metadata.get("format") == "mlx":
+        table, tensors = as_mlx_saves(table, tensors, file)
+    plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
     take_dtypes(model, plan)
     chosen = () if int8 is None else make_int8(model, int8.targets)
     return plan, set(chosen) - set(stored)

@@ -22,7 +22,7 @@ from easydel.families._parts import (
     family,
 )
 
-NAMES = bamba.NAMES.extended({"mixers": ""})
+NAMES = bamba.NAMES.extended({"mixers": ""}, mlx_folded="the config's multipliers")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ QKV = Fused("linear_attn.in_proj_qkv", tuple(f"linear_attn.in_proj_{part}" for p
 
 def names(c: HFConfig) -> Names:
     fused = (QKV, next_.CONVOLUTIONS, next_.gated_queries(c))
-    return base.NAMES.extended(fused=fused, ignored=(next_.AHEAD,))
+    return base.NAMES.extended(fused=fused, ignored=(next_.AHEAD,), mlx_raised=next_.RAISED)
 
 
 @family("qwen3_5_text", names)

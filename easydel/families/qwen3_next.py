@@ -28,6 +28,8 @@ CONVOLUTIONS = Fused(
 )
 AHEAD = r"mtp\..*"  # layers that predict tokens further ahead
 GATED_QUERIES = ("self_attn.q_proj", "self_attn.gate_proj")
+# Norms that multiply by one plus their weight, and by the weight alone in mlx-lm.
+RAISED = (r".*(input_layernorm|post_attention_layernorm|model\.norm|q_norm|k_norm)\.weight",)
 
 
 def fused(name: str, parts: str, groups: int) -> Fused:
@@ -43,7 +45,8 @@ def gated_queries(c: HFConfig) -> Fused:
 def names(c: HFConfig) -> Names:
     groups = c.linear_num_key_heads
     projections = (fused("in_proj_qkvz", "qkvz", groups), fused("in_proj_ba", "ba", groups))
-    return base.NAMES.extended(fused=(*projections, CONVOLUTIONS, gated_queries(c)), ignored=(AHEAD,))
+    every = (*projections, CONVOLUTIONS, gated_queries(c))
+    return base.NAMES.extended(fused=every, ignored=(AHEAD,), mlx_raised=RAISED)
 
 
 def mixers(c: HFConfig) -> list[Part]:

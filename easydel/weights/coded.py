@@ -109,18 +109,20 @@ class CodedTensor(ABC):
             wide = _repeated(_values(found), rows, form.block[0], -2)
             if groups is not None:
                 return np.take(wide, groups - blocks[1].start, axis=-1)
-            return _repeated(wide, columns, form.block[1], -1)
+            return _repeated(wide, columns, form.block[1], -1) if numbers is values else wide[..., None]
 
         values = self.values((*leading, rows, columns))
+        # whole blocks have a dimension of their own, in which the numbers of blocks broadcast
+        numbers = values if groups is not None else _by_blocks(values, columns, form.block[1])
         if form.shift == "zero":
-            values -= each(self.shifts(touched))
+            numbers -= each(self.shifts(touched))
         scales = _values(self.scales(touched))
         if (factors := self.factors(tuple(leading))) is not None:
             scales = scales * factors[..., None, None]
         with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are found, and told with the tensor's name
-            values *= each(scales)
+            numbers *= each(scales)
             if form.shift == "offset":
-                values += each(self.shifts(touched))
+                numbers += each(self.shifts(touched))
             if (gains := self.gains(columns)) is not None:
                 values *= gains
         return values
@@ -138,6 +140,14 @@ def _blocks(part: slice, size: int, groups: np.ndarray | None = None) -> slice:
     if groups is not None:
         return slice(int(groups.min()), int(groups.max()) + 1)
     return slice(part.start // size, (part.start + (count - 1) * part.step) // size + 1)
+
+
+def _by_blocks(values: np.ndarray, columns: slice, size: int) -> np.ndarray:
+    """Returns a view [..., blocks, size] of the values of whole blocks, and the values themselves of others."""
+    whole = columns.step == 1 and columns.start % size == 0 == (columns.stop - columns.start) % size
+    if not (whole and values.size and values.flags.c_contiguous):
+        return values
+    return values.reshape(*values.shape[:-1], values.shape[-1] // size, size)
 
 
 def _repeated(found: np.ndarray, part: slice, size: int, dim: int) -> np.ndarray:

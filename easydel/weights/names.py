@@ -88,6 +88,8 @@ class Names:
     `optional`: their tensors that are zero where a file lacks them.
     `listed`: their modules with one tensor for each row of ours, `norms.N.`.
     `prefix`: their name of our `model`, which holds all but the head; files saved without a head leave it out.
+    `mlx_raised`: regular expressions of their tensors that mlx-lm's files have plus one.
+    `mlx_folded`: what mlx-lm multiplies into weights; its files are refused then.
     """
 
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class Names:
     optional: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
     prefix: str = "model"
+    mlx_raised: tuple[str, ...] = ()
+    mlx_folded: str = ""
 
     def extended(self, renames: Mapping[str, str] | None = None, **more: Any) -> Names:
         """Returns this table with `more` in each given field: further entries, or another value.

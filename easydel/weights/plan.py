@@ -10,7 +10,7 @@ from pathlib import Path
 from easydel.weights.expressions import Expression, Stack, source_names, straightened
 from easydel.weights.misfit import check_fit
 from easydel.weights.names import Names
-from easydel.weights.sources import TensorSource, Zeros
+from easydel.weights.sources import TensorSource, Zeros, is_spare
 
 BLOCK_BYTES = 16 << 20
 TIED_HEADS = (r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight")
@@ -49,7 +49,7 @@ def make_plan(
     found = _resolve(readers.keys(), names.prefix, _substitutes(names, tied), tensors)
     found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
     unused = _unused(tensors, found)
-    homeless = [tensors[name] for name in unused if not _is_ignored(name, names, tied)]
+    homeless = [tensors[name] for name in unused if not _is_ignored(name, names, tied) and not is_spare(tensors[name])]
     check_fit(expressions, readers, shapes, found, homeless, integers=integers, file=file)
     expressions, found = _turned(expressions, found)
     return Plan(expressions, shapes, found, unused)

@@ -48,6 +48,41 @@ class Zeros:
         return np.broadcast_to(np.zeros((), self.dtype), self.shape)[index]
 
 
+@dataclass(frozen=True, eq=False)
+class Spare:
+    """A bias that a tool wrote whether the model has one or not. One of zeros that nothing reads may be left out."""
+
+    of: TensorSource
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.of.dtype
+
+    @property
+    def file(self) -> Path:
+        return self.of.file
+
+    @property
+    def nbytes(self) -> int:
+        return self.of.nbytes
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        return self.of.read(index)
+
+
+def is_spare(tensor: TensorSource) -> bool:
+    """True for a tensor that may be left out."""
+    return isinstance(tensor, Spare) and not np.any(tensor.read())
+
+
 def is_number(dtype: np.dtype) -> bool:
     """True if a weight may have this dtype: a float, or the int8 of our own saved models."""
     return dtype == np.int8 or np.issubdtype(dtype, np.floating) or dtype in _EXTRA_FLOATS

@@ -9,9 +9,15 @@ from typing import Any
 from easydel.checkpoint import Checkpoint
 from easydel.config import shown
 from easydel.errors import UnsupportedModelError
+from easydel.weights.formats.awq import read_awq
+from easydel.weights.formats.bitnet import read_bitnet
+from easydel.weights.formats.bitsandbytes import read_bitsandbytes
 from easydel.weights.formats.compressed_tensors import read_compressed_tensors
-from easydel.weights.formats.eight_bits import read_bnb_int8, read_quanto, read_torchao
+from easydel.weights.formats.eight_bits import read_quanto, read_torchao
 from easydel.weights.formats.fp8 import read_fbgemm, read_fp8
+from easydel.weights.formats.gptq import read_auto_round, read_gptq
+from easydel.weights.formats.hqq import read_hqq
+from easydel.weights.formats.mlx import read_mlx
 from easydel.weights.formats.modelopt import read_modelopt
 from easydel.weights.formats.mxfp4 import read_mxfp4
 from easydel.weights.formats.quark import read_quark
@@ -20,11 +26,18 @@ from easydel.weights.formats.unpacking import Reader, Unpacking
 from easydel.weights.sources import TensorSource
 
 READERS: dict[str, Reader] = {
-    "bitsandbytes": read_bnb_int8,
+    "auto-round": read_auto_round,
+    "awq": read_awq,
+    "bitnet": read_bitnet,
+    "bitsandbytes": read_bitsandbytes,
     "compressed-tensors": read_compressed_tensors,
     "fbgemm_fp8": read_fbgemm,
     "fp8": read_fp8,
     "gemma": read_ranged,
+    "gptq": read_gptq,
+    "hqq": read_hqq,
+    "metal": read_mlx,
+    "mlx": read_mlx,
     "modelopt": read_modelopt,
     "modelopt_fp4": read_modelopt,
     "modelopt_mixed": read_modelopt,

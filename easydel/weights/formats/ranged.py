@@ -1,11 +1,7 @@
-"""Integers of 2, 4 or 8 bits with a scale per row, as Gemma's own quantization writes them (transformers 5.23).
-
-Its bits by module are regular expressions of the file, of which only such are matched as cannot take long.
-"""
+"""Integers of 2, 4 or 8 bits with a scale per row, as Gemma's own quantization writes them (transformers 5.23)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +11,12 @@ from easydel.checkpoint import Tensor
 from easydel.errors import ConfigError
 from easydel.weights.formats.matrix import Pieces, put
 from easydel.weights.formats.parts import BYTE, Part, Stream, integers
+from easydel.weights.formats.patterns import simple_pattern
 from easydel.weights.formats.unpacking import Unpacking
 
 OF_ACTIVATIONS = ("_activation_scale", ".k_cache_scale", ".v_cache_scale")
 NAMES = ((".weight", ".weight_scale"), (".embedding_quantized", ".embedding_scale"))
 BITS = (2, 4, BYTE)
-MAX_PATTERN, MAX_REPEATS = 500, 2
 
 
 def read_ranged(it: Unpacking) -> None:
@@ -50,7 +46,7 @@ def _bits(it: Unpacking) -> Callable[[str], Any]:
     if wrong := [bits for bits in stated if type(bits) is not int or bits not in BITS]:
         problem = f"quantization_config has {str(wrong[0])[:100]} bits, expected one of {BITS}"
         raise ConfigError(problem, file=it.config)
-    patterns = [(_pattern(pattern, it), bits) for pattern, bits in zip(own, stated[1:], strict=True)]
+    patterns = [(simple_pattern(pattern, it), bits) for pattern, bits in zip(own, stated[1:], strict=True)]
 
     def bits_of(module: str) -> Any:
         return next((bits for pattern, bits in patterns if pattern.search(module)), default)
@@ -60,15 +56,3 @@ def _bits(it: Unpacking) -> Callable[[str], Any]:
 
 def _stated(entry: Any, default: Any) -> Any:
     return entry.get("num_bits", default) if isinstance(entry, Mapping) else None
-
-
-def _pattern(text: str, it: Unpacking) -> re.Pattern[str]:
-    """Compiles a pattern that a file has, unless matching it could take long."""
-    repeats = len(re.findall(r"(?<!\\)[*+{]", text))
-    if len(text) <= MAX_PATTERN and repeats <= MAX_REPEATS and not re.search(r"\)[*+{]", text):
-        try:
-            return re.compile(text)
-        except (re.error, RecursionError, OverflowError):
-            pass
-    problem = f"quantization_config has bits for modules {text[:100]!r}, which is not a simple regular expression"
-    raise ConfigError(problem, file=it.config)
