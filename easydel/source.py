@@ -69,7 +69,7 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
     else:
         manifest = None
     if isinstance(where, Path):
-        checkpoint = open_checkpoint(find_checkpoint(path) if path.is_dir() else [path])
+        checkpoint = open_checkpoint(find_checkpoint(path))
     else:
         checkpoint = open_remote(where.weights, where.index_file)
     if checkpoint.format == "gguf":
