@@ -68,7 +68,7 @@ class LanguageModel(nnx.Module):
     def __init__(
         self, record: Decoder, config: HFConfig, policy: Policy, names: Names | None = None, origin: Path | None = None
     ):
-        """Takes the checkpoint's table `names` (for `export`) and the directory or GGUF file that the model came from."""
+        """Takes the checkpoint's table `names` (for `export`), and the directory or GGUF file that it came from."""
         self.model = record.build(policy)
         self.lm_head = record.head.build(record.features, record.vocab, policy)
         self.record, self.config, self.policy = record, config, policy

@@ -60,6 +60,7 @@ def test_families_are_all_listed():
     loaded = [*all_families(), *all_wrappers().values()]
     assert [row["model_type"] for row in listed] == sorted(family.model_type for family in loaded)
     assert all(row["description"] for row in listed)
+    assert next(row for row in listed if row["model_type"] == "deepseek_v3")["gguf"] == ["deepseek2"]
     shown = invoke("families").stdout
     assert all(row["model_type"] in shown for row in listed)
 

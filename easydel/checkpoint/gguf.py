@@ -7,8 +7,10 @@ Read with bounds on everything: the `gguf` package's own reader believes the cou
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ import numpy as np
 from easydel.checkpoint.blocks import block_layout, can_decode
 from easydel.checkpoint.problems import Problems, refuse_impostor
 from easydel.checkpoint.tensor import MAX_NAME, Tensor, map_file, name_problem, row_major, shape_problem
-from easydel.errors import CheckpointError
+from easydel.errors import CheckpointError, UnsupportedModelError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 had 32-bit counts and was in use for a week
@@ -79,6 +81,7 @@ def read_gguf(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
     records = _read_records(cursor, tensors_count)
     alignment = _alignment(file, metadata)
     start = -(-cursor.position // alignment) * alignment
+    _check_types(file, records)
     problems = Problems(file)
     tensors = [tensor for record in records if (tensor := _tensor(file, record, start, alignment, problems))]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -238,6 +241,25 @@ def _tensor(file: Path, record: Record, start: int, alignment: int, problems: Pr
     return Tensor(name, shape, np.dtype(np.float32), file, offset, strides, encoding=kind)
 
 
+def _check_types(file: Path, records: Sequence[Record]) -> None:
+    """Raises UnsupportedModelError for types that the installed gguf package names and cannot decode."""
+    from gguf.constants import GGMLQuantizationType
+
+    kinds = {member.value: member.name for member in GGMLQuantizationType}
+    unread = Counter(kind for record in records if (kind := kinds.get(record.type)) and not _is_readable(kind))
+    if unread:
+        told = ", ".join(f"{kind} ({count} tensors)" for kind, count in unread.items())
+        raise UnsupportedModelError(
+            f"is quantized in a way that the gguf package {version('gguf')} cannot decode: {told}",
+            file=file,
+            hint="take a file of another quantization, such as Q4_K_M or Q8_0, or try a newer gguf package",
+        )
+
+
+def _is_readable(kind: str) -> bool:
+    return kind in PLAIN or can_decode(kind)
+
+
 def _type_name(number: int) -> str:
     from gguf.constants import GGMLQuantizationType
 
@@ -248,8 +270,6 @@ def _type_name(number: int) -> str:
 
 
 def _blocks(kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    if not can_decode(kind):
-        raise ValueError(f"the installed gguf package cannot decode its type {kind}")
     elements, size = block_layout(kind)
     if not shape or shape[-1] % elements:
         raise ValueError(f"its rows, of shape {list(shape)}, are not whole {kind} blocks of {elements}")

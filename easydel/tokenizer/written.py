@@ -7,11 +7,13 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from easydel.checkpoint import open_checkpoint
 from easydel.checkpoint.files import is_plain_name
 from easydel.errors import EasyDeLError
 from easydel.hub.select import TEMPLATES
 from easydel.tokenizer.files import CONFIG
-from easydel.tokenizer.load import from_gguf, gguf_tokenizer_files
+from easydel.tokenizer.load import gguf_tokenizer_files
+from easydel.weights.gguf import chat_templates, special_tokens, tokenizer_json
 from easydel.weights.gguf_config import TOKEN_IDS
 
 logger = logging.getLogger(__name__)
@@ -28,15 +30,17 @@ def write_gguf_companions(origin: Path, config: Mapping[str, object], folder: Pa
         return False
     ids = {key: config[key] for key in TOKEN_IDS.values() if config.get(key) is not None}
     _write(folder / "generation_config.json", _json(ids))
+    metadata = open_checkpoint(files).metadata
     try:
-        tokenizer = from_gguf(files)
+        tokenizer = tokenizer_json(metadata, files[0]).to_str()
     except EasyDeLError as error:
         logger.warning("the model is written without a tokenizer: %s", error)
         return True
-    _write(folder / "tokenizer.json", tokenizer.backend.to_str())
+    _write(folder / "tokenizer.json", tokenizer)
     # this class takes tokenizer.json as it is; a model's own would rebuild it from the vocabulary
-    _write(folder / CONFIG, _json({"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}))
-    for name, template in tokenizer.templates.items():
+    roles = special_tokens(metadata, files[0])
+    _write(folder / CONFIG, _json({"tokenizer_class": "PreTrainedTokenizerFast", **roles}))
+    for name, template in chat_templates(metadata).items():
         if name == "default":
             _write(folder / "chat_template.jinja", template)
         elif is_plain_name(f"{name}.jinja"):
