@@ -170,7 +170,7 @@ class DecoderModel(TowerModel):
         if prefix_mask is not None and not self.record.prefixed:
             raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see later ones")
         if token_type_ids is not None and not self.record.embed.types:
-            raise ArgumentError("the model takes no token_type_ids")
+            raise ArgumentError("the model takes no token_type_ids", hint="leave it out: it has one kind of tokens")
 
 
 def make_context(

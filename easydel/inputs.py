@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,15 @@ def token_array(name: str, value: Any, vocabulary: int) -> Any:
 
 
 def host_array(name: str, value: Any) -> np.ndarray:
-    """Returns the argument as numpy's. ArgumentError for rows of unequal lengths, and torch tensors it cannot take."""
+    """Returns the argument as numpy's.
+
+    Raises ArgumentError for text, for rows of unequal lengths, and for torch tensors that numpy cannot take.
+    """
+    if isinstance(value, Mapping):
+        raise ArgumentError(f"{name} is a {type(value).__name__}", hint="pass its entries: model(**inputs)")
+    if isinstance(value, str) or (isinstance(value, Sequence) and any(isinstance(entry, str) for entry in value)):
+        hint = "load_tokenizer(...) makes token ids of text: model.generate(**tokenizer(texts, padding=True))"
+        raise ArgumentError(f"{name} is text, expected token ids [batch, length]", hint=hint)
     try:
         return np.asarray(value)
     except ValueError as error:
