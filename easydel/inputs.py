@@ -16,6 +16,18 @@ IDS = ("input_ids", "decoder_input_ids")
 TOKEN_ARRAYS = (*IDS, "attention_mask", "decoder_attention_mask", "position_ids", "segment_ids", "labels")
 
 
+EMBEDDED = "inputs_embeds"
+
+
+def embedded(value: Any) -> jax.Array:
+    """Returns vectors in place of tokens. Raises ArgumentError unless they are floats [batch, length, features]."""
+    array = value if isinstance(value, jax.Array) else host_array(EMBEDDED, value)
+    if array.ndim != 3 or not array.size or not jnp.issubdtype(array.dtype, jnp.floating):
+        found = f"{EMBEDDED} is {array.dtype}{list(array.shape)}"
+        raise ArgumentError(f"{found}, expected floats [batch, length, features]")
+    return jnp.asarray(array)
+
+
 def check_flags(**flags: Any) -> None:
     """Raises ArgumentError with all flags that are no bool: text such as "False" would count as true."""
     wrong = [f"{name}={value!r}" for name, value in flags.items() if not isinstance(value, bool | np.bool_)]
@@ -30,6 +42,8 @@ def token_array(name: str, value: Any, vocabulary: int) -> Any:
     no token. Ids are compared with the vocabulary only in numpy's arrays and lists: for JAX's arrays that would wait
     for their device.
     """
+    if name == EMBEDDED:
+        return embedded(value)
     if name not in TOKEN_ARRAYS:
         return value
     array = value if isinstance(value, jax.Array) else host_array(name, value)
