@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 
 from easydel.checkpoint.blocks import block_layout, can_decode
 from easydel.checkpoint.problems import Problems, refuse_impostor
-from easydel.checkpoint.tensor import MAX_NAME, Tensor, map_file, name_problem, row_major, shape_problem
+from easydel.checkpoint.tensor import MAX_NAME, ByteSource, Tensor, map_file, name_problem, row_major, shape_problem
 from easydel.errors import CheckpointError, UnsupportedModelError
 
 MAGIC = b"GGUF"
@@ -49,6 +49,8 @@ _MAX_TEXT_BYTES = 64 << 20
 _SMALLEST_PAIR = 8 + 4 + 1  # bytes: the length of the key, its type, one byte
 _SMALLEST_TENSOR = 8 + 4 + 4 + 8  # bytes: the length of the name, number of dimensions, type, offset
 
+REMOTE_STEP = 1 << 20  # bytes: a head without a vocabulary; with one it has up to some 16 MiB
+
 PLAIN: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -70,15 +72,13 @@ class Record(NamedTuple):
     offset: int
 
 
-def read_gguf(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
+def read_gguf(file: Path, source: ByteSource | None = None) -> tuple[list[Tensor], dict[str, Any]]:
     """Returns the tensors of one file in the order of their bytes, and its metadata.
 
-    Metadata values are int, float, bool, str, list[str], or a numpy array for a list of numbers.
+    Metadata values are int, float, bool, str, list[str], or a numpy array for a list of numbers. If `source` is given,
+    the bytes come from there, and `file` is only the name for errors.
     """
-    cursor = _Cursor(file, memoryview(map_file(file)))
-    tensors_count, pairs_count = _read_start(cursor)
-    metadata = _read_metadata(cursor, pairs_count)
-    records = _read_records(cursor, tensors_count)
+    cursor, metadata, records = _read_head(file) if source is None else _remote_head(file, source)
     alignment = _alignment(file, metadata)
     start = -(-cursor.position // alignment) * alignment
     _check_types(file, records)
@@ -86,9 +86,39 @@ def read_gguf(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
     tensors = [tensor for record in records if (tensor := _tensor(file, record, start, alignment, problems))]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     if not problems.found:  # a broken record would be reported a second time, as a hole
-        _check_tiling(tensors, start, alignment, len(cursor.content), problems)
+        _check_tiling(tensors, start, alignment, cursor.size, problems)
     problems.check(hint="the file is damaged or incomplete; download it again")
-    return tensors, metadata
+    return [replace(tensor, source=source) for tensor in tensors] if source else tensors, metadata
+
+
+Head = tuple["_Cursor", dict[str, Any], list[Record]]
+
+
+def _read_head(file: Path) -> Head:
+    content = memoryview(map_file(file))
+    return _parsed(_Cursor(file, content, len(content)))
+
+
+def _remote_head(file: Path, source: ByteSource) -> Head:
+    """Reads as much of the beginning of a file as its head takes, which only reading it tells."""
+    size, step = source.size, REMOTE_STEP
+    while True:
+        content = bytearray(min(step, size))
+        source.read_into(0, memoryview(content))
+        try:
+            return _parsed(_Cursor(file, memoryview(content), size))
+        except _Beyond:
+            step *= 4
+
+
+def _parsed(cursor: _Cursor) -> Head:
+    tensors, pairs = _read_start(cursor)
+    metadata = _read_metadata(cursor, pairs)
+    return cursor, metadata, _read_records(cursor, tensors)
+
+
+class _Beyond(Exception):
+    """The file goes on beyond the bytes that are here."""
 
 
 def check_split(files: Sequence[Path], metadata: Mapping[str, Any], tensors: int) -> None:
@@ -104,15 +134,20 @@ def check_split(files: Sequence[Path], metadata: Mapping[str, Any], tensors: int
 
 @dataclass
 class _Cursor:
+    """A place in the `content` of a file of `size` bytes, or in its beginning."""
+
     file: Path
     content: memoryview
+    size: int
     position: int = 0
     texts: int = 0
 
     def take(self, count: int, what: str) -> memoryview:
-        if count > len(self.content) - self.position:
-            missing = self.position + count - len(self.content)
+        if count > self.size - self.position:
+            missing = self.position + count - self.size
             raise CheckpointError(f"is truncated within {what}: {missing} bytes are missing", file=self.file)
+        if count > len(self.content) - self.position:
+            raise _Beyond
         part = self.content[self.position : self.position + count]
         self.position += count
         return part
@@ -123,7 +158,7 @@ class _Cursor:
     def count(self, smallest: int, most: int, what: str) -> int:
         """Reads a 64-bit count, up to `most`, of entries of at least `smallest` bytes, which must fit into the file."""
         count = self.unsigned(8, what)
-        if count * smallest > len(self.content) - self.position:
+        if count * smallest > self.size - self.position:
             raise CheckpointError(f"{what}: {count} entries cannot fit into the rest of the file", file=self.file)
         if count > most:
             raise CheckpointError(f"{what}: {count} entries are more than {most}", file=self.file)
@@ -132,7 +167,7 @@ class _Cursor:
     def text(self, what: str) -> str:
         size = self.unsigned(8, what)
         self.texts += 1
-        if self.texts > MAX_TEXTS or _MAX_TEXT_BYTES < size <= len(self.content):
+        if self.texts > MAX_TEXTS or _MAX_TEXT_BYTES < size <= self.size:
             raise CheckpointError(f"{what}: more than {MAX_TEXTS} texts, or a text of {size} bytes", file=self.file)
         raw = self.take(size, what)
         try:
@@ -191,7 +226,7 @@ def _numbers(cursor: _Cursor, kind: int, count: int, what: str) -> np.ndarray:
 
 
 def _read_records(cursor: _Cursor, count: int) -> list[Record]:
-    if count * _SMALLEST_TENSOR > len(cursor.content) - cursor.position:
+    if count * _SMALLEST_TENSOR > cursor.size - cursor.position:
         raise CheckpointError(f"its {count} tensors cannot fit into the rest of the file", file=cursor.file)
     if count > MAX_TENSORS:
         raise CheckpointError(f"has {count} tensors, more than {MAX_TENSORS}", file=cursor.file)
