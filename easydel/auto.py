@@ -20,7 +20,7 @@ from easydel.model import BaseNNXModule
 from easydel.options import HUB_OPTIONS, LoadOptions
 from easydel.processes import one_outcome
 from easydel.sharding import PartitionAxis, Rules
-from easydel.source import language_model, open_source, read_config
+from easydel.source import language_model, open_source, read_config, stored_dtype
 from easydel.tree import Tree
 
 NAME = "pretrained_model_name_or_path"
@@ -88,8 +88,9 @@ class AutoEasyDeLModelForCausalLM:
             pretrained_model_name_or_path: Hub id, local directory, or one .safetensors, .gguf or .bin file.
             device: the place of parameters that nothing shards, and their first place before `shard_fns`. Default: the
                 first CPU.
-            dtype: of the computation.
-            param_dtype: of the stored parameters.
+            dtype: of the computation; "auto" for the checkpoint's.
+            param_dtype: of the stored parameters; "auto" for the checkpoint's, which takes no more memory than the
+                files: 16 GB for 8 billion parameters, where float32 takes 32. Quantized files count as bfloat16.
             precision: of every matrix product; a `jax.lax.Precision` or its name.
             sharding_axis_dims: sizes of the mesh axes; one -1 takes the remaining devices. The mesh is used by
                 `auto_shard_params` or `shard_fns`: without either, asking for one of several devices is an error.
@@ -130,11 +131,13 @@ class AutoEasyDeLModelForCausalLM:
         # the given arguments, by name: no other local variable exists yet
         arguments = {name: value for name, value in locals().items() if name not in ("cls", NAME, "kwargs")}
         options = LoadOptions.of(**arguments, **kwargs)
+        options.tell_unused()
         if options.compilation_cache:
             use_compilation_cache()
         with one_outcome() as check_others:
             files = options.obtain(pretrained_model_name_or_path)
             source = language_model(open_source(files, saved=not options.from_torch))
+            options = options.settled(stored_dtype(source))
             family = choose_family(source.config, encoder_decoder=cls.encoder_decoder)
             config = options.configured(family, source.config)
             model = build_model(family, config, options.policy, source)

@@ -139,22 +139,41 @@ class DecoderModel(TowerModel):
 
     def __call__(
         self,
-        input_ids: jax.Array,
+        input_ids: jax.Array | None = None,
         attention_mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         cache: Cache | None = None,
         segment_ids: jax.Array | None = None,
         prefix_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
+        inputs_embeds: jax.Array | None = None,
+        between: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, Cache | None]:
+        """Computes hidden states; a list `between` gets the first layer's input and each layer's output."""
         self._check(prefix_mask, token_type_ids, segment_ids)
+        shape = self._shape(input_ids, inputs_embeds)
         masks: Any = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
-        context, cache = make_context(input_ids.shape, attention_mask, position_ids, cache, **masks)
-        check_positions(input_ids.shape[1], self.record.longest, context)
-        flow, context = self.enter(input_ids, context, types_BT=token_type_ids)
-        flow, layers = self.run(flow, context, None if cache is None else cache["layers"])
+        context, cache = make_context(shape, attention_mask, position_ids, cache, **masks)
+        check_positions(shape[1], self.record.longest, context)
+        flow, context = self.enter(input_ids, context, types_BT=token_type_ids, embedded_BTD=inputs_embeds)
+        caches = None if cache is None else cache["layers"]
+        if between is None:
+            flow, layers = self.run(flow, context, caches)
+        else:
+            flow, layers = self.run_one_by_one(flow, context, caches, between)
         x_BTD = self.leave(flow)
+        if between is not None:
+            between[-1] = x_BTD
         return (x_BTD, None) if cache is None else (unless_full(x_BTD, cache), {**cache, "layers": layers})
+
+    def _shape(self, input_ids: jax.Array | None, inputs_embeds: jax.Array | None) -> tuple[int, int]:
+        """Returns [batch, length] of a call. ArgumentError unless it has either ids or vectors."""
+        if (input_ids is None) == (inputs_embeds is None):
+            problem = "input_ids is missing" if input_ids is None else "input_ids and inputs_embeds exclude each other"
+            raise ArgumentError(problem, hint="pass token ids [batch, length]")
+        given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
+        return given.shape[0], given.shape[1]
 
     def leave(self, flow: Flow, *, last: bool = False) -> jax.Array:
         """Returns the head's input, from the flow after the last layer."""
@@ -170,7 +189,7 @@ class DecoderModel(TowerModel):
         if prefix_mask is not None and not self.record.prefixed:
             raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see later ones")
         if token_type_ids is not None and not self.record.embed.types:
-            raise ArgumentError("the model takes no token_type_ids")
+            raise ArgumentError("the model takes no token_type_ids", hint="leave it out: it has one kind of tokens")
 
 
 def make_context(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,18 @@ from easydel.errors import ArgumentError, listed
 
 IDS = ("input_ids", "decoder_input_ids")
 TOKEN_ARRAYS = (*IDS, "attention_mask", "decoder_attention_mask", "position_ids", "segment_ids", "labels")
+
+
+EMBEDDED = "inputs_embeds"
+
+
+def embedded(value: Any) -> jax.Array:
+    """Returns vectors in place of tokens. Raises ArgumentError unless they are floats [batch, length, features]."""
+    array = value if isinstance(value, jax.Array) else host_array(EMBEDDED, value)
+    if array.ndim != 3 or not array.size or not jnp.issubdtype(array.dtype, jnp.floating):
+        found = f"{EMBEDDED} is {array.dtype}{list(array.shape)}"
+        raise ArgumentError(f"{found}, expected floats [batch, length, features]")
+    return jnp.asarray(array)
 
 
 def check_flags(**flags: Any) -> None:
@@ -30,6 +42,8 @@ def token_array(name: str, value: Any, vocabulary: int) -> Any:
     no token. Ids are compared with the vocabulary only in numpy's arrays and lists: for JAX's arrays that would wait
     for their device.
     """
+    if name == EMBEDDED:
+        return embedded(value)
     if name not in TOKEN_ARRAYS:
         return value
     array = value if isinstance(value, jax.Array) else host_array(name, value)
@@ -40,7 +54,15 @@ def token_array(name: str, value: Any, vocabulary: int) -> Any:
 
 
 def host_array(name: str, value: Any) -> np.ndarray:
-    """Returns the argument as numpy's. ArgumentError for rows of unequal lengths, and torch tensors it cannot take."""
+    """Returns the argument as numpy's.
+
+    Raises ArgumentError for text, for rows of unequal lengths, and for torch tensors that numpy cannot take.
+    """
+    if isinstance(value, Mapping):
+        raise ArgumentError(f"{name} is a {type(value).__name__}", hint="pass its entries: model(**inputs)")
+    if isinstance(value, str) or (isinstance(value, Sequence) and any(isinstance(entry, str) for entry in value)):
+        hint = "load_tokenizer(...) makes token ids of text: model.generate(**tokenizer(texts, padding=True))"
+        raise ArgumentError(f"{name} is text, expected token ids [batch, length]", hint=hint)
     try:
         return np.asarray(value)
     except ValueError as error:

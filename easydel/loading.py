@@ -52,9 +52,10 @@ def build_model(family: Family, config: HFConfig, policy: Policy, source: Checkp
         logger.warning("%s: head and token vectors differ: not tied, whatever the config says", source.path)
         config = family.configured(config, {"tie_word_embeddings": False})
         record, names = family.record(config)
-    origin = source.path if source.path.is_dir() else source.path.parent
+    gguf = source.checkpoint.format == "gguf"
+    origin = source.path if gguf or source.path.is_dir() else source.path.parent
     model = BaseNNXModule(record, config, policy, names, origin)
-    model.generation_config = read_defaults(origin, config, own=source.checkpoint.format == "gguf")
+    model.generation_config = read_defaults(origin, config, own=gguf)
     if policy.mesh is not None:
         check_heads_of(model, policy.mesh)
     return model

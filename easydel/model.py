@@ -41,7 +41,7 @@ class BaseNNXModule(LanguageModel):
 
     def generate(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         *,
         generation_config: Any = None,
@@ -50,6 +50,7 @@ class BaseNNXModule(LanguageModel):
         prompt_cache: PromptCache | None = None,
         seed: int | None = None,
         rng: jax.Array | None = None,
+        tokenizer: Any = None,
         **arguments: Any,
     ) -> GenerateOutput:
         """Continues the prompts `input_ids` [batch, length]; the result's `.sequences` has prompts and new tokens.
@@ -66,10 +67,14 @@ class BaseNNXModule(LanguageModel):
             seed: of sampling; each row has random numbers of its own, whatever the others are. None draws one, and the
                 result's `.seed` says which.
             rng: a key of `jax.random` instead of `seed`.
+            tokenizer: what `stop_strings` need: an object with `decode`, ours or one of transformers.
             **arguments: transformers' names, which take precedence over `generation_config`: max_new_tokens,
                 max_length, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
                 no_repeat_ngram_size, eos_token_id (one or several), pad_token_id, forced_eos_token_id,
-                num_return_sequences, prefill_chunk_size. As in transformers, the default is 20 new tokens, and top_k=50
+                num_return_sequences, prefill_chunk_size, bad_words_ids, suppress_tokens, stop_strings, output_scores,
+                logits_processor (functions of tokens and scores, written in JAX: [batch, slots], a number past the
+                vocabulary where there is no token, and [batch, vocabulary]; compiled for each function). As in
+                transformers, the default is 20 new tokens, and top_k=50
                 when sampling; None switches an argument off.
 
         Raises:
@@ -86,6 +91,7 @@ class BaseNNXModule(LanguageModel):
             prompt_cache=prompt_cache,
             seed=seed,
             rng=rng,
+            tokenizer=tokenizer,
             **arguments,
         )
 

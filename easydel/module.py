@@ -11,12 +11,13 @@ from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError
-from easydel.inputs import check_params, donations_explained, token_array
+from easydel.inputs import check_flags, check_params, donations_explained, token_array
 from easydel.layers.linear import Buffer
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
@@ -28,16 +29,28 @@ from easydel.weights.names import Names
 @jax.tree_util.register_dataclass
 @dataclass
 class CausalLMOutput:
-    """`logits` [batch, length, vocab]; `cache` after the call, or None."""
+    """`logits` [batch, length, vocab]; `cache` after the call, or None.
+
+    `loss` is there if labels were given, `hidden_states` if they were asked for: the first layer's input, and each
+    layer's output [batch, length, features]; the last one is what the head reads.
+    """
 
     logits: jax.Array
     cache: Any = None
+    loss: jax.Array | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns the part with that number among those that are there, in transformers' order."""
+        parts = (self.loss, self.logits, self.cache, self.hidden_states)
+        return [part for part in parts if part is not None][index]
 
 
 # Compiled forward passes by model; weak, so that a model's arrays are freed with the model.
 _COMPILED: WeakKeyDictionary[nnx.Module, dict[Callable[..., Any], jax.stages.Wrapped]] = WeakKeyDictionary()
 
 
+IGNORED = -100  # the label that transformers ignores
 OPTIONS = "jit_options"  # the attribute of a function that holds its options for `jax.jit`
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -68,7 +81,7 @@ class LanguageModel(nnx.Module):
     def __init__(
         self, record: Decoder, config: HFConfig, policy: Policy, names: Names | None = None, origin: Path | None = None
     ):
-        """Takes the checkpoint's table `names` (for `export`) and the directory `origin` that the model came from."""
+        """Takes the checkpoint's table `names` (for `export`), and the directory or GGUF file that it came from."""
         self.model = record.build(policy)
         self.lm_head = record.head.build(record.features, record.vocab, policy)
         self.record, self.config, self.policy = record, config, policy
@@ -109,6 +122,9 @@ class LanguageModel(nnx.Module):
         (from `init_cache`) carries earlier tokens; ids and masks are then those of the new tokens.
         `segment_ids` (same shape, integers) are for rows that several documents are packed into: tokens see their own
         segment only, and positions start anew in each. A segment begins wherever the id differs from the one before.
+        `labels` (same shape) give the mean loss of each token's successor as `loss`; -100 counts not. `inputs_embeds`
+        [batch, length, features] take the place of the token vectors: what the model does to them follows (scales,
+        positions, norms). `output_hidden_states=True` returns what is between layers.
         """
         return self.apply(self.params, input_ids, attention_mask, position_ids, **inputs)
 
@@ -123,9 +139,11 @@ class LanguageModel(nnx.Module):
         """Returns the result of `model(...)` with these `params`: a pure function for jax.jit, jax.grad and optax."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         sizes = {name: self.record.vocab_of(name) for name in inputs}
+        hidden = inputs.pop("output_hidden_states", None)
+        check_flags(output_hidden_states=bool(hidden) if hidden is None else hidden)
         given = {name: token_array(name, value, sizes[name]) for name, value in inputs.items() if value is not None}
         with donations_explained():
-            return self.compiled(forward)(params, given)
+            return self.compiled(forward_with_hidden if hidden else forward)(params, given)
 
     def init_cache(self, batch: int, length: int) -> Any:
         """Returns an empty cache for `length` tokens of `batch` sequences. Logits of tokens beyond `length` are NaN."""
@@ -189,13 +207,44 @@ def _as_split(model: LanguageModel, params: Mapping[str, Any]) -> Mapping[str, A
 
 def forward(model: LanguageModel, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
     """Returns logits of every token, as a pure function of parameters and inputs."""
+    return _forward(model, params, inputs, hidden=False)
+
+
+def forward_with_hidden(model: LanguageModel, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> CausalLMOutput:
+    """Returns what `forward` does, and the values between layers."""
+    return _forward(model, params, inputs, hidden=True)
+
+
+def _forward(
+    model: LanguageModel, params: Mapping[str, Any], inputs: Mapping[str, Any], *, hidden: bool
+) -> CausalLMOutput:
+    inputs = dict(inputs)
+    labels_BT = None if model.record.has_encoder else inputs.pop("labels", None)
     check_params(flatten(model.params), flatten(params))
     takes = signature(type(model.model).__call__).parameters
-    known = [name for name in takes if name != "self"]
+    known = [name for name in takes if name not in ("self", "between")]
     if missing := [name for name in known if takes[name].default is Parameter.empty and name not in inputs]:
         raise ArgumentError(f"{', '.join(missing)} is missing", hint="pass token ids [batch, length]")
     if unknown := sorted(set(inputs) - set(known)):
         raise ArgumentError(f"the model takes no {', '.join(unknown)}", hint=f"it takes {', '.join(known)}")
     own = model.bound(_as_split(model, params))
-    hidden, cache = own.model(**inputs)
-    return CausalLMOutput(model.record.logits(own.model, own.lm_head, hidden), cache)
+    between: list[jax.Array] = []
+    if hidden:
+        if model.record.has_encoder:
+            raise ArgumentError("output_hidden_states is not implemented for encoder-decoders")
+        inputs["between"] = between
+    hidden_BTD, cache = own.model(**inputs)
+    logits_BTV = model.record.logits(own.model, own.lm_head, hidden_BTD)
+    loss = None if labels_BT is None else next_token_loss(logits_BTV, labels_BT)
+    return CausalLMOutput(logits_BTV, cache, loss, tuple(between) or None)
+
+
+def next_token_loss(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    """Returns the mean cross entropy of each token's successor, in float32; labels of `IGNORED` do not count."""
+    if labels_BT.shape != logits_BTV.shape[:2]:
+        raise ArgumentError(f"labels have shape {labels_BT.shape}, expected {logits_BTV.shape[:2]} as the ids")
+    logs_BTV = jax.nn.log_softmax(logits_BTV[:, :-1].astype(jnp.float32))  # transformers' precision here
+    next_BT = labels_BT[:, 1:]
+    counts_BT = next_BT != IGNORED
+    chosen_BT = jnp.take_along_axis(logs_BTV, jnp.where(counts_BT, next_BT, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.sum(chosen_BT * counts_BT) / jnp.sum(counts_BT)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from easydel.arguments import (
     AXIS_DIMS,
+    CPU,
     Checks,
     batch_and_length,
     check_rules,
@@ -41,12 +43,14 @@ from easydel.sharding.placement import Placement, flat_functions
 if TYPE_CHECKING:  # it imports huggingface_hub
     from easydel.hub.streamed import Streamed
 
+logger = logging.getLogger(__name__)
+AUTO = "auto"  # the checkpoint's own dtype
 HUB_FLAGS = ("local_files_only", "force_download")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", *HUB_FLAGS)
 CHECKPOINTING = "gradient_checkpointing"
 # What those who know transformers' arguments are looking for.
 ELSEWHERE = {
-    "torch_dtype": "pass dtype (of the computation) and param_dtype (of what is stored)",
+    "torch_dtype": 'pass dtype (of the computation) and param_dtype (of what is stored); both may be "auto"',
     "device_map": "pass auto_shard_params=True to split the model over all devices, or device=",
     "max_memory": "pass auto_shard_params=True to split the model over all devices",
     "attn_implementation": "leave attn_implementation out: kernels are chosen by themselves",
@@ -56,6 +60,12 @@ ELSEWHERE = {
     "load_in_4bit": "pass load_in_8bit=True",
     "gguf_file": "pass the path of the GGUF file in place of the name",
     "use_auth_token": "pass token=",
+    "tp_plan": "pass auto_shard_params=True and sharding_axis_dims, such as (1, 1, -1, 1)",
+    "offload_folder": "leave offload_folder out: weights are mapped, and read once",
+    "state_dict": "pass a directory or a file",
+    "output_loading_info": "leave output_loading_info out: model.load_report tells what was read",
+    "proxies": "set HTTPS_PROXY",
+    "resume_download": "leave resume_download out: downloads always go on",
     CHECKPOINTING: "pass remat=True",
     "trust_remote_code": "leave trust_remote_code out: code in a repository is never run here",
 }
@@ -90,6 +100,9 @@ class LoadOptions:
     input_shape: tuple[int, int] = (1, 1)
     reading: Reading = field(default_factory=Reading)
     compilation_cache: bool = True
+    default_device: bool = True
+    as_stored: tuple[str, ...] = ()
+    """Fields of the policy that are the checkpoint's own dtype, once that is known."""
 
     @classmethod
     def of(
@@ -157,9 +170,13 @@ class LoadOptions:
         used = bool(auto_shard_params) or shard_fns is not None
         mesh = check(mesh_of, dims, names, backend, used=used)
         axes = check(resolved_axes, partition_axis, names)
+        given_dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        as_stored = tuple(name for name, value in given_dtypes.items() if isinstance(value, str) and value == AUTO)
         numbers = {
-            "dtype": check(float_dtype, "dtype", dtype),
-            "param_dtype": check(float_dtype, "param_dtype", param_dtype),
+            **{
+                name: check(float_dtype, name, jnp.float32 if name in as_stored else value)
+                for name, value in given_dtypes.items()
+            },
             "precision": check(precision_of, precision),
             "remat": check(remat_of, remat),
         }
@@ -186,7 +203,24 @@ class LoadOptions:
             input_shape=traced,
             reading=Reading(progress, donatable, allow_nonfinite, verbose_params, while_loading),
             compilation_cache=compilation_cache,
+            default_device=device is None,
+            as_stored=as_stored,
         )
+
+    def settled(self, stored: jnp.dtype) -> LoadOptions:
+        """Returns the options with the checkpoint's dtype where "auto" was asked for."""
+        return replace(self, policy=replace(self.policy, **dict.fromkeys(self.as_stored, stored)))
+
+    def tell_unused(self) -> None:
+        """Logs a line if accelerators stay unused, or devices beside those of the mesh."""
+        mesh, devices = self.policy.mesh, jax.devices()
+        if mesh is not None and mesh.size < (count := jax.device_count(mesh.devices.flat[0].platform)):
+            logger.warning("the mesh has %d of %d devices: the others stay unused", mesh.size, count)
+        elif mesh is None and self.default_device and devices[0].platform != CPU:
+            logger.warning(
+                "the model goes to the CPU, and %d x %s stay unused: pass auto_shard_params=True, or device=%s",
+                *(len(devices), devices[0].device_kind, "jax.devices()[0]"),
+            )
 
     def obtain(self, name: str | Path) -> Path | Streamed:
         """Returns the local files of a Hub id or path, or with `stream` a repository whose weights stay on the Hub."""

@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
 from easydel.hub.select import CONFIGS, VOCABULARIES, template_names
+from easydel.tokenizer.written import write_gguf_companions
 from easydel.tree import ADAPTERS, flatten
 from easydel.weights.casts import assign
 from easydel.weights.export import Entry, Parameters, entries, write_whole
@@ -152,9 +155,21 @@ def _write(
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if manifest is not None:
             manifest.write(fresh)
-        for name, file in _companions(origin, directory).items():
-            (fresh / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, fresh / name)
+        with _companions_folder(origin, config) as source:
+            for name, file in _companions(source, directory).items():
+                (fresh / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, fresh / name)
+
+
+@contextmanager
+def _companions_folder(origin: Path | None, config: Mapping[str, Any]) -> Iterator[Path | None]:
+    """Yields the folder with the files beside the weights: the model's own, or one made from its GGUF file."""
+    if origin is None or not origin.exists():
+        yield None
+        return
+    with TemporaryDirectory() as made:
+        written = write_gguf_companions(origin, config, Path(made))
+        yield Path(made) if written else origin if origin.is_dir() else origin.parent
 
 
 def _companions(origin: Path | None, directory: Path) -> dict[str, Path]:
@@ -162,7 +177,7 @@ def _companions(origin: Path | None, directory: Path) -> dict[str, Path]:
 
     If `directory` has another tokenizer, none of its files are copied: a tokenizer's files must not be mixed.
     """
-    if origin is None or not origin.is_dir():
+    if origin is None:
         return {}
     names = [name for name in (GENERATION, *sorted(TOKENIZER)) if (origin / name).is_file()]
     names += template_names(origin)

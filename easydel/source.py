@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
 
 from easydel.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from easydel.checkpoint.files import check_links
@@ -14,6 +18,7 @@ from easydel.checkpoint.open import open_remote
 from easydel.config import HFConfig, shown
 from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
+from easydel.policy import FLOATS
 from easydel.weights import formats
 from easydel.weights.saved import MANIFEST, Manifest, read_manifest
 from easydel.weights.sources import TensorSource
@@ -69,7 +74,7 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
     else:
         manifest = None
     if isinstance(where, Path):
-        checkpoint = open_checkpoint(find_checkpoint(path) if path.is_dir() else [path])
+        checkpoint = open_checkpoint(find_checkpoint(path))
     else:
         checkpoint = open_remote(where.weights, where.index_file)
     if checkpoint.format == "gguf":
@@ -80,6 +85,15 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
     config = HFConfig.from_file(directory / "config.json")
     config, tensors = (config, checkpoint) if saved else dequantized(config, checkpoint, directory)
     return CheckpointSource(path, config, checkpoint, unwrapped(tensors), manifest, identity)
+
+
+def stored_dtype(source: CheckpointSource) -> jnp.dtype:
+    """Returns the float dtype that holds most of the checkpoint's numbers; bfloat16 if that is a quantized form."""
+    sizes: Counter[jnp.dtype] = Counter()
+    for tensor in source.checkpoint.values():
+        plain = tensor.encoding is None and tensor.dtype in map(jnp.dtype, FLOATS)
+        sizes[jnp.dtype(tensor.dtype if plain else jnp.bfloat16)] += math.prod(tensor.shape)
+    return sizes.most_common(1)[0][0] if sizes else jnp.dtype(jnp.float32)
 
 
 def language_model(source: CheckpointSource) -> CheckpointSource:

@@ -121,18 +121,47 @@ TINY: dict[str, Tiny] = {
 }
 
 
+def no_tokenizer(writer: gguf.GGUFWriter, tokens: int) -> None:
+    writer.add_tokenizer_model("none")  # llama.cpp wants to be told
+    writer.add_token_list([f"t{number}" for number in range(tokens)])
+
+
+def letters(writer: gguf.GGUFWriter, tokens: int) -> None:
+    """A byte-level tokenizer of lower-case letters, two merges and a chat template."""
+    control = ["<pad>", "<s>", "</s>"]
+    known = [*control, *"abcdefghijklmnopqrstuvwxyz", "\u0120", "he", "\u0120he"]
+    known += [f"<unused{number}>" for number in range(tokens - len(known))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(known)
+    writer.add_token_types([3 if token.startswith("<") else 1 for token in known])
+    writer.add_token_merges(["h e", "\u0120 he"])
+    writer.add_add_bos_token(True)
+    writer.add_chat_template([
+        {"name": "default", "template": "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"},
+        {"name": "tool_use", "template": "{{ tools | length }}"},
+    ])  # fmt: skip
+
+
 def write_gguf(
-    file: Path, tiny: Tiny, model: PreTrainedModel | None = None, change: Callable[[str, np.ndarray], Any] | None = None
+    file: Path,
+    tiny: Tiny,
+    model: PreTrainedModel | None = None,
+    change: Callable[[str, np.ndarray], Any] | None = None,
+    tokenizer: Callable[[gguf.GGUFWriter, int], None] = no_tokenizer,
+    split: int = 0,
 ) -> Path:
-    """`change(name, array)` may replace a tensor by (raw bytes, block type). `model` may be larger than tiny."""
+    """`change(name, array)` may replace a tensor by (raw bytes, block type). `model` may be larger than tiny.
+
+    `split` is the number of tensors in each part, if there are to be several; the first one is returned.
+    """
     model = model or tiny.model()
-    writer = gguf.GGUFWriter(file, tiny.arch)
+    writer = gguf.GGUFWriter(file, tiny.arch, split_max_tensors=split)
     writer.add_name("tiny")
     for key, value in {**_sizes(model.config), **tiny.metadata}.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](f"{tiny.arch}.{key}", value)
-    writer.add_tokenizer_model("none")  # llama.cpp wants to be told
-    writer.add_token_list([f"t{number}" for number in range(model.config.vocab_size)])
+    tokenizer(writer, model.config.vocab_size)
     for role in ("bos", "eos", "pad"):
         if (number := getattr(model.config, f"{role}_token_id")) is not None:
             getattr(writer, f"add_{role}_token_id")(number)
@@ -143,7 +172,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return file
+    return min(file.parent.glob(f"{file.stem}*.gguf"))
 
 
 def _sizes(config: PretrainedConfig) -> dict[str, Any]:

@@ -116,6 +116,19 @@ def test_export_refuses_a_dtype_that_is_no_float(directory: Path, tmp_path: Path
     assert not (tmp_path / "exported").exists()
 
 
+def test_auto_dtypes_are_those_of_the_checkpoint(directory: Path, tmp_path: Path):
+    load(directory)[0].export(tmp_path / "half", dtype=jnp.bfloat16)
+    model, params = load(tmp_path / "half", dtype="auto", param_dtype="auto")
+    assert {leaf.dtype for leaf in params.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert model.policy.dtype == jnp.bfloat16
+    assert load(directory, param_dtype="auto")[0].policy.param_dtype == jnp.float32
+
+
+def test_devices_that_stay_unused_are_told(directory: Path, caplog: pytest.LogCaptureFixture):
+    load(directory, auto_shard_params=True, sharding_axis_dims=(1, 2, 1, 1))
+    assert "the mesh has 2 of 8 devices: the others stay unused" in caplog.text
+
+
 @pytest.mark.parametrize("precision", ["highest", jax.lax.Precision.HIGHEST])
 def test_precision_reaches_every_matrix_product(directory: Path, precision: Any):
     model, _ = load(directory, precision=precision)

@@ -54,7 +54,17 @@ def test_several_gguf_files_are_named(tmp_path: Path):
 
 def test_incomplete_gguf_split_is_an_error(tmp_path: Path):
     touch(tmp_path, "x-00001-of-00003.gguf", "x-00002-of-00003.gguf")
-    with pytest.raises(CheckpointError, match="2 GGUF files"):
+    for path in (tmp_path, tmp_path / "x-00001-of-00003.gguf"):
+        with pytest.raises(CheckpointError, match=r"one of 00003 parts of a model; missing: x-00003-of-00003\.gguf"):
+            find_checkpoint(path)
+
+
+def test_a_part_of_a_split_gguf_means_all_parts(tmp_path: Path):
+    parts = {model: [f"{model}-0000{number}-of-00002.gguf" for number in (1, 2)] for model in ("Q4", "Q8")}
+    touch(tmp_path, *parts["Q4"], *parts["Q8"])
+    for name in parts["Q8"]:
+        assert find_checkpoint(tmp_path / name) == [tmp_path / part for part in parts["Q8"]]
+    with pytest.raises(CheckpointError, match=r"2 GGUF files: Q4-00001-of-00002\.gguf, Q8-00001-of-00002\.gguf"):
         find_checkpoint(tmp_path)
 
 

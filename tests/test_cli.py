@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from easydel.cli.tables import parse_size, size
 from easydel.errors import ArgumentError
 from easydel.families import all_families, all_wrappers
 
-COMMANDS = ("generate", "chat", "inspect", "plan", "train", "verify", "export", "families")
+COMMANDS = ("generate", "chat", "inspect", "plan", "train", "verify", "export", "families", "doctor")
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,20 @@ def test_families_are_all_listed():
     loaded = [*all_families(), *all_wrappers().values()]
     assert [row["model_type"] for row in listed] == sorted(family.model_type for family in loaded)
     assert all(row["description"] for row in listed)
+    assert next(row for row in listed if row["model_type"] == "deepseek_v3")["gguf"] == ["deepseek2"]
     shown = invoke("families").stdout
     assert all(row["model_type"] in shown for row in listed)
+
+
+def test_doctor_tells_versions_devices_caches_and_formats(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("easydel.cli.doctor._version", lambda name: None if name == "torch" else version(name))
+    found = {(row["topic"], row["name"]): row for row in invoke_json("doctor")}
+    assert found["version", "jax"]["found"] == version("jax")
+    assert found["version", "torch"]["advice"] == "for verify: pip install torch"
+    assert found["device", "8 x cpu"]["advice"].startswith("pass auto_shard_params=True")
+    assert found["format", "GGUF"]["found"] == "readable"
+    assert {"memory", "cache", "hub"} <= {topic for topic, _ in found}
+    assert "for verify: pip install torch" in invoke("doctor").stdout
 
 
 def test_a_broken_file_is_a_message_on_stderr_and_exit_code_2(truncated: Path):

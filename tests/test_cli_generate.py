@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from commands import TOKENIZER, invoke, make_model, run, start
 from parity import make_reference
 
 from easydel import load_tokenizer
+from easydel.cli.chat import converse
 from easydel.cli.streaming import answer
 
 PROMPT = "the quick fox"
@@ -170,8 +172,8 @@ def test_text_is_written_while_tokens_are_made(tiny: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stdout", stdout)
     ids = tokenizer.encode("the quick brown fox jumps over the lazy dogs")
     early: list[bool] = []
-    text = answer(model_that_says(ids, lambda: early.append(stdout.touched.wait(10))), tokenizer, [5], {})
-    assert early == [True]
+    text, count = answer(model_that_says(ids, lambda: early.append(stdout.touched.wait(10))), tokenizer, [5], {})
+    assert (early, count) == ([True], len(ids))
     assert text == stdout.getvalue() == tokenizer.decode(ids)
 
 
@@ -211,6 +213,53 @@ def test_chat_begins_with_the_system_message(reference: Any):
         "chat", "-m", reference.folder, "-n", NEW, "--mesh", "1,1,1,1", "--system", "be lazy", input="the fox\n"
     )
     assert result.stdout == f"{expected(reference, ids)}\n"
+
+
+def test_a_file_of_prompts_is_answered_in_lines_of_json(reference: Any, tmp_path: Path):
+    lines = [{"prompt": "the fox"}, {"messages": [{"role": "user", "content": "the fox"}]}]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = invoke("generate", "--prompts", tmp_path / "asked.jsonl", "-m", reference.folder, "-n", NEW, "--json")
+    assert result.exit_code == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [one["text"] for one in answers] == [expected_answer(reference, "the fox")] * 2
+    assert answers[0]["tokens"] == answers[1]["tokens"] <= NEW
+    assert answers[1]["tokens_per_second"] > 0
+    cut = invoke("generate", "the fox", "-m", reference.folder, "-n", NEW, "--json", "--stop", answers[0]["text"][2:4])
+    text = json.loads(cut.stdout)["text"]
+    assert answers[0]["text"].startswith(text)
+    assert answers[0]["text"][2:4] in text
+    assert text != answers[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "holds no prompt"), ("{}", 'line 1 has neither "prompt" nor'), ("x", "line 1 is no JSON")],
+)
+def test_a_file_without_prompts_is_named(tiny: Path, tmp_path: Path, content: str, said: str):
+    (tmp_path / "asked.jsonl").write_text(content)
+    result = invoke("generate", "--prompts", tmp_path / "asked.jsonl", "-m", tiny)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+
+
+def test_ctrl_c_stops_an_answer_and_pasted_lines_are_one_message(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    typed, pasted = iter(["/help", "one", "two", "three", "/quit"]), iter([False, True, False, False, False])
+    monkeypatch.setattr("easydel.cli.chat.sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
+    monkeypatch.setattr("easydel.cli.chat._pasted", lambda: next(pasted))
+    asked: list[str] = []
+
+    def generate(prompt: np.ndarray, **_: Any) -> None:
+        asked.append(tokenizer.decode(prompt[0]))
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+
+    tokenizer = load_tokenizer(tiny)
+    model: Any = SimpleNamespace(generate=generate, record=SimpleNamespace(has_encoder=True))
+    converse(model, tokenizer, [], {})
+    assert len(asked) == 2, "the conversation goes on"
+    assert "one two" in asked[0]
+    assert "three" in asked[1]
+    assert "one" not in asked[1]
 
 
 def test_an_interrupted_chat_exits_quietly_with_130(tiny: Path):

@@ -17,6 +17,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from commands import CASE, invoke, invoke_json, make_model
+from gguf_files import TINY, letters, write_gguf
 from hub_server import Repo, serving
 from transformers import LlamaConfig
 
@@ -52,6 +53,26 @@ def test_of_a_repository_only_headers_are_read(
         assert max(stops) <= 8 + int.from_bytes(files["model.safetensors"][:8], "little")
         hub.repos["org/model"] = Repo({name: files[name] for name in ("config.json", "tokenizer.json")} | pickled(tiny))
         assert invoke_json(command, "org/model")["parameters"] == here["parameters"], "downloaded"
+        assert (
+            "org/model has neither safetensors nor GGUF: its weights are downloaded"
+            in invoke(command, "org/model").stderr
+        )
+
+
+def test_of_a_gguf_repository_only_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = write_gguf(tmp_path / "m.gguf", TINY["llama-3.2"], tokenizer=letters)
+    with serving(monkeypatch, tmp_path / "cache") as hub:
+        hub.repos["org/model"] = Repo({".gitattributes": b"", "m.gguf": file.read_bytes()})
+        monkeypatch.setattr("easydel.checkpoint.gguf.REMOTE_STEP", 512)
+        here, there = invoke_json("inspect", file), invoke_json("inspect", "org/model")
+        assert there | {"path": ""} == here | {"path": ""}
+        assert here["loads"]
+        asked = [request.range for request in hub.requests if request.method == "GET" and request.storage]
+        lengths = [
+            int(stop) - int(start) + 1 for start, stop in (text.removeprefix("bytes=").split("-") for text in asked)
+        ]
+        assert len(lengths) > 2, "in growing parts"
+        assert max(lengths) < file.stat().st_size / 2
 
 
 def pickled(folder: Path) -> dict[str, bytes]:

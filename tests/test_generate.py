@@ -19,7 +19,7 @@ from parity import make_reference, padded_mask, random_ids
 
 import easydel.generate.cache_lengths
 import easydel.ops.chunked
-from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.generate.programs import grow, loop, prefill, step
 from easydel.generate.prompt import Prompt
 from easydel.ops.sampling import Rules
@@ -81,6 +81,59 @@ def test_processed_greedy_tokens_equal_transformers(loaded: Loaded):
     expected = loaded.expected(**arguments)
     np.testing.assert_array_equal(loaded.tokens(**arguments), expected)
     assert (expected != loaded.tokens(max_new_tokens=NEW, **ENDS)[:, : expected.shape[1]]).any()
+
+
+def test_tokens_that_must_not_come_and_scores_equal_transformers(loaded: Loaded):
+    plain = loaded.tokens(max_new_tokens=NEW, **ENDS)[:, CASE.length :]
+    single, pair = int(plain[0, 0]), [int(token) for token in plain[1, 1:3]]
+    arguments: dict[str, Any] = {
+        "max_new_tokens": NEW,
+        "bad_words_ids": [[single], pair, [90, 91, 92]],
+        "suppress_tokens": [int(plain[0, 3])],
+        "do_sample": False,
+    }
+    ours = loaded.model.generate(
+        loaded.ids,
+        loaded.mask,
+        output_scores=True,
+        logits_processor=lambda tokens, scores: scores.at[:, 7].add(2.0),
+        **arguments,
+        **ENDS,
+    )
+    theirs = loaded.reference.generate(
+        torch.tensor(loaded.ids),
+        attention_mask=torch.tensor(loaded.mask),
+        output_scores=True,
+        return_dict_in_generate=True,
+        logits_processor=[lambda tokens, scores: scores + 2.0 * (torch.arange(scores.shape[1]) == 7)],
+        **arguments,
+        **ENDS,
+    )
+    np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
+    assert ours.scores is not None
+    for count, (mine, other) in enumerate(zip(ours.scores, theirs.scores, strict=True)):
+        going = [row for row in range(BATCH) if 0 not in ours.sequences[row, CASE.length : CASE.length + count]]
+        np.testing.assert_allclose(mine[going], other.numpy()[going], rtol=1e-4, atol=1e-4)
+    expected = loaded.reference.compute_transition_scores(theirs.sequences, theirs.scores, normalize_logits=True)
+    np.testing.assert_allclose(ours.logprobs[0, :5], expected[0, :5], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(ours[0], ours.sequences[0])
+
+
+def test_a_row_ends_with_the_token_that_completes_a_stop_string(loaded: Loaded):
+    class Letters:
+        """Token 3 is "d", and so on; decoding is by token."""
+
+        def decode(self, ids: Any, *, skip_special_tokens: bool) -> str:
+            return "".join(chr(ord("a") + int(id)) for id in ids)
+
+    plain = loaded.tokens(max_new_tokens=NEW, **ENDS)[:, CASE.length :]
+    stop = Letters().decode(plain[0, 4:6], skip_special_tokens=False)
+    made = loaded.tokens(max_new_tokens=NEW, stop_strings=stop, tokenizer=Letters(), **ENDS)[:, CASE.length :]
+    np.testing.assert_array_equal(made[0, :6], plain[0, :6])
+    assert not made[0, 6:].any(), "padding follows"
+    np.testing.assert_array_equal(made[1], plain[1, : made.shape[1]])
+    with pytest.raises(ArgumentError, match="stop_strings need a tokenizer; pass tokenizer="):
+        loaded.tokens(max_new_tokens=NEW, stop_strings=stop, **ENDS)
 
 
 def test_streamed_tokens_equal_those_of_the_loop(loaded: Loaded):

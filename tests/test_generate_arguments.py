@@ -157,9 +157,11 @@ def test_learned_positions_limit_prompts_and_new_tokens(tmp_path: Path):
     [
         ({"max_new_token": 3}, r"max_new_token is not known \(did you mean max_new_tokens\?\)"),
         ({"num_beams": 4}, "num_beams=4 is not implemented"),
-        ({"penalty_alpha": 0.6, "stop_strings": ["x"]}, r"penalty_alpha=0.6 is not.*\n.*stop_strings=\['x'\] is not"),
+        ({"penalty_alpha": 0.6, "max_time": 5}, r"penalty_alpha=0.6 is not.*\n.*max_time=5 is not"),
         ({"do_sample": True, "typical_p": 0.9}, "typical_p=0.9 is not implemented"),
-        ({"logits_processor": print}, "logits_processor=.* is not implemented"),
+        ({"stopping_criteria": print}, "stopping_criteria=.* is not implemented"),
+        ({"stop_strings": [""]}, r"stop_strings=\[''\], expected texts"),
+        ({"bad_words_ids": [5]}, r"bad_words_ids=\[5\], expected lists of tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens=0, expected a whole number above 0"),
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5, expected a whole number"),
         ({"max_length": 13}, "a prompt of 13 tokens leaves no room for new ones in 13; pass max_new_tokens"),
@@ -189,6 +191,10 @@ def test_a_wrong_argument_is_named(model: BaseNNXModule, ids: np.ndarray, argume
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
+        (None, "input_ids is missing"),
+        ("text", r"input_ids is text, expected token ids .*tokenizer\(texts, padding=True\)"),
+        (["one", "two"], "input_ids is text"),
+        ({"input_ids": [[3]]}, r"input_ids is a dict; pass its entries: model\(\*\*inputs\)"),
         ([[]], r"input_ids is empty: its shape is \(1, 0\)"),
         (np.zeros((0, 4), int), "input_ids is empty"),
         ([3, 4, 5], r"expected \[batch, length\]; pass input_ids\[None\]"),
@@ -202,6 +208,15 @@ def test_a_wrong_argument_is_named(model: BaseNNXModule, ids: np.ndarray, argume
 def test_a_wrong_prompt_is_named(model: BaseNNXModule, prompt: Any, message: str):
     with pytest.raises(ArgumentError, match=message):
         model.generate(prompt)
+
+
+def test_what_tokenizers_and_users_of_transformers_pass_is_taken(model: BaseNNXModule, ids: np.ndarray):
+    expected = model.generate(ids, max_new_tokens=1).sequences
+    np.testing.assert_array_equal(model.generate(inputs=ids, max_new_tokens=1).sequences, expected)
+    types = np.zeros_like(ids)
+    np.testing.assert_array_equal(model.generate(ids, token_type_ids=types, max_new_tokens=1).sequences, expected)
+    with pytest.raises(ArgumentError, match="token_type_ids are not implemented in generate; leave them out"):
+        model.generate(ids, token_type_ids=types + 1)
 
 
 def test_under_an_outer_jit_is_refused(model: BaseNNXModule, ids: np.ndarray):

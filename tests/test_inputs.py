@@ -13,9 +13,10 @@ import pytest
 import torch
 from cases.gpt2 import CASES as GPT2
 from cases.llama import llama
+from parity import assert_close, make_reference, random_ids
 from trained import random_model, small
 
-from easydel import ArgumentError, BaseNNXModule
+from easydel import ArgumentError, AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.train import loss_sums
 from easydel.tree import flatten, unflatten
 
@@ -34,7 +35,7 @@ def test_a_shape_other_than_that_of_the_ids_is_refused(model: BaseNNXModule, nam
         model(IDS, **{name: np.ones(shape, int)})
 
 
-@pytest.mark.parametrize("name", ["labels", "output_hidden_states", "decoder_input_ids"])
+@pytest.mark.parametrize("name", ["encoder_outputs", "head_mask", "decoder_input_ids"])
 def test_an_input_that_the_model_does_not_take_is_named(model: BaseNNXModule, name: str):
     with pytest.raises(ArgumentError, match=f"takes no {name}; it takes input_ids, attention_mask"):
         model(IDS, **{name: IDS})
@@ -141,3 +142,27 @@ def test_deleted_parameters_are_an_error_that_says_where_the_new_ones_are(tmp_pa
     for call in calls:
         with pytest.raises(ArgumentError, match=r"given up.*after a training step.*state\.params"):
             call()
+
+
+def test_loss_hidden_states_and_own_vectors_equal_transformers(tmp_path: Path):
+    case = llama("between", num_hidden_layers=2)
+    reference = make_reference(case, tmp_path)
+    model, params = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
+    ids = random_ids(case)
+    labels = np.where(ids % 3 == 0, -100, ids)
+    ours = model(ids, labels=labels, output_hidden_states=True)
+    with torch.no_grad():
+        theirs = reference(torch.tensor(ids), labels=torch.tensor(labels), output_hidden_states=True)
+    np.testing.assert_allclose(ours.loss, theirs.loss.numpy(), rtol=1e-4)
+    assert ours[0] is ours.loss
+    assert ours.hidden_states is not None
+    for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert_close(mine, other.numpy())
+    vectors = params["model"]["embed_tokens"]["embedding"][ids]
+    np.testing.assert_array_equal(model(inputs_embeds=vectors).logits, model(ids)[0])
+    with pytest.raises(ArgumentError, match="exclude each other"):
+        model(ids, inputs_embeds=vectors)
+    with pytest.raises(ArgumentError, match=r"inputs_embeds is int.*expected floats \[batch, length, features\]"):
+        model(inputs_embeds=ids)
+    with pytest.raises(ArgumentError, match="labels have shape"):
+        model(ids, labels=labels[:, 1:])

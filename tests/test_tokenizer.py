@@ -111,6 +111,21 @@ def test_a_weight_file_brings_the_tokenizer_beside_it(bpe: Path):
     assert ids_of(bpe / "model.safetensors", "fox") == ids_of(bpe, "fox")
 
 
+def test_several_texts_are_padded_on_the_left_and_decoded_as_by_transformers(bpe: Path):
+    ours, theirs = load_tokenizer(bpe), AutoTokenizer.from_pretrained(bpe, padding_side="left")
+    texts = ["the quick", "fox", ""]
+    expected = theirs(texts, padding=True, return_token_type_ids=False)
+    assert ours(texts, padding=True) == dict(expected)
+    assert ours("fox") == dict(theirs("fox", return_token_type_ids=False))
+    arrays = ours(texts, padding=True, padding_side="right", return_tensors="np")
+    assert arrays["attention_mask"][1].tolist() == sorted(expected["attention_mask"][1], reverse=True)
+    assert ours.batch_decode(arrays["input_ids"]) == theirs.batch_decode(arrays["input_ids"], skip_special_tokens=True)
+    with pytest.raises(ArgumentError, match="unequal lengths make no array; pass padding=True"):
+        ours(texts, return_tensors="np")
+    with pytest.raises(ArgumentError, match="decode takes one row of token ids; batch_decode takes several"):
+        ours.decode([[3, 4], [5, 6]])  # type: ignore[list-item]
+
+
 def test_what_is_no_text_and_no_id_is_an_argument_error(bpe: Path):
     tokenizer = load_tokenizer(bpe)
     for text in ("\udc80", 5):

@@ -23,7 +23,7 @@ PREFERENCE = (  # as transformers prefers them, then ours
     f"{OWN}.safetensors",
     f"{OWN}.safetensors.index.json",
 )
-_GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # the names that llama.cpp's gguf-split gives
+_GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # the names that llama.cpp's gguf-split gives
 _MAX_INDEX_BYTES = 32 << 20  # the index of 200,000 tensors has 22 MB
 _MAX_ENTRIES = 400_000
 _MAX_SHARDS = 10_000
@@ -31,10 +31,11 @@ _MAX_NAME_BYTES = 255  # NAME_MAX of every usual file system
 
 
 def find_checkpoint(directory: Path) -> list[Path]:
-    """Returns the weight files of a local directory, or the single given file, for `open_checkpoint`.
+    """Returns the weight files of a local directory, or of the given file, for `open_checkpoint`.
 
     The first that exists of model.safetensors, its index with all shards, pytorch_model.bin, its index with all shards,
-    the same of easydel.safetensors, one GGUF file (or all parts of one). An index comes before its shards.
+    the same of easydel.safetensors, one GGUF file (or all parts of one). An index comes before its shards. To a part of
+    a GGUF file that was split belong the other parts.
     """
     directory = Path(directory)
     recover_directory(directory)
@@ -95,20 +96,39 @@ def is_plain_name(name: str) -> bool:
 def _with_shards(file: Path) -> list[Path]:
     if not file.is_file():
         raise CheckpointError("is a dangling link, or not a regular file", file=file)
+    if part := _GGUF_PART.fullmatch(file.name):
+        return _gguf_parts(file.parent, *part.group(1, 3))
     if not file.name.endswith(INDEX_SUFFIX):
         return [file]
     return [file, *(file.parent / shard for shard in sorted(set(read_index(file).values())))]
 
 
+def _gguf_parts(directory: Path, stem: str, count: str) -> list[Path]:
+    """Returns all parts of a GGUF file that was split, in their order. CheckpointError names those that are missing."""
+    parts = [
+        directory / f"{stem}-{number:05d}-of-{count}.gguf" for number in range(1, min(int(count), _MAX_SHARDS) + 1)
+    ]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise CheckpointError(
+            f"is one of {count} parts of a model; missing: {', '.join(missing[:20])}",
+            file=directory / f"{stem}-*-of-{count}.gguf",
+            hint="put all parts into one directory",
+        )
+    return parts
+
+
 def _gguf_files(directory: Path) -> list[Path]:
     files = sorted(path for path in directory.glob("*.gguf") if path.is_file())
-    parts = [_GGUF_PART.fullmatch(path.name) for path in files]
-    if len(files) == 1 or (files and _one_split(parts)):
-        return files
-    if files:
-        names = ", ".join(path.name for path in files)
+    models: dict[tuple[str, str] | str, Path] = {}  # the first part of each
+    for path in files:
+        part = _GGUF_PART.fullmatch(path.name)
+        models.setdefault((part[1], part[3]) if part else path.name, path)
+    if len(models) == 1:
+        return _with_shards(files[0])
+    if models:
+        names = ", ".join(path.name for path in models.values())
         raise CheckpointError(
-            f"has {len(files)} GGUF files: {names}", file=directory, hint="pass the path of one of them"
+            f"has {len(models)} GGUF files: {names}", file=directory, hint="pass the path of one of them"
         )
     names = sorted(path.name for path in directory.iterdir())[:20]
     raise CheckpointError(
@@ -116,10 +136,6 @@ def _gguf_files(directory: Path) -> list[Path]:
         file=directory,
         hint=f"expected one of {', '.join(PREFERENCE)}, or a .gguf file",
     )
-
-
-def _one_split(parts: Sequence[re.Match[str] | None]) -> bool:
-    return len({part and part[1] for part in parts}) == 1 and all(part and int(part[2]) == len(parts) for part in parts)
 
 
 def check_links(directory: Path, files: Sequence[Path]) -> None:

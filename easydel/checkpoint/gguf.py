@@ -7,8 +7,10 @@ Read with bounds on everything: the `gguf` package's own reader believes the cou
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +19,8 @@ import numpy as np
 
 from easydel.checkpoint.blocks import block_layout, can_decode
 from easydel.checkpoint.problems import Problems, refuse_impostor
-from easydel.checkpoint.tensor import MAX_NAME, Tensor, map_file, name_problem, row_major, shape_problem
-from easydel.errors import CheckpointError
+from easydel.checkpoint.tensor import MAX_NAME, ByteSource, Tensor, map_file, name_problem, row_major, shape_problem
+from easydel.errors import CheckpointError, UnsupportedModelError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 had 32-bit counts and was in use for a week
@@ -47,6 +49,8 @@ _MAX_TEXT_BYTES = 64 << 20
 _SMALLEST_PAIR = 8 + 4 + 1  # bytes: the length of the key, its type, one byte
 _SMALLEST_TENSOR = 8 + 4 + 4 + 8  # bytes: the length of the name, number of dimensions, type, offset
 
+REMOTE_STEP = 1 << 20  # bytes: a head without a vocabulary; with one it has up to some 16 MiB
+
 PLAIN: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -68,24 +72,53 @@ class Record(NamedTuple):
     offset: int
 
 
-def read_gguf(file: Path) -> tuple[list[Tensor], dict[str, Any]]:
+def read_gguf(file: Path, source: ByteSource | None = None) -> tuple[list[Tensor], dict[str, Any]]:
     """Returns the tensors of one file in the order of their bytes, and its metadata.
 
-    Metadata values are int, float, bool, str, list[str], or a numpy array for a list of numbers.
+    Metadata values are int, float, bool, str, list[str], or a numpy array for a list of numbers. If `source` is given,
+    the bytes come from there, and `file` is only the name for errors.
     """
-    cursor = _Cursor(file, memoryview(map_file(file)))
-    tensors_count, pairs_count = _read_start(cursor)
-    metadata = _read_metadata(cursor, pairs_count)
-    records = _read_records(cursor, tensors_count)
+    cursor, metadata, records = _read_head(file) if source is None else _remote_head(file, source)
     alignment = _alignment(file, metadata)
     start = -(-cursor.position // alignment) * alignment
+    _check_types(file, records)
     problems = Problems(file)
     tensors = [tensor for record in records if (tensor := _tensor(file, record, start, alignment, problems))]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     if not problems.found:  # a broken record would be reported a second time, as a hole
-        _check_tiling(tensors, start, alignment, len(cursor.content), problems)
+        _check_tiling(tensors, start, alignment, cursor.size, problems)
     problems.check(hint="the file is damaged or incomplete; download it again")
-    return tensors, metadata
+    return [replace(tensor, source=source) for tensor in tensors] if source else tensors, metadata
+
+
+Head = tuple["_Cursor", dict[str, Any], list[Record]]
+
+
+def _read_head(file: Path) -> Head:
+    content = memoryview(map_file(file))
+    return _parsed(_Cursor(file, content, len(content)))
+
+
+def _remote_head(file: Path, source: ByteSource) -> Head:
+    """Reads as much of the beginning of a file as its head takes, which only reading it tells."""
+    size, step = source.size, REMOTE_STEP
+    while True:
+        content = bytearray(min(step, size))
+        source.read_into(0, memoryview(content))
+        try:
+            return _parsed(_Cursor(file, memoryview(content), size))
+        except _Beyond:
+            step *= 4
+
+
+def _parsed(cursor: _Cursor) -> Head:
+    tensors, pairs = _read_start(cursor)
+    metadata = _read_metadata(cursor, pairs)
+    return cursor, metadata, _read_records(cursor, tensors)
+
+
+class _Beyond(Exception):
+    """The file goes on beyond the bytes that are here."""
 
 
 def check_split(files: Sequence[Path], metadata: Mapping[str, Any], tensors: int) -> None:
@@ -101,15 +134,20 @@ def check_split(files: Sequence[Path], metadata: Mapping[str, Any], tensors: int
 
 @dataclass
 class _Cursor:
+    """A place in the `content` of a file of `size` bytes, or in its beginning."""
+
     file: Path
     content: memoryview
+    size: int
     position: int = 0
     texts: int = 0
 
     def take(self, count: int, what: str) -> memoryview:
-        if count > len(self.content) - self.position:
-            missing = self.position + count - len(self.content)
+        if count > self.size - self.position:
+            missing = self.position + count - self.size
             raise CheckpointError(f"is truncated within {what}: {missing} bytes are missing", file=self.file)
+        if count > len(self.content) - self.position:
+            raise _Beyond
         part = self.content[self.position : self.position + count]
         self.position += count
         return part
@@ -120,7 +158,7 @@ class _Cursor:
     def count(self, smallest: int, most: int, what: str) -> int:
         """Reads a 64-bit count, up to `most`, of entries of at least `smallest` bytes, which must fit into the file."""
         count = self.unsigned(8, what)
-        if count * smallest > len(self.content) - self.position:
+        if count * smallest > self.size - self.position:
             raise CheckpointError(f"{what}: {count} entries cannot fit into the rest of the file", file=self.file)
         if count > most:
             raise CheckpointError(f"{what}: {count} entries are more than {most}", file=self.file)
@@ -129,7 +167,7 @@ class _Cursor:
     def text(self, what: str) -> str:
         size = self.unsigned(8, what)
         self.texts += 1
-        if self.texts > MAX_TEXTS or _MAX_TEXT_BYTES < size <= len(self.content):
+        if self.texts > MAX_TEXTS or _MAX_TEXT_BYTES < size <= self.size:
             raise CheckpointError(f"{what}: more than {MAX_TEXTS} texts, or a text of {size} bytes", file=self.file)
         raw = self.take(size, what)
         try:
@@ -188,7 +226,7 @@ def _numbers(cursor: _Cursor, kind: int, count: int, what: str) -> np.ndarray:
 
 
 def _read_records(cursor: _Cursor, count: int) -> list[Record]:
-    if count * _SMALLEST_TENSOR > len(cursor.content) - cursor.position:
+    if count * _SMALLEST_TENSOR > cursor.size - cursor.position:
         raise CheckpointError(f"its {count} tensors cannot fit into the rest of the file", file=cursor.file)
     if count > MAX_TENSORS:
         raise CheckpointError(f"has {count} tensors, more than {MAX_TENSORS}", file=cursor.file)
@@ -238,6 +276,25 @@ def _tensor(file: Path, record: Record, start: int, alignment: int, problems: Pr
     return Tensor(name, shape, np.dtype(np.float32), file, offset, strides, encoding=kind)
 
 
+def _check_types(file: Path, records: Sequence[Record]) -> None:
+    """Raises UnsupportedModelError for types that the installed gguf package names and cannot decode."""
+    from gguf.constants import GGMLQuantizationType
+
+    kinds = {member.value: member.name for member in GGMLQuantizationType}
+    unread = Counter(kind for record in records if (kind := kinds.get(record.type)) and not _is_readable(kind))
+    if unread:
+        told = ", ".join(f"{kind} ({count} tensors)" for kind, count in unread.items())
+        raise UnsupportedModelError(
+            f"is quantized in a way that the gguf package {version('gguf')} cannot decode: {told}",
+            file=file,
+            hint="take a file of another quantization, such as Q4_K_M or Q8_0, or try a newer gguf package",
+        )
+
+
+def _is_readable(kind: str) -> bool:
+    return kind in PLAIN or can_decode(kind)
+
+
 def _type_name(number: int) -> str:
     from gguf.constants import GGMLQuantizationType
 
@@ -248,8 +305,6 @@ def _type_name(number: int) -> str:
 
 
 def _blocks(kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    if not can_decode(kind):
-        raise ValueError(f"the installed gguf package cannot decode its type {kind}")
     elements, size = block_layout(kind)
     if not shape or shape[-1] % elements:
         raise ValueError(f"its rows, of shape {list(shape)}, are not whole {kind} blocks of {elements}")

@@ -91,13 +91,16 @@ def open_checkpoint(files: Sequence[Path]) -> Checkpoint:
 
 
 def open_remote(files: Mapping[Path, ByteSource], index: Path | None = None) -> Checkpoint:
-    """Opens safetensors files on another machine, all in one folder; a local `index` names them."""
+    """Opens safetensors or GGUF files on another machine, all in one folder; a local `index` names them."""
+    format: Format = "gguf" if next(iter(files)).suffix == ".gguf" else "safetensors"
+    read = read_gguf if format == "gguf" else read_safetensors
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-        headers = {file: pool.submit(read_safetensors, file, source) for file, source in files.items()}
+        headers = {file: pool.submit(read, file, source) for file, source in files.items()}
         tensors, metadata = _read_all(list(files), lambda file: headers[file].result())
+    check_split(list(files), metadata, len(tensors))
     if index is not None:
         _check_index(index, next(iter(files)).parent, read_index(index, local=False), tensors)
-    return Checkpoint(tensors, list(files), "safetensors", metadata, index)
+    return Checkpoint(tensors, list(files), format, metadata, index)
 
 
 def _format(files: Sequence[Path]) -> Format:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 import easydel
 from easydel.cli.chat import chat
+from easydel.cli.doctor import doctor
 from easydel.cli.export import export
 from easydel.cli.families import families
 from easydel.cli.generate import generate
@@ -80,7 +81,7 @@ def options(
     """
 
 
-for command in (generate, chat, inspect, plan, train, verify, export, families):
+for command in (generate, chat, inspect, plan, train, verify, export, families, doctor):
     app.command()(expanded(command))
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from easydel.tokenizer import Tokenizer
 
 QUIT = ("/quit", "/exit")
-CLEAR = "/clear"
+CLEAR, HELP = "/clear", "/help"
+HELP_TEXT = f"""{CLEAR} forgets what was said, {QUIT[0]} ends.
+Ctrl-C stops an answer; at the prompt it ends, as Ctrl-D does. Pasted lines are one message."""
+PASTED_SECONDS = 0.05  # lines that follow within this time were not typed
 Messages = list[dict[str, str]]
 
 
@@ -28,15 +31,17 @@ def chat(
     hub: Hub,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
 ) -> None:
-    """Talk to a model, which remembers the conversation. /clear forgets it, /quit ends.
+    """Talk to a model, which remembers the conversation. /help lists what one can do, /clear forgets it, /quit ends.
 
-    From a pipe, each line is a message.
+    Ctrl-C stops an answer. From a pipe, each line is a message.
     """
     arguments = sampling.arguments()
     path = local_files(model, hub)
     from easydel.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path)
+    if "stop_strings" in arguments:
+        arguments["tokenizer"] = tokenizer
     beginning: Messages = [{"role": "system", "content": system}] if system else []
     tokenizer.apply_chat_template([*beginning, {"role": "user", "content": "Hello"}])  # fails before the weights load
     loaded = load_model(path, loading)
@@ -44,16 +49,18 @@ def chat(
 
 
 def converse(model: BaseNNXModule, tokenizer: Tokenizer, beginning: Messages, arguments: dict[str, Any]) -> None:
-    """Answers each line of stdin until /quit or the end; earlier messages are not computed again."""
+    """Answers each message of stdin until /quit or the end; earlier messages are not computed again."""
     from easydel.generate import PromptCache
 
     said = list(beginning)
     if not model.record.has_encoder:
         arguments = {**arguments, "prompt_cache": PromptCache()}
-    for line in _lines():
+    for line in _messages():
         if line in QUIT:
             return
-        if line == CLEAR:
+        if line == HELP:
+            print(HELP_TEXT, file=sys.stderr)
+        elif line == CLEAR:
             said = list(beginning)
             print("forgotten", file=sys.stderr)
         elif line:
@@ -65,7 +72,13 @@ def _turn(model: BaseNNXModule, tokenizer: Tokenizer, said: Messages, arguments:
     from easydel.cli.streaming import answer
 
     try:
-        text = answer(model, tokenizer, tokenizer.apply_chat_template(said, add_generation_prompt=True), arguments)
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True)
+        text, _ = answer(model, tokenizer, ids, arguments)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        print("\n(stopped; the question and this answer are forgotten)", file=sys.stderr)
+        return said[:-1]
     except EasyDeLError as error:
         if not sys.stdin.isatty():
             raise
@@ -75,18 +88,28 @@ def _turn(model: BaseNNXModule, tokenizer: Tokenizer, said: Messages, arguments:
     return [*said, {"role": "assistant", "content": text.strip()}]
 
 
-def _lines() -> Iterator[str]:
-    """Yields lines that are typed, or come from a pipe."""
+def _messages() -> Iterator[str]:
+    """Yields messages that are typed or pasted, or lines from a pipe."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
             yield line.strip()
         return
     import readline  # noqa: F401 (gives input() a history and editing)
 
-    print(f"{CLEAR} forgets what was said, /quit ends", file=sys.stderr)
+    print(f"{CLEAR} forgets what was said, {QUIT[0]} ends, {HELP} says more", file=sys.stderr)
     while True:
         try:
-            yield input("> ").strip()
+            lines = [input("> ")]
+            while _pasted():
+                lines.append(input())
         except EOFError:
             print()
             return
+        yield "\n".join(lines).strip()
+
+
+def _pasted() -> bool:
+    """Whether more lines wait on the terminal: nobody types that fast."""
+    import select
+
+    return bool(select.select([sys.stdin], [], [], PASTED_SECONDS)[0])

@@ -13,8 +13,9 @@ from easydel.cli.tables import print_table
 
 
 def families(as_json: Json = False) -> None:
-    """List the model types that can be loaded (the model_type of a config.json)."""
+    """List the model types that can be loaded (the model_type of a config.json), and their names in GGUF files."""
     from easydel.families import all_families, all_wrappers
+    from easydel.weights.gguf_architectures import gguf_architectures
 
     found = [
         _facts(family.model_type, _description(family.build), encoder_decoder=family.encoder_decoder)
@@ -25,15 +26,19 @@ def families(as_json: Json = False) -> None:
         for row in all_wrappers().values()
     ]
     found.sort(key=itemgetter("model_type"))
+    in_gguf = gguf_architectures()
+    for row in found:
+        row["gguf"] = in_gguf.get(row["model_type"], [])
     if as_json:
         print(json.dumps(found, indent=2))
         return
     print_table(
-        ("model_type", "kind", "description"),
+        ("model_type", "kind", "gguf", "description"),
         [
             (
                 row["model_type"],
                 "encoder-decoder" if row["encoder_decoder"] else "text of it" if row["multimodal"] else "decoder",
+                ", ".join(row["gguf"]) or "-",
                 row["description"],
             )
             for row in found

@@ -21,15 +21,20 @@ def local_files(model: str, hub: Hub) -> Path:
 
 
 def headers(model: str, hub: Hub) -> Path | Streamed:
-    """As `local_files`, but safetensors weights of a Hub id stay there, for their headers to be read by ranges."""
+    """As `local_files`, but weights of a Hub id stay there, for their headers to be read by ranges.
+
+    Those of pytorch_model.bin are downloaded, since a header is all over such a file; stderr says so.
+    """
     if hub.local_files_only:
         return local_files(model, hub)
     from easydel.errors import HubError
     from easydel.hub import stream
 
     try:
-        return stream(model, **hub.arguments())
-    except HubError:  # of another format, or out of reach: what was downloaded before may serve
+        return stream(model, **hub.arguments(), headers_only=True)
+    except HubError as error:  # of another format, or out of reach: what was downloaded before may serve
+        if "has no safetensors" in error.problem:
+            print(f"{model} has neither safetensors nor GGUF: its weights are downloaded to be read", file=sys.stderr)
         return local_files(model, hub)
 
 

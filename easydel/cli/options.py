@@ -102,6 +102,9 @@ class Sampling:
     top_p: Annotated[float | None, _sample("Choose among the likeliest that together reach this probability.")] = None
     min_p: Annotated[float | None, _sample("Choose among those with this share of the top probability.")] = None
     repetition_penalty: Annotated[float | None, _sample("Above 1: what was said becomes less likely.")] = None
+    stop: Annotated[
+        list[str] | None, _sample("End the answer with this text; may be given several times.", "--stop")
+    ] = None
     seed: Annotated[
         int | None, _sample("Of the random numbers; the same seed gives the same text. Default: a fresh one.")
     ] = None
@@ -114,7 +117,7 @@ class Sampling:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in chosen)
             raise ArgumentError(f"{names} and --greedy exclude each other")
         cold = self.temperature == 0  # everybody's word for greedy
-        more = {"repetition_penalty": self.repetition_penalty, "seed": self.seed}
+        more = {"repetition_penalty": self.repetition_penalty, "seed": self.seed, "stop_strings": self.stop or None}
         given = {name: value for name, value in more.items() if value is not None}
         sampled = not cold and (bool(self.sample) or bool(chosen))
         rules = {"do_sample": True, **chosen} if sampled else GREEDY

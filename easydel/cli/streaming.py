@@ -27,26 +27,37 @@ def compiled_for(prompt: Sequence[int], arguments: dict[str, Any]) -> Callable[.
     return compile_ahead(_batch(prompt), streamer=lambda tokens: None, **arguments)
 
 
-def answer(model: BaseNNXModule, tokenizer: Tokenizer, prompt: Sequence[int], arguments: dict[str, Any]) -> str:
-    """Writes the model's continuation of the ids `prompt` to stdout, piece by piece, and returns it.
+def answer(
+    model: BaseNNXModule,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    arguments: dict[str, Any],
+    *,
+    silent: bool = False,
+) -> tuple[str, int]:
+    """Writes the model's continuation of the ids `prompt` to stdout, piece by piece, unless `silent`.
 
-    The tokens are decoded in a separate thread: `generate` pushes them, while the tokenizer pulls.
+    Returns it, and its number of tokens. The tokens are decoded in a separate thread: `generate` pushes them, while the
+    tokenizer pulls.
     """
     _check(prompt)
     tokens: Tokens = SimpleQueue()
+    count = 0
     with ThreadPoolExecutor(1) as pool:
-        written = pool.submit(_write, tokenizer, tokens)
+        written = pool.submit(_write, tokenizer, tokens, silent)
 
         def arrived(batch: np.ndarray) -> None:
+            nonlocal count
             if written.done():  # only an error ends it early, such as a reader of stdout that left
                 written.result()
+            count += 1
             tokens.put(int(np.asarray(batch)[0]))
 
         try:
             model.generate(_batch(prompt), streamer=arrived, **arguments)
         finally:
             tokens.put(None)
-        return written.result()
+        return written.result(), count
 
 
 def _check(prompt: Sequence[int]) -> None:
@@ -58,12 +69,13 @@ def _batch(prompt: Sequence[int]) -> np.ndarray:
     return np.asarray([prompt], np.int32)
 
 
-def _write(tokenizer: Tokenizer, tokens: Tokens) -> str:
+def _write(tokenizer: Tokenizer, tokens: Tokens, silent: bool) -> str:
     pieces: list[str] = []
     for piece in tokenizer.stream(_until_none(tokens)):
         pieces.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        if not silent:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     return "".join(pieces)
 
 

@@ -17,8 +17,9 @@ from easydel.generate.prompt import Prompt, read_prompt, start_tokens
 from easydel.generate.prompt_cache import PromptCache
 from easydel.generate.sampling_rules import drawn_seed, ending, make_rules, new_tokens, random_key
 from easydel.generate.settings import GenerateSettings, read_defaults, resolve
+from easydel.generate.stopping import Stop, decoder_of
 from easydel.generate.streamers import listener
-from easydel.inputs import check_params, donations_explained
+from easydel.inputs import check_params, donations_explained, host_array
 from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
 from easydel.tree import flatten
@@ -33,11 +34,28 @@ class GenerateOutput:
     sequences: np.ndarray
     seed: int | None = None
     """What the tokens were sampled with, given or drawn; None if they were not sampled, or with a key."""
+    scores: tuple[np.ndarray, ...] | None = None
+    """With `output_scores`, the scores [batch, vocabulary] that each token was chosen by: -inf is out of the choice."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns `sequences[index]`: transformers' `generate` returns the sequences themselves."""
+        return self.sequences[index]
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """Log probabilities [batch, new tokens] with which the tokens were chosen; needs `output_scores`."""
+        if self.scores is None:
+            raise ArgumentError("no scores were kept", hint="call generate with output_scores=True")
+        scores = np.stack(self.scores, axis=1)
+        made = self.sequences[:, self.sequences.shape[1] - scores.shape[1] :, None]
+        best = scores.max(axis=-1, keepdims=True)
+        total = best + np.log(np.exp(scores - best).sum(axis=-1, keepdims=True))
+        return (np.take_along_axis(scores, made, axis=-1) - total)[..., 0]
 
 
 def generate(
     model: LanguageModel,
-    input_ids: Any,
+    input_ids: Any = None,
     attention_mask: Any = None,
     *,
     generation_config: Any = None,
@@ -46,9 +64,13 @@ def generate(
     prompt_cache: PromptCache | None = None,
     seed: int | None = None,
     rng: jax.Array | None = None,
+    tokenizer: Any = None,
     **arguments: Any,
 ) -> GenerateOutput:
     """Continues prompts, as `BaseNNXModule.generate` explains."""
+    if input_ids is None:
+        input_ids = arguments.pop("inputs", None)  # transformers' name of its first argument
+    _drop_types(model, arguments)
     run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
     if params is None:
         params = model.params
@@ -56,10 +78,30 @@ def generate(
         check_params(flatten(model.params), flatten(params))
     if prompt_cache is not None and run.source is not None:
         raise ArgumentError("prompt_cache is for decoder-only models", hint="call generate without it")
-    options: dict[str, Any] = {"kept": prompt_cache, "chunk": run.chunk}
+    stop = _stop(run, tokenizer)
+    options: dict[str, Any] = {"stop": stop, "kept": prompt_cache, "chunk": run.chunk}
     with donations_explained(), listener(streamer, run.given_BT) as listen:
-        made = decode(model, params, run.prompt, run.source, run.rules, run.new, listen, **options)
-    return GenerateOutput(np.concatenate([run.given_BT, made], axis=1), run.seed)
+        made, scores = decode(model, params, run.prompt, run.source, run.rules, run.new, listen, **options)
+    kept = tuple(scores[: made.shape[1]]) if run.rules.scored else None
+    return GenerateOutput(np.concatenate([run.given_BT, made], axis=1), run.seed, kept)
+
+
+def _stop(run: _Run, tokenizer: Any) -> Stop | None:
+    if not run.stop_strings:
+        return None
+    ends = [] if run.rules.eos_E is None else run.rules.eos_E.tolist()
+    return Stop(run.stop_strings, decoder_of(tokenizer), ends, len(run.given_BT))
+
+
+def _drop_types(model: LanguageModel, arguments: dict[str, Any]) -> None:
+    """Takes out `token_type_ids` that say nothing: zeros, as tokenizers give them for models without types."""
+    types = arguments.get("token_type_ids")
+    if types is None or not np.any(host_array("token_type_ids", types)):
+        arguments.pop("token_type_ids", None)
+        return
+    raise ArgumentError(
+        "token_type_ids are not implemented in generate", hint="leave them out: all tokens are of type 0"
+    )
 
 
 def compile_ahead(
@@ -70,6 +112,7 @@ def compile_ahead(
     streamer: Any = None,
     seed: int | None = None,
     rng: jax.Array | None = None,
+    tokenizer: Any = None,
     **arguments: Any,
 ) -> Callable[[LanguageModel, Mapping[str, Any]], None]:
     """Returns a function for `from_pretrained(while_loading=...)` that compiles the programs of `generate`.
@@ -81,7 +124,8 @@ def compile_ahead(
     def compile_for(model: LanguageModel, shapes: Mapping[str, Any]) -> None:
         seeded = 0 if seed is None else seed  # programs take any
         run = _prepared(model, input_ids, attention_mask, generation_config, seeded, rng, arguments)
-        compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamer is not None)
+        streamed = streamer is not None or _stop(run, tokenizer) is not None or run.rules.scored
+        compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamed)
 
     return compile_for
 
@@ -100,6 +144,7 @@ class _Run:
     new: int
     chunk: int | None
     seed: int | None
+    stop_strings: tuple[str, ...] = ()
 
 
 def _prepared(
@@ -120,7 +165,8 @@ def _prepared(
         seed = drawn_seed()
     key = random_key(seed, rng) if settings["do_sample"] else None
     rules = make_rules(settings, key, model.record.vocab, length=prompt.length, new=new)
-    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, settings["prefill_chunk_size"], seed)
+    chunk, strings = settings["prefill_chunk_size"], tuple(settings["stop_strings"] or ())
+    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, chunk, seed, strings)
 
 
 def read_inputs(

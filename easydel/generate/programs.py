@@ -19,7 +19,7 @@ from easydel.generate.prompt import Prompt
 from easydel.layers.block import Flow
 from easydel.layers.context import Context
 from easydel.module import LanguageModel, program
-from easydel.ops.sampling import Rules, choose_tokens
+from easydel.ops.sampling import Rules, choose_tokens, final_scores
 from easydel.tree import bind, replica
 
 # B batch, T prompt slots, S cache slots, V vocabulary
@@ -46,10 +46,11 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Made:
-    """The result of a step: a token for each row, and whether all rows have finished."""
+    """The result of a step: a token for each row, whether all rows have finished, the scores if they are wanted."""
 
     tokens_B: jax.Array
     done: jax.Array
+    scores_BV: jax.Array | None = None
 
 
 def prefill(
@@ -204,14 +205,16 @@ def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules:
     slots_S = jnp.arange(state.tokens_BS.shape[1])
     counts_BS = (slots_S >= state.first_B[:, None]) & (slots_S < state.slot)
     known_BS = jnp.where(counts_BS, state.tokens_BS, logits_BV.shape[-1])
-    next_B = choose_tokens(logits_BV, known_BS, state.slot, state.count, rules)
+    place = (logits_BV, known_BS, state.slot, state.count, rules)
+    next_B = choose_tokens(*place)
+    scores_BV = policy.shard(final_scores(*place), None, None) if rules.scored else None
     finished_B = state.finished_B
     if rules.eos_E is not None:
         next_B = jnp.where(finished_B, rules.pad, next_B).astype(jnp.int32)
         finished_B |= jnp.any(next_B[:, None] == rules.eos_E, axis=1)
     next_B = policy.shard(next_B, None)
     tokens_BS = jax.lax.dynamic_update_slice_in_dim(state.tokens_BS, next_B[:, None], state.slot, axis=1)
-    made = Made(next_B, jnp.all(finished_B))
+    made = Made(next_B, jnp.all(finished_B), scores_BV)
     state = replace(state, tokens_BS=tokens_BS, slot=state.slot + 1, count=state.count + 1, finished_B=finished_B)
     return _placed(model, state), made
 

@@ -85,6 +85,8 @@ def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: i
 def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tracer):
         raise ArgumentError(f"{name} is traced", hint="generate compiles its own programs: call it outside of jax.jit")
+    if value is None:
+        raise ArgumentError(f"{name} is missing", hint="pass token ids [batch, length]")
     array = host_array(name, value)
     check_array(name, array)
     return array

@@ -71,8 +71,21 @@ def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: i
         forced_at_F=np.asarray([place for place, _ in forced], np.int32) if forced else None,
         forced_F=np.asarray([token for _, token in forced], np.int32) if forced else None,
         repetition_penalty=None if penalty in (None, 1) else np.float32(penalty),
+        bad_words_NL=bad_words(settings["bad_words_ids"], ends),
+        suppressed_T=np.asarray(settings["suppress_tokens"], np.int32) if settings["suppress_tokens"] else None,
         no_repeat_ngram_size=settings["no_repeat_ngram_size"] or 0,
+        processors=tuple(settings["logits_processor"] or ()),
+        scored=bool(settings["output_scores"]),
     )
+
+
+def bad_words(words: list[list[int]] | None, ends: list[int]) -> np.ndarray | None:
+    """Returns the words [N, longest], -1 in front of shorter ones; an end token is no word, as in transformers."""
+    kept = [word for word in words or () if not (len(word) == 1 and word[0] in ends)]
+    if not kept:
+        return None
+    longest = max(map(len, kept))
+    return np.asarray([[-1] * (longest - len(word)) + word for word in kept], np.int32)
 
 
 def make_sampling(settings: GenerateSettings, key: np.ndarray, vocabulary: int) -> Sampling:

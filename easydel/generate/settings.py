@@ -41,18 +41,23 @@ DEFAULTS: GenerateSettings = {
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
     "prefill_chunk_size": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "stop_strings": None,
+    "logits_processor": None,
+    "output_scores": False,
 }
 # Names that change the result, and their values that do not; None and false values never do.
 REFUSED: Mapping[str, Any] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
     **dict.fromkeys(
         _names(
-            """penalty_alpha dola_layers constraints force_words_ids stop_strings max_time use_mtp bad_words_ids
-            sequence_bias exponential_decay_length_penalty suppress_tokens begin_suppress_tokens token_healing
+            """penalty_alpha dola_layers constraints force_words_ids max_time use_mtp
+            sequence_bias exponential_decay_length_penalty begin_suppress_tokens token_healing
             watermarking_config encoder_no_repeat_ngram_size remove_invalid_values prompt_lookup_num_tokens
-            assistant_early_exit assistant_model speculation_type logits_processor stopping_criteria
+            assistant_early_exit assistant_model speculation_type stopping_criteria
             prefix_allowed_tokens_fn custom_generate inputs_embeds negative_prompt_ids negative_prompt_attention_mask
-            past_key_values position_ids output_attentions output_hidden_states output_scores output_logits"""
+            past_key_values position_ids output_attentions output_hidden_states output_logits"""
         )
     ),
 }
@@ -84,6 +89,14 @@ def _are_tokens(value: Any) -> bool:
     return all(map(_is_whole, value)) if isinstance(value, list) else _is_whole(value)
 
 
+def _is_list(value: Any, fits: Callable[[Any], Any], *, empty: bool = False) -> bool:
+    return isinstance(value, list) and (empty or bool(value)) and all(map(fits, value))
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) or callable(value) else value
+
+
 Check = tuple[Callable[[Any], bool], str]
 _POSITIVE: Check = (lambda value: _is_whole(value) and value > 0, "a whole number above 0")
 _COUNT: Check = (lambda value: _is_whole(value) and value >= 0, "a whole number, not below 0")
@@ -105,6 +118,11 @@ CHECKS: Mapping[str, Check] = {
     "no_repeat_ngram_size": _COUNT,
     "num_return_sequences": _POSITIVE,
     "prefill_chunk_size": _POSITIVE,
+    "bad_words_ids": (lambda value: _is_list(value, lambda word: _is_list(word, _is_whole)), "lists of tokens"),
+    "suppress_tokens": (lambda value: _is_list(value, _is_whole, empty=True), "a list of tokens"),
+    "stop_strings": (lambda value: _is_list(_listed(value), lambda one: isinstance(one, str) and one), "texts"),
+    "logits_processor": (lambda value: _is_list(_listed(value), callable), "functions of tokens and scores"),
+    "output_scores": (lambda value: isinstance(value, bool), "True or False"),
     "eos_token_id": (_are_tokens, "a token's number, or a list of them"),
     **dict.fromkeys([name for name in DEFAULTS if name.endswith("_token_id") and name != "eos_token_id"], _TOKEN),
 }
@@ -136,7 +154,8 @@ def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, 
             problems.append(f"{_spelled(name, values, given)}, expected {expected}")
     if problems:
         raise ArgumentError(f"generate cannot do this:{listed(problems)}")
-    return {name: values[name] for name in DEFAULTS}
+    listed_values = {name: _listed(values[name]) for name in ("stop_strings", "logits_processor")}
+    return {name: values[name] for name in DEFAULTS} | listed_values
 
 
 def _unsupported(values: GenerateSettings, given: GenerateSettings) -> list[str]:
@@ -156,7 +175,9 @@ def _spelled(name: str, values: GenerateSettings, given: GenerateSettings) -> st
 
 
 def _similar(name: str) -> str:
-    close = difflib.get_close_matches(name, [*DEFAULTS, "attention_mask", "generation_config", "streamer", "seed"], 1)
+    close = difflib.get_close_matches(
+        name, [*DEFAULTS, "attention_mask", "generation_config", "streamer", "seed", "tokenizer"], 1
+    )
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -58,8 +58,12 @@ def stream(
     subfolder: str = "",
     local_files_only: bool = False,
     force_download: bool = False,
+    headers_only: bool = False,
 ) -> Path | Streamed:
-    """Fetches as `fetch` does, but leaves safetensors weights on the Hub, to be read by ranges."""
+    """Fetches as `fetch` does, but leaves safetensors weights on the Hub, to be read by ranges.
+
+    With `headers_only`, for those who read no weights, GGUF files stay there too.
+    """
     path = named(name_or_path)
     if exists(path):
         return existing(path, subfolder)
@@ -68,7 +72,7 @@ def stream(
     repo = _repository(name_or_path, revision, token, cache_dir, subfolder, force_download)
     from easydel.hub.streamed import open_stream
 
-    return open_stream(repo)
+    return open_stream(repo, headers_only=headers_only)
 
 
 def _repository(

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from easydel.checkpoint.atomic import recover_directory
-from easydel.errors import HubError
+from easydel.errors import ArgumentError, HubError
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin")
 MAX_SHOWN = 300  # characters of a path
@@ -33,6 +33,9 @@ def exists(path: Path) -> bool:
 
 def named(name_or_path: str | PathLike[str]) -> Path:
     """Returns the local path of that name. HubError for an empty one, which would be the working directory."""
+    if not isinstance(name_or_path, str | PathLike):
+        hint = "expected a Hub id such as 'owner/name', a directory or a file"
+        raise ArgumentError(f"the name of the model is {name_or_path!r:.100}", hint=hint)
     if not str(name_or_path).strip():
         raise HubError("is empty, expected a Hub id, a directory or a file", file=repr(name_or_path))
     return Path(name_or_path).expanduser()

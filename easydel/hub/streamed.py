@@ -27,6 +27,7 @@ from easydel.hub.parallel import at_once
 from easydel.hub.remote import Repository, ask, bring
 from easydel.hub.select import shard_names
 
+SMALL = (".gitattributes", "README.md")  # what nearly every repository has
 _CHANGED_HINT = "somebody changed it; load it again"
 
 
@@ -151,17 +152,25 @@ class Streamed(NamedTuple):
     weights: Mapping[Path, RemoteFile]
 
 
-def open_stream(repo: Repository) -> Streamed:
-    """Fetches the config, tokenizer and index of a repository, and locates its safetensors files."""
+def open_stream(repo: Repository, *, headers_only: bool = False) -> Streamed:
+    """Fetches the config, tokenizer and index of a repository, and locates its safetensors files.
+
+    With `headers_only`, GGUF files will do, whose weights cannot be streamed.
+    """
     listing = persist(lambda: ask(repo))
-    if not any(name.endswith((".safetensors", f".safetensors{INDEX_SUFFIX}")) for name in listing.files):
+    known = (".safetensors", ".gguf") if headers_only else (".safetensors",)
+    if not any(name.endswith((*known, f".safetensors{INDEX_SUFFIX}")) for name in listing.files):
         _refuse(repo)
     names = repo.needed(listing.files, lambda index: shard_names(bring(repo, listing, index)), weights=True)
-    weights = [name for name in names if name.endswith(".safetensors")]
+    weights = [name for name in names if name.endswith(known)]
     if not weights:
         _refuse(repo)
     small = [name for name in names if name not in weights]
+    if weights[0].endswith(".gguf") and not small:  # some file, to know the folder
+        small = sorted(name for name in listing.files if name.rpartition("/")[2] in SMALL)[:1]
     config = next((name for name in small if name.rpartition("/")[2] == "config.json"), None)
+    if config is None and weights[0].endswith(".gguf") and small:
+        config = small[0]
     if config is None:
         raise HubError("has no config.json", file=repo.id, hint="is it the repository of a model?")
     paths = dict(zip(small, at_once(lambda name: bring(repo, listing, name), small, repo.halted), strict=True))

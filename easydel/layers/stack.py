@@ -122,6 +122,13 @@ def run_layers(
     return flow, None if caches is None else new_caches
 
 
+def run_layer(
+    layer: Any, number: int, policy: Policy, flow: Flow, context: Context, caches: list[Any] | None
+) -> tuple[Flow, Any]:
+    """Runs the layer with this number alone; `caches` has its cache, if there is one."""
+    return _loop([layer], Run(number, 1, 1), policy, flow, context, caches)
+
+
 def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
     """Runs one layer after the other. Equal layers are traced once, as calls of one function that XLA inlines."""
     calls: dict[Any, Any] = {}

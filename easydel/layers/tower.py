@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.errors import ArgumentError
 from easydel.layers.block import Block, Flow, normed
 from easydel.layers.context import Context
 from easydel.layers.embed import Embed
 from easydel.layers.linear import Embedding, Linear
 from easydel.layers.norm import AnyNorm
 from easydel.layers.part import Part
-from easydel.layers.stack import build_layers, run_layers
+from easydel.layers.stack import build_layers, run_layer, run_layers
 from easydel.policy import Policy
 
 # B batch, T length of this call, D model
@@ -81,29 +82,54 @@ class TowerModel(nnx.Module):
 
     def enter(
         self,
-        ids_BT: jax.Array,
+        ids_BT: jax.Array | None,
         context: Context,
         tokens: Embedding | None = None,
         types_BT: jax.Array | None = None,
+        embedded_BTD: jax.Array | None = None,
     ) -> tuple[Flow, Context]:
-        """Returns the first layer's input and the layers' context. `tokens` are another tower's token vectors."""
-        tokens = self.embed_tokens if tokens is None else tokens
-        assert tokens is not None
-        x_BTD = self._embedded(tokens(ids_BT), context.positions_BT, types_BT)
+        """Returns the first layer's input and the layers' context. `tokens` are another tower's token vectors.
+
+        Without ids, `embedded_BTD` are the vectors. Raises ArgumentError if some layer reads ids all the same.
+        """
         blocks = self.tower.blocks
         reads = {name for block in blocks for name in block.reads()}
+        if ids_BT is None and ("ids_BT" in reads or self.tower.per_layer is not None):
+            raise ArgumentError("inputs_embeds without ids: layers of this model read ids", hint="pass input_ids")
+        if embedded_BTD is None:
+            tokens = self.embed_tokens if tokens is None else tokens
+            assert tokens is not None
+            assert ids_BT is not None
+            x_BTD = tokens(ids_BT)
+        else:
+            x_BTD = embedded_BTD.astype(self.policy.dtype)
+        x_BTD = self._embedded(x_BTD, context.positions_BT, types_BT)
         context = replace(
             context.with_angles(rope for block in blocks for rope in block.ropes()),
             ids_BT=ids_BT if "ids_BT" in reads else None,
             entered_BTD=x_BTD if "entered_BTD" in reads else None,
             shared={name: getattr(self, name) for name in shared_parts(blocks)},
-            each={} if self.tower.per_layer is None else self.per_layer(ids_BT, x_BTD, context),
+            each={} if self.tower.per_layer is None or ids_BT is None else self.per_layer(ids_BT, x_BTD, context),
         )
         return {"x": x_BTD} if self.tower.stream is None else self.stream.open(x_BTD), context
 
     def run(self, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
         """Returns the flow after the last layer, and the layers' caches (None in, None out)."""
         return run_layers(self.layers, self.tower.blocks, self.policy, flow, context, caches)
+
+    def run_one_by_one(self, flow: Flow, context: Context, caches: Any, between: list[jax.Array]) -> tuple[Flow, Any]:
+        """Runs the layers as `run` does, and appends to `between` the first one's input and each one's output."""
+        if self.policy.scan_layers or self.tower.stream is not None:
+            problem = "stacked layers" if self.policy.scan_layers else "a model with several streams"
+            raise ArgumentError(f"output_hidden_states is not implemented for {problem}", hint="load it unstacked")
+        between.append(flow["x"])
+        new = []
+        for number, layer in enumerate(self.layers):
+            own = None if caches is None else [caches[number]]
+            flow, cache = run_layer(layer, number, self.policy, flow, context, own)
+            new.append(cache[0] if cache else None)
+            between.append(flow["x"])
+        return flow, None if caches is None else new
 
     def leave(self, flow: Flow, *, last: bool = False) -> jax.Array:
         """Returns hidden states [B, T, D] from the flow after the last layer; with `last`, of the last token alone."""

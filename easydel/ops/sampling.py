@@ -6,6 +6,7 @@ changing them compiles nothing. Nothing sorts the vocabulary: on a CPU that cost
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 
 # B batch, V vocabulary, N tokens that are still in the choice, S slots of tokens, E ends, F forced tokens
 NEVER = -jnp.inf
+# A function of tokens so far [B, S], with a number past the vocabulary where there is none, and of scores [B, V]. It
+# returns other scores, and is compiled.
+Processor = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +39,9 @@ class Rules:
     """Settings of choosing the next token: the likeliest, or by `sampling`, after changes to the scores.
 
     Before `min_new_tokens` no token of `eos_E` is chosen. Token `forced_F[i]` is forced as new token `forced_at_F[i]`.
+    The last token of each row of `bad_words_NL` is not chosen after the others, where -1 is any token; `suppressed_T`
+    never are.
+    `processors` change the scores at the end. With `scored` each step gives its scores, too.
     """
 
     sampling: Sampling | None = None
@@ -44,7 +51,11 @@ class Rules:
     forced_F: Any = None
     forced_at_F: Any = None
     repetition_penalty: Any = None
+    bad_words_NL: Any = None
+    suppressed_T: Any = None
     no_repeat_ngram_size: int = field(default=0, metadata={"static": True})
+    processors: tuple[Processor, ...] = field(default=(), metadata={"static": True})
+    scored: bool = field(default=False, metadata={"static": True})
 
 
 def choose_tokens(
@@ -75,6 +86,8 @@ def process(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: 
         scores_BV = penalize(scores_BV, tokens_BS, rules.repetition_penalty)
     if rules.no_repeat_ngram_size:
         scores_BV = ban_repeated_ngrams(scores_BV, tokens_BS, slot, rules.no_repeat_ngram_size)
+    if rules.bad_words_NL is not None:
+        scores_BV = ban_words(scores_BV, tokens_BS, slot, rules.bad_words_NL)
     if rules.min_new_tokens is not None and rules.eos_E is not None:
         without_end = scores_BV.at[:, rules.eos_E].set(NEVER, mode="drop")
         scores_BV = jnp.where(count < rules.min_new_tokens, without_end, scores_BV)
@@ -83,7 +96,25 @@ def process(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: 
         token = jnp.max(jnp.where(now_F, rules.forced_F, -1))
         forced_V = jnp.where(jnp.arange(scores_BV.shape[-1]) == token, 0.0, NEVER)
         scores_BV = jnp.where(jnp.any(now_F), forced_V, scores_BV)
+    if rules.suppressed_T is not None:
+        scores_BV = scores_BV.at[:, rules.suppressed_T].set(NEVER, mode="drop")
+    for processor in rules.processors:
+        scores_BV = processor(tokens_BS, scores_BV)
     return scores_BV
+
+
+def final_scores(
+    logits_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: jax.Array, rules: Rules
+) -> jax.Array:
+    """Returns the scores [B, V] that `choose_tokens` chooses by, -inf for tokens that are out of the choice."""
+    scores_BV = process(logits_BV.astype(jnp.float32), tokens_BS, slot, count, rules)
+    if rules.sampling is None:
+        return scores_BV
+    scores_BN, ids_BN = warp(scores_BV, rules.sampling)
+    if ids_BN is None:
+        return scores_BN
+    rows = jnp.arange(len(scores_BN))[:, None]
+    return jnp.full_like(scores_BV, NEVER).at[rows, ids_BN].set(scores_BN)
 
 
 def warp(scores_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array | None]:
@@ -118,6 +149,17 @@ def ban_repeated_ngrams(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Ar
         same_BS &= later_BS[:, place : place + S] == run[:, place : place + 1]
     banned_BS = jnp.where(same_BS, later_BS[:, size - 1 : size - 1 + S], outside)
     return scores_BV.at[jnp.arange(B)[:, None], banned_BS].set(NEVER, mode="drop")
+
+
+def ban_words(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, words_NL: jax.Array) -> jax.Array:
+    """Masks the last token of each word whose other tokens are in the slots before `slot`."""
+    length = words_NL.shape[1]
+    padded_BS = jnp.pad(tokens_BS, ((0, 0), (length, 0)), constant_values=scores_BV.shape[-1])
+    before_BL = jax.lax.dynamic_slice_in_dim(padded_BS, slot + 1, length - 1, axis=1)
+    same_BNL = (before_BL[:, None] == words_NL[None, :, :-1]) | (words_NL[None, :, :-1] < 0)
+    rows, last_N = jnp.arange(scores_BV.shape[0])[:, None], words_NL[:, -1]
+    banned_BN = jnp.where(jnp.all(same_BNL, axis=-1), last_N, scores_BV.shape[-1])
+    return scores_BV.at[rows, banned_BN].set(NEVER, mode="drop")
 
 
 def keep_top_k(scores_BV: jax.Array, k: jax.Array, candidates: int) -> tuple[jax.Array, jax.Array]:

@@ -45,16 +45,25 @@ def load_tokenizer(
         force_download=force_download,
         weights=False,
     )
-    if path.suffix == ".gguf" and path.is_file():
-        return from_gguf([path])
+    files = gguf_tokenizer_files(path)
+    if files is not None:
+        return from_gguf(files)
     folder = path if path.is_dir() else path.parent
     if os.path.lexists(folder / "tokenizer.json"):
         return from_json(folder)
-    if any(folder.glob("*.gguf")) and not any((folder / name).is_file() for name in VOCABULARIES):
-        return from_gguf(find_checkpoint(folder))
     from easydel.tokenizer.other import from_transformers
 
     return from_transformers(folder)
+
+
+def gguf_tokenizer_files(path: Path) -> list[Path] | None:
+    """The GGUF file, or the parts of one, with the tokenizer of the model at `path`; None if it has other files."""
+    if path.is_file():
+        return find_checkpoint(path) if path.suffix == ".gguf" else None
+    if not any(path.glob("*.gguf")) or any(os.path.lexists(path / name) for name in VOCABULARIES):
+        return None
+    files = find_checkpoint(path)
+    return files if files[0].suffix == ".gguf" else None
 
 
 def from_gguf(files: Sequence[Path]) -> Tokenizer:

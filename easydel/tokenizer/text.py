@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 
@@ -70,14 +70,55 @@ class Tokenizer:
             except (TypeError, UnicodeEncodeError) as error:
                 raise ArgumentError(f"a text must be a str of valid Unicode, not {text!r:.80}") from error
 
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        padding: bool = False,
+        padding_side: Literal["left", "right"] = "left",
+        add_special_tokens: bool = True,
+        return_tensors: Literal["np"] | None = None,
+    ) -> dict[str, Any]:
+        """Returns "input_ids" and "attention_mask" of a text or of several, as `model(...)` and `generate` take them.
+
+        With `padding` all rows are as long as the longest. The mask is 0 on padding, which goes to the left, where
+        generation needs it. The padding token is the tokenizer's, else its end of sequence. `return_tensors="np"` gives
+        int32 arrays [rows, length], also of a single text.
+        """
+        single = isinstance(text, str)
+        texts = [text] if single else list(text)
+        rows = [self.encode(one, add_special_tokens=add_special_tokens) for one in texts]
+        if return_tensors not in (None, "np"):
+            raise ArgumentError(f"return_tensors={return_tensors!r} is not implemented", hint='pass "np"')
+        if padding_side not in ("left", "right"):
+            raise ArgumentError(f'padding_side={padding_side!r}, expected "left" or "right"')
+        longest, lengths = max(map(len, rows), default=0), {len(row) for row in rows}
+        if return_tensors is not None and not padding and len(lengths) > 1:
+            raise ArgumentError("texts of unequal lengths make no array", hint="pass padding=True")
+        spaces = [longest - len(row) if padding else 0 for row in rows]
+        ids = [_beside(row, [self._padding] * space, padding_side) for row, space in zip(rows, spaces, strict=True)]
+        masks = [_beside([1] * len(row), [0] * space, padding_side) for row, space in zip(rows, spaces, strict=True)]
+        found = {"input_ids": ids, "attention_mask": masks}
+        if return_tensors is not None:
+            return {name: np.asarray(values, np.int32) for name, values in found.items()}
+        return {name: values[0] for name, values in found.items()} if single else found
+
+    def decode(self, ids: Iterable[int] | int, *, skip_special_tokens: bool = True) -> str:
         """Returns the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         with guarded("the tokenizer fails", self.source or None):
             try:
-                text = self.backend.decode([int(id) for id in ids], skip_special_tokens=skip_special_tokens)
+                numbers = [int(id) for id in (ids if isinstance(ids, Iterable) else [ids])]
+                text = self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
             except OverflowError as error:
                 raise ArgumentError("token ids must be from 0 to 2**32 - 1") from error
+            except (TypeError, ValueError) as error:
+                problem = "decode takes one row of token ids"
+                raise ArgumentError(problem, hint="batch_decode takes several rows") from error
         return _without_spaces(text) if self.cleans else text
+
+    def batch_decode(self, rows: Iterable[Iterable[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Returns the text of each row of ids, such as those of `model.generate(...).sequences`."""
+        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
 
     def stream(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> Iterator[str]:
         """Yields the text of `ids` piece by piece, as soon as later ids cannot change it; joined, it equals `decode`.
@@ -165,6 +206,12 @@ class Tokenizer:
         own = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
         return render(chosen, messages, {**self.special_tokens, **own, **variables})
 
+    @property
+    def _padding(self) -> int:
+        """The token to pad with: masked, so any will do."""
+        known = (self.pad_token_id, self.eos_token_id)
+        return next((id for id in known if id is not None), 0)
+
     def _id(self, role: str) -> int | None:
         token = self.special_tokens.get(role)
         id = None if token is None else self.backend.token_to_id(token)
@@ -178,6 +225,10 @@ class Tokenizer:
             return len(text)
         # "do n '" may become "don't": cleaning reaches back over two words.
         return text.rfind(" ", 0, max(text.rfind(" "), 0)) if text.count(" ") > 1 else 0
+
+
+def _beside(row: list[int], filling: list[int], side: str) -> list[int]:
+    return filling + row if side == "left" else row + filling
 
 
 def _without_spaces(text: str) -> str:

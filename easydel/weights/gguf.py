@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,134 +12,121 @@ import numpy as np
 from easydel.checkpoint import Checkpoint, Tensor
 from easydel.checkpoint.problems import Problems
 from easydel.errors import ConfigError, UnsupportedModelError
-from easydel.weights.gguf_architectures import Architecture, find_architecture
-from easydel.weights.gguf_config import hf_config
+from easydel.weights.gguf_architecture import Architecture
+from easydel.weights.gguf_architectures import find_architecture
+from easydel.weights.gguf_config import AHEAD, hf_config
 from easydel.weights.gguf_rope import TABLES
+from easydel.weights.gguf_tensors import HFTensor, expert
 from easydel.weights.gguf_tokenizer import chat_templates, special_tokens, tokenizer_json
+from easydel.weights.sources import TensorSource
 
 __all__ = ["HFTensor", "chat_templates", "hf_config", "hf_tensors", "special_tokens", "tokenizer_json"]
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_LAYER = re.compile(r"blk\.(\d+)\.")
 
 
-@dataclass(frozen=True, eq=False)
-class HFTensor:
-    """A tensor of the file with the changes of llama.cpp's converter undone, for whichever part is read.
-
-    Row r is the file's row `rows[r]`; `add` is added to every value; `transposed` swaps both dimensions.
-    """
-
-    tensor: Tensor
-    rows: np.ndarray | None = None
-    add: float | None = None
-    transposed: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.tensor.name
-
-    @property
-    def file(self) -> Path:
-        return self.tensor.file
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape[::-1] if self.transposed else self.tensor.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.tensor.dtype if self.add is None else np.dtype(np.float32)
-
-    @property
-    def turned(self) -> Tensor | None:
-        return self.tensor if self.transposed else None
-
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """Returns the slice `index`, as a view of the file where nothing needs to be computed."""
-        if self.transposed:
-            full = (*index, *(slice(None) for _ in range(len(self.shape) - len(index))))
-            return self.tensor.read(full[::-1]).T
-        values = self._read_rows(index) if self.rows is not None and index else self.tensor.read(index)
-        if self.rows is not None and not index:
-            values = values[self.rows]
-        # float32: the converter also added to float32 values
-        return values if self.add is None else values.astype(np.float32) + np.float32(self.add)
-
-    def _read_rows(self, index: tuple[slice, ...]) -> np.ndarray:
-        assert self.rows is not None
-        wanted = self.rows[index[0]]
-        first, stop = (wanted.min(), wanted.max() + 1) if len(wanted) else (0, 0)
-        return self.tensor.read((slice(int(first), int(stop)), *index[1:]))[wanted - first]
-
-
-def hf_tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, HFTensor]:
+def hf_tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, TensorSource]:
     """Returns every tensor by its name in the model's Hugging Face checkpoint; `config` comes from `hf_config`.
 
     A head that is tied to the embeddings is included only if `config` does not tie it. Tables of rotary factors are
-    left out: they are in the config. Raises CheckpointError for tensors without a place.
+    left out: they are in the config; and so are layers that predict tokens further ahead. Raises CheckpointError for
+    tensors without a place.
     """
     file = checkpoint.files[0]
-    name, architecture = find_architecture(checkpoint.metadata, file)
-    names = _hf_names(name, architecture, _layers(checkpoint, file))
+    name, architecture = find_architecture(checkpoint.metadata, checkpoint, file)
+    layers = _layers(checkpoint, file)
+    names = _hf_names(name, architecture, layers)
+    tensors, used = _joined(checkpoint, architecture, config, layers)
     problems = Problems(file)
-    tensors: dict[str, HFTensor] = {}
     for tensor in checkpoint.values():
-        stem, _, leaf = tensor.name.rpartition(".")
         if tensor.name in TABLES:
             _check_table(tensor, config)
-        elif stem in names and leaf in ("weight", "bias"):
-            tensors[f"{names[stem]}.{leaf}"] = _restored(tensor, stem, architecture, config)
-        else:
+        elif tensor.name in used or _is_beyond(tensor.name, layers):
+            continue
+        elif (place := _place(tensor.name, names)) is None:
             problems.add(f"no {name} model has a place for it", tensor.name)
+        else:
+            tensors.update(_restored(tensor, place, architecture, config))
     problems.check()
-    if _HEAD not in checkpoint and _EMBEDDING in checkpoint and config.get("tie_word_embeddings") is not True:
-        tensors["lm_head.weight"] = HFTensor(checkpoint[_EMBEDDING])
+    tied = _HEAD not in checkpoint and _EMBEDDING in checkpoint
+    if tied and config.get("tie_word_embeddings") is not True:
+        tensors[f"{names['output']}.weight"] = HFTensor(checkpoint[_EMBEDDING])
     return tensors
 
 
 def _layers(checkpoint: Checkpoint, file: Path) -> int:
-    layers = checkpoint.metadata.get(f"{checkpoint.metadata['general.architecture']}.block_count")
-    if type(layers) is not int or not 0 <= layers <= len(checkpoint):
+    """Returns the number of layers, without those that predict tokens further ahead."""
+    name = checkpoint.metadata["general.architecture"]
+    layers, ahead = checkpoint.metadata.get(f"{name}.block_count"), checkpoint.metadata.get(f"{name}.{AHEAD}", 0)
+    if type(layers) is not int or type(ahead) is not int or not 0 <= ahead <= layers <= len(checkpoint):
         raise ConfigError(f"its block_count is {str(layers)[:100]}, of {len(checkpoint)} tensors", file=file)
-    return layers
+    return layers - ahead
+
+
+def _is_beyond(name: str, layers: int) -> bool:
+    found = _LAYER.match(name)
+    return found is not None and int(found[1]) >= layers
 
 
 def _hf_names(name: str, architecture: Architecture, layers: int) -> dict[str, str]:
-    """Maps tensor names without ".weight" or ".bias" from the file's to Hugging Face's."""
+    """Maps modules, and whole names of tensors without one, from the file's to Hugging Face's; {} is the expert."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     number = next(key for key, value in MODEL_ARCH_NAMES.items() if value == name)
     theirs = get_tensor_name_map(MODEL_ARCH(number), layers)
-    modules = [
-        module.format(layer)
-        for module in architecture.modules
-        for layer in (range(layers) if "{}" in module else range(1))
-    ]
-    return {gguf: module for module in modules if (gguf := theirs.get_name(module)) is not None} | {
-        # the package's map of GPT-2-like names has no head for some architectures that may have one
-        "output": "lm_head"
-    }
+    names = {"output": "lm_head"}  # the package's map has no head for some architectures that may have one
+    for module in architecture.modules:
+        start, _, rest = module.partition("{}")
+        for filled in [f"{start}{layer}{rest}" for layer in range(layers)] if rest else [module]:
+            plain = filled.replace(".{}", "")
+            # the package's map has some names as the converter changes them before it looks
+            found = theirs.get_name(plain) or theirs.get_name(plain.removeprefix("transformer."))
+            found = found or theirs.get_name(plain.removeprefix("model."))
+            if found is not None:
+                names[found] = filled
+    exact = [(ours.format(i), other.format(i)) for ours, other in architecture.exact.items() for i in range(layers)]
+    return names | dict(exact)
 
 
-def _restored(tensor: Tensor, stem: str, architecture: Architecture, config: Mapping[str, Any]) -> HFTensor:
-    if architecture.permuted and stem.endswith((".attn_q", ".attn_k")):
-        heads = config.get("num_attention_heads" if stem.endswith("q") else "num_key_value_heads")
-        return HFTensor(tensor, rows=_rotary_rows(tensor, heads))
-    if architecture.norm_offset and stem.endswith("norm"):
-        return HFTensor(tensor, add=-architecture.norm_offset)
-    return HFTensor(tensor, transposed=architecture.transposed and stem.startswith("blk.") and len(tensor.shape) == 2)
+def _place(name: str, names: Mapping[str, str]) -> str | None:
+    """Returns the name of a tensor in the Hugging Face checkpoint."""
+    if name in names:
+        return names[name]
+    stem, _, leaf = name.rpartition(".")
+    return f"{names[stem]}.{leaf}" if stem in names and leaf in ("weight", "bias") else None
 
 
-def _rotary_rows(tensor: Tensor, heads: object) -> np.ndarray:
-    """Returns each row's place in the file, where the two channels of a rotation are side by side."""
-    count = tensor.shape[0] if tensor.shape else 0
-    if not isinstance(heads, int) or heads < 1 or count % (2 * heads):
-        raise ConfigError(f"has {count} rows, which {heads} heads cannot share", file=tensor.file, tensor=tensor.name)
-    return np.arange(count).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+def _joined(
+    checkpoint: Checkpoint, architecture: Architecture, config: Mapping[str, Any], layers: int
+) -> tuple[dict[str, TensorSource], set[str]]:
+    """Returns the tensors that the file has in two parts, and the names of these parts."""
+    tensors: dict[str, TensorSource] = {}
+    used: set[str] = set()
+    for name, (first, second, join) in architecture.joined.items():
+        for layer in range(layers):
+            parts = [f"blk.{layer}.{part}" for part in (first, second)]
+            if all(part in checkpoint for part in parts):
+                tensors[name.format(layer)] = join(checkpoint[parts[0]], checkpoint[parts[1]], config)
+                used.update(parts)
+    return tensors, used
+
+
+def _restored(
+    tensor: Tensor, place: str, architecture: Architecture, config: Mapping[str, Any]
+) -> dict[str, TensorSource]:
+    tail = _LAYER.sub("", tensor.name)
+    found = [change for pattern, change in architecture.changes.items() if re.fullmatch(pattern, tail)]
+    change = found[0] if found else _as_it_is
+    if "{}" not in place:
+        return {place: change(tensor, config)}
+    if len(tensor.shape) < 2:
+        raise ConfigError(f"is {list(tensor.shape)}, expected one matrix for each expert", tensor=tensor.name)
+    return {place.format(number): change(expert(tensor, number), config) for number in range(tensor.shape[0])}
+
+
+def _as_it_is(tensor: Tensor, config: Mapping[str, Any]) -> HFTensor:
+    return HFTensor(tensor)
 
 
 def _check_table(tensor: Tensor, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,143 @@
+"""Config keys of single GGUF architectures that need more than a row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from easydel.weights.gguf_metadata import Metadata
+
+Extra = Callable[[Metadata, Mapping[str, Any]], dict[str, Any]]
+FULL, SLIDING = "full_attention", "sliding_attention"
+_GEMMA3_PATTERN = 6  # every sixth layer sees everything; llama.cpp has the number in its code, too
+_PATTERN = 4  # of Cohere 2, EXAONE 4 and OLMo 3, likewise
+_MSCALE = 0.1  # YaRN's attention factor is 1 + 0.1 mscale ln(factor): files hold the product of both
+
+
+def every_nth(number: int) -> Extra:
+    """Windows in all but every n-th layer, unless the file has a list of its own."""
+
+    def layers(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+        count = config["num_hidden_layers"]
+        own = metadata.by_layer("attention.sliding_window_pattern", count)
+        slides = own or [bool((layer + 1) % number) for layer in range(count)]
+        if not config.get("sliding_window"):
+            slides = [False] * count
+        return {"layer_types": [SLIDING if one else FULL for one in slides]}
+
+    return layers
+
+
+def _gemma_attention(config: Mapping[str, Any], largest: int) -> dict[str, Any]:
+    """Returns the scale of queries: head_dim ** -0.5, but (hidden / heads) ** -0.5 in the model of `largest` layers.
+
+    The largest model is the 27B one. No metadata holds the scale; llama.cpp, too, goes by the number of layers.
+    """
+    wide = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": wide if config["num_hidden_layers"] == largest else config["head_dim"]}
+
+
+def _gemma2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    types = [FULL if layer % 2 else SLIDING for layer in range(layers)]
+    return {"layer_types": types, **_gemma_attention(config, largest=46)}
+
+
+def _gemma3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **every_nth(_GEMMA3_PATTERN)(metadata, config),
+        "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10000.0),
+        **_gemma_attention(config, largest=62),
+    }
+
+
+def _phi3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    original = metadata.number("rope.scaling.original_context_length", config["max_position_embeddings"])
+    return {"original_max_position_embeddings": original}
+
+
+def _stablelm(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"use_parallel_residual": "blk.0.ffn_norm.weight" not in metadata.tensors} if metadata.known else {}
+
+
+def _qwen2moe(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"norm_topk_prob": config.get("norm_topk_prob", False)}
+
+
+def _qwen3moe(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"norm_topk_prob": config.get("norm_topk_prob", True)}  # as in every published model
+
+
+def _falcon(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    grouped = config.get("num_kv_heads", 1) != 1
+    two = "blk.0.attn_norm_2.weight" in metadata.tensors
+    norms = {"num_ln_in_parallel_attn": 2 if two else 1} if grouped else {}
+    return {"new_decoder_architecture": grouped, "multi_query": not grouped, **norms}
+
+
+def _mpt(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    steepest, limit = metadata.get("attention.max_alibi_bias", 0), metadata.get("attention.clamp_kqv")
+    width = metadata.number("feed_forward_length", 4 * config["d_model"])
+    attention = {"alibi": bool(steepest), "alibi_bias_max": steepest or 8, "clip_qkv": limit or None}
+    return {"attn_config": attention, "expansion_ratio": width // config["d_model"]}
+
+
+def _starcoder(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"multi_query": metadata.get("attention.head_count_kv", 1) == 1}
+
+
+def _mamba2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    inner, heads = metadata.number("ssm.inner_size"), config["num_heads"]
+    return {"head_dim": inner // heads, "expand": inner / config["hidden_size"]}
+
+
+def _lfm2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer without keys of attention is a short convolution."""
+    layers = config["num_hidden_layers"]
+    kv = metadata.by_layer("attention.head_count_kv", layers) or [metadata.number("attention.head_count_kv")] * layers
+    return {"layer_types": [FULL if heads else "conv" for heads in kv], "num_key_value_heads": max(kv)}
+
+
+def _deepseek2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of heads: newer files state those of latent attention beside those of a cache of latents."""
+    rotated = config["qk_rope_head_dim"]
+    keys = metadata.number("attention.key_length_mla", metadata.get("attention.key_length"))
+    values = metadata.number("attention.value_length_mla", metadata.get("attention.value_length"))
+    metadata.raw("attention.head_count_kv")  # 1 where latents are cached
+    heads = {"num_key_value_heads": config["num_attention_heads"], "q_lora_rank": config.get("q_lora_rank")}
+    if config["model_type"] == "deepseek_v2" and config.get("n_group", 0) > 1:
+        heads["topk_method"] = "group_limited_greedy"
+    return {**heads, "qk_nope_head_dim": keys - rotated, "v_head_dim": values}
+
+
+def latent_scaling(scaling: dict[str, Any], multiplier: float | None) -> dict[str, Any]:
+    """Returns YaRN's settings with the factors on attention that DeepSeek's files have as one number."""
+    if not multiplier:
+        return scaling
+    mscale = round(multiplier / _MSCALE, 6)
+    return {**scaling, "mscale": mscale, "mscale_all_dim": mscale}
+
+
+def _gpt_oss(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = config.get("rope_scaling")
+    return {"rope_scaling": {**scaling, "truncate": False}} if scaling else {}
+
+
+EXTRAS: Mapping[str, Extra] = {
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
+    "phi3": _phi3,
+    "stablelm": _stablelm,
+    "qwen2_moe": _qwen2moe,
+    "qwen3_moe": _qwen3moe,
+    "falcon": _falcon,
+    "mpt": _mpt,
+    "gpt_bigcode": _starcoder,
+    "mamba2": _mamba2,
+    "lfm2": _lfm2,
+    "lfm2_moe": _lfm2,
+    "deepseek_v2": _deepseek2,
+    "deepseek_v3": _deepseek2,
+    "gpt_oss": _gpt_oss,
+    **dict.fromkeys(("cohere2", "exaone4", "exaone_moe", "olmo3"), every_nth(_PATTERN)),
+}

@@ -1,0 +1,235 @@
+"""GGUF architectures with experts."""
+
+from __future__ import annotations
+
+from easydel.weights.gguf_architecture import (
+    ATTENTION,
+    GATED,
+    GLU,
+    NORMS,
+    QK_NORMS,
+    RMS,
+    ROTARY,
+    SILU,
+    WINDOW,
+    Architecture,
+    decoder,
+    experts,
+)
+from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE
+from easydel.weights.gguf_tensors import after, latent, row, transposed, woven
+
+_EXPERTS = experts("mlp.experts", *GATED)
+_SPARSE = experts("block_sparse_moe.experts", "w1", "w2", "w3")
+_LOCAL = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+_QWEN = {
+    **RMS,
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_weights_norm": "norm_topk_prob",
+}
+_DEEPSEEK = {
+    **RMS,
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_shared_count": "n_shared_experts",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+}
+_LATENT = {
+    **{key: theirs for key, theirs in _DEEPSEEK.items() if "head_count_kv" not in key and "key_length" not in key},
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+}
+_LATENT_MODULES = decoder(
+    *(*NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.shared_experts.{name}" for name in GATED)),
+    *(f"self_attn.{name}" for name in ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj", "o_proj")),
+    *(f"self_attn.{name}" for name in ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")),
+)
+_LATENT_KV = {"model.layers.{}.self_attn.kv_b_proj.weight": ("attn_k_b.weight", "attn_v_b.weight", latent)}
+_SHARED = (*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.shared_experts.{n}" for n in GATED))
+_CORRECTED = {"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.gate.e_score_correction_bias"}
+_GATE_UP = ("ffn_gate_exps.weight", "ffn_up_exps.weight", after)
+_GRANITE_MODULES = decoder(*NORMS, *ATTENTION, "block_sparse_moe.output_linear", "block_sparse_moe.router.layer")
+
+MIXTURES: dict[str, Architecture] = {
+    "llama with experts": Architecture(
+        "mixtral",
+        decoder(*NORMS, *ATTENTION, "block_sparse_moe.gate", *_SPARSE),
+        {**RMS, **_LOCAL},
+        constants=SILU,
+        changes=ROTARY,
+    ),
+    "qwen2moe": Architecture(
+        "qwen2_moe",
+        decoder(
+            *(*NORMS, *ATTENTION, *GLU, "mlp.gate", *_EXPERTS, "mlp.shared_expert_gate"),
+            *(f"mlp.shared_expert.{name}" for name in GATED),
+        ),
+        {**_QWEN, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        constants=SILU,
+        changes={r"ffn_gate_inp_shexp\.weight": row},
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        decoder(*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS),
+        _QWEN,
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+    ),
+    "olmoe": Architecture(
+        "olmoe",
+        decoder(*NORMS, *ATTENTION, *QK_NORMS, "mlp.gate", *_EXPERTS),
+        {**_QWEN, "attention.clamp_kqv": "clip_qkv"},
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+    ),
+    "granitemoe": Architecture(
+        "granitemoe",
+        _GRANITE_MODULES,
+        {**GRANITE, **_LOCAL},
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        changes=ROTARY,
+        joined={"model.layers.{}.block_sparse_moe.input_linear.weight": _GATE_UP},
+    ),
+    "granitemoe with shared experts": Architecture(
+        "granitemoeshared",
+        (*_GRANITE_MODULES, "model.layers.{}.shared_mlp.output_linear"),
+        {**GRANITE, **_LOCAL, "expert_shared_feed_forward_length": "shared_intermediate_size"},
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        changes=ROTARY,
+        joined={
+            "model.layers.{}.block_sparse_moe.input_linear.weight": _GATE_UP,
+            "model.layers.{}.shared_mlp.input_linear.weight": ("ffn_gate_shexp.weight", "ffn_up_shexp.weight", after),
+        },
+    ),
+    "ernie4_5-moe": Architecture(
+        "ernie4_5_moe",
+        decoder(*(name for name in _SHARED if name not in QK_NORMS)),
+        {
+            **RMS,
+            "expert_count": "moe_num_experts",
+            "expert_used_count": "moe_k",
+            "expert_shared_count": "moe_num_shared_experts",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "leading_dense_block_count": "moe_layer_start_index",
+            "interleave_moe_layer_step": "moe_layer_interval",
+        },
+        constants=SILU,
+        switches={"use_bias": "blk.0.attn_q.bias"},
+        exact={"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.moe_statics.e_score_correction_bias"},
+        changes={r"exp_probs_b\.bias": row},
+        ignored=("expert_shared_feed_forward_length",),
+    ),
+    "hunyuan-moe": Architecture(
+        "hunyuan_v1_moe",
+        decoder(
+            *(*NORMS, *ATTENTION, "self_attn.query_layernorm", "self_attn.key_layernorm", "mlp.gate.wg", *_EXPERTS),
+            *(f"mlp.shared_mlp.{name}" for name in GATED),
+        ),
+        {**RMS, "expert_count": "num_experts", "expert_used_count": "moe_topk"},
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        ignored=("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count"),
+    ),
+    "deepseek2": Architecture(
+        "deepseek_v2",
+        _LATENT_MODULES,
+        _LATENT,
+        constants=SILU,
+        joined=_LATENT_KV,
+        rotary="latent",
+    ),
+    "deepseek2 with sigmoids": Architecture(
+        "deepseek_v3",
+        _LATENT_MODULES,
+        _LATENT,
+        constants=SILU,
+        exact=_CORRECTED,
+        joined=_LATENT_KV,
+        rotary="latent",
+    ),
+    "dots1": Architecture(
+        "dots1",
+        decoder(*_SHARED),
+        _DEEPSEEK,
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        exact=_CORRECTED,
+    ),
+    "glm4moe": Architecture(
+        "glm4_moe",
+        decoder(*_SHARED),
+        _DEEPSEEK,
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
+        exact=_CORRECTED,
+        rotary="part",
+    ),
+    "exaone-moe": Architecture(
+        "exaone_moe",
+        decoder(*_SHARED),
+        {
+            **{key: theirs for key, theirs in _DEEPSEEK.items() if not theirs.startswith("n_") or "group" in theirs},
+            **WINDOW,
+            "expert_count": "num_experts",
+            "expert_shared_count": "num_shared_experts",
+        },
+        constants=SILU,
+        exact={"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.e_score_correction_bias"},
+        ignored=("expert_shared_feed_forward_length",),
+    ),
+    "minimax-m2": Architecture(
+        "minimax_m2",
+        decoder(*NORMS, *ATTENTION, *QK_NORMS, "block_sparse_moe.gate", *_SPARSE),
+        {**RMS, **_LOCAL},
+        constants=SILU,
+        exact={"blk.{}.exp_probs_b.bias": "model.layers.{}.block_sparse_moe.e_score_correction_bias"},
+        ignored=("expert_feed_forward_length",),
+        rotary="part",
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        decoder(*NORMS, *ATTENTION, "mlp.router"),
+        {**RMS, **WINDOW, **_LOCAL},
+        constants=SILU,
+        exact={
+            "blk.{}.attn_sinks.weight": "model.layers.{}.self_attn.sinks",
+            "blk.{}.ffn_down_exps.weight": "model.layers.{}.mlp.experts.down_proj",
+            "blk.{}.ffn_down_exps.bias": "model.layers.{}.mlp.experts.down_proj_bias",
+        },
+        changes={r"ffn_down_exps\.weight": transposed},
+        joined={
+            "model.layers.{}.mlp.experts.gate_up_proj": ("ffn_gate_exps.weight", "ffn_up_exps.weight", woven),
+            "model.layers.{}.mlp.experts.gate_up_proj_bias": ("ffn_gate_exps.bias", "ffn_up_exps.bias", woven),
+        },
+        ignored=("expert_feed_forward_length",),
+    ),
+    "lfm2moe": Architecture(
+        "lfm2_moe",
+        (
+            *CONV_MODULES,
+            "model.layers.{}.feed_forward.gate",
+            *(f"model.layers.{{}}.{name}" for name in experts("feed_forward.experts", "w1", "w2", "w3")),
+        ),
+        {
+            **CONV,
+            "expert_count": "num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "leading_dense_block_count": "num_dense_layers",
+            "expert_weights_scale": "routed_scaling_factor",
+            "expert_weights_norm": "norm_topk_prob",
+        },
+        exact={"blk.{}.exp_probs_b.bias": "model.layers.{}.feed_forward.expert_bias"},
+        changes=CONV_CHANGES,
+    ),
+}

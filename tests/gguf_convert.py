@@ -1,0 +1,167 @@
+"""Hugging Face checkpoints as GGUF files, changed as llama.cpp's converters change them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+Arrays = Iterator[tuple[str, np.ndarray]]
+# config key -> metadata key, as the converters' base class writes them, and those of single models
+KEYS = {
+    "context_length": ("max_position_embeddings", "n_positions", "max_seq_len"),
+    "block_count": ("num_hidden_layers", "n_layer", "n_layers"),
+    "embedding_length": ("hidden_size", "n_embd", "d_model"),
+    "feed_forward_length": ("intermediate_size", "n_inner", "ffn_hidden_size"),
+    "attention.head_count": ("num_attention_heads", "n_head", "n_heads"),
+    "attention.head_count_kv": ("num_kv_heads", "num_key_value_heads"),
+    "attention.key_length": ("head_dim",),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon"),
+    "attention.sliding_window": ("sliding_window",),
+    "attention.scale": ("attention_multiplier",),
+    "attention.clamp_kqv": ("clip_qkv",),
+    "attention.q_lora_rank": ("q_lora_rank",),
+    "attention.kv_lora_rank": ("kv_lora_rank",),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
+    "logit_scale": ("logits_scaling", "logit_scale"),
+    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+    "expert_used_count": ("num_experts_per_tok", "moe_k", "moe_topk"),
+    "expert_shared_count": ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts"),
+    "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size", "shared_intermediate_size"),
+    "expert_weights_scale": ("routed_scaling_factor",),
+    "expert_weights_norm": ("norm_topk_prob",),
+    "expert_group_count": ("n_group",),
+    "expert_group_used_count": ("topk_group",),
+    "leading_dense_block_count": ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
+    "interleave_moe_layer_step": ("moe_layer_interval",),
+    "shortconv.l_cache": ("conv_L_cache",),
+    "ssm.conv_kernel": ("conv_kernel",),
+    "ssm.state_size": ("state_size",),
+    "ssm.group_count": ("n_groups",),
+    "use_parallel_residual": ("use_parallel_residual",),
+}
+
+
+def convert(directory: Path, arch: str, config: Any, file: Path, metadata: Mapping[str, Any]) -> Path:
+    """Writes the model in `directory`; `metadata` has further keys, without "<arch>.", None for those to leave out."""
+    writer = gguf.GGUFWriter(file, arch)
+    for key, value in {**described(config), **metadata}.items():
+        if isinstance(value, list):
+            writer.add_array(f"{arch}.{key}", value)
+        elif value is not None:
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            add[type(value)](f"{arch}.{key}", value)
+    writer.add_token_list([f"t{number}" for number in range(config.vocab_size)])
+    for role in ("bos", "eos", "pad"):
+        if (number := getattr(config, f"{role}_token_id")) is not None:
+            getattr(writer, f"add_{role}_token_id")(number)
+    number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    arrays = load_file(directory / "model.safetensors")
+    if config.tie_word_embeddings:
+        arrays.pop("lm_head.weight", None)
+    for name, array in changed(arch, config, stacked(arrays)):
+        mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(mapped or name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def described(config: Any) -> dict[str, Any]:
+    """The metadata of the sizes in a config."""
+    found = {key: next((getattr(config, n) for n in names if hasattr(config, n)), None) for key, names in KEYS.items()}
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)
+    found["rope.freq_base"] = rope.get("rope_theta")
+    if (share := rope.get("partial_rotary_factor")) is not None:
+        dim = found["attention.key_length"] or config.hidden_size // config.num_attention_heads
+        found["rope.dimension_count"] = int(share * dim)
+    return {key: float(value) if key.endswith("scale") and value else value for key, value in found.items()}
+
+
+def stacked(arrays: dict[str, np.ndarray]) -> Arrays:
+    """Tensors, with the experts of a layer as one."""
+    experts: dict[str, list[np.ndarray]] = {}
+    for name in sorted(arrays, key=lambda name: [int(n) if n.isdigit() else 0 for n in name.split(".")]):
+        merged = re.sub(r"experts\.\d+\.", "experts.", name)
+        if merged == name:
+            yield name, arrays[name]
+        else:
+            experts.setdefault(merged, []).append(arrays[name])
+    yield from ((name, np.stack(parts)) for name, parts in experts.items())
+
+
+def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
+    for name, array in arrays:
+        layer = next((part for part in name.split(".") if part.isdigit()), "")
+        stem = name.rpartition(".")[0].rpartition(".")[2]
+        if arch in ("llama", "olmo", "granite", "granitemoe", "smollm3", "arcee") and stem in ("q_proj", "k_proj"):
+            heads = config.num_attention_heads if stem == "q_proj" else config.num_key_value_heads
+            yield name, array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+        elif arch == "nemotron" and name.endswith("norm.weight"):
+            yield name, array + 1
+        elif "query_key_value" in name and arch in ("bloom", "gptneox"):
+            heads = getattr(config, "n_head", None) or config.num_attention_heads
+            yield own_name(name), array.reshape(heads, 3, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+        elif "query_key_value" in name:  # falcon
+            kv, dim = (
+                config.num_kv_heads if config.new_decoder_architecture else 1,
+                config.hidden_size // config.num_attention_heads,
+            )
+            groups = array.reshape(kv, config.num_attention_heads // kv + 2, dim, -1)
+            parts = [groups[:, :-2], groups[:, -2:-1], groups[:, -1:]]
+            yield name, np.concatenate([part.reshape(-1, array.shape[1]) for part in parts])
+        elif name.endswith("A_log"):
+            values = -np.exp(array)
+            yield f"blk.{layer}.ssm_a", values[:, None] if arch == "mamba2" else values
+        elif name.endswith("mixer.D"):
+            yield f"blk.{layer}.ssm_d", array[:, None] if arch == "mamba2" else array
+        elif name.endswith("dt_bias"):
+            yield f"blk.{layer}.ssm_dt.bias", array
+        elif name.endswith("mixer.norm.weight"):
+            yield name, array.reshape(config.n_groups, -1)
+        elif name.endswith(("conv1d.weight", "conv.conv.weight")):
+            yield name, array[:, 0]
+        elif name.endswith(("input_linear.weight", "shared_mlp.input_linear.weight")):
+            kind = "shexp" if "shared_mlp" in name else "exps"
+            for part, half in zip(("gate", "up"), np.split(array, 2, axis=-2), strict=True):
+                yield f"blk.{layer}.ffn_{part}_{kind}.weight", half
+        elif "gate_up_proj" in name and arch == "gpt-oss":
+            leaf = "bias" if name.endswith("bias") else "weight"
+            array = array if leaf == "bias" else array.swapaxes(1, 2)
+            yield f"blk.{layer}.ffn_gate_exps.{leaf}", array[:, ::2]
+            yield f"blk.{layer}.ffn_up_exps.{leaf}", array[:, 1::2]
+        elif name.endswith("experts.down_proj"):
+            yield f"blk.{layer}.ffn_down_exps.weight", array.swapaxes(1, 2)
+        elif name.endswith("down_proj_bias"):
+            yield f"blk.{layer}.ffn_down_exps.bias", array
+        elif name.endswith("sinks"):
+            yield f"blk.{layer}.attn_sinks.weight", array
+        elif name.endswith(("correction_bias", "expert_bias")):
+            yield f"blk.{layer}.exp_probs_b.bias", array.reshape(-1)
+        elif name.endswith("kv_b_proj.weight") and arch == "deepseek2":
+            both = array.reshape(config.num_attention_heads, -1, array.shape[1])
+            nope = config.qk_nope_head_dim
+            yield f"blk.{layer}.attn_k_b.weight", both[:, :nope].swapaxes(1, 2)
+            yield f"blk.{layer}.attn_v_b.weight", both[:, nope:]
+        elif re.search(r"feed_forward\.experts\.w\d", name):
+            yield name.removeprefix("model."), array
+        elif re.search(r"shared_expert_gate", name):
+            yield name, array[0]
+        else:
+            yield own_name(name) if arch == "bloom" else name, array
+
+
+def own_name(name: str) -> str:
+    return name.removeprefix("transformer.")
