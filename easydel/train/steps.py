@@ -21,7 +21,7 @@ from easydel.inputs import check_params, check_tokens
 from easydel.module import LanguageModel
 from easydel.sharding.placement import fit
 from easydel.train.loss import INPUTS, TOKENS, LossSums, check_causal, loss_sums, next_tokens
-from easydel.train.state import Optimizer, State
+from easydel.train.state import Optimizer, State, check_alive
 from easydel.train.summed import IGNORED, zero
 from easydel.tree import Tree, flatten, unflatten
 
@@ -99,6 +99,7 @@ class Step:
     _programs: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        check_alive(state, "the arrays of this state", "go on with the state that the step returned")
         trained, moments, count, metrics = self.program(state)(
             state.trained, state.moments, state.count, state.frozen, self.placed(batch)
         )
