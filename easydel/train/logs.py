@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,20 +32,23 @@ class Log(Protocol):
 
 @dataclass
 class Clock:
-    """Measures the steps between two calls of `measured`, and the memory."""
+    """Measures time, speed and memory."""
 
     started: float = field(default_factory=time.monotonic)
-    last: float = field(default_factory=time.monotonic)
+    # Of the last steps: they are told one step late, or two at once, so that the time of one says nothing.
+    ends: deque[float] = field(default_factory=lambda: deque([time.monotonic()], maxlen=10))
 
     def measured(self, tokens: int) -> Line:
-        """Returns seconds since the start, tokens per second since the last call, and the most memory so far."""
+        """Returns seconds since the start, tokens per second with `tokens` in a step, and the most memory so far."""
         now = time.monotonic()
-        speed, self.last = tokens / max(now - self.last, 1e-9), now
+        speed = len(self.ends) * tokens / max(now - self.ends[0], 1e-9)
+        self.ends.append(now)
         return {"seconds": round(now - self.started, 3), "tokens_per_second": round(speed, 1), "memory": memory()}
 
     def pause(self) -> None:
-        """Leaves what was since the last call out of the next speed: an evaluation, or a checkpoint."""
-        self.last = time.monotonic()
+        """Leaves what was since the last step out of the speed: an evaluation, or a checkpoint."""
+        self.ends.clear()
+        self.ends.append(time.monotonic())
 
 
 def memory() -> int:
