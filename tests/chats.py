@@ -55,7 +55,9 @@ def chats(count: int) -> list[dict[str, Any]]:
 def save_chat_model(folder: Path, *, template: str) -> Any:
     """A tiny Llama with that tokenizer, saved in `folder`; transformers' model of it."""
     made = backend()
-    case = replace(CASE, config={**CASE.config, "vocab_size": made.get_vocab_size(), "eos_token_id": made.token_to_id(END)})
+    case = replace(
+        CASE, config={**CASE.config, "vocab_size": made.get_vocab_size(), "eos_token_id": made.token_to_id(END)}
+    )
     reference = make_reference(case, folder)
     save(folder, made, chat_template=template, eos_token=END, extra_special_tokens=ROLES["token"])
     return reference

@@ -86,7 +86,11 @@ def test_a_prompt_that_begins_a_thought_which_the_answer_lacks_ends_before_it():
         ("{{ messages | length }}" + PLAIN, TURNS, "cannot be told; use a template with {% generation %} blocks"),
         (PLAIN, TURNS[1:], "begins with the assistant's message"),
         (CHATML.replace("m.content + '<|im_end|>'", "''", 1), TURNS, "generation blocks are empty"),
-        ("{% macro a() %}{% generation %}x{% endgeneration %}{% endmacro %}{{ a() | length }}", TURNS, "changes the text"),
+        (
+            "{% macro a() %}{% generation %}x{% endgeneration %}{% endmacro %}{{ a() | length }}",
+            TURNS,
+            "changes the text",
+        ),
     ],
 )
 def test_where_the_assistants_part_cannot_be_told_it_says_so(template: str, messages: Any, message: str):
@@ -187,7 +191,7 @@ def test_token_ids_come_as_one_row_or_as_examples():
     texts = encoded(["a fox", "a dog"], tokenizer)
     assert isinstance(texts, np.ndarray), "texts are joined"
     mixed = encoded([{"text": "a fox"}, {"messages": TURNS}], tokenizer)
-    assert [learned(example, tokenizer) for example in mixed][0] == f"<s>a fox{END}"
+    assert learned(mixed[0], tokenizer) == f"<s>a fox{END}"
 
 
 def test_packed_rows_hold_every_example_once_and_little_else():

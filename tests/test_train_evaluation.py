@@ -19,7 +19,7 @@ from test_train_trainer import CASE, SETTINGS, TOKENS, log_of, trainer
 from trained import random_model, small
 
 from easydel.errors import ArgumentError
-from easydel.train import Optimization, Schedule, Settings, Trainer, causal_loss, evaluator, init_state, measured, step
+from easydel.train import Optimization, Schedule, Trainer, causal_loss, evaluator, init_state, measured, step
 from easydel.train.logs import MORE
 from easydel.train.rows import takes_segments
 from easydel.train.stopping import exhausted
@@ -32,6 +32,8 @@ def test_an_evaluation_predicts_each_token_of_a_text_but_the_first_once():
     model, params = random_model(CASE, layers=1)
     rows = measured(TOKENS[:50], 8)
     found = evaluator(model, rows, 3)(params)
+    split, parts = random_model(CASE, layers=1, mesh=(2, 1, 2, 2))
+    np.testing.assert_allclose(evaluator(split, rows, 4)(parts).loss, found.loss, rtol=1e-5)
     assert found.tokens == 49
     pieces = [TOKENS[start : start + 8][:50] for start in range(0, 49, 7)]
     sums = [(float(causal_loss(model, params, {"input_ids": piece[None]})), len(piece) - 1) for piece in pieces]
@@ -119,7 +121,7 @@ def test_epochs_are_counted_in_rows_and_a_longer_training_goes_on_and_says_so(
     assert capsys.readouterr().err.startswith("going on from step 4 to 5, not 4; the learning rate now has the sched")
     replace(more, params=more.model.params).run()
     assert "step 5 was reached before, and 5 were asked for" in capsys.readouterr().err
-    with pytest.raises(ArgumentError, match="learning_rate was 0.01, is 0.02"):
+    with pytest.raises(ArgumentError, match=r"learning_rate was 0\.01, is 0\.02"):
         replace(more, params=more.model.params, optimizer=Optimization(Schedule(2e-2))).run()
 
 
@@ -156,7 +158,7 @@ def test_arrays_that_a_step_overwrote_are_refused_by_name(tmp_path: Path):
     state = init_state(run.model, run.params, run.optimizer)  # type: ignore[arg-type]
     advance = step(run.model, run.optimizer)  # type: ignore[arg-type]
     advance(state, {"input_ids": TOKENS[:16].reshape(2, 8)})
-    with pytest.raises(ArgumentError, match="this state were given to a step before, .*; go on with the state that"):
+    with pytest.raises(ArgumentError, match=r"this state were given to a step before, .*; go on with the state that"):
         advance(state, {"input_ids": TOKENS[:16].reshape(2, 8)})
     with pytest.raises(ArgumentError, match="the parameters were given to a step before"):
         run.run()

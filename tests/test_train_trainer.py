@@ -127,7 +127,9 @@ def adapting(directory: Path, *, steps: int, alpha: int = 4, seed: int = 0, dtyp
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_are_not_trained_on_with_another_base_or_scale(tmp_path: Path, dtype: str):
     adapting(tmp_path, steps=1, dtype=dtype).run()
-    with pytest.raises(ArgumentError, match=r"holds another training(.|\n)*the parameters that are not trained have other values"):
+    with pytest.raises(
+        ArgumentError, match=r"holds another training(.|\n)*the parameters that are not trained have other values"
+    ):
         adapting(tmp_path, steps=2, seed=1, dtype=dtype).run()
     with pytest.raises(ArgumentError, match=r"adapters was(.|\n)*lora_alpha=4(.|\n)*is(.|\n)*lora_alpha=40"):
         adapting(tmp_path, steps=2, alpha=40, dtype=dtype).run()

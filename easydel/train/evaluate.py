@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from easydel.inputs import check_tokens
 from easydel.module import LanguageModel
 from easydel.train.loss import LossSums, check_causal, loss_sums
 from easydel.train.rows import Rows
-from easydel.train.steps import check_count
+from easydel.train.steps import check_count, placed
 from easydel.train.summed import IGNORED
 
 
@@ -42,7 +41,9 @@ def evaluator(model: LanguageModel, rows: Rows, batch: int = 8) -> Callable[[Map
     sums = jax.jit(partial(loss_sums, model.bound(shapes)))
 
     def evaluate(params: Mapping[str, Any]) -> Evaluation:
-        found: list[LossSums] = [sums(params, part) for part in _parts(rows, batch)]
+        found: list[LossSums] = []
+        for part in _parts(rows, batch):
+            found.append(sums(params, {name: placed(array, model.policy) for name, array in part.items()}))
         # on the host, in float64: many parts may add up
         nll = math.fsum(float(part.nll) for part in found)
         tokens = sum(int(part.tokens) for part in found)
@@ -51,13 +52,13 @@ def evaluator(model: LanguageModel, rows: Rows, batch: int = 8) -> Callable[[Map
     return evaluate
 
 
-def _parts(rows: Rows, batch: int) -> Iterator[dict[str, jax.Array]]:
+def _parts(rows: Rows, batch: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields `batch` rows at a time; the last part is filled up with rows that have no labels."""
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         missing = batch - len(part["input_ids"])
         fill = {"labels": IGNORED}
         yield {
-            name: jnp.asarray(np.pad(array, ((0, missing), (0, 0)), constant_values=fill.get(name, 0)))
+            name: np.pad(array, ((0, missing), (0, 0)), constant_values=fill.get(name, 0))
             for name, array in part.items()
         }
