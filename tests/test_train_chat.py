@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,19 @@ def test_the_assistants_tokens_and_no_others_are_learned(template: str):
     for no in ({"weight": 0}, {"train": False}):
         (first,) = encoded([{"messages": [*TURNS[:3], TURNS[3] | no]}], tokenizer)
         assert learned(first, tokenizer) == f"It's a fox!{END}"
+
+
+def test_tools_and_their_answers_are_read_and_calls_of_them_are_learned():
+    calls = "{% if tools %}{{ tools | tojson }}{% endif %}" + PLAIN.replace(
+        "m.content +", "(m.content or m.tool_calls[0].name) +", 1
+    )
+    tokenizer = chat_tokenizer(calls)
+    asked = [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"name": "call"}]}]
+    (example,) = encoded(
+        [{"messages": [*asked, {"role": "tool", "content": "4"}, TURNS[3]], "tools": TOOLS}], tokenizer
+    )
+    assert learned(example, tokenizer) == f"call{END}No dogs.{END}"
+    assert '"name": "f"' in tokenizer.decode(example.input_ids)
 
 
 def test_an_answer_that_the_template_rewrites_later_is_an_example_of_its_own():
@@ -191,6 +205,8 @@ def test_token_ids_come_as_one_row_or_as_examples():
     texts = encoded(["a fox", "a dog"], tokenizer)
     assert isinstance(texts, np.ndarray), "texts are joined"
     mixed = encoded([{"text": "a fox"}, {"messages": TURNS}], tokenizer)
+    table = SimpleNamespace(to_pylist=lambda: [{"messages": TURNS}], __iter__=None)
+    assert learned(encoded(table, tokenizer)[0], tokenizer) == learned(mixed[1], tokenizer)
     assert learned(mixed[0], tokenizer) == f"<s>a fox{END}"
 
 

@@ -59,11 +59,21 @@ def _found(source: Any) -> Iterator[Found]:
     if isinstance(source, Mapping):
         hint = "pass one of them, or a list of examples"
         raise ArgumentError(f"the examples are a mapping of {', '.join(map(str, source))[:200]}", hint=hint)
+    for number, example in enumerate(_rows_of_table(source), 1):
+        yield f"example {number}", example
+
+
+def _rows_of_table(source: Any) -> Iterable[Any]:
+    """Returns `source`, or the rows of a table of pandas, polars or pyarrow, whose iterators give columns."""
+    if hasattr(source, "iterrows"):
+        return source.astype(object).where(source.notna(), None).to_dict("records")
+    for name in ("to_dicts", "to_pylist"):
+        if hasattr(source, name):
+            return getattr(source, name)()
     if not isinstance(source, Iterable):
         kind = type(source).__name__
         raise ArgumentError(f"a {kind} holds no examples", hint="pass a file, or an iterable of dicts or token ids")
-    for number, example in enumerate(source, 1):
-        yield f"example {number}", example
+    return source
 
 
 def _parsed(found: Iterable[Found], file: Any) -> Iterator[tuple[str, Shape]]:

@@ -86,7 +86,7 @@ class Trainer:
         choices = {"accumulate": settings.accumulate, "clip": settings.clip, "z_weight": settings.z_weight}
         advance = step(self.model, optimizer, **choices)
         marks = marked(state, self.source, self._marks())  # once: a run does not change them
-        told = progress is not False
+        told = progress is not False and jax.process_index() == 0
         with checkpoints(folder, marks, steps=steps, keep=settings.keep) as saved:
             state, planned = saved.resumed(state, data)
             start = int(state.count)
