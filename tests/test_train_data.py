@@ -45,7 +45,8 @@ def test_only_newlines_end_lines_of_jsonl_and_a_byte_order_mark_is_not_text(tmp_
     [
         ("a.txt", None, r"a\.txt: cannot be read"),
         ("a.txt", b"\xff\xfe\xff", r"a\.txt: cannot be read.*utf-8"),
-        ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', r"a\.jsonl: line 2 is no JSON object"),
+        ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', r'a\.jsonl: line 2 has no "text"'),
+        ("a.jsonl", b'{"text": "x"}\n[1, 2]\n', r"a\.jsonl: line 2 is no JSON object"),
         ("a.jsonl", b"[1\n", "line 1"),
         ("a.jsonl", b'{"text": 3}\n', "line 1"),
     ],

@@ -15,12 +15,14 @@ from typer.core import TyperGroup
 import easydel
 from easydel.cli.chat import chat
 from easydel.cli.doctor import doctor
+from easydel.cli.evaluate import evaluate
 from easydel.cli.export import export
 from easydel.cli.families import families
 from easydel.cli.generate import generate
 from easydel.cli.inspect import inspect
 from easydel.cli.options import expanded
 from easydel.cli.plan import plan
+from easydel.cli.plot import plot
 from easydel.cli.train import train
 from easydel.cli.verify import verify
 from easydel.errors import EasyDeLError
@@ -83,6 +85,8 @@ def options(
 
 for command in (generate, chat, inspect, plan, train, verify, export, families, doctor):
     app.command()(expanded(command))
+app.command("eval")(expanded(evaluate))
+app.command()(expanded(plot))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`easydel train`: fine-tune a model on a text."""
+"""`easydel train`: fine-tune a model on chats, or on a text."""
 
 from __future__ import annotations
 
@@ -9,62 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from easydel.cli.course import Course, Rates, Watch
+from easydel.cli.examples import Examples, read_examples, told
 from easydel.cli.models import load_model, local_files
 from easydel.cli.options import Hub, Loading
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
     from easydel.model import BaseNNXModule
-    from easydel.train import Settings
-    from easydel.train.data import Pieces
+    from easydel.tokenizer import Tokenizer
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 
 
-def _train(help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Training", **more)
-
-
 def _lora(help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Adapters (LoRA)", **more)
-
-
-@dataclass(frozen=True)
-class Course:
-    """The options of the training itself: its length, batches and rates."""
-
-    steps: Annotated[int, _train("Number of steps.")] = 100
-    batch: Annotated[int, _train("Sequences in a step.")] = 8
-    length: Annotated[int, _train("Tokens in a sequence.")] = 512
-    accumulate: Annotated[int, _train("Compute a step in this many parts, one after the other: saves memory.")] = 1
-    learning_rate: Annotated[float, _train("Peak of the rate; it falls to a tenth as a cosine.")] = 1e-5
-    warmup: Annotated[int, _train("Steps in which the learning rate rises from 0.")] = 0
-    weight_decay: Annotated[float, _train("Decay of kernels and embeddings.")] = 0.0
-    clip: Annotated[float, _train("Largest norm of all gradients together.")] = 1.0
-    z_loss: Annotated[float, _train("Weight of the squared log of the softmax's denominator.")] = 0.0
-    seed: Annotated[int, _train("Seed of the order of the text's pieces, and of new adapters.", min=0)] = 0
-    save_every: Annotated[int, _train("Steps between checkpoints.")] = 100
-    separate_documents: Annotated[
-        bool, _train("Tokens see their own document only, though several share a sequence.", "--separate-documents")
-    ] = False
-    remat: Annotated[
-        str | None,
-        _train('Recompute in the backward pass: "everything", or less, as "save_attention_and_mlp": docs/training.md.'),
-    ] = None
-
-    def settings(self) -> Settings:
-        from easydel.train import Settings
-
-        return Settings(
-            steps=self.steps,
-            batch=self.batch,
-            length=self.length,
-            accumulate=self.accumulate,
-            clip=self.clip,
-            z_weight=self.z_loss,
-            seed=self.seed,
-            save_every=self.save_every,
-        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +73,7 @@ def configured(context: typer.Context, model: str) -> str:
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
-    from easydel.train.data import needed
+    from easydel.train.reading import needed
 
     yaml = needed("yaml")
     try:
@@ -140,82 +99,90 @@ def train(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Hub id, directory, or one weight file; or a .yaml file that has MODEL, TEXT and the options.",
+            help="Hub id, directory, or one weight file; or a .yaml file with MODEL, FILE (as text) and the options.",
             is_eager=True,
             callback=configured,
         ),
     ],
-    text: Annotated[Path, typer.Argument(metavar="TEXT", help='A text, or a .jsonl file with a "text" in each line.')],
+    text: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Chats or texts: .jsonl, .json, .csv, .tsv, .parquet, or a text: docs/training.md."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for checkpoints and the result.")],
     course: Course,
+    rates: Rates,
+    watch: Watch,
     adapters: Adapters,
     loading: Loading,
     hub: Hub,
 ) -> None:
-    """Fine-tune MODEL on TEXT with AdamW, and write a model that transformers loads, or adapters that PEFT loads.
+    """Fine-tune MODEL on the chats or the text in FILE, and write a model that transformers loads, or adapters that
+    PEFT loads.
 
-    Started again with the same arguments after it was stopped, it continues from its last checkpoint.
+    Of chats, only what the assistant says is learned. Stopped, by Ctrl-C or otherwise, and started again with the same
+    arguments, it continues from its last checkpoint.
 
     All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """
-    settings = _checked(course, adapters, loading)
-    path = local_files(model, hub)
-    pieces = _pieces(path, text, course)
-    settings = replace(settings, document_end=pieces.end)
-    loaded = load_model(path, loading, remat=course.remat, donatable=True)
-    params = adapters.add(loaded, course.seed)
-    from easydel.train import Trainer, adamw
-
-    optimizer = adamw(course.learning_rate, course.steps, warmup=course.warmup, weight_decay=course.weight_decay)
-    identity = {name: getattr(course, name) for name in ("steps", "learning_rate", "warmup", "weight_decay")}
-    identity |= {"lora": [adapters.lora_alpha, adapters.lora_targets], "dtype": loading.dtype, "model": str(path)}
-    counts = f"{len(pieces.tokens):,} tokens: {len(pieces):,} pieces of {course.length}, {course.batch} in a step"
-    print(counts, file=sys.stderr)
-    state = Trainer(loaded, params, optimizer, pieces.tokens, out, settings, identity=identity).run()
-    result = _write(loaded, out, adapters)
-    steps = int(state.count)
-    print(f"{steps} steps, {_losses(out, steps)}, wrote {result}", file=sys.stderr)
-
-
-def _checked(course: Course, adapters: Adapters, loading: Loading) -> Settings:
     adapters.check(loading.int8)
-    for name in ("learning_rate", "clip"):
-        if not getattr(course, name) > 0:
-            raise ArgumentError(f"--{name.replace('_', '-')} {getattr(course, name)} is not positive")
-    if course.warmup < 0 or course.weight_decay < 0 or course.z_loss < 0:
-        raise ArgumentError("--warmup, --weight-decay and --z-loss must not be negative")
-    import easydel.train.data
+    optimization, settings = rates.optimization(), course.settings(watch)
+    _check_packages()
+    path = local_files(model, hub)
+    examples = read_examples(path, text, separate=course.separate_documents)
+    settings = replace(settings, document_end=examples.document_end)
+    learned, held = _parted(examples, path, course, watch)
+    loaded = load_model(path, loading, remat=course.remat, donatable=True)
+    from easydel.train import Trainer
+
+    identity = {"lora": [adapters.lora_alpha, adapters.lora_targets], "dtype": loading.dtype, "model": str(path)}
+    params = adapters.add(loaded, course.seed)
+    trainer = Trainer(loaded, params, optimization, learned, out, settings, identity=identity, evaluation=held)
+    print(f"{told(trainer.source)}: {trainer.steps:,} steps of {course.batch}", file=sys.stderr)
+    state = trainer.run()
+    result = _write(loaded, examples.tokenizer, out, adapters)
+    print(f"{int(state.count)} steps, {_losses(out, int(state.count))}, wrote {result}", file=sys.stderr)
+
+
+def _parted(examples: Examples, model: Path, course: Course, watch: Watch) -> tuple[Any, Any]:
+    """Returns what is trained on and what is evaluated, if anything is; a text that is too short is refused here."""
+    from easydel.train import held_out
+    from easydel.train.data import Pieces
+
+    learned, held = examples.encoded, None
+    if watch.eval_split is not None:
+        learned, held = held_out(learned, watch.eval_split, course.seed)
+    elif watch.eval_file is not None:
+        held = read_examples(model, watch.eval_file, separate=course.separate_documents).encoded
+    if isinstance(learned, list):  # rows of these depend on what the model can do
+        return learned, held
+    return Pieces(learned, course.length, examples.document_end), held
+
+
+def _check_packages() -> None:
+    from easydel.train.reading import needed
 
     for package in ("grain", "optax", "orbax.checkpoint"):
-        easydel.train.data.needed(package)
-    return course.settings()
+        needed(package)
 
 
-def _pieces(path: Path, text: Path, course: Course) -> Pieces:
-    from easydel.tokenizer import load_tokenizer
-    from easydel.train.data import Pieces, documents, packed
-
-    tokenizer = load_tokenizer(path)
-    end = tokenizer.eos_token_id
-    if end is None and course.separate_documents:
-        raise ArgumentError("--separate-documents needs a tokenizer with an end of sequence", file=path)
-    tokens = packed(documents(text), tokenizer.encode, end)
-    return Pieces(tokens, course.length, end if course.separate_documents else None)
-
-
-def _write(model: BaseNNXModule, out: Path, adapters: Adapters) -> Path:
+def _write(model: BaseNNXModule, tokenizer: Tokenizer, out: Path, adapters: Adapters) -> Path:
     from easydel.lora import save_adapters
+    from easydel.tokenizer.saving import save_tokenizer
 
     if adapters.lora_rank is not None:
         save_adapters(model, out / ADAPTER_FOLDER)
         return out / ADAPTER_FOLDER
     model.export(out / MODEL_FOLDER)
+    if not (out / MODEL_FOLDER / "tokenizer_config.json").is_file():  # a GGUF file holds one, but no file of it to copy
+        save_tokenizer(tokenizer, out / MODEL_FOLDER)
     return out / MODEL_FOLDER
 
 
 def _losses(out: Path, steps: int) -> str:
     """Returns the first and the last loss of the log, as far as it exists."""
-    from easydel.train.trainer import LOSSES, read_losses
+    from easydel.train.logs import LOSSES, read_losses
 
     lines = read_losses(out)
     if not lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -29,6 +30,11 @@ class Template:
     text: str
     source: str
 
+    @property
+    def marks(self) -> bool:
+        """Whether it says what the assistant writes, by generation blocks."""
+        return re.search(r"\{%[-+]?\s*generation\b", self.text) is not None
+
     @classmethod
     def choose(cls, templates: Mapping[str, str], wanted: str | None, source: str, *, tools: bool) -> Template:
         """Returns the template called `wanted`, or `wanted` itself; by default the one for tools, or "default"."""
@@ -46,19 +52,33 @@ class Template:
 
 def render(template: Template, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
     """Returns the text of a chat; keys of messages whose value is None count as absent."""
+    return _answer(template, messages, variables)["text"]
+
+
+def render_marked(
+    template: Template, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the text of a chat, and the [first, end) characters that the template's generation blocks wrote."""
+    answer = _answer(template, messages, variables, spans=True)
+    return answer["text"], [(first, end) for first, end in answer["spans"]]
+
+
+def _answer(
+    template: Template, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, spans: bool = False
+) -> dict[str, Any]:
     if not messages:
         raise ArgumentError("a chat needs at least one message")
     if not all(isinstance(message, Mapping) for message in messages):
         raise ArgumentError("a chat is a sequence of messages, each a dict", hint="several chats: call it for each")
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    given = _plain({"template": template.text, "variables": {**variables, "messages": present}})
+    given = _plain({"template": template.text, "variables": {**variables, "messages": present}, "spans": spans})
     answer = _renderer(os.getpid()).ask(given)
     if "refused" in answer:
         raise ArgumentError(f"the chat template does not take these messages: {answer['refused']}")
     if "failed" in answer:
         problem = f"the chat template fails: {answer['failed']}"
         raise ConfigError(problem, file=template.source or None, hint="pass another one as template=")
-    return answer["text"]
+    return answer
 
 
 def _plain(values: dict[str, Any]) -> bytes:
@@ -76,7 +96,7 @@ class Renderer:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: bytes) -> dict[str, str]:
+    def ask(self, request: bytes) -> dict[str, Any]:
         """Returns the process's answer, as `renderer.answer` makes it, or a failure if it takes too long."""
         with self.lock:
             process = self._started()
@@ -111,7 +131,7 @@ class Renderer:
             self.process = None
 
 
-def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, str] | None:
+def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any] | None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import sys
 import time
@@ -28,6 +29,7 @@ MEMORY = 128 << 20  # bytes in addition to those of Python and Jinja
 LENGTH_BYTES = 8
 MAX_TEXT = 16 << 20  # characters, far more than any model takes
 MAX_MESSAGE = 500  # characters
+BEGIN, END = "\ufdd0", "\ufdd1"  # Unicode keeps these for a program's own use: no text has them
 
 
 class Refusal(jinja2.TemplateError):
@@ -41,7 +43,18 @@ class Generation(Extension):
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        return nodes.Scope(self.body(parser), lineno=line)
+
+    def body(self, parser: Parser) -> list[nodes.Node]:
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class MarkedGeneration(Generation):
+    """As `Generation`, with the marks `BEGIN` and `END` around the text."""
+
+    def body(self, parser: Parser) -> list[nodes.Node]:
+        begin, end = (nodes.Output([nodes.TemplateData(mark)]) for mark in (BEGIN, END))
+        return [begin, *super().body(parser), end]
 
 
 def main() -> None:
@@ -50,7 +63,7 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while (request := receive(requests)) is not None:
         _limit()
-        send(answers, answer(request["template"], request["variables"]))
+        send(answers, answer(request["template"], request["variables"], spans=request["spans"]))
 
 
 def receive(stream: BinaryIO) -> Any:
@@ -66,11 +79,21 @@ def send(stream: BinaryIO, message: Mapping[str, Any]) -> None:
     stream.flush()
 
 
-def answer(template: str, variables: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the "text", the reason why the template "refused" the messages, or the error with which it "failed"."""
+def answer(template: str, variables: Mapping[str, Any], *, spans: bool = False) -> dict[str, Any]:
+    """Returns the "text", the reason why the template "refused" the messages, or the error with which it "failed".
+
+    With `spans`, also the "spans" of the text that the template's generation blocks wrote: [first, end) in characters.
+    """
     try:
         text = _compiled(template).render(variables)
-        return {"text": text} if len(text) <= MAX_TEXT else {"failed": f"it makes {len(text)} characters"}
+        if len(text) > MAX_TEXT:
+            return {"failed": f"it makes {len(text)} characters"}
+        if not spans:
+            return {"text": text}
+        plain, found = _unmarked(_compiled(template, MarkedGeneration).render(variables))
+        if plain != text:
+            return {"failed": "it changes the text of its generation blocks, so that their places are unknown"}
+        return {"text": text, "spans": found}
     except Refusal as error:
         return {"refused": str(error)[:MAX_MESSAGE]}
     except MemoryError:
@@ -90,10 +113,23 @@ def _limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, most))
 
 
+def _unmarked(text: str) -> tuple[str, list[list[int]]]:
+    """Returns the text without marks, and where those that have text between them were."""
+    parts: list[str] = []
+    bounds: list[int] = []
+    for part in re.split(f"([{BEGIN}{END}])", text):
+        if part in (BEGIN, END):
+            bounds.append(sum(map(len, parts)))
+        else:
+            parts.append(part)
+    spans = [list(span) for span in zip(bounds[::2], bounds[1::2], strict=True) if span[0] < span[1]]
+    return "".join(parts), spans
+
+
 @lru_cache(maxsize=16)
-def _compiled(text: str) -> jinja2.Template:
+def _compiled(text: str, generation: type[Generation] = Generation) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda format: datetime.now().strftime(format)}

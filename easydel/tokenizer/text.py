@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, overload
 import numpy as np
 
 from easydel.errors import ArgumentError
-from easydel.tokenizer.chat import Template, render
+from easydel.tokenizer.chat import Template, render, render_marked
 from easydel.tokenizer.guard import guarded
 
 Messages = Sequence[Mapping[str, Any]]
@@ -62,6 +62,12 @@ class Tokenizer:
     def pad_token_id(self) -> int | None:
         return self._id("pad_token")
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """The tokens that were added to the vocabulary, and are never split, such as "<|im_end|>"."""
+        listed = getattr(self.backend, "get_added_tokens_decoder", dict)()
+        return [token.content for token in listed.values()]
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Returns the ids of `text`, by default with tokens added around it, such as a beginning of sequence."""
         with guarded("the tokenizer fails", self.source or None):
@@ -102,6 +108,22 @@ class Tokenizer:
         if return_tensors is not None:
             return {name: np.asarray(values, np.int32) for name, values in found.items()}
         return {name: values[0] for name, values in found.items()} if single else found
+
+    def encode_spans(self, text: str, *, add_special_tokens: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the ids of `text`, and the [first, end) characters of `text` that each stands for.
+
+        Whitespace that a tokenizer does not count as part of a token belongs to the token after it. Raises
+        ArgumentError for tokenizers that are read by transformers and do not know these places.
+        """
+        with guarded("the tokenizer fails", self.source or None):
+            found = self.backend.encode(text, add_special_tokens=add_special_tokens)
+        if (offsets := getattr(found, "offsets", None)) is None:
+            raise ArgumentError("does not tell the places of its tokens", file=self.source or None)
+        spans, end = [], 0
+        for first, after in offsets:
+            spans.append((min(first, end), after))
+            end = max(end, after)
+        return found.ids, spans
 
     def decode(self, ids: Iterable[int] | int, *, skip_special_tokens: bool = True) -> str:
         """Returns the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
@@ -211,6 +233,18 @@ class Tokenizer:
         """The token to pad with: masked, so any will do."""
         known = (self.pad_token_id, self.eos_token_id)
         return next((id for id in known if id is not None), 0)
+
+    def render_marked_chat(
+        self, messages: Messages, *, tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
+    ) -> tuple[str, list[tuple[int, int]] | None]:
+        """The text as from `render_chat`, and the [first, end) characters of it that the assistant wrote.
+
+        The template's generation blocks say so; None if it has no such blocks.
+        """
+        chosen = Template.choose(self.templates, None, self.source, tools=bool(tools))
+        own = {"tools": tools, "documents": None, "add_generation_prompt": False}
+        given = {**self.special_tokens, **own, **variables}
+        return render_marked(chosen, messages, given) if chosen.marks else (render(chosen, messages, given), None)
 
     def _id(self, role: str) -> int | None:
         token = self.special_tokens.get(role)

@@ -6,52 +6,20 @@ see all tokens before them in the piece, or, if the token that ends documents is
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from easydel.errors import ArgumentError
-
-
-def needed(package: str) -> Any:
-    """Imports an optional package, which is slow. ArgumentError says how to install it."""
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package.partition(".")[0]:
-            raise
-        raise ArgumentError(f"training needs {error.name}", hint='pip install "easydel[train]"') from None
-
-
-def documents(file: Path) -> Iterator[str]:
-    """Yields the "text" of each line of a .jsonl file; any other file is one document. Both are UTF-8."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # many editors on Windows begin a file with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"cannot be read: {error}", file=file) from None
-    if file.suffix != ".jsonl":
-        yield text
-        return
-    # not splitlines: JSON strings may hold U+2028 and other characters at which it would cut them
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            found = None
-        if not isinstance(found, str):
-            raise ArgumentError(f'line {number} is no JSON object with a "text"', file=file)
-        yield found
+from easydel.train.reading import needed
 
 
 def packed(texts: Iterable[str], encode: Callable[[str], Sequence[int]], end: int | None) -> np.ndarray:
     """Returns the tokens of all `texts`, int32, each text with the token `end` after it (None: no such token)."""
+    if isinstance(texts, str):
+        raise ArgumentError("texts is one text, expected several", hint="pass [text]")
     rows = []
     for text in texts:
         ids = list(encode(text))
@@ -96,10 +64,14 @@ def batches(tokens: np.ndarray, length: int, batch: int, seed: int, end: int | N
     It is grain's, with `get_state` and `set_state` for its position. With `end`, the token that ends documents, it also
     yields "segment_ids" that keep documents apart. Raises ArgumentError as `Pieces` does.
     """
-    pieces = Pieces(tokens, length, end)
+    return shuffled(Pieces(tokens, length, end), batch, seed)
+
+
+def shuffled(source: Any, batch: int, seed: int) -> Any:
+    """Returns such an iterator over the rows of `source`: `Pieces`, or `Rows` of examples."""
     grain = needed("grain")
     # as often as nobody lives to see; grain's own "without end" overflows where a batch is one piece
-    rounds = (1 << 62) // len(pieces)
-    shuffled = grain.MapDataset.source(pieces).seed(seed).shuffle().repeat(rounds).batch(batch)
+    rounds = (1 << 62) // len(source)
+    drawn = grain.MapDataset.source(source).seed(seed).shuffle().repeat(rounds).batch(batch)
     # a batch is a few slices of memory: threads would only cost
-    return iter(shuffled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    return iter(drawn.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

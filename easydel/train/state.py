@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
@@ -59,6 +60,7 @@ def init_state(
     leaves = {
         path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
     }
+    check_alive(leaves, "the parameters", "use state.params of the newest state, or load the model again")
     chosen = trainable or _default(leaves)
     buffers = model.buffers  # weight decay would change them, too
     trained = {path: leaf for path, leaf in leaves.items() if chosen(path) and path not in buffers}
@@ -89,6 +91,15 @@ def moment_shardings(optimizer: Optimizer, trained: Tree) -> Any:
         return whole if owner is None or owner.shape != leaf.shape else owner.sharding
 
     return jax.tree_util.tree_map_with_path(split, jax.eval_shape(optimizer.init, trained))
+
+
+def check_alive(tree: Any, what: str, hint: str) -> None:
+    """Raises ArgumentError if arrays were given to a step, which overwrote them in place."""
+    if any(
+        isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()
+        for leaf in jax.tree.leaves(tree)
+    ):
+        raise ArgumentError(f"{what} were given to a step before, which overwrote them", hint=hint)
 
 
 def without_arrays(state: State) -> State:

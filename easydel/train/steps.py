@@ -19,9 +19,10 @@ from jax.sharding import NamedSharding
 from easydel.errors import ArgumentError
 from easydel.inputs import check_params, check_tokens
 from easydel.module import LanguageModel
+from easydel.policy import Policy
 from easydel.sharding.placement import fit
 from easydel.train.loss import INPUTS, TOKENS, LossSums, check_causal, loss_sums, next_tokens
-from easydel.train.state import Optimizer, State
+from easydel.train.state import Optimizer, State, check_alive
 from easydel.train.summed import IGNORED, zero
 from easydel.tree import Tree, flatten, unflatten
 
@@ -99,6 +100,7 @@ class Step:
     _programs: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        check_alive(state, "the arrays of this state", "go on with the state that the step returned")
         trained, moments, count, metrics = self.program(state)(
             state.trained, state.moments, state.count, state.frozen, self.placed(batch)
         )
@@ -107,7 +109,7 @@ class Step:
     def lower(self, state: State, batch: Batch) -> Any:
         """Returns the step's program for such arguments, not compiled yet, for instance to ask for its memory."""
         shapes = {
-            name: jax.ShapeDtypeStruct(array.shape, jnp.int32, sharding=self._split(array.shape))
+            name: jax.ShapeDtypeStruct(array.shape, jnp.int32, sharding=_split(array.shape, self.model.policy))
             for name, array in batch.items()
         }
         return self.program(state).lower(state.trained, state.moments, state.count, state.frozen, shapes)
@@ -147,24 +149,7 @@ class Step:
         B = len(ids)
         if B % self.accumulate:
             raise ArgumentError(f"{B} sequences cannot be cut into accumulate={self.accumulate} equal parts")
-        return {name: self._placed(array) for name, array in arrays.items()}
-
-    def _placed(self, array: Any) -> jax.Array:
-        split = None if isinstance(array, Tracer) else self._split(array.shape)
-        if split is None or isinstance(array, jax.Array):
-            tokens = jnp.asarray(array, jnp.int32)
-            return tokens if split is None else jax.device_put(tokens, split)
-        # device_put would first compare the batches of all processes, which delays each step
-        tokens = array.astype(np.int32)
-        return jax.make_array_from_callback(tokens.shape, split, tokens.__getitem__)
-
-    def _split(self, shape: tuple[int, ...]) -> NamedSharding | None:
-        """Returns the sharding of [batch, length]; None without a mesh."""
-        policy = self.model.policy
-        if policy.mesh is None:
-            return None
-        axes = (policy.axes.batch_axis, policy.axes.sequence_axis)
-        return NamedSharding(policy.mesh, fit(shape, axes, policy.mesh))
+        return {name: placed(array, self.model.policy) for name, array in arrays.items()}
 
     def _next(self, trained: Tree, moments: Any, count: jax.Array, frozen: Tree, batch: dict[str, jax.Array]) -> Any:
         gradients, loss = self._gradients(trained, frozen, batch)
@@ -206,6 +191,24 @@ class Step:
         policy = self.model.policy
         parts = x_BT.reshape(-1, self.accumulate, x_BT.shape[1]).swapaxes(0, 1)
         return policy.shard(parts, None, policy.axes.batch_axis, policy.axes.sequence_axis)
+
+
+def placed(array: Any, policy: Policy) -> jax.Array:
+    """Returns [batch, length] as int32, split over the mesh. With several processes, each passes the whole."""
+    split = None if isinstance(array, Tracer) else _split(array.shape, policy)
+    if split is None or isinstance(array, jax.Array):
+        tokens = jnp.asarray(array, jnp.int32)
+        return tokens if split is None else jax.device_put(tokens, split)
+    # device_put would first compare the batches of all processes, which delays each step
+    tokens = array.astype(np.int32)
+    return jax.make_array_from_callback(tokens.shape, split, tokens.__getitem__)
+
+
+def _split(shape: tuple[int, ...], policy: Policy) -> NamedSharding | None:
+    """Returns the sharding of [batch, length]; None without a mesh."""
+    if policy.mesh is None:
+        return None
+    return NamedSharding(policy.mesh, fit(shape, (policy.axes.batch_axis, policy.axes.sequence_axis), policy.mesh))
 
 
 def check_count(name: str, value: Any) -> None:

@@ -1,0 +1,45 @@
+"""Reads a file of examples for the commands that train and evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easydel.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from easydel.tokenizer import Tokenizer
+    from easydel.train.examples import Encoded
+    from easydel.train.rows import Source
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The tokens of a file, by a model's tokenizer, and the token that separates its documents if they are separate."""
+
+    encoded: Encoded
+    tokenizer: Tokenizer
+    document_end: int | None
+
+
+def read_examples(model: Path, file: Path, *, separate: bool) -> Examples:
+    """Returns the examples in `file` as tokens of the model at `model`."""
+    from easydel.tokenizer import load_tokenizer
+    from easydel.train import encoded
+
+    tokenizer = load_tokenizer(model)
+    end = tokenizer.eos_token_id
+    if end is None and separate:
+        raise ArgumentError("--separate-documents needs a tokenizer with an end of sequence", file=model)
+    return Examples(encoded(file, tokenizer), tokenizer, end if separate else None)
+
+
+def told(source: Source) -> str:
+    """Returns a line for people about what there is to learn."""
+    from easydel.train.rows import Rows
+
+    if isinstance(source, Rows):
+        rows, length = source.input_ids.shape
+        return f"{source.examples:,} examples in {rows:,} rows of {length}, {source.learned:,} tokens to learn"
+    return f"{len(source.tokens):,} tokens in {len(source):,} pieces of {source.length}"
