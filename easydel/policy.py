@@ -55,6 +55,11 @@ class Policy:
     remat: str | None = None
 
     @property
+    def platform(self) -> str:
+        """The kind of device that programs are compiled for: "cpu", "tpu", "gpu"."""
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    @property
     def remat_policy(self) -> Callable[..., bool] | None:
         """Returns the policy of activations that `jax.checkpoint` keeps."""
         if self.remat in (None, REMAT):

@@ -37,8 +37,20 @@ def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
     return unfilled(shape, policy.param_dtype)
 
 
+# Products of fewer rows run on a TPU's vector unit, at a third of the speed of its matrix unit.
+ROWS = 8
+
+
+def _with_rows(x: jax.Array) -> jax.Array:
+    """Returns `x` [..., length, in] with zeros behind it, so that its length is enough for `ROWS` rows in all."""
+    length = -(-ROWS * x.shape[-2] * x.shape[-1] // x.size)
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length - x.shape[-2]), (0, 0)])
+
+
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
     """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
+    if policy.platform == "tpu" and x.ndim > 1 and 0 < x.size < ROWS * x.shape[-1]:
+        return contract(_with_rows(x), kernel, policy)[..., : x.shape[-2], :]
     whole = policy.mesh is None or policy.mesh.size == 1
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
