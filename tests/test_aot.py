@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from foretold import as_large_as, built, llama, needs_libtpu, sent_by
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from easydel.aot.hlo import Collective, collectives
-from easydel.aot.lowering import lower_step
+from easydel.aot.lowering import lower_step, lower_training
 from easydel.aot.topology import topology_mesh
 from easydel.errors import ArgumentError
 from easydel.ops.sampling import Rules, Sampling
@@ -85,6 +86,18 @@ RULES = {
     "top_k": Rules(Sampling(KEY, NUMBER, COUNT, NUMBER, None, candidates=50)),
     "all": Rules(Sampling(KEY, NUMBER, None, NUMBER, NUMBER)),
 }
+
+
+@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (1, 4, 2, 1)], ids=str)
+def test_training_gathers_the_head_once_and_moves_its_gradient_once(dims: tuple[int, ...], quick_compilation: None):
+    """However many groups of tokens there are: here 8."""
+    mesh = make_mesh(dims)
+    model, params = built(llama(num_hidden_layers=1), mesh)
+    lowered = lower_training(model, params, optax.sgd(1e-3), 8, 64, tokens=8)
+    share, others = VOCAB * 64 // mesh.shape["tp"], (mesh.shape["fsdp"] - 1) / mesh.shape["fsdp"]
+    large = as_large_as(share, sent_by(model, lowered))
+    assert len(large) == 2, "nothing else is as large as a head, the token vectors and their gradient included"
+    assert sum(one.total for one in large) <= 2 * 4 * share * others  # CPUs gather bfloat16 as float32
 
 
 def test_what_cannot_be_compiled_for_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -119,6 +119,8 @@ def _collective(
         arrays = arrays[len(arrays) // 2 :]
     moved = sum(elements * int(bits or 8) / 8 for elements, bits in arrays)
     members = _members(rest, sizes)
+    if len(members) == 1:
+        return None  # over an axis of one device nothing moves
     others = (len(members) - 1) / len(members)
     per_kind = {
         "all-gather": moved * others,

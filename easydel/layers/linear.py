@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.ops.lookup import Split, look_up
 from easydel.policy import Policy
 from easydel.tree import unfilled
 
@@ -91,20 +92,28 @@ class Float32Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of `embedding` [rows, features] by index; also the output head where the two are tied."""
+    """Rows of `embedding` [rows, features] by index; also the output head where the two are tied.
 
-    def __init__(self, rows: int, features: int, policy: Policy):
+    The rows are a vocabulary's `words`, or few.
+    """
+
+    def __init__(self, rows: int, features: int, policy: Policy, *, words: bool = False):
         self.embedding = parameter((rows, features), policy)
         self.embedding_scale: nnx.Param | None = nnx.data(None)
-        self.policy = policy
+        self.policy, self.words = policy, words
 
     def __call__(self, index: jax.Array) -> jax.Array:
-        # gathered from whole rows: a look-up in columns would be resharded by replicating it
-        table = self.policy.shard(self.embedding[...], self.policy.axes.vocab_axis, None)
-        rows = jnp.take(table, index, axis=0, mode="clip").astype(self.policy.dtype)
+        rows = look_up(self.embedding[...], index, self._split()).astype(self.policy.dtype)
         if self.embedding_scale is None:
             return rows
         return rows * jnp.take(self.embedding_scale[...], index, axis=0, mode="clip")[..., None].astype(rows.dtype)
+
+    def _split(self) -> Split | None:
+        mesh, axes = self.policy.mesh, self.policy.axes
+        if mesh is None:
+            return None
+        rows = axes.vocab_axis if self.words else None
+        return Split(mesh, rows, axes.hidden_axis, (axes.batch_axis, axes.sequence_axis))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products of `x` [..., features] with every row: tied logits."""
