@@ -117,6 +117,15 @@ def test_choosing_a_token_moves_neither_head_nor_logits(name: str):
     assert as_large_as(VOCAB, found) == []
 
 
+@needs_libtpu
+@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (2, 2, 2, 1)], ids=str)
+def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...]):
+    model, params = built(llama(hidden_size=512, intermediate_size=1024), topology_mesh("v5e:2x4", dims))
+    found = sent_by(model, lower_step(model, params, 8, 128))
+    assert as_large_as(512 * 512 // dims[2], found) == [], "what is as large as the smallest kernel"
+    assert sum(one.total for one in found) < 400_000, "of 14 million bytes"
+
+
 @cache
 def _tensor_parallel() -> Any:
     return built(llama(), topology_mesh("v5e:2x4", (1, 1, 8, 1)))

@@ -48,18 +48,26 @@ def _with_rows(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length - x.shape[-2]), (0, 0)])
 
 
+def _moves_less(rows: int, outputs: int, inputs: int) -> bool:
+    """True if a product's rows and their sums over devices are fewer numbers than its kernel."""
+    return rows * (inputs + 2 * outputs) < inputs * outputs
+
+
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
     """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
     if policy.platform == "tpu" and x.ndim > 1 and 0 < x.size < ROWS * x.shape[-1]:
         return contract(_with_rows(x), kernel, policy)[..., : x.shape[-2], :]
     whole = policy.mesh is None or policy.mesh.size == 1
+    stays = not whole and x.ndim > 2 and x.shape[-2] == 1 and _moves_less(x.size // x.shape[-1], *kernel.shape)
+    x = policy.shard_tokens(x) if stays else x
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
     dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
     y = jax.lax.dot_general(
         rows.astype(policy.dtype), kernel.astype(policy.dtype), dimensions, precision=policy.precision
     )
-    return y.reshape(*x.shape[:-1], kernel.shape[0])
+    y = y.reshape(*x.shape[:-1], kernel.shape[0])
+    return policy.shard_tokens(y) if stays else y
 
 
 class Linear(nnx.Module):
