@@ -173,7 +173,7 @@ class EncoderDecoderModel(nnx.Module):
             vocab = None if record.shared else own.vocab or record.vocab
             return TowerModel(own, vocab, own.features or record.features, policy)
 
-        self.embed_tokens = Embedding(record.vocab, record.features, policy) if record.shared else None
+        self.embed_tokens = Embedding(record.vocab, record.features, policy, words=True) if record.shared else None
         self.encoder, self.decoder = tower(record.encoder), tower(record.decoder)
         self.record, self.policy = record, policy
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.errors import ArgumentError
 from easydel.ops.ring import Ring
 from easydel.sharding import PartitionAxis, constrain
-from easydel.sharding.axes import AxisName
+from easydel.sharding.axes import AxisName, axis_of, names_in
+from easydel.sharding.placement import fit
 
 ATTENTION_OUTPUT, MLP_HIDDEN = "attention_output", "mlp_hidden"  # names of activations for the backward pass
 REMAT = "everything"  # recomputes everything in a layer except its input
@@ -55,6 +57,11 @@ class Policy:
     remat: str | None = None
 
     @property
+    def platform(self) -> str:
+        """The kind of device that programs are compiled for: "cpu", "tpu", "gpu"."""
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    @property
     def remat_policy(self) -> Callable[..., bool] | None:
         """Returns the policy of activations that `jax.checkpoint` keeps."""
         if self.remat in (None, REMAT):
@@ -84,6 +91,19 @@ class Policy:
         """Constrains the values between layers, [batch, length, ..., features]."""
         axes, between = self.axes, (None,) * (x.ndim - 3)
         return self.shard(x, axes.batch_axis, axes.sequence_axis, *between, axes.activation_hidden_axis)
+
+    def shard_tokens(self, x: jax.Array) -> jax.Array:
+        """Constrains tokens [batch, ..., features] to be on all devices that share a kernel's other dimensions.
+
+        A product then leaves its kernel where it is, and moves the tokens instead.
+        """
+        if self.mesh is None:
+            return x
+        kept = names_in(self.axes.hidden_axis)
+        batch = axis_of([name for name in names_in(self.axes.batch_axis) if name not in kept])
+        free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        split = PartitionSpec(fit(x.shape[:1], (batch,), self.mesh)[0], *free)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))
 
     def shard_heads(self, x_BTNC: jax.Array, *, kv: bool = False) -> jax.Array:
         """Constrains per-head activations [batch, length, heads, channels], if `shard_attention`."""

@@ -40,6 +40,7 @@ LAYERS = [
     {"loading", "prepare"},
     {"auto"},
     {"train"},
+    {"aot"},
     {"cli"},
 ]
 UPWARD = (

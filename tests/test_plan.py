@@ -7,11 +7,15 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
+from commands import invoke_json
 
+from easydel.checkpoint import Tensor
 from easydel.families import find_family
 from easydel.loading import build_model
 from easydel.policy import Policy
@@ -19,6 +23,9 @@ from easydel.prepare import plan_for
 from easydel.sharding import PartitionAxis, default_rules, make_mesh, shardings
 from easydel.source import open_source
 from easydel.tree import flatten
+from easydel.weights.explain import bytes_by_action, read_steps
+from easydel.weights.expressions import Rows, Source, Stack, Transpose
+from easydel.weights.plan import Plan
 
 # The config.json of DeepSeek-V3, of what makes sizes.
 SIZES = {
@@ -131,3 +138,48 @@ def test_a_plan_of_46000_tensors_takes_little_time(directory: Path, scan_layers:
     finally:
         gc.unfreeze()
     assert min(taken) < SECONDS, taken
+
+
+def test_the_command_for_512_devices_takes_little_time(directory: Path):
+    """Its experts are read in 23 million slices, of which a few differ."""
+    started = time.process_time()
+    told = invoke_json("plan", directory, "--mesh", "1,64,8,1")
+    assert time.process_time() - started < 5 * SECONDS
+    assert told["file_bytes"] == {
+        "cast": sum(2 * prod(shape) for name, shape in tensors() if used(name)),
+        "read": 59392,
+    }
+
+
+def used(name: str) -> bool:
+    return not (name.startswith("model.layers.61.") or name.endswith("correction_bias"))
+
+
+def test_bytes_that_are_summed_up_are_those_of_every_read():
+    """Also of a stack whose tensors differ, of rows out of order, and of what can be used where it lies in the file."""
+    forms = {
+        "stack": Stack(tuple(Source(f"{number}") for number in range(6))),
+        "turned": Stack((Transpose(Source("6")), Transpose(Source("7")))),
+        "rows": Rows(Source("8"), np.array([3, 0, 1, 2, 7, 6]), 8),
+        "plain": Source("9"),
+        "beside": Source("10"),
+    }
+    shapes = {"stack": (6, 8, 12), "turned": (2, 12, 8), "rows": (6, 12), "plain": (8, 16), "beside": (8, 16)}
+    lying = [(8, 12)] * 9 + [(8, 16)] * 2
+    held = {
+        str(number): Tensor(str(number), shape, np.dtype("f4"), Path("file"), 4 * (number == 10), (4 * shape[1], 4))
+        for number, shape in enumerate(lying)
+    }
+    held["3"] = replace(held["3"], dtype=np.dtype("f2"), strides=(24, 2))
+    plan = Plan(forms, shapes, held, ())
+    splits = {path: [1] * (len(shape) - 2) + [2, 4] for path, shape in shapes.items()} | {
+        "plain": [2, 1],
+        "beside": [2, 1],
+    }
+    dtypes = dict.fromkeys(shapes, np.dtype("f4"))
+    for int8 in ((), ("rows",)):
+        expected: dict[str, int] = {}
+        for step in read_steps(plan, splits, dtypes, int8):
+            expected[step.action] = expected.get(step.action, 0) + step.nbytes
+        assert bytes_by_action(plan, splits, dtypes, int8) == expected
+    assert {"cast", "gather", "map", "quantize"} <= set(expected)

@@ -14,7 +14,7 @@ import typer
 
 from easydel.cli.models import headers, is_saved
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
-from easydel.cli.reads import bytes_by_action, facts_of, print_reads, reads_of
+from easydel.cli.reads import Reads, facts_of, print_reads
 from easydel.cli.tables import parse_size, print_facts, size
 from easydel.cli.where import Row, mesh_text, print_rows, rows_of
 from easydel.errors import ArgumentError
@@ -86,7 +86,7 @@ def plan(
         raise ArgumentError("it is stored in 8 bits, and int8 parameters are not trained", file=path)
     placed, losses = _placed(built, mesh)
     rows = rows_of(bytes_per_device(flatten(built.params), placed, losses), mesh.shape)
-    every_read = reads_of(built, read_plan, int8, placed, mesh)
+    load = Reads.of(built, read_plan, int8, placed, mesh)
     tokens = length or min(LENGTH, built.record.max_length or LENGTH)
     parameters = sum(row.device_bytes for row in rows)
     moments = MOMENTS.get(optimizer)
@@ -102,7 +102,7 @@ def plan(
         "devices": mesh.size,
         "parameters": built.num_params(),
         "rows": [asdict(row) for row in rows],
-        "file_bytes": bytes_by_action(every_read),
+        "file_bytes": load.bytes_by_action(),
         "batch": batch,
         "length": tokens,
         "device_bytes": {**asdict(costs), "total": costs.total},
@@ -110,12 +110,12 @@ def plan(
         "fits": None if memory is None else costs.total <= memory,
     }
     if as_json:
-        print(json.dumps(facts | ({"reads": [facts_of(step) for step in every_read]} if reads else {}), indent=2))
+        print(json.dumps(facts | ({"reads": [facts_of(step) for step in load.steps()]} if reads else {}), indent=2))
         return
     _print(facts, rows, costs)
     if reads:
         print()
-        print_reads(every_read)
+        print_reads(load.steps())
 
 
 def _mesh(text: str | None) -> AbstractMesh:

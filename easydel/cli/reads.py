@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +17,43 @@ if TYPE_CHECKING:
     from easydel.weights.plan import Plan
 
 
-def reads_of(
-    model: LanguageModel,
-    read_plan: Plan,
-    int8: Collection[str],
-    placed: Mapping[str, NamedSharding],
-    mesh: AbstractMesh,
-) -> list[ReadStep]:
-    """Lists every read of a load by all processes together; parts that several devices hold are read once."""
-    import numpy as np
+@dataclass(frozen=True)
+class Reads:
+    """The reads of a load by all processes together; parts that several devices hold are read once."""
 
-    from easydel.tree import flatten
-    from easydel.weights.explain import read_steps
+    plan: Plan
+    splits: Mapping[str, list[int]]
+    dtypes: Mapping[str, Any]
+    int8: Collection[str]
 
-    leaves = flatten(model.params)
-    splits = {path: _splits(placed[path].spec, len(leaf.shape), mesh) for path, leaf in leaves.items()}
-    return list(read_steps(read_plan, splits, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}, int8))
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        read_plan: Plan,
+        int8: Collection[str],
+        placed: Mapping[str, NamedSharding],
+        mesh: AbstractMesh,
+    ) -> Reads:
+        import numpy as np
+
+        from easydel.tree import flatten
+
+        leaves = flatten(model.params)
+        splits = {path: _splits(placed[path].spec, len(leaf.shape), mesh) for path, leaf in leaves.items()}
+        return cls(read_plan, splits, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}, int8)
+
+    def steps(self) -> Iterator[ReadStep]:
+        """Yields every read."""
+        from easydel.weights.explain import read_steps
+
+        return read_steps(self.plan, self.splits, self.dtypes, self.int8)
+
+    def bytes_by_action(self) -> Mapping[str, int]:
+        """Returns the bytes of files for each action on them."""
+        from easydel.weights.explain import bytes_by_action
+
+        return bytes_by_action(self.plan, self.splits, self.dtypes, self.int8)
 
 
 def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:
@@ -40,14 +62,6 @@ def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:
 
     axes = [*spec, *[None] * (dims - len(spec))]
     return [prod(mesh.shape[name] for name in names_in(axis)) for axis in axes]
-
-
-def bytes_by_action(reads: Iterable[ReadStep]) -> dict[str, int]:
-    """Returns the bytes of files for each action on them."""
-    totals: dict[str, int] = {}
-    for step in reads:
-        totals[step.action] = totals.get(step.action, 0) + step.nbytes
-    return totals
 
 
 def facts_of(step: ReadStep) -> dict[str, Any]:

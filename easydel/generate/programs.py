@@ -201,7 +201,8 @@ def loop(
 def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules) -> tuple[DecodeState, Made]:
     """Returns the state with the token chosen from `logits_BV`."""
     policy = model.policy
-    logits_BV = policy.shard(logits_BV, policy.axes.batch_axis, None)
+    # split as the head is: for whole logits XLA would gather the head, which is thousands of times as large
+    logits_BV = policy.shard(logits_BV, policy.axes.batch_axis, policy.axes.vocab_axis)
     slots_S = jnp.arange(state.tokens_BS.shape[1])
     counts_BS = (slots_S >= state.first_B[:, None]) & (slots_S < state.slot)
     known_BS = jnp.where(counts_BS, state.tokens_BS, logits_BV.shape[-1])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.ops.lookup import Split, look_up
 from easydel.policy import Policy
 from easydel.tree import unfilled
 
@@ -37,16 +38,36 @@ def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
     return unfilled(shape, policy.param_dtype)
 
 
+# Products of fewer rows run on a TPU's vector unit, at a third of the speed of its matrix unit.
+ROWS = 8
+
+
+def _with_rows(x: jax.Array) -> jax.Array:
+    """Returns `x` [..., length, in] with zeros behind it, so that its length is enough for `ROWS` rows in all."""
+    length = -(-ROWS * x.shape[-2] * x.shape[-1] // x.size)
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length - x.shape[-2]), (0, 0)])
+
+
+def _moves_less(rows: int, outputs: int, inputs: int) -> bool:
+    """True if a product's rows and their sums over devices are fewer numbers than its kernel."""
+    return rows * (inputs + 2 * outputs) < inputs * outputs
+
+
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
     """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
+    if policy.platform == "tpu" and x.ndim > 1 and 0 < x.size < ROWS * x.shape[-1]:
+        return contract(_with_rows(x), kernel, policy)[..., : x.shape[-2], :]
     whole = policy.mesh is None or policy.mesh.size == 1
+    stays = not whole and x.ndim > 2 and x.shape[-2] == 1 and _moves_less(x.size // x.shape[-1], *kernel.shape)
+    x = policy.shard_tokens(x) if stays else x
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
     dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
     y = jax.lax.dot_general(
         rows.astype(policy.dtype), kernel.astype(policy.dtype), dimensions, precision=policy.precision
     )
-    return y.reshape(*x.shape[:-1], kernel.shape[0])
+    y = y.reshape(*x.shape[:-1], kernel.shape[0])
+    return policy.shard_tokens(y) if stays else y
 
 
 class Linear(nnx.Module):
@@ -79,20 +100,28 @@ class Float32Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of `embedding` [rows, features] by index; also the output head where the two are tied."""
+    """Rows of `embedding` [rows, features] by index; also the output head where the two are tied.
 
-    def __init__(self, rows: int, features: int, policy: Policy):
+    The rows are a vocabulary's `words`, or few.
+    """
+
+    def __init__(self, rows: int, features: int, policy: Policy, *, words: bool = False):
         self.embedding = parameter((rows, features), policy)
         self.embedding_scale: nnx.Param | None = nnx.data(None)
-        self.policy = policy
+        self.policy, self.words = policy, words
 
     def __call__(self, index: jax.Array) -> jax.Array:
-        # gathered from whole rows: a look-up in columns would be resharded by replicating it
-        table = self.policy.shard(self.embedding[...], self.policy.axes.vocab_axis, None)
-        rows = jnp.take(table, index, axis=0, mode="clip").astype(self.policy.dtype)
+        rows = look_up(self.embedding[...], index, self._split()).astype(self.policy.dtype)
         if self.embedding_scale is None:
             return rows
         return rows * jnp.take(self.embedding_scale[...], index, axis=0, mode="clip")[..., None].astype(rows.dtype)
+
+    def _split(self) -> Split | None:
+        mesh, axes = self.policy.mesh, self.policy.axes
+        if mesh is None:
+            return None
+        rows = axes.vocab_axis if self.words else None
+        return Split(mesh, rows, axes.hidden_axis, (axes.batch_axis, axes.sequence_axis))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products of `x` [..., features] with every row: tied logits."""

@@ -37,7 +37,7 @@ class TokenInputs:
 
 class TokenInputsModule(nnx.Module):
     def __init__(self, record: TokenInputs, features: int, layers: int, policy: Policy):
-        self.embed_tokens = Embedding(record.vocab, layers * record.width, policy)
+        self.embed_tokens = Embedding(record.vocab, layers * record.width, policy, words=True)
         self.projection = Linear(features, layers * record.width, policy)
         self.norm = record.norm.build(record.width, policy)
         self.record, self.features, self.layers = record, features, layers

@@ -64,7 +64,7 @@ class TowerModel(nnx.Module):
         embed = record.embed
         width = embed.width or features
         inner = features if embed.projected == "before" else width
-        self.embed_tokens = None if vocab is None else Embedding(vocab, width, policy)
+        self.embed_tokens = None if vocab is None else Embedding(vocab, width, policy, words=True)
         self.embed_positions = None if embed.positions is None else embed.positions.build(inner, policy)
         self.embed_types = Embedding(embed.types, inner, policy) if embed.types else None
         self.embed_tasks = Embedding(embed.tasks, inner, policy) if embed.tasks else None

@@ -67,7 +67,7 @@ def loss_sums(
         return own.record.logits(own.model, own.lm_head, hidden_BPD)
 
     groups = group_count(hidden_BTD.shape, model.policy, tokens)
-    summed = Summed(head, model.policy, z_weight).differentiable()
+    summed = Summed(head, model.policy, model.record.vocab, z_weight).differentiable()
     objective, nll = summed(parts, grouped(hidden_BTD, groups), grouped(targets_BT, groups, IGNORED))
     count = jnp.sum(targets_BT != IGNORED, dtype=jnp.float32)
     return LossSums(objective, jax.lax.stop_gradient(nll), count)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.policy import Policy
+from easydel.train.spread import WHOLE, Leaves, Share, spread
 from easydel.tree import Tree, flatten, unflatten
 
 # B batch, D model, V vocabulary, N groups, P tokens of a sequence in one group
@@ -47,6 +48,7 @@ class Summed:
 
     head: Head
     policy: Policy
+    rows: int
     z_weight: float
 
     def differentiable(self) -> Callable[[Tree, jax.Array, jax.Array], Sums]:
@@ -58,11 +60,14 @@ class Summed:
     def value(self, params: Tree, hidden_NBPD: jax.Array, targets_NBP: jax.Array) -> Sums:
         """Returns both sums where no gradient is wanted."""
 
-        def add(sums: Sums, group: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
-            objective, nll, _ = token_losses(self.logits(params, group[0]), group[1], self.z_weight)
-            return (sums[0] + jnp.sum(objective), sums[1] + jnp.sum(nll)), None
+        def sums(share: Share, wanted: Leaves, fixed: Leaves, hidden_NBPD: jax.Array, targets_NBP: jax.Array) -> Any:
+            def add(sums: Sums, group: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+                objective, nll, _ = token_losses(self._logits(fixed, group[0]), group[1], self.z_weight, share)
+                return (sums[0] + jnp.sum(objective), sums[1] + jnp.sum(nll)), None
 
-        return jax.lax.scan(add, (zero(), zero()), (hidden_NBPD, targets_NBP))[0]
+            return jax.lax.scan(add, (zero(), zero()), (hidden_NBPD, targets_NBP))[0], {}, None
+
+        return spread(sums, self.policy, self.rows)({}, flatten(params), hidden_NBPD, targets_NBP)[0]
 
     def forward(self, params: Tree, hidden: Any, targets: Any) -> tuple[Sums, Saved]:
         """Returns both sums, and gradients of the first; each leaf has a `value`, and tells if it is `perturbed`."""
@@ -70,20 +75,31 @@ class Summed:
         wanted = {path: leaf.value for path, leaf in leaves.items() if leaf.perturbed}
         fixed = {path: leaf.value for path, leaf in leaves.items() if not leaf.perturbed}
 
+        over_devices = spread(self.gradients, self.policy, self.rows)
+        sums, gradients, by_hidden = over_devices(wanted, fixed, hidden.value, targets.value)
+        dtypes = {path: jnp.zeros((), leaf.dtype) for path, leaf in wanted.items()}
+        return sums, Saved(gradients, by_hidden, dtypes, dict.fromkeys(fixed))
+
+    def gradients(
+        self, share: Share, wanted: Leaves, fixed: Leaves, hidden_NBPD: jax.Array, targets_NBP: jax.Array
+    ) -> Any:
+        """Returns both sums, and the first's gradients: by the parameters `wanted`, in float32, and by hidden states.
+
+        They are those of the vocabulary's `share`, except for the sums.
+        """
+
         def add(carry: Any, group: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
             sums, gradients = carry
-            logits, back = jax.vjp(lambda own, x: self.logits(unflatten(own | fixed), x), wanted, group[0])
-            objective, nll, by_logits = token_losses(logits, group[1], self.z_weight)
+            logits, back = jax.vjp(lambda own, x: self._logits({**own, **fixed}, x), wanted, group[0])
+            objective, nll, by_logits = token_losses(logits, group[1], self.z_weight, share)
             more, by_hidden = back(by_logits.astype(logits.dtype))  # the head's own products run in its dtype
             gradients = {path: gradients[path] + more[path].astype(jnp.float32) for path in gradients}
             return ((sums[0] + jnp.sum(objective), sums[1] + jnp.sum(nll)), gradients), by_hidden
 
         # float32: thousands of groups may add up
         zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in wanted.items()}
-        start = ((zero(), zero()), zeros)
-        (sums, gradients), by_hidden = jax.lax.scan(add, start, (hidden.value, targets.value))
-        dtypes = {path: jnp.zeros((), leaf.dtype) for path, leaf in wanted.items()}
-        return sums, Saved(gradients, by_hidden, dtypes, dict.fromkeys(fixed))
+        (sums, gradients), by_hidden = jax.lax.scan(add, ((zero(), zero()), zeros), (hidden_NBPD, targets_NBP))
+        return sums, gradients, by_hidden
 
     def backward(self, saved: Saved, by_sums: Sums) -> tuple[Tree, jax.Array, None]:
         """Returns the gradients of the first sum, times the one by it; None for fixed parameters and for targets."""
@@ -92,26 +108,28 @@ class Summed:
         by_hidden = (factor * saved.by_hidden).astype(saved.by_hidden.dtype)
         return unflatten({**by_params, **saved.fixed}), by_hidden, None
 
-    def logits(self, params: Tree, hidden_BPD: jax.Array) -> jax.Array:
-        """Returns logits [B, P, V] of one group, split over the mesh."""
-        axes = self.policy.axes
-        logits = self.head(params, self.policy.shard_hidden(hidden_BPD))
-        return self.policy.shard(logits, axes.batch_axis, axes.sequence_axis, axes.vocab_axis)
+    def _logits(self, params: Leaves, hidden_BPD: jax.Array) -> jax.Array:
+        return self.head(unflatten(params), hidden_BPD)
 
 
-def token_losses(logits: jax.Array, targets: jax.Array, z_weight: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns objective, negative log likelihood [...], and the first's gradient by `logits` [..., V], in float32."""
+def token_losses(
+    logits: jax.Array, targets: jax.Array, z_weight: float, share: Share = WHOLE
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns objective, negative log likelihood [...], and the first's gradient by `logits` [..., V], in float32.
+
+    `logits` are those of a vocabulary's `share`.
+    """
     logits = logits.astype(jnp.float32)  # sums over a vocabulary lose too much in 16 bits
-    counts = targets != IGNORED
-    chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
-    known = jnp.where(counts & ((targets < 0) | (targets >= logits.shape[-1])), jnp.nan, 1.0)
-    top = jnp.max(logits, axis=-1, keepdims=True)
+    counts, rows = targets != IGNORED, logits.shape[-1]
+    chosen = jnp.arange(rows) + share.first(rows) == targets[..., None]
+    known = jnp.where(counts & ((targets < 0) | (targets >= share.all(rows))), jnp.nan, 1.0)
+    top = share.max(jnp.max(logits, axis=-1, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0)  # as in logsumexp: an infinite logit makes the loss infinite, not NaN
     # XLA's CPU compiler would fuse the exponentials into their sum, at a tenth of the speed
     weights = jax.lax.optimization_barrier(jnp.exp(logits - top))
-    summed = jnp.sum(weights, axis=-1)
+    summed = share.sum(jnp.sum(weights, axis=-1))
     total = jnp.log(summed) + top[..., 0]
-    nll = jnp.where(counts, (total - jnp.sum(jnp.where(chosen, logits, 0), axis=-1)) * known, 0)
+    nll = jnp.where(counts, (total - share.sum(jnp.sum(jnp.where(chosen, logits, 0), axis=-1))) * known, 0)
     objective = nll + jnp.where(counts, z_weight * total**2, 0)
     gradient = weights * ((1 + 2 * z_weight * total) / summed)[..., None] - chosen
     return objective, nll, jnp.where(counts[..., None], gradient, 0)

@@ -5,19 +5,20 @@ It describes what `weights/execute.py` does, and reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import extent
+from easydel.weights.arena import ALIGNMENT
 from easydel.weights.blocks import memoryless
 from easydel.weights.coded import CodedTensor
-from easydel.weights.expressions import Copy, Index
+from easydel.weights.expressions import Copy, Expression, Index, Reshape, Rows, Source, Stack, chain
 from easydel.weights.fill import mappable
 from easydel.weights.formats.matrix import Turned
 from easydel.weights.plan import Plan
@@ -65,15 +66,95 @@ def read_steps(
     in `int8` are quantized on the way, over whole rows, whatever columns a device holds.
     """
     for path, expression in plan.expressions.items():
-        shape, counts = plan.shapes[path], list(splits[path])
-        if path in int8:
-            counts[-1] = 1
-        for index in _parts(shape, counts):
+        one = _Part(expression, plan.shapes[path], _counts(path, splits, int8), dtypes[path], path in int8)
+        yield from one.steps(plan, path)
+
+
+def bytes_by_action(
+    plan: Plan,
+    splits: Mapping[str, Sequence[int]],
+    dtypes: Mapping[str, np.dtype],
+    int8: Collection[str] = (),
+) -> dict[str, int]:
+    """Returns the bytes of files for each action: the sums over `read_steps`, computed once for parameters that agree.
+
+    A mixture's experts on hundreds of devices take millions of steps, of which few differ.
+    """
+    known: dict[Any, dict[str, int]] = {}
+    totals: dict[str, int] = {}
+    for path, expression in plan.expressions.items():
+        one = _Part(expression, plan.shapes[path], _counts(path, splits, int8), dtypes[path], path in int8)
+        for part in one.unstacked():
+            key = part.key(plan)
+            if key not in known:
+                known[key] = _summed((step.action, step.nbytes) for step in part.steps(plan, path))
+            for action, nbytes in known[key].items():
+                totals[action] = totals.get(action, 0) + nbytes
+    return totals
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A parameter, or one part of a stacked one, which is never `alone`: its bytes cannot be used where they lie.
+
+    It is split into `counts` equal parts in each dimension.
+    """
+
+    expression: Expression
+    shape: tuple[int, ...]
+    counts: tuple[int, ...]
+    dtype: np.dtype
+    int8: bool
+    alone: bool = True
+
+    def unstacked(self) -> Iterator[_Part]:
+        """Yields the parts that a stack consists of, however many devices its leading dimension is split over."""
+        if isinstance(self.expression, Stack):
+            for part in self.expression.of:
+                one = replace(self, expression=part, shape=self.shape[1:], counts=self.counts[1:], alone=False)
+                yield from one.unstacked()
+        else:
+            yield self
+
+    def steps(self, plan: Plan, path: str) -> Iterator[ReadStep]:
+        for index in _parts(self.shape, self.counts):
             sizes = tuple(part.stop - part.start for part in index)
-            mapped = path not in int8 and mappable(plan, path, index, dtypes[path]) is not None
-            for copy in expression.copies(index, memoryless(sizes)):
-                action: Action = "quantize" if path in int8 else "map" if mapped else _action(plan, copy, dtypes[path])
+            mapped = self.alone and not self.int8 and mappable(plan, path, index, self.dtype) is not None
+            for copy in self.expression.copies(index, memoryless(sizes)):
+                action: Action = "quantize" if self.int8 else "map" if mapped else _action(plan, copy, self.dtype)
                 yield _step(plan, path, index, copy, action)
+
+    def key(self, plan: Plan) -> Any:
+        """Returns what decides the bytes and actions of all steps; names and places in the file do not."""
+        forms = tuple(_form(one, plan) for one in chain(self.expression))
+        return forms, self.shape, self.counts, self.dtype, self.int8, self.alone
+
+
+def _form(expression: Expression, plan: Plan) -> Any:
+    if isinstance(expression, Rows):
+        return expression.index.tobytes(), expression.total, expression.dim
+    if isinstance(expression, Reshape):
+        return expression.theirs, expression.ours
+    if not isinstance(expression, Source):
+        return type(expression)
+    tensor = plan.tensors[expression.name]
+    if not isinstance(tensor, Tensor):
+        return expression.name
+    aligned = tensor.offset % ALIGNMENT
+    return tensor.shape, tensor.dtype, tensor.strides, tensor.encoding, tensor.source is None, aligned
+
+
+def _counts(path: str, splits: Mapping[str, Sequence[int]], int8: Collection[str]) -> tuple[int, ...]:
+    """Returns the number of parts in each dimension: int8 needs whole rows."""
+    counts = tuple(splits[path])
+    return (*counts[:-1], 1) if path in int8 else counts
+
+
+def _summed(steps: Iterable[tuple[str, int]]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for action, nbytes in steps:
+        totals[action] = totals.get(action, 0) + nbytes
+    return totals
 
 
 def _parts(shape: Sequence[int], counts: Sequence[int]) -> Iterator[Index]:

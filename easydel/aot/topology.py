@@ -1,0 +1,59 @@
+"""Chips, and meshes of them that the TPU compiler takes without their being there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from easydel.errors import ArgumentError
+from easydel.sharding import AXES
+from easydel.sharding.mesh import arranged, filled
+
+# What makes libtpu compile for chips that are absent: without them it would ask the network what it runs on.
+_ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peak rates of a device, per second, and the bytes of its memory; Google's figures for each TPU version.
+
+    `flops` are operations in bfloat16, `bandwidth` is to its memory, and `sends` is what all its links together carry
+    away from it: no way of communicating is faster, and one over a single mesh axis uses some links only.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+    sends: float
+
+
+CHIPS = {
+    "v4": Chip(275e12, 1228e9, 32e9, 300e9),
+    "v5e": Chip(197e12, 819e9, 16e9, 200e9),
+    "v5p": Chip(459e12, 2765e9, 95e9, 600e9),
+    "v6e": Chip(918e12, 1640e9, 32e9, 400e9),
+}
+
+
+def topology_mesh(name: str, dims: Sequence[int] = (1, -1, 1, 1)) -> Mesh:
+    """Returns a mesh of the TPU topology `name`, such as "v5e:2x4", whose devices can be compiled for but not run.
+
+    Raises ArgumentError if `libtpu` is not installed, or knows no such topology.
+    """
+    if find_spec("libtpu") is None:
+        raise ArgumentError("compiling for TPUs needs libtpu", hint="pip install 'easydel[tpu-plan]'")
+    from jax.experimental import topologies
+
+    for variable, value in _ALONE.items():
+        os.environ.setdefault(variable, value)
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (jax.errors.JaxRuntimeError, ValueError, KeyError) as error:
+        raise ArgumentError(f"{name!r} is no TPU topology", hint="it looks like v5e:4x4 or v5p:2x2x2") from error
+    sizes = filled(tuple(dims), len(devices))
+    return Mesh(arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,51 @@
+"""Models without weights, whose programs are compiled and never run: for 8 CPUs, or for TPUs that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh
+
+from easydel.aot.hlo import Collective, collectives
+from easydel.aot.lowering import placed_shapes
+from easydel.auto import choose_family
+from easydel.config import HFConfig
+from easydel.model import BaseNNXModule
+from easydel.policy import Policy
+from easydel.sharding import PartitionAxis
+from easydel.tree import Tree
+
+BF16 = jnp.dtype("bfloat16")
+needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+
+
+def llama(**sizes: Any) -> dict[str, Any]:
+    """The config of a small model, in which nothing else is as large as the head or the token vectors."""
+    small = {
+        "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 512,
+    }  # fmt: skip
+    return {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": False, **small, **sizes}
+
+
+def built(config: dict[str, Any], mesh: Mesh, axes: PartitionAxis | None = None, **policy: Any) -> tuple[Any, Tree]:
+    """The model of a config, in bfloat16, and its parameters as shapes split over the mesh."""
+    family = choose_family(HFConfig(config), encoder_decoder=False)
+    own = family.configured(HFConfig(config))
+    record, names = family.record(own)
+    policy = {"dtype": BF16, "param_dtype": BF16} | policy
+    axes = (axes or PartitionAxis()).resolve(mesh.axis_names)
+    model = BaseNNXModule(record, own, Policy(mesh=mesh, axes=axes, **policy), names)
+    return model, placed_shapes(model)
+
+
+def sent_by(model: Any, lowered: Any) -> list[Collective]:
+    return collectives(lowered.compile().as_text(), model.policy.mesh.shape)
+
+
+def as_large_as(elements: int, found: Sequence[Collective]) -> list[Collective]:
+    return [one for one in found if one.largest >= elements]

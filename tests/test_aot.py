@@ -1,0 +1,150 @@
+"""Compiled programs: what they send between devices and hold in memory, found without running them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from foretold import as_large_as, built, llama, needs_libtpu, sent_by
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from easydel.aot.hlo import Collective, collectives
+from easydel.aot.lowering import lower_step, lower_training
+from easydel.aot.topology import topology_mesh
+from easydel.errors import ArgumentError
+from easydel.ops.sampling import Rules, Sampling
+from easydel.sharding import make_mesh
+
+VOCAB = 4096
+NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
+COUNT, ENDS = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (2,)))
+KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
+
+
+def test_bytes_that_are_sent_count_once_for_each_run_of_a_loop():
+    mesh = make_mesh((1, 2, 4, 1))
+
+    def local(x: jax.Array) -> jax.Array:
+        def twice(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return jax.lax.psum(x, "tp") / 4, None
+
+        x, _ = jax.lax.scan(twice, x, None, length=5)
+        x = jax.lax.all_gather(x, "fsdp", tiled=True)
+        return jax.lax.psum_scatter(jax.lax.ppermute(x, "tp", [(0, 1), (1, 0)]), ("fsdp", "tp"), tiled=True)
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("fsdp"), out_specs=P(("fsdp", "tp")), check_vma=False)
+    x = jax.ShapeDtypeStruct((32, 6), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+    found = collectives(jax.jit(mapped).lower(x).compile().as_text(), mesh.shape)
+    assert sorted(found, key=lambda one: one.kind) == [
+        Collective("all-gather", ("fsdp",), sent=32 * 6 * 4 // 2, largest=32 * 6, times=1),
+        Collective("all-reduce", ("tp",), sent=2 * 16 * 6 * 4 * 3 // 4, largest=16 * 6, times=5),
+        Collective("collective-permute", ("tp",), sent=32 * 6 * 4, largest=32 * 6, times=1),
+        Collective("reduce-scatter", ("fsdp", "tp"), sent=4 * 6 * 4 * 7, largest=32 * 6, times=1),
+    ]
+
+
+TPU_TEXT = """
+%all-reduce-scatter.1 (input: bf16[32,16]) -> bf16[8,16] {
+  %all-reduce = bf16[32,16]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=3, replica_groups={{0,2,4,6},{1,3,5,7}}
+}
+%fused (p: bf16[4,16]) -> bf16[8,16] {
+  %ag = bf16[8,16]{1} all-gather(%p), channel_id=4, replica_groups=mesh['a'=4,'b'=2] {'b'}, attributes={chain_id="0"}
+}
+%body (p: (s32[])) -> (s32[]) {
+  %fusion.1 = bf16[8,16]{1,0} fusion(%p), kind=kOutput, calls=%all-reduce-scatter.1
+  %fusion.2 = bf16[8,16]{1,0} fusion(%p), kind=kLoop, calls=%fused
+  %start = (f32[4]{0}, f32[8]{0}, u32[], u32[]) all-gather-start(%q), channel_id=5, replica_groups=[2,4]<=[4,2]T(1,0)
+}
+%condition (p: (s32[])) -> pred[] {
+  %constant.3 = s32[]{:T(128)} constant(7)
+  ROOT %lt = pred[] compare(%element, %constant.3), direction=LT
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %fusion.3 = bf16[8,16]{1,0} fusion(%p), kind=kLoop, calls=%fused
+  %while.1 = (s32[]) while(%tuple), condition=%condition, body=%body
+}
+"""
+
+
+def test_what_tpu_programs_send_is_read_from_fusions_and_conditions_too():
+    """One operation in several fusions has one channel, and counts once."""
+    assert sorted(collectives(TPU_TEXT, {"fsdp": 4, "tp": 2}), key=lambda one: one.sent) == [
+        Collective("all-gather", ("fsdp",), sent=24, largest=8, times=7),
+        Collective("all-gather", ("tp",), sent=128, largest=128, times=8),
+        Collective("reduce-scatter", ("fsdp",), sent=768, largest=512, times=7),
+    ]
+
+
+RULES = {
+    "likeliest": Rules(),
+    "penalized": Rules(repetition_penalty=NUMBER, no_repeat_ngram_size=3, eos_E=ENDS, min_new_tokens=COUNT),
+    "top_k": Rules(Sampling(KEY, NUMBER, COUNT, NUMBER, None, candidates=50)),
+    "all": Rules(Sampling(KEY, NUMBER, None, NUMBER, NUMBER)),
+}
+
+
+@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (1, 4, 2, 1)], ids=str)
+def test_training_gathers_the_head_once_and_moves_its_gradient_once(dims: tuple[int, ...], quick_compilation: None):
+    """However many groups of tokens there are: here 8."""
+    mesh = make_mesh(dims)
+    model, params = built(llama(num_hidden_layers=1), mesh)
+    lowered = lower_training(model, params, optax.sgd(1e-3), 8, 64, tokens=8)
+    share, others = VOCAB * 64 // mesh.shape["tp"], (mesh.shape["fsdp"] - 1) / mesh.shape["fsdp"]
+    large = as_large_as(share, sent_by(model, lowered))
+    assert len(large) == 2, "nothing else is as large as a head, the token vectors and their gradient included"
+    assert sum(one.total for one in large) <= 2 * 4 * share * others  # CPUs gather bfloat16 as float32
+
+
+def test_what_cannot_be_compiled_for_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("easydel.aot.topology.find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match="tpu-plan"):
+        topology_mesh("v5e:2x4")
+
+
+# with the TPU compiler; it takes less time than LLVM
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", RULES)
+def test_choosing_a_token_moves_neither_head_nor_logits(name: str):
+    model, params = _tensor_parallel()
+    found = sent_by(model, lower_step(model, params, 8, 128, RULES[name]))
+    assert as_large_as(VOCAB, found) == []
+
+
+@needs_libtpu
+@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (2, 2, 2, 1)], ids=str)
+def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...]):
+    model, params = built(llama(hidden_size=512, intermediate_size=1024), topology_mesh("v5e:2x4", dims))
+    found = sent_by(model, lower_step(model, params, 8, 128))
+    assert as_large_as(512 * 512 // dims[2], found) == [], "what is as large as the smallest kernel"
+    assert sum(one.total for one in found) < 400_000, "of 14 million bytes"
+
+
+@cache
+def _tensor_parallel() -> Any:
+    return built(llama(), topology_mesh("v5e:2x4", (1, 1, 8, 1)))
+
+
+def cycles(lowered: Any) -> int:
+    """What XLA reckons a program takes: loops count once, and waiting for other devices does not count."""
+    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', lowered.compile().as_text())))
+
+
+@needs_libtpu
+def test_on_a_tpu_one_row_takes_no_longer_than_eight():
+    mesh = topology_mesh("v5e:2x2", (1, 1, 4, 1))
+    model, params = built(llama(hidden_size=1024, intermediate_size=2048, num_hidden_layers=1), mesh)
+    one, eight = (cycles(lower_step(model, params, batch, 128)) for batch in (1, 8))
+    assert one < 1.05 * eight
+
+
+@needs_libtpu
+def test_an_unknown_topology_is_refused():
+    with pytest.raises(ArgumentError, match="v9z:1x1"):
+        topology_mesh("v9z:1x1")
