@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -342,6 +343,20 @@ def test_packed_weights_of_the_language_model_are_refused(gemma: Path, tmp_path:
     rewritten(gemma, tmp_path, change=lambda config: config | {"text_config": config["text_config"] | packed})
     with pytest.raises(UnsupportedModelError, match="awq"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["in text_config", "outside"])
+def test_quantized_weights_of_the_language_model_are_read(gemma: Path, tmp_path: Path, inner: bool):
+    name = next(name for name in load_file(gemma / "model.safetensors") if name.endswith("layers.1.mlp.up_proj.weight"))
+    codes = np.full((load_file(gemma / "model.safetensors")[name].shape), 3, ml_dtypes.float8_e4m3fn)
+    added = {name: codes, name.replace("weight", "weight_scale"): np.full((), 0.25, np.float32)}
+    stated = {"quantization_config": {"quant_method": "fp8"}}
+
+    def change(config: Config) -> Config:
+        return config | ({"text_config": config["text_config"] | stated} if inner else stated)
+
+    params = flatten(load(rewritten(gemma, tmp_path, change=change, add=added))[1])
+    np.testing.assert_array_equal(params["model/layers/1/mlp/up_proj/kernel"], np.full(codes.shape, 0.75))
 
 
 def test_config_is_that_of_the_language_model(gemma: Path):

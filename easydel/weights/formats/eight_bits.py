@@ -17,17 +17,19 @@ BNB_LEVELS = 127
 
 def read_torchao(it: Unpacking) -> None:
     """Puts a matrix in the place of torchao's tensors, whose kinds the metadata of the files tells."""
+    it.drop("._weight_act_quant_scale", "._weight_act_quant_zero_point")
     for stem, code in it.ending("._weight_qdata"):
         it.take(code.name)
         scale, zero = it.take(f"{stem}._weight_scale"), it.take(f"{stem}._weight_zero_point")
+        gain = it.take(f"{stem}._weight_act_pre_scale")
         kind, block = _torchao_kind(it, f"{stem}.weight")
         if kind not in TORCHAO_KINDS:
             it.refuse(code, f"is torchao's {kind}, whose layout is not known here: {', '.join(TORCHAO_KINDS)} are")
         elif scale is None or code.dtype not in (np.int8, *FLOAT8):
             it.refuse(code, f"is {code.dtype}, expected int8 or float8 with a _weight_scale beside it")
         else:
-            pieces = Pieces(code, scale, block, zero=zero)
-            put(it, f"{stem}.weight", (code, scale, zero), pieces)
+            pieces = Pieces(code, scale, block, zero=zero, gain=gain)
+            put(it, f"{stem}.weight", (code, scale, zero, gain), pieces)
 
 
 def _torchao_kind(it: Unpacking, name: str) -> tuple[str, tuple[int | None, int | None]]:
