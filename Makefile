@@ -2,7 +2,7 @@
 # them stale, so the next run installs again.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test test-all fuzz keys demo dist lint format clean
+.PHONY: help test test-all fuzz keys models pictures demo dist lint format clean
 
 SHELL := /bin/bash
 VENV := .venv
@@ -38,6 +38,12 @@ fuzz: $(VENV)/.ready-test  ## load randomly damaged files of every format for te
 
 keys: $(VENV)/.ready-test  ## generate easydel/families/keys.json from transformers' config classes
 	$(BIN)/python scripts/make_keys.py
+
+models: $(VENV)/.ready-test  ## generate docs/models.md from the families
+	$(BIN)/python scripts/make_models.py
+
+pictures: $(VENV)/.ready-demo  ## record the README's pictures of the terminal
+	$(BIN)/python scripts/make_pictures.py
 
 demo: $(VENV)/.ready-demo  ## set up .venv without torch, then answer a question on 8 simulated devices
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/easydel generate "$(DEMO_PROMPT)" \

@@ -1,0 +1,60 @@
+"""What the documentation shows is so: its code runs, its links lead somewhere, its tables are up to date."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chats import PLAIN, save_chat_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    save_chat_model(folder, template=PLAIN)
+    return folder
+
+
+def run(code: str, model: Path) -> dict[str, Any]:
+    """The names that the code leaves behind, run with a tiny model in place of the real one."""
+    assert NAME in code
+    found: dict[str, Any] = {}
+    exec(compile(code.replace(NAME, str(model)), "docs", "exec"), found)
+    return found
+
+
+def test_the_first_code_of_the_readme_runs_as_it_stands(
+    model: Path, quick_compilation: None, capsys: pytest.CaptureFixture[str]
+):
+    first = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[0]
+    found = run(first, model)
+    assert found["tokenizer"].decode(found["out"].sequences[0, len(found["ids"]) :].tolist()) in capsys.readouterr().out
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compilation: None
+):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
+    found = run("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), model)
+    assert found["losses"][-1] < found["losses"][0]
+    assert "model.safetensors" in [file.name for file in (tmp_path / "quickstart-model").iterdir()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_table_of_models_is_up_to_date():
+    script = runpy.run_path(str(ROOT / "scripts" / "make_models.py"))
+    assert script["text"]() == (ROOT / "docs" / "models.md").read_text(), "run `make models`"
