@@ -33,7 +33,7 @@ def read_bitnet(it: Unpacking) -> None:
     kind, mode = it.settings.get("linear_class", "bitlinear"), it.settings.get("quantization_mode", "offline")
     refused = [
         f"{key}={it.settings[key]!r}"
-        for key, known in (("linear_class", kind in DIVISORS), ("quantization_mode", mode == "offline"))
+        for key, known in (("linear_class", kind in [*DIVISORS]), ("quantization_mode", mode == "offline"))
         if not known
     ]
     if it.settings.get("use_rms_norm"):  # a norm of its own before each matrix

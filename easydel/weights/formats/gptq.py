@@ -45,7 +45,7 @@ def read_gptq(it: Unpacking) -> None:
     name = it.settings.get("checkpoint_format") or it.settings.get("format") or "gptq"
     if it.settings.get("is_marlin_format"):
         name = "marlin"
-    if name not in LESS_ONE:
+    if not isinstance(name, str) or name not in LESS_ONE:
         raise UnsupportedModelError(
             f"the weights are GPTQ's in the format {shown(name)}, whose order of numbers is not known here",
             file=it.config,
@@ -57,6 +57,7 @@ def read_gptq(it: Unpacking) -> None:
 def read_auto_round(it: Unpacking) -> None:
     """Puts a matrix in the place of each packed weight, in whichever of its packings auto-round has written it."""
     packing = it.settings.get("packing_format") or "auto_round:auto_gptq"
+    packing = packing if isinstance(packing, str) else shown(packing)
     if packing in AUTO_ROUND_LESS_ONE:
         read_packed(it, less_one=AUTO_ROUND_LESS_ONE[packing])
     elif packing in OTHERS:
