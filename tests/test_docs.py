@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -47,6 +48,19 @@ def test_the_notebook_runs_from_top_to_bottom(
     found = run("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), model)
     assert found["losses"][-1] < found["losses"][0]
     assert "model.safetensors" in [file.name for file in (tmp_path / "quickstart-model").iterdir()]
+
+
+def test_files_that_are_shown_whole_are_as_shown():
+    files = {
+        file.read_text() for folder in ("easydel/families", "tests/cases") for file in (ROOT / folder).glob("*.py")
+    }
+    shown = [
+        dedent(code)
+        for page in PAGES
+        for code in re.findall(r'```python\n( *""".*?) *```', page.read_text(), re.DOTALL)
+    ]
+    assert len(shown) == 4
+    assert [code for code in shown if code not in files] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
