@@ -87,6 +87,17 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
     return CheckpointSource(path, config, checkpoint, unwrapped(tensors), manifest, identity)
 
 
+def is_quantized(path: Path) -> bool:
+    """True for a checkpoint whose weights a quantization library packed, or whose language model's weights."""
+    directory = path if path.is_dir() else path.parent
+    if path.suffix == ".gguf" or not (directory / "config.json").is_file():
+        return False
+    config = HFConfig.from_file(directory / "config.json")
+    inner = config.get("text_config")
+    configs = (config, inner) if isinstance(inner, HFConfig) else (config,)
+    return any(quantization(one, directory)[0] is not None for one in configs)
+
+
 def stored_dtype(source: CheckpointSource) -> jnp.dtype:
     """Returns the float dtype that holds most of the checkpoint's numbers; bfloat16 if that is a quantized form."""
     sizes: Counter[jnp.dtype] = Counter()

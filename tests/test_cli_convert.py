@@ -56,6 +56,18 @@ def test_verify_measures_how_far_apart_two_models_are(tiny: Path, monkeypatch: p
     assert facts["tolerance"] == pytest.approx(2e-4 * facts["max_reference"] + 1e-5)
 
 
+def test_quantized_weights_that_transformers_cannot_read_are_verified_and_exported_as_floats(tmp_path: Path):
+    packed = Path(__file__).parent / "formats" / "modelopt_int4_awq_llama"
+    facts = invoke_json("verify", packed)
+    assert (facts["passed"], facts["decoded"]) == (True, True)
+    assert invoke("export", packed, tmp_path / "out").exit_code == 0
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    with np.load(packed / "reference.npz") as weights:
+        name = next(name for name in weights if name.startswith("w:"))
+        np.testing.assert_array_equal(written[name[2:]], weights[name])
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
 def test_verify_without_torch_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("easydel.cli.verify.find_spec", lambda name: None)
     result = invoke("verify", tiny)

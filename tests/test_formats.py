@@ -37,7 +37,8 @@ Damage = Callable[[Scaled], object]
 
 @pytest.mark.parametrize("directory", CHECKPOINTS, ids=lambda path: path.name)
 def test_weights_and_logits_are_those_of_the_tool(directory: Path):
-    reference = np.load(directory / "reference.npz")
+    with np.load(directory / "reference.npz") as file:
+        reference = dict(file)
     tensors = open_source(directory, saved=False).tensors
     for name in (name for name in reference if name.startswith("w:")):
         weights = reference[name]

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,16 @@ Inputs = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences over all tokens that are not padding."""
+    """Differences over all tokens that are not padding.
+
+    If `decoded` is True, transformers got the weights as floats, decoded here: it cannot read how they are quantized.
+    """
 
     max_difference: float
     max_reference: float
     top1_agreement: float
     tokens: int
+    decoded: bool
 
     @property
     def tolerance(self) -> float:
@@ -40,7 +45,7 @@ class Comparison:
 def compare(path: Path, length: int) -> Comparison:
     """Compares both models' logits of the same random tokens."""
     inputs, ours = _our_logits(path, length)
-    theirs = _their_logits(path, inputs)
+    theirs, decoded = _reference(path, inputs)
     # a decoder does not see an encoder's padding, so all of its tokens count
     counted = np.ones(ours.shape[:2], bool) if DECODER_IDS in inputs else inputs["attention_mask"].astype(bool)
     ours, theirs = ours[counted], theirs[counted]
@@ -49,6 +54,7 @@ def compare(path: Path, length: int) -> Comparison:
         max_reference=float(np.abs(theirs).max()),
         top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
         tokens=int(counted.sum()),
+        decoded=decoded,
     )
 
 
@@ -63,6 +69,23 @@ def _our_logits(path: Path, length: int) -> tuple[Inputs, np.ndarray]:
     # transformers' encoders count positions from the left, padding or not
     mask[-1, slice(-PADDING, None) if DECODER_IDS in inputs else slice(PADDING)] = 0
     return inputs, np.asarray(model(**inputs).logits, np.float32)
+
+
+def _reference(path: Path, inputs: Inputs) -> tuple[np.ndarray, bool]:
+    """Returns transformers' logits, and whether they are of quantized weights that were decoded here."""
+    from easydel.auto import AutoEasyDeLModelForCausalLM
+    from easydel.source import is_quantized
+
+    try:
+        return _their_logits(path, inputs), False
+    except Exception:  # any error of another program
+        if not is_quantized(path):
+            raise
+    with TemporaryDirectory() as place:
+        model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path)
+        model.export(place, dtype="float32")
+        del model
+        return _their_logits(Path(place), inputs), True
 
 
 def _their_logits(path: Path, inputs: Inputs) -> np.ndarray:

@@ -25,17 +25,18 @@ def export(
 ) -> None:
     """Write a model as a Hugging Face checkpoint, which transformers loads.
 
-    Without --dtype, 16-bit weights stay as they are, bit for bit; those of mixed types and quantized ones (GGUF, int8)
-    become float32.
+    Without --dtype, 16-bit weights stay as they are, bit for bit; those of mixed types and quantized ones (GGUF, int8,
+    GPTQ and their like) become float32.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArgumentError("exists, and is not an empty directory", file=out, hint="choose another, or remove it")
     path = local_files(model, hub)
     from easydel.auto import AutoEasyDeLModelForCausalLM
     from easydel.checkpoint import find_checkpoint, open_checkpoint
+    from easydel.source import is_quantized
 
     stored = open_checkpoint(find_checkpoint(path))
-    chosen = full_dtype(dtype) if dtype else lossless_dtype(stored)
+    chosen = full_dtype(dtype) if dtype else "float32" if is_quantized(path) else lossless_dtype(stored)
     loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, param_dtype=chosen, from_torch=not is_saved(path))
     loaded.export(out, dtype=chosen)
     written = sum(file.stat().st_size for file in out.iterdir())

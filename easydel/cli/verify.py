@@ -46,6 +46,7 @@ def verify(
         print_facts({
             "largest difference": f"{result.max_difference:.3g}, allowed {result.tolerance:.3g}",
             "largest logit": f"{result.max_reference:.4g}",
+            "weights": "decoded here: transformers cannot read this format" if result.decoded else "read by both",
             "same first choice": f"{result.top1_agreement:.2%} of {result.tokens} tokens",
             "result": "pass" if result.passed else "FAIL",
         })  # fmt: skip
