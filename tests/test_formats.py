@@ -13,7 +13,7 @@ import numpy as np
 import packed_files
 import pytest
 from safetensors.numpy import save_file
-from scaled_files import FP8, WRITERS, Scaled
+from scaled_files import FP8, WRITERS, Scaled, fp8_codes, scales_of
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.checkpoint import open_checkpoint
@@ -80,6 +80,15 @@ def test_any_slice_is_the_slice_of_the_weights_that_a_layout_stands_for(kind: st
         kept = tensor.turned if isinstance(tensor, Turned) else tensor
         assert isinstance(kept, CodedTensor)
         assert_forms_parts(kept)
+
+
+def test_scales_of_blocks_may_have_dimensions_of_size_one_between(tmp_path: Path):
+    rng = np.random.default_rng(3)
+    codes, scales = fp8_codes(rng, 40, 300), scales_of(rng, 1, 1, 3, 1)
+    settings = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+    found = written(Scaled({"m.weight": codes, "m.weight_scale": scales}, settings, {}), tmp_path)["m.weight"]
+    wide = np.repeat(scales.reshape(1, 3), 128, axis=1)[:, :300]
+    np.testing.assert_allclose(found.read(), codes.astype(np.float32) * wide, rtol=3e-7)
 
 
 def test_numbers_looked_up_in_pairs_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

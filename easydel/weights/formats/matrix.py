@@ -126,7 +126,6 @@ class Pieces:
     block: tuple[int | None, int | None] = (None, None)
     scale_dims: tuple[int | None, ...] | None = None
     zero: Part | None = None
-    offset: Part | None = None
     factor: Part | None = None
     order: Tensor | None = None
     gain: Tensor | None = None
@@ -145,37 +144,16 @@ def put(it: Unpacking, name: str, stored: tuple[Tensor | None, ...], pieces: Pie
 
 def _matrix(name: str, stored: tuple[Tensor, ...], pieces: Pieces) -> Matrix | str:
     """Returns the matrix, or the reason why its pieces do not fit."""
-    shape = pieces.code.shape
-    if len(shape) < 2 or 0 in shape:
-        return f"is {list(shape)}, expected a matrix"
-    if pieces.scale.dtype not in (*SCALES, np.dtype(np.uint8)):
-        return f"has scales that are {pieces.scale.dtype}, expected floating-point numbers or exponents"
-    scale = _arranged(pieces.scale, len(shape), pieces.scale_dims)
-    if prod(scale.shape) != prod(pieces.scale.shape):
-        return f"is {list(shape)}, its scales are {list(pieces.scale.shape)}, of other dimensions"
-    found = block_of(shape, scale.shape, pieces.block)
-    if isinstance(found, str):
-        return found
-    shift = pieces.zero if pieces.zero is not None else pieces.offset
-    form = Form(
-        pieces.code.dtype, found, shift="zero" if pieces.zero is not None else "offset" if shift is not None else ""
-    )
-    if shift is not None and shift.shape != scale.shape:
-        return f"has zero points {list(shift.shape)}, expected {list(scale.shape)} like its scales"
-    factor = pieces.factor
+    shape, scale, factor = pieces.code.shape, _arranged(pieces), pieces.factor
     if factor is not None and len(shape) == 2 and prod(factor.shape) == 1:
         factor = Arranged(factor, ())
-    if factor is not None and factor.shape != shape[:-2]:
-        return f"has a global scale {list(factor.shape)}, expected {list(shape[:-2])}"
-    if shift is not None and not (np.issubdtype(shift.dtype, np.integer) or shift.dtype in INTEGERS):
-        return f"has zero points that are {shift.dtype}, expected integers"
-    for part, dtypes in ((pieces.order, GROUPS), (pieces.gain, SCALES), (pieces.factor, SCALES)):
-        if part is not None and part.dtype not in dtypes:
-            return f"has a part that is {part.dtype} beside it, expected one of {', '.join(map(str, dtypes))}"
-    for columns in (pieces.order, pieces.gain):
-        if columns is not None and columns.shape != shape[-1:]:
-            return f"has {columns.name} {list(columns.shape)}, expected {list(shape[-1:])}"
-    matrix = Matrix(name, form, stored, pieces.code, scale, shift, factor, pieces.order, pieces.gain)
+    block = block_of(shape, scale.shape, pieces.block)
+    if problem := _dtype_problem(pieces) or _shape_problem(pieces, scale, factor):
+        return problem
+    if isinstance(block, str):
+        return block
+    form = Form(pieces.code.dtype, block, shift="" if pieces.zero is None else "zero")
+    matrix = Matrix(name, form, stored, pieces.code, scale, pieces.zero, factor, pieces.order, pieces.gain)
     if pieces.order is not None and pieces.order.source is None:
         try:
             matrix.groups(slice(0, shape[-1]))
@@ -184,14 +162,39 @@ def _matrix(name: str, stored: tuple[Tensor, ...], pieces: Pieces) -> Matrix | s
     return matrix
 
 
-def _arranged(scale: Part, ndim: int, dims: tuple[int | None, ...] | None) -> Part:
+def _dtype_problem(pieces: Pieces) -> str | None:
+    if pieces.scale.dtype not in (*SCALES, np.dtype(np.uint8)):
+        return f"has scales that are {pieces.scale.dtype}, expected floating-point numbers or exponents"
+    if (zero := pieces.zero) is not None and not (np.issubdtype(zero.dtype, np.integer) or zero.dtype in INTEGERS):
+        return f"has zero points that are {zero.dtype}, expected integers"
+    for part, dtypes in ((pieces.order, GROUPS), (pieces.gain, SCALES), (pieces.factor, SCALES)):
+        if part is not None and part.dtype not in dtypes:
+            return f"has a part that is {part.dtype} beside it, expected one of {', '.join(map(str, dtypes))}"
+    return None
+
+
+def _shape_problem(pieces: Pieces, scale: Part, factor: Part | None) -> str | None:
+    shape = pieces.code.shape
+    if len(shape) < 2 or 0 in shape:
+        return f"is {list(shape)}, expected a matrix"
+    if prod(scale.shape) != prod(pieces.scale.shape):
+        return f"is {list(shape)}, its scales are {list(pieces.scale.shape)}, of other dimensions"
+    if pieces.zero is not None and pieces.zero.shape != scale.shape:
+        return f"has zero points {list(pieces.zero.shape)}, expected {list(scale.shape)} like its scales"
+    if factor is not None and factor.shape != shape[:-2]:
+        return f"has a global scale {list(factor.shape)}, expected {list(shape[:-2])}"
+    for columns in (pieces.order, pieces.gain):
+        if columns is not None and columns.shape != shape[-1:]:
+            return f"has {columns.name} {list(columns.shape)}, expected {list(shape[-1:])}"
+    return None
+
+
+def _arranged(pieces: Pieces) -> Part:
     """Returns scales with as many dimensions as the matrix: those that the file leaves out are the last."""
-    own = len(scale.shape)
-    if dims is None and own > ndim:  # [rows, 1, columns, 1]
-        kept = [dim for dim in range(own) if scale.shape[dim] != 1]
-        dims = (*kept, *[None] * (ndim - len(kept))) if len(kept) <= ndim else tuple(range(own))
-    elif dims is None:
-        dims = with_units(scale, ndim)
+    scale, own, ndim = pieces.scale, len(pieces.scale.shape), len(pieces.code.shape)
+    dims = pieces.scale_dims
+    if dims is None:  # ModelOpt writes blocks as [rows, 1, columns, 1]
+        dims = tuple(range(0, own, 2)) if own == 2 * ndim else with_units(scale, ndim)
     part: Part = scale if dims == tuple(range(own)) else Arranged(scale, dims)
     return viewed(part, EXPONENT) if scale.dtype == np.uint8 else part
 

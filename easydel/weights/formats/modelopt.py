@@ -40,8 +40,10 @@ def _pieces(weight: Tensor, scale: Tensor, total: Tensor | None, stated: object)
     if weight.dtype in FLOAT8:
         if total is not None:
             return "has a second scale, which no weights of 8 bits have"
-        exponents = scale.dtype == np.uint8
-        return Pieces(weight, scale, (1, MX_COLUMNS) if exponents else if_fitting(weight.shape, scale.shape, BLOCK))
+        if scale.dtype == np.uint8:
+            return Pieces(weight, scale, (1, MX_COLUMNS))
+        blocks = scale.shape[::2] if len(scale.shape) == 2 * len(weight.shape) else scale.shape  # [rows, 1, columns, 1]
+        return Pieces(weight, scale, if_fitting(weight.shape, blocks, BLOCK))
     if scale.dtype == np.uint8:
         return Pieces(fp4(weight), scale, (1, MX_COLUMNS))
     if scale.dtype == ml_dtypes.float8_e4m3fn:
