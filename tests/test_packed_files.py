@@ -123,6 +123,7 @@ DAMAGED = [
     ("bnb-nf4", cut("weight"), "m.weight", "has 319 bytes, expected 320"),
     ("bnb-nf4", cut("weight.absmax"), "m.weight", "its absmax is"),
     ("bnb-nf4", lacking("weight.quant_map"), STATE, "lacks m.weight, absmax and quant_map"),
+    ("bnb-nf4", filled("weight.quant_map", np.nan), "m.weight", "its quant_map has NaN or Inf"),
     ("bnb-odd", cut("weight.nested_absmax"), "m.weight", "its nested_absmax is"),
     ("bnb-odd", lacking("weight.nested_quant_map"), "m.weight", "its absmax is uint8, expected float32"),
     ("bnb-nf4", stated(shape=[5, 129]), "m.weight", "has 320 bytes, expected 323"),

@@ -339,9 +339,9 @@ def test_a_broken_text_config_is_a_config_error(gemma: Path, tmp_path: Path, tex
 
 
 def test_packed_weights_of_the_language_model_are_refused(gemma: Path, tmp_path: Path):
-    packed = {"quantization_config": {"quant_method": "awq"}}
+    packed = {"quantization_config": {"quant_method": "aqlm"}}
     rewritten(gemma, tmp_path, change=lambda config: config | {"text_config": config["text_config"] | packed})
-    with pytest.raises(UnsupportedModelError, match="awq"):
+    with pytest.raises(UnsupportedModelError, match="aqlm"):
         load(tmp_path)
 
 

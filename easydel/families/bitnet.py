@@ -1,7 +1,7 @@
 """BitNet b1.58 (Ma et al. 2025, arXiv:2504.12285): norms before the last projection of each part, gated squared ReLUs.
 
-Weights are plain floats here. Files with packed ternary weights, and files that want weights and activations rounded
-during the computation, are refused like all files of quantization libraries.
+Weights are floats or packed ternary ones. Activations are not rounded, and files that want weights rounded during the
+computation ("online") are refused.
 """
 
 from easydel.families import llama as base

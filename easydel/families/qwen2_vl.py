@@ -10,7 +10,7 @@ from easydel.config import HFConfig
 from easydel.keys import Keys
 from easydel.multimodal import completed, nested
 
-VISUAL = (r"(model\.)?visual\..*",)
+VISUAL = (r"(model\.)?visual\..*", r"vision_tower\..*")  # the second: mlx-vlm's name for it
 NOT_TEXT = ("text_config", "vision_config", "model_type", "architectures")
 SECTIONS = ("mrope_section", "mrope_interleaved")
 

@@ -126,6 +126,8 @@ class Stored:
         blocks = -(-count // self.size)
         yield from misshapen(self.absmax, "its absmax is", (blocks,), FLOAT32 if nested is None else BYTE)
         yield from misshapen(self.quant_map, "its quant_map is", (1 << BITS,), FLOAT32)
+        if self.quant_map.dtype == FLOAT32 and not np.isfinite(self.quant_map.read()).all():
+            yield "its quant_map has NaN or Inf"
         if nested is not None:
             yield from misshapen(nested.absmax, "its nested_absmax is", (-(-blocks // nested.size),), FLOAT32)
             yield from misshapen(nested.quant_map, "its nested_quant_map is", (NESTED_MAP,), FLOAT32)
