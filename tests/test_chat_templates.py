@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from easydel import ArgumentError, ConfigError
 from easydel.tokenizer import Tokenizer, chat, load_tokenizer
-from easydel.tokenizer.saving import save_tokenizer
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -46,15 +45,6 @@ def test_chat_template_renders_as_in_transformers(folder: Path, ours: Tokenizer,
     expected = theirs.apply_chat_template(CHAT, tokenize=False, **options)
     assert ours.render_chat(CHAT, **options) == expected
     assert ours.apply_chat_template(CHAT, **options) == theirs.apply_chat_template(CHAT, **options)["input_ids"]
-
-
-def test_a_tokenizer_that_is_written_is_the_same_again(folder: Path, ours: Tokenizer, tmp_path: Path):
-    save_tokenizer(ours, tmp_path)
-    again, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    ids = ours.apply_chat_template(CHAT)
-    assert again.apply_chat_template(CHAT) == theirs.apply_chat_template(CHAT)["input_ids"] == ids
-    assert again.decode(ids) == ours.decode(ids)
-    assert (again.special_tokens, again.eos_token_id) == (ours.special_tokens, theirs.eos_token_id)
 
 
 def test_the_arguments_of_transformers_mean_the_same(bpe: Path):

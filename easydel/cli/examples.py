@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from easydel.tokenizer import Tokenizer
     from easydel.train.examples import Encoded
     from easydel.train.rows import Source
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The tokens of a file, by a model's tokenizer, and the token that separates its documents if they are separate."""
+    """The tokens of a file, and the token that separates its documents if they are separate."""
 
     encoded: Encoded
-    tokenizer: Tokenizer
     document_end: int | None
 
 
@@ -32,7 +30,7 @@ def read_examples(model: Path, file: Path, *, separate: bool) -> Examples:
     end = tokenizer.eos_token_id
     if end is None and separate:
         raise ArgumentError("--separate-documents needs a tokenizer with an end of sequence", file=model)
-    return Examples(encoded(file, tokenizer), tokenizer, end if separate else None)
+    return Examples(encoded(file, tokenizer), end if separate else None)
 
 
 def told(source: Source) -> str:

@@ -17,7 +17,6 @@ from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
     from easydel.model import BaseNNXModule
-    from easydel.tokenizer import Tokenizer
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 
@@ -141,7 +140,7 @@ def train(
     trainer = Trainer(loaded, params, optimization, learned, out, settings, identity=identity, evaluation=held)
     print(f"{told(trainer.source)}: {trainer.steps:,} steps of {course.batch}", file=sys.stderr)
     state = trainer.run()
-    result = _write(loaded, examples.tokenizer, out, adapters)
+    result = _write(loaded, out, adapters)
     print(f"{int(state.count)} steps, {_losses(out, int(state.count))}, wrote {result}", file=sys.stderr)
 
 
@@ -167,16 +166,13 @@ def _check_packages() -> None:
         needed(package)
 
 
-def _write(model: BaseNNXModule, tokenizer: Tokenizer, out: Path, adapters: Adapters) -> Path:
+def _write(model: BaseNNXModule, out: Path, adapters: Adapters) -> Path:
     from easydel.lora import save_adapters
-    from easydel.tokenizer.saving import save_tokenizer
 
     if adapters.lora_rank is not None:
         save_adapters(model, out / ADAPTER_FOLDER)
         return out / ADAPTER_FOLDER
     model.export(out / MODEL_FOLDER)
-    if not (out / MODEL_FOLDER / "tokenizer_config.json").is_file():  # a GGUF file holds one, but no file of it to copy
-        save_tokenizer(tokenizer, out / MODEL_FOLDER)
     return out / MODEL_FOLDER
 
 
