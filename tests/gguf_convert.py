@@ -46,6 +46,11 @@ KEYS = {
     "ssm.conv_kernel": ("conv_kernel",),
     "ssm.state_size": ("state_size",),
     "ssm.group_count": ("n_groups",),
+    "attention.shared_kv_layers": ("num_kv_shared_layers",),
+    "embedding_length_per_layer_input": ("hidden_size_per_layer_input",),
+    "altup.active_idx": ("altup_active_idx",),
+    "altup.num_inputs": ("altup_num_inputs",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
     "use_parallel_residual": ("use_parallel_residual",),
 }
 
@@ -94,7 +99,7 @@ def stacked(arrays: dict[str, np.ndarray]) -> Arrays:
     """Tensors, with the experts of a layer as one."""
     experts: dict[str, list[np.ndarray]] = {}
     for name in sorted(arrays, key=lambda name: [int(n) if n.isdigit() else 0 for n in name.split(".")]):
-        merged = re.sub(r"experts\.\d+\.", "experts.", name)
+        merged = re.sub(r"(experts|altup_projections|altup_unembed_projections)\.\d+\.", r"\1.", name)
         if merged == name:
             yield name, arrays[name]
         else:
@@ -146,6 +151,8 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             yield f"blk.{layer}.ffn_down_exps.weight", array.swapaxes(1, 2)
         elif name.endswith("down_proj_bias"):
             yield f"blk.{layer}.ffn_down_exps.bias", array
+        elif name.endswith("correct_output_scale"):
+            yield f"blk.{layer}.altup_correct_scale.weight", array
         elif name.endswith("sinks"):
             yield f"blk.{layer}.attn_sinks.weight", array
         elif name.endswith(("correction_bias", "expert_bias")):

@@ -30,6 +30,11 @@ _GEMMA = {
 }
 _FFN_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")  # of parts: OLMo 2 and EXAONE 4 have none before
+_GEMMA3N = (
+    *(f"altup.{name}" for name in ("correction_coefs", "modality_router", "prediction_coefs", "router_norm")),
+    *(f"laurel.{name}" for name in ("linear_left", "linear_right", "post_laurel_norm")),
+    *("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"),
+)
 _GPT2 = {
     "context_length": "n_positions",
     "block_count": "n_layer",
@@ -122,6 +127,26 @@ DENSE: dict[str, Architecture] = {
         _GEMMA,
         constants=_GELU,
         changes=ONE_MORE,
+    ),
+    "gemma3n": Architecture(
+        "gemma3n_text",
+        (
+            *("model.embed_tokens_per_layer", "model.per_layer_model_projection", "model.per_layer_projection_norm"),
+            *decoder(*NORMS, *_FFN_NORMS, *ATTENTION, *QK_NORMS, *GLU, *_GEMMA3N),
+        ),
+        {
+            **_GEMMA,
+            "attention.shared_kv_layers": "num_kv_shared_layers",
+            "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+            "altup.active_idx": "altup_active_idx",
+            "altup.num_inputs": "altup_num_inputs",
+        },
+        constants=_GELU,
+        exact={
+            "blk.{}.altup_correct_scale.weight": "model.layers.{}.altup.correct_output_scale",
+            "altup_proj.weight": "model.altup_projections.{}.weight",
+            "altup_unembd_proj.weight": "model.altup_unembed_projections.{}.weight",
+        },
     ),
     "phi2": Architecture(
         "phi",

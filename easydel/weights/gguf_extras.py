@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any
 
 from easydel.weights.gguf_metadata import Metadata
@@ -10,6 +11,7 @@ from easydel.weights.gguf_metadata import Metadata
 Extra = Callable[[Metadata, Mapping[str, Any]], dict[str, Any]]
 FULL, SLIDING = "full_attention", "sliding_attention"
 _GEMMA3_PATTERN = 6  # every sixth layer sees everything; llama.cpp has the number in its code, too
+_GEMMA3N_PATTERN = 5
 _PATTERN = 4  # of Cohere 2, EXAONE 4 and OLMo 3, likewise
 _MSCALE = 0.1  # YaRN's attention factor is 1 + 0.1 mscale ln(factor): files hold the product of both
 
@@ -48,6 +50,19 @@ def _gemma3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
         **every_nth(_GEMMA3_PATTERN)(metadata, config),
         "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10000.0),
         **_gemma_attention(config, largest=62),
+    }
+
+
+def _gemma3n(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of activations that is cut off is stored as that share's quantile of a normal distribution."""
+    layers, tensors = config["num_hidden_layers"], metadata.tensors
+    quantiles = metadata.by_layer("activation_sparsity_scale", layers) or [float("-inf")] * layers
+    shapes = {"laurel_rank": "blk.0.laurel_l.weight", "vocab_size_per_layer_input": "per_layer_token_embd.weight"}
+    return {
+        **every_nth(_GEMMA3N_PATTERN)(metadata, config),
+        "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10000.0),
+        "activation_sparsity_pattern": [round(NormalDist().cdf(quantile), 4) for quantile in quantiles],
+        **{key: tensors[name].shape[0] for key, name in shapes.items() if name in tensors},
     }
 
 
@@ -126,6 +141,7 @@ def _gpt_oss(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
 EXTRAS: Mapping[str, Extra] = {
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
+    "gemma3n_text": _gemma3n,
     "phi3": _phi3,
     "stablelm": _stablelm,
     "qwen2_moe": _qwen2moe,
