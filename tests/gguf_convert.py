@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
+PERMUTED = ("llama", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee")
+MAMBA2 = ("mamba2", "granitehybrid")
 Arrays = Iterator[tuple[str, np.ndarray]]
 # config key -> metadata key, as the converters' base class writes them, and those of single models
 KEYS = {
@@ -43,9 +45,9 @@ KEYS = {
     "leading_dense_block_count": ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
     "interleave_moe_layer_step": ("moe_layer_interval",),
     "shortconv.l_cache": ("conv_L_cache",),
-    "ssm.conv_kernel": ("conv_kernel",),
-    "ssm.state_size": ("state_size",),
-    "ssm.group_count": ("n_groups",),
+    "ssm.conv_kernel": ("conv_kernel", "mamba_d_conv"),
+    "ssm.state_size": ("state_size", "mamba_d_state"),
+    "ssm.group_count": ("n_groups", "mamba_n_groups"),
     "attention.shared_kv_layers": ("num_kv_shared_layers",),
     "embedding_length_per_layer_input": ("hidden_size_per_layer_input",),
     "altup.active_idx": ("altup_active_idx",),
@@ -111,7 +113,10 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
     for name, array in arrays:
         layer = next((part for part in name.split(".") if part.isdigit()), "")
         stem = name.rpartition(".")[0].rpartition(".")[2]
-        if arch in ("llama", "olmo", "granite", "granitemoe", "smollm3", "arcee") and stem in ("q_proj", "k_proj"):
+        if arch in ("llama", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee") and stem in (
+            "q_proj",
+            "k_proj",
+        ):
             heads = config.num_attention_heads if stem == "q_proj" else config.num_key_value_heads
             yield name, array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
         elif arch == "nemotron" and name.endswith("norm.weight"):
@@ -129,19 +134,21 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             yield name, np.concatenate([part.reshape(-1, array.shape[1]) for part in parts])
         elif name.endswith("A_log"):
             values = -np.exp(array)
-            yield f"blk.{layer}.ssm_a", values[:, None] if arch == "mamba2" else values
+            yield f"blk.{layer}.ssm_a", values[:, None] if arch in MAMBA2 else values
         elif name.endswith("mixer.D"):
-            yield f"blk.{layer}.ssm_d", array[:, None] if arch == "mamba2" else array
+            yield f"blk.{layer}.ssm_d", array[:, None] if arch in MAMBA2 else array
         elif name.endswith("dt_bias"):
             yield f"blk.{layer}.ssm_dt.bias", array
-        elif name.endswith("mixer.norm.weight"):
-            yield name, array.reshape(config.n_groups, -1)
+        elif name.endswith(("mixer.norm.weight", "mamba.norm.weight")):
+            yield name, array.reshape(getattr(config, "n_groups", None) or config.mamba_n_groups, -1)
         elif name.endswith(("conv1d.weight", "conv.conv.weight")):
             yield name, array[:, 0]
-        elif name.endswith(("input_linear.weight", "shared_mlp.input_linear.weight")):
-            kind = "shexp" if "shared_mlp" in name else "exps"
+        elif name.endswith("input_linear.weight"):
+            kind = "_exps" if "shared_mlp" not in name else "_shexp" if config.num_local_experts else ""
             for part, half in zip(("gate", "up"), np.split(array, 2, axis=-2), strict=True):
-                yield f"blk.{layer}.ffn_{part}_{kind}.weight", half
+                yield f"blk.{layer}.ffn_{part}{kind}.weight", half
+        elif name.endswith("shared_mlp.output_linear.weight") and not config.num_local_experts:
+            yield f"blk.{layer}.ffn_down.weight", array
         elif "gate_up_proj" in name and arch == "gpt-oss":
             leaf = "bias" if name.endswith("bias") else "weight"
             array = array if leaf == "bias" else array.swapaxes(1, 2)

@@ -61,6 +61,17 @@ MAMBA = {
     "feed_forward_length": 0,
     "context_length": 1 << 20,
 }
+SSM = {
+    "ssm.inner_size": 96,
+    "ssm.time_step_rank": 6,
+    "attention.head_count_kv": [0, 2, 0],
+    "rope.scaling.finetuned": False,
+    "expert_weights_norm": None,
+}
+HYBRID = SIZES | MULTIPLIED
+HYBRID |= {"layer_types": ["linear_attention", FULL, "linear_attention"], "shared_intermediate_size": 56}
+HYBRID |= {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 5, "mamba_expand": 2}
+NOPE = {"position_embedding_type": "nope"}
 CONV = {"layer_types": ["conv", FULL, "conv"]}
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096}
 UNSCALED = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0}
@@ -155,6 +166,19 @@ ROWS = [
     row("olmoe", "olmoe", {}, EXPERTS, num_experts=6),
     row("granitemoe", "granitemoe", {}, EXPERTS, num_local_experts=5, **MULTIPLIED),
     row("granitemoe", "granitemoeshared", {}, EXPERTS, num_local_experts=5, shared_intermediate_size=28, **MULTIPLIED),
+    row(
+        "granitehybrid", "granitemoehybrid", SSM, HYBRID | EXPERTS, num_local_experts=5, position_embedding_type="nope"
+    ),
+    row(
+        "granitehybrid",
+        "granitemoehybrid",
+        SSM | {"rope.scaling.finetuned": True},
+        HYBRID,
+        num_local_experts=0,
+        position_embedding_type="rope",
+        attention_bias=True,
+        mamba_conv_bias=False,
+    ),
     row("ernie4_5-moe", "ernie4_5_moe", {}, MOE, moe_num_experts=5, moe_k=2, moe_num_shared_experts=2),
     row(
         "hunyuan-moe",

@@ -17,6 +17,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "llama": ("expert_count", "llama with experts"),
     "olmo2": ("attention.sliding_window", "olmo2 with windows"),
     "granitemoe": ("expert_shared_feed_forward_length", "granitemoe with shared experts"),
+    "granitehybrid": ("expert_count", "granitehybrid with experts"),
     "mamba": ("ssm.dt_b_c_rms", "mamba with norms"),
     "falcon": ("blk.0.attn_norm_2.weight", "falcon with two norms"),
 }

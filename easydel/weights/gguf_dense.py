@@ -74,6 +74,12 @@ _MAMBA = {
     "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
 }
 _MAMBA_MODULES = ("norm", *(f"mixer.{name}" for name in ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")))
+SSM_CHANGES = {  # of Mamba 2
+    r"ssm_a": exponential,
+    r"ssm_d": flat,
+    r"ssm_norm\.weight": flat,
+    r"ssm_conv1d\.weight": convolution,
+}
 _HEADS = ("attention.head_count_kv", "attention.key_length")
 _NO_ATTENTION = ("context_length", "feed_forward_length", "attention.head_count")
 CONV = {
@@ -365,12 +371,7 @@ DENSE: dict[str, Architecture] = {
             "blk.{}.ssm_d": "backbone.layers.{}.mixer.D",
             "blk.{}.ssm_dt.bias": "backbone.layers.{}.mixer.dt_bias",
         },
-        changes={
-            r"ssm_a": exponential,
-            r"ssm_d": flat,
-            r"ssm_norm\.weight": flat,
-            r"ssm_conv1d\.weight": convolution,
-        },
+        changes=SSM_CHANGES,
         ignored=_NO_ATTENTION,
         rotary=None,
     ),

@@ -106,6 +106,27 @@ def _mamba2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"head_dim": inner // heads, "expand": inner / config["hidden_size"]}
 
 
+def _granitehybrid(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer without keys of attention is Mamba 2; "finetuned" says whether attention rotates."""
+    layers, inner, heads = config["num_hidden_layers"], metadata.number("ssm.inner_size"), config["mamba_n_heads"]
+    kv = metadata.by_layer("attention.head_count_kv", layers) or [metadata.number("attention.head_count_kv")] * layers
+    names = metadata.tensors
+    biases = {
+        "attention_bias": "attn_q.bias",
+        "mamba_conv_bias": "ssm_conv1d.bias",
+        "mamba_proj_bias": "ssm_in.bias",
+    }
+    found = {key: any(name.endswith(bias) for name in names) for key, bias in biases.items()}
+    return {
+        **(found if metadata.known else {}),
+        "layer_types": [FULL if count else "linear_attention" for count in kv],
+        "num_key_value_heads": max(kv),
+        "mamba_d_head": inner // heads,
+        "mamba_expand": inner // config["hidden_size"],
+        "position_embedding_type": "rope" if metadata.get("rope.scaling.finetuned", True) else "nope",
+    }
+
+
 def _lfm2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """A layer without keys of attention is a short convolution."""
     layers = config["num_hidden_layers"]
@@ -149,6 +170,7 @@ EXTRAS: Mapping[str, Extra] = {
     "falcon": _falcon,
     "mpt": _mpt,
     "gpt_bigcode": _starcoder,
+    "granitemoehybrid": _granitehybrid,
     "mamba2": _mamba2,
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2,

@@ -16,7 +16,7 @@ from easydel.weights.gguf_architecture import (
     decoder,
     experts,
 )
-from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE
+from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE, SSM_CHANGES
 from easydel.weights.gguf_tensors import after, latent, row, transposed, woven
 
 _EXPERTS = experts("mlp.experts", *GATED)
@@ -57,6 +57,21 @@ _SHARED = (*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.s
 _CORRECTED = {"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.gate.e_score_correction_bias"}
 _GATE_UP = ("ffn_gate_exps.weight", "ffn_up_exps.weight", after)
 _GRANITE_MODULES = decoder(*NORMS, *ATTENTION, "block_sparse_moe.output_linear", "block_sparse_moe.router.layer")
+_SHARED_GATE_UP = ("ffn_gate_shexp.weight", "ffn_up_shexp.weight", after)
+_GRANITE_SSM = {
+    **{key: theirs for key, theirs in GRANITE.items() if "head_count_kv" not in key and "key_length" not in key},
+    "expert_shared_feed_forward_length": "shared_intermediate_size",
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.state_size": "mamba_d_state",
+    "ssm.group_count": "mamba_n_groups",
+    "ssm.time_step_rank": "mamba_n_heads",
+}
+_SSM_MODULES = tuple(f"model.layers.{{}}.mamba.{name}" for name in ("in_proj", "conv1d", "norm", "out_proj"))
+_SSM_EXACT = {
+    "blk.{}.ssm_a": "model.layers.{}.mamba.A_log",
+    "blk.{}.ssm_d": "model.layers.{}.mamba.D",
+    "blk.{}.ssm_dt.bias": "model.layers.{}.mamba.dt_bias",
+}
 
 MIXTURES: dict[str, Architecture] = {
     "llama with experts": Architecture(
@@ -108,7 +123,28 @@ MIXTURES: dict[str, Architecture] = {
         changes=ROTARY,
         joined={
             "model.layers.{}.block_sparse_moe.input_linear.weight": _GATE_UP,
-            "model.layers.{}.shared_mlp.input_linear.weight": ("ffn_gate_shexp.weight", "ffn_up_shexp.weight", after),
+            "model.layers.{}.shared_mlp.input_linear.weight": _SHARED_GATE_UP,
+        },
+    ),
+    "granitehybrid": Architecture(
+        "granitemoehybrid",
+        (*decoder(*NORMS, *ATTENTION), *_SSM_MODULES),
+        _GRANITE_SSM,
+        constants={**SILU, "num_local_experts": 0},
+        exact={**_SSM_EXACT, "blk.{}.ffn_down.weight": "model.layers.{}.shared_mlp.output_linear.weight"},
+        changes={**ROTARY, **SSM_CHANGES},
+        joined={"model.layers.{}.shared_mlp.input_linear.weight": ("ffn_gate.weight", "ffn_up.weight", after)},
+    ),
+    "granitehybrid with experts": Architecture(
+        "granitemoehybrid",
+        (*_GRANITE_MODULES, "model.layers.{}.shared_mlp.output_linear", *_SSM_MODULES),
+        {**_GRANITE_SSM, **_LOCAL},
+        constants=SILU,
+        exact=_SSM_EXACT,
+        changes={**ROTARY, **SSM_CHANGES},
+        joined={
+            "model.layers.{}.block_sparse_moe.input_linear.weight": _GATE_UP,
+            "model.layers.{}.shared_mlp.input_linear.weight": _SHARED_GATE_UP,
         },
     ),
     "ernie4_5-moe": Architecture(
