@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 PERMUTED = ("llama", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee")
-MAMBA2 = ("mamba2", "granitehybrid")
+MAMBA2 = ("mamba2", "granitehybrid", "nemotron_h")
 Arrays = Iterator[tuple[str, np.ndarray]]
 # config key -> metadata key, as the converters' base class writes them, and those of single models
 KEYS = {
@@ -46,7 +46,7 @@ KEYS = {
     "interleave_moe_layer_step": ("moe_layer_interval",),
     "shortconv.l_cache": ("conv_L_cache",),
     "ssm.conv_kernel": ("conv_kernel", "mamba_d_conv"),
-    "ssm.state_size": ("state_size", "mamba_d_state"),
+    "ssm.state_size": ("state_size", "mamba_d_state", "ssm_state_size"),
     "ssm.group_count": ("n_groups", "mamba_n_groups"),
     "attention.shared_kv_layers": ("num_kv_shared_layers",),
     "embedding_length_per_layer_input": ("hidden_size_per_layer_input",),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import EXPERTS, FULL, SIZES, SLIDING, Case
-from gguf_convert import convert
+from gguf_convert import KEYS, convert
 from gguf_files import TINY
 from parity import make_reference
 
@@ -178,6 +178,38 @@ ROWS = [
         position_embedding_type="rope",
         attention_bias=True,
         mamba_conv_bias=False,
+    ),
+    row(
+        "jamba",
+        "jamba",
+        {"ssm.inner_size": 96, "ssm.time_step_rank": 7, "attention.head_count_kv": [0, 2, 0, 0, 2]},
+        EXPERTS,
+        num_hidden_layers=5,
+        num_experts=5,
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        mamba_d_state=5,
+        mamba_dt_rank=7,
+    ),
+    row(
+        "nemotron_h",
+        "nemotron_h",
+        {
+            "ssm.inner_size": 60,
+            "ssm.time_step_rank": 6,
+            "attention.head_count_kv": [0, 0, 2, 0],
+            "feed_forward_length": [0, 80, 0, 0],
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            **dict.fromkeys([key for key in KEYS if "expert" in key]),
+        },
+        layers_block_type=["linear_attention", "mlp", FULL, "linear_attention"],
+        head_dim=10,
+        mamba_num_heads=6,
+        mamba_head_dim=10,
+        n_groups=2,
+        ssm_state_size=5,
     ),
     row("ernie4_5-moe", "ernie4_5_moe", {}, MOE, moe_num_experts=5, moe_k=2, moe_num_shared_experts=2),
     row(

@@ -106,19 +106,62 @@ def _mamba2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"head_dim": inner // heads, "expand": inner / config["hidden_size"]}
 
 
+def _kv_heads(metadata: Metadata, layers: int) -> list[int]:
+    """The number of heads with keys in each layer: 0 in those without attention."""
+    single = [metadata.raw("attention.head_count_kv")] * layers
+    return metadata.by_layer("attention.head_count_kv", layers) or [int(count or 0) for count in single]
+
+
+def _in_some_layer(metadata: Metadata, biases: Mapping[str, str]) -> dict[str, Any]:
+    """Whether some layer has the tensor of that name, for each config key."""
+    names = metadata.tensors
+    found = {key: any(name.endswith(f".{bias}") for name in names) for key, bias in biases.items()}
+    return found if metadata.known else {}
+
+
+def _steps(key: str, chosen: list[int], layers: int) -> dict[str, Any]:
+    """Returns the first of the `chosen` layers, and the distance to the next, which is always the same."""
+    first, *others = chosen or [layers]
+    return {f"{key}_offset": first, f"{key}_period": others[0] - first if others else layers + 1}
+
+
+def _jamba(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    kv = _kv_heads(metadata, layers)
+    sparse = [layer for layer in range(layers) if f"blk.{layer}.ffn_gate_inp.weight" in metadata.tensors]
+    return {
+        **_in_some_layer(metadata, {"mamba_conv_bias": "ssm_conv1d.bias", "mamba_proj_bias": "ssm_in.bias"}),
+        **_steps("attn_layer", [layer for layer, heads in enumerate(kv) if heads], layers),
+        **(_steps("expert_layer", sparse, layers) if sparse else {}),
+        "num_key_value_heads": max(kv),
+        "mamba_expand": metadata.number("ssm.inner_size") // config["hidden_size"],
+    }
+
+
+def _nemotron_h(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer is attention, a feed-forward, or Mamba 2 if it has neither keys nor a width."""
+    layers, heads = config["num_hidden_layers"], config["mamba_num_heads"]
+    kv, widths = _kv_heads(metadata, layers), metadata.by_layer("feed_forward_length", layers) or [0] * layers
+    epsilon = metadata.get("attention.layer_norm_epsilon")
+    kinds = [FULL if count else "mlp" if width else "linear_attention" for count, width in zip(kv, widths, strict=True)]
+    biases = {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias", "use_conv_bias": "ssm_conv1d.bias"}
+    return {
+        **_in_some_layer(metadata, biases | {"mamba_proj_bias": "ssm_in.bias"}),
+        "layers_block_type": kinds,
+        "num_key_value_heads": max(kv),
+        "intermediate_size": max(widths),
+        "mamba_head_dim": metadata.number("ssm.inner_size") // heads,
+        "layer_norm_epsilon": metadata.get("attention.layer_norm_rms_epsilon", epsilon),
+    }
+
+
 def _granitehybrid(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """A layer without keys of attention is Mamba 2; "finetuned" says whether attention rotates."""
     layers, inner, heads = config["num_hidden_layers"], metadata.number("ssm.inner_size"), config["mamba_n_heads"]
-    kv = metadata.by_layer("attention.head_count_kv", layers) or [metadata.number("attention.head_count_kv")] * layers
-    names = metadata.tensors
-    biases = {
-        "attention_bias": "attn_q.bias",
-        "mamba_conv_bias": "ssm_conv1d.bias",
-        "mamba_proj_bias": "ssm_in.bias",
-    }
-    found = {key: any(name.endswith(bias) for name in names) for key, bias in biases.items()}
+    kv = _kv_heads(metadata, layers)
+    biases = {"attention_bias": "attn_q.bias", "mamba_conv_bias": "ssm_conv1d.bias", "mamba_proj_bias": "ssm_in.bias"}
     return {
-        **(found if metadata.known else {}),
+        **_in_some_layer(metadata, biases),
         "layer_types": [FULL if count else "linear_attention" for count in kv],
         "num_key_value_heads": max(kv),
         "mamba_d_head": inner // heads,
@@ -129,8 +172,7 @@ def _granitehybrid(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, A
 
 def _lfm2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """A layer without keys of attention is a short convolution."""
-    layers = config["num_hidden_layers"]
-    kv = metadata.by_layer("attention.head_count_kv", layers) or [metadata.number("attention.head_count_kv")] * layers
+    kv = _kv_heads(metadata, config["num_hidden_layers"])
     return {"layer_types": [FULL if heads else "conv" for heads in kv], "num_key_value_heads": max(kv)}
 
 
@@ -170,6 +212,8 @@ EXTRAS: Mapping[str, Extra] = {
     "falcon": _falcon,
     "mpt": _mpt,
     "gpt_bigcode": _starcoder,
+    "jamba": _jamba,
+    "nemotron_h": _nemotron_h,
     "granitemoehybrid": _granitehybrid,
     "mamba2": _mamba2,
     "lfm2": _lfm2,
