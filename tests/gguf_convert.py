@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-PERMUTED = ("llama", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee")
+PERMUTED = ("llama", "mistral3", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee")
 MAMBA2 = ("mamba2", "granitehybrid", "nemotron_h")
 Arrays = Iterator[tuple[str, np.ndarray]]
 # config key -> metadata key, as the converters' base class writes them, and those of single models
@@ -45,9 +45,9 @@ KEYS = {
     "leading_dense_block_count": ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
     "interleave_moe_layer_step": ("moe_layer_interval",),
     "shortconv.l_cache": ("conv_L_cache",),
-    "ssm.conv_kernel": ("conv_kernel", "mamba_d_conv"),
-    "ssm.state_size": ("state_size", "mamba_d_state", "ssm_state_size"),
-    "ssm.group_count": ("n_groups", "mamba_n_groups"),
+    "ssm.conv_kernel": ("conv_kernel", "mamba_d_conv", "linear_conv_kernel_dim"),
+    "ssm.state_size": ("state_size", "mamba_d_state", "ssm_state_size", "linear_key_head_dim"),
+    "ssm.group_count": ("n_groups", "mamba_n_groups", "linear_num_key_heads"),
     "attention.shared_kv_layers": ("num_kv_shared_layers",),
     "embedding_length_per_layer_input": ("hidden_size_per_layer_input",),
     "altup.active_idx": ("altup_active_idx",),
@@ -132,6 +132,15 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             groups = array.reshape(kv, config.num_attention_heads // kv + 2, dim, -1)
             parts = [groups[:, :-2], groups[:, -2:-1], groups[:, -1:]]
             yield name, np.concatenate([part.reshape(-1, array.shape[1]) for part in parts])
+        elif arch == "qwen3next" and name.endswith("norm.weight") and "linear_attn" not in name:
+            yield name, array + 1
+        elif "in_proj_qkvz" in name:
+            groups, key = config.linear_num_key_heads, config.linear_key_head_dim
+            value = config.linear_num_value_heads // groups * config.linear_value_head_dim
+            parts = np.split(array.reshape(groups, -1, array.shape[1]), np.cumsum([key, key, value]), axis=1)
+            *qkv, gate = (part.reshape(-1, array.shape[1]) for part in parts)
+            yield f"blk.{layer}.attn_qkv.weight", np.concatenate(qkv)
+            yield f"blk.{layer}.attn_gate.weight", gate
         elif name.endswith("A_log"):
             values = -np.exp(array)
             yield f"blk.{layer}.ssm_a", values[:, None] if arch in MAMBA2 else values

@@ -74,6 +74,14 @@ HYBRID |= {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d
 NOPE = {"position_embedding_type": "nope"}
 CONV = {"layer_types": ["conv", FULL, "conv"]}
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096}
+STRETCHED = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 UNSCALED = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0}
 NORM_EPSILON = {"attention.layer_norm_epsilon": 1e-5}
 SIGMOID = {"expert_gating_func": 2}
@@ -94,6 +102,22 @@ def row(arch: str, model_type: str, metadata: Mapping[str, Any], sizes: Any = SI
 
 
 ROWS = [
+    row(
+        "mistral3",
+        "ministral3",
+        YARN | {"rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.25},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 500.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.25,
+        },
+        head_dim=10,
+        sliding_window=None,
+    ),
     row("phi2", "phi", {}, partial_rotary_factor=0.5),
     row("olmo", "olmo", NORM_EPSILON, clip_qkv=0.75),
     row("olmo2", "olmo2", {}),
@@ -211,6 +235,21 @@ ROWS = [
         n_groups=2,
         ssm_state_size=5,
     ),
+    row(
+        "qwen3next",
+        "qwen3_next",
+        {"ssm.inner_size": 40, "ssm.time_step_rank": 4, "full_attention_interval": 2},
+        MOE,
+        num_experts=5,
+        shared_expert_intermediate_size=36,
+        full_attention_interval=2,
+        head_dim=12,
+        partial_rotary_factor=0.5,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=6,
+        linear_value_head_dim=10,
+    ),
     row("ernie4_5-moe", "ernie4_5_moe", {}, MOE, moe_num_experts=5, moe_k=2, moe_num_shared_experts=2),
     row(
         "hunyuan-moe",
@@ -222,7 +261,16 @@ ROWS = [
         head_dim=10,
     ),
     row("deepseek2", "deepseek_v2", MLA | {"expert_gating_func": 1}, LATENT),
-    row("deepseek2", "deepseek_v3", MLA, LATENT, n_group=3, topk_group=2, norm_topk_prob=True),
+    row(
+        "deepseek2",
+        "deepseek_v3",
+        MLA | YARN | {"rope.scaling.yarn_log_multiplier": 0.1},
+        LATENT,
+        rope_parameters=STRETCHED,
+        n_group=3,
+        topk_group=2,
+        norm_topk_prob=True,
+    ),
     row(
         "dots1",
         "dots1",
@@ -306,7 +354,9 @@ def test_every_architecture_is_tested():
     assert {row.case.model_type for row in ROWS} <= gguf_architectures().keys()
 
 
-@pytest.mark.parametrize(("model_type", "kind"), [("gpt_oss", Joined), ("deepseek_v3", LatentKV)])
+@pytest.mark.parametrize(
+    ("model_type", "kind"), [("gpt_oss", Joined), ("qwen3_next", Joined), ("deepseek_v3", LatentKV)]
+)
 def test_slices_of_joined_tensors_equal_slices_of_the_whole(tmp_path: Path, model_type: str, kind: type):
     row = next(row for row in ROWS if row.case.model_type == model_type)
     file = convert(tmp_path, row.arch, make_reference(row.case, tmp_path).config, tmp_path / "m.gguf", row.metadata)

@@ -111,6 +111,9 @@ def _fused(prefix: str, *modules: str) -> tuple[str, ...]:
 
 DENSE: dict[str, Architecture] = {
     "llama": Architecture("llama", LLAMA_MODULES, constants=SILU, switches=BIASES, changes=ROTARY),
+    "mistral3": Architecture(
+        "ministral3", LLAMA_MODULES, {**RMS, **WINDOW}, constants=SILU, changes=ROTARY, mscale=1.0
+    ),
     "qwen2": Architecture("qwen2", LLAMA_MODULES, constants=SILU),
     "qwen3": Architecture(
         "qwen3",

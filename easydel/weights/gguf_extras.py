@@ -13,7 +13,6 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 _GEMMA3_PATTERN = 6  # every sixth layer sees everything; llama.cpp has the number in its code, too
 _GEMMA3N_PATTERN = 5
 _PATTERN = 4  # of Cohere 2, EXAONE 4 and OLMo 3, likewise
-_MSCALE = 0.1  # YaRN's attention factor is 1 + 0.1 mscale ln(factor): files hold the product of both
 
 
 def every_nth(number: int) -> Extra:
@@ -155,6 +154,14 @@ def _nemotron_h(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+def _qwen3_next(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **_qwen3moe(metadata, config),
+        **_in_some_layer(metadata, {"attention_bias": "attn_q.bias"}),
+        "linear_value_head_dim": metadata.number("ssm.inner_size") // config["linear_num_value_heads"],
+    }
+
+
 def _granitehybrid(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """A layer without keys of attention is Mamba 2; "finetuned" says whether attention rotates."""
     layers, inner, heads = config["num_hidden_layers"], metadata.number("ssm.inner_size"), config["mamba_n_heads"]
@@ -188,12 +195,17 @@ def _deepseek2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**heads, "qk_nope_head_dim": keys - rotated, "v_head_dim": values}
 
 
-def latent_scaling(scaling: dict[str, Any], multiplier: float | None) -> dict[str, Any]:
-    """Returns YaRN's settings with the factors on attention that DeepSeek's files have as one number."""
-    if not multiplier:
+def with_mscale(scaling: dict[str, Any], multiplier: float | None, unit: float | None) -> dict[str, Any]:
+    """Returns YaRN's settings with its two factors on attention, which files have as one number, times `unit`."""
+    if not multiplier or not unit:
         return scaling
-    mscale = round(multiplier / _MSCALE, 6)
+    mscale = round(multiplier / unit, 6)
     return {**scaling, "mscale": mscale, "mscale_all_dim": mscale}
+
+
+def _ministral3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    growth, scaling = metadata.get("attention.temperature_scale"), config.get("rope_scaling")
+    return {"rope_scaling": {**scaling, "llama_4_scaling_beta": growth}} if scaling and growth else {}
 
 
 def _gpt_oss(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +224,8 @@ EXTRAS: Mapping[str, Extra] = {
     "falcon": _falcon,
     "mpt": _mpt,
     "gpt_bigcode": _starcoder,
+    "ministral3": _ministral3,
+    "qwen3_next": _qwen3_next,
     "jamba": _jamba,
     "nemotron_h": _nemotron_h,
     "granitemoehybrid": _granitehybrid,

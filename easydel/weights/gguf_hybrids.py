@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from easydel.weights.gguf_architecture import ATTENTION, GATED, SILU, Architecture, experts
+from easydel.weights.gguf_architecture import ATTENTION, GATED, NORMS, QK_NORMS, SILU, Architecture, decoder, experts
 from easydel.weights.gguf_dense import SSM_CHANGES
-from easydel.weights.gguf_tensors import convolution, exponential
+from easydel.weights.gguf_mixtures import QWEN_EXPERTS
+from easydel.weights.gguf_tensors import by_key_head, convolution, exponential, one_more, row
 
 _KEYS = {
     "context_length": "max_position_embeddings",
@@ -20,6 +21,12 @@ _JAMBA = (
     *experts("feed_forward.experts", *GATED),
 )
 _NEMOTRON_H = ("in_proj", "conv1d", "norm", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+_QWEN3_NEXT = (
+    *(*NORMS, *ATTENTION, *QK_NORMS, "mlp.gate", "mlp.shared_expert_gate", *experts("mlp.experts", *GATED)),
+    *(f"mlp.shared_expert.{name}" for name in GATED),
+    *(f"linear_attn.{name}" for name in ("in_proj_ba", "conv1d", "norm", "out_proj")),
+)
 
 HYBRIDS: dict[str, Architecture] = {
     "jamba": Architecture(
@@ -64,5 +71,33 @@ HYBRIDS: dict[str, Architecture] = {
         },
         changes=SSM_CHANGES,
         rotary=None,
+    ),
+    "qwen3next": Architecture(
+        "qwen3_next",
+        decoder(*_QWEN3_NEXT),
+        {
+            **QWEN_EXPERTS,
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+            "full_attention_interval": "full_attention_interval",
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "ssm.state_size": "linear_key_head_dim",
+            "ssm.group_count": "linear_num_key_heads",
+            "ssm.time_step_rank": "linear_num_value_heads",
+        },
+        constants=SILU,
+        exact={
+            "blk.{}.ssm_a": "model.layers.{}.linear_attn.A_log",
+            "blk.{}.ssm_dt.bias": "model.layers.{}.linear_attn.dt_bias",
+        },
+        changes={
+            r"ssm_a": exponential,
+            r"ssm_conv1d\.weight": convolution,
+            r"ffn_gate_inp_shexp\.weight": row,
+            r"(?!ssm).*norm\.weight": one_more,
+        },
+        joined={
+            "model.layers.{}.linear_attn.in_proj_qkvz.weight": ("attn_qkv.weight", "attn_gate.weight", by_key_head)
+        },
+        rotary="part",
     ),
 }

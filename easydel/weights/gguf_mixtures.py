@@ -22,7 +22,7 @@ from easydel.weights.gguf_tensors import after, latent, row, transposed, woven
 _EXPERTS = experts("mlp.experts", *GATED)
 _SPARSE = experts("block_sparse_moe.experts", "w1", "w2", "w3")
 _LOCAL = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
-_QWEN = {
+QWEN_EXPERTS = {
     **RMS,
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -87,21 +87,21 @@ MIXTURES: dict[str, Architecture] = {
             *(*NORMS, *ATTENTION, *GLU, "mlp.gate", *_EXPERTS, "mlp.shared_expert_gate"),
             *(f"mlp.shared_expert.{name}" for name in GATED),
         ),
-        {**_QWEN, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        {**QWEN_EXPERTS, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
         constants=SILU,
         changes={r"ffn_gate_inp_shexp\.weight": row},
     ),
     "qwen3moe": Architecture(
         "qwen3_moe",
         decoder(*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS),
-        _QWEN,
+        QWEN_EXPERTS,
         constants=SILU,
         switches={"attention_bias": "blk.0.attn_q.bias"},
     ),
     "olmoe": Architecture(
         "olmoe",
         decoder(*NORMS, *ATTENTION, *QK_NORMS, "mlp.gate", *_EXPERTS),
-        {**_QWEN, "attention.clamp_kqv": "clip_qkv"},
+        {**QWEN_EXPERTS, "attention.clamp_kqv": "clip_qkv"},
         constants=SILU,
         switches={"attention_bias": "blk.0.attn_q.bias"},
     ),
@@ -183,6 +183,7 @@ MIXTURES: dict[str, Architecture] = {
         constants=SILU,
         joined=_LATENT_KV,
         rotary="latent",
+        mscale=0.1,
     ),
     "deepseek2 with sigmoids": Architecture(
         "deepseek_v3",
@@ -192,6 +193,7 @@ MIXTURES: dict[str, Architecture] = {
         exact=_CORRECTED,
         joined=_LATENT_KV,
         rotary="latent",
+        mscale=0.1,
     ),
     "dots1": Architecture(
         "dots1",
