@@ -113,10 +113,7 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
     for name, array in arrays:
         layer = next((part for part in name.split(".") if part.isdigit()), "")
         stem = name.rpartition(".")[0].rpartition(".")[2]
-        if arch in ("llama", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee") and stem in (
-            "q_proj",
-            "k_proj",
-        ):
+        if arch in PERMUTED and stem in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if stem == "q_proj" else config.num_key_value_heads
             yield name, array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
         elif arch == "nemotron" and name.endswith("norm.weight"):
