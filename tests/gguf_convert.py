@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
+PERMUTED = ("llama", "mistral3", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee")
+MAMBA2 = ("mamba2", "granitehybrid", "nemotron_h")
 Arrays = Iterator[tuple[str, np.ndarray]]
 # config key -> metadata key, as the converters' base class writes them, and those of single models
 KEYS = {
@@ -43,9 +45,14 @@ KEYS = {
     "leading_dense_block_count": ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
     "interleave_moe_layer_step": ("moe_layer_interval",),
     "shortconv.l_cache": ("conv_L_cache",),
-    "ssm.conv_kernel": ("conv_kernel",),
-    "ssm.state_size": ("state_size",),
-    "ssm.group_count": ("n_groups",),
+    "ssm.conv_kernel": ("conv_kernel", "mamba_d_conv", "linear_conv_kernel_dim"),
+    "ssm.state_size": ("state_size", "mamba_d_state", "ssm_state_size", "linear_key_head_dim"),
+    "ssm.group_count": ("n_groups", "mamba_n_groups", "linear_num_key_heads"),
+    "attention.shared_kv_layers": ("num_kv_shared_layers",),
+    "embedding_length_per_layer_input": ("hidden_size_per_layer_input",),
+    "altup.active_idx": ("altup_active_idx",),
+    "altup.num_inputs": ("altup_num_inputs",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
     "use_parallel_residual": ("use_parallel_residual",),
 }
 
@@ -94,7 +101,7 @@ def stacked(arrays: dict[str, np.ndarray]) -> Arrays:
     """Tensors, with the experts of a layer as one."""
     experts: dict[str, list[np.ndarray]] = {}
     for name in sorted(arrays, key=lambda name: [int(n) if n.isdigit() else 0 for n in name.split(".")]):
-        merged = re.sub(r"experts\.\d+\.", "experts.", name)
+        merged = re.sub(r"(experts|altup_projections|altup_unembed_projections)\.\d+\.", r"\1.", name)
         if merged == name:
             yield name, arrays[name]
         else:
@@ -106,7 +113,7 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
     for name, array in arrays:
         layer = next((part for part in name.split(".") if part.isdigit()), "")
         stem = name.rpartition(".")[0].rpartition(".")[2]
-        if arch in ("llama", "olmo", "granite", "granitemoe", "smollm3", "arcee") and stem in ("q_proj", "k_proj"):
+        if arch in PERMUTED and stem in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if stem == "q_proj" else config.num_key_value_heads
             yield name, array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
         elif arch == "nemotron" and name.endswith("norm.weight"):
@@ -122,21 +129,32 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             groups = array.reshape(kv, config.num_attention_heads // kv + 2, dim, -1)
             parts = [groups[:, :-2], groups[:, -2:-1], groups[:, -1:]]
             yield name, np.concatenate([part.reshape(-1, array.shape[1]) for part in parts])
+        elif arch == "qwen3next" and name.endswith("norm.weight") and "linear_attn" not in name:
+            yield name, array + 1
+        elif "in_proj_qkvz" in name:
+            groups, key = config.linear_num_key_heads, config.linear_key_head_dim
+            value = config.linear_num_value_heads // groups * config.linear_value_head_dim
+            parts = np.split(array.reshape(groups, -1, array.shape[1]), np.cumsum([key, key, value]), axis=1)
+            *qkv, gate = (part.reshape(-1, array.shape[1]) for part in parts)
+            yield f"blk.{layer}.attn_qkv.weight", np.concatenate(qkv)
+            yield f"blk.{layer}.attn_gate.weight", gate
         elif name.endswith("A_log"):
             values = -np.exp(array)
-            yield f"blk.{layer}.ssm_a", values[:, None] if arch == "mamba2" else values
+            yield f"blk.{layer}.ssm_a", values[:, None] if arch in MAMBA2 else values
         elif name.endswith("mixer.D"):
-            yield f"blk.{layer}.ssm_d", array[:, None] if arch == "mamba2" else array
+            yield f"blk.{layer}.ssm_d", array[:, None] if arch in MAMBA2 else array
         elif name.endswith("dt_bias"):
             yield f"blk.{layer}.ssm_dt.bias", array
-        elif name.endswith("mixer.norm.weight"):
-            yield name, array.reshape(config.n_groups, -1)
+        elif name.endswith(("mixer.norm.weight", "mamba.norm.weight")):
+            yield name, array.reshape(getattr(config, "n_groups", None) or config.mamba_n_groups, -1)
         elif name.endswith(("conv1d.weight", "conv.conv.weight")):
             yield name, array[:, 0]
-        elif name.endswith(("input_linear.weight", "shared_mlp.input_linear.weight")):
-            kind = "shexp" if "shared_mlp" in name else "exps"
+        elif name.endswith("input_linear.weight"):
+            kind = "_exps" if "shared_mlp" not in name else "_shexp" if config.num_local_experts else ""
             for part, half in zip(("gate", "up"), np.split(array, 2, axis=-2), strict=True):
-                yield f"blk.{layer}.ffn_{part}_{kind}.weight", half
+                yield f"blk.{layer}.ffn_{part}{kind}.weight", half
+        elif name.endswith("shared_mlp.output_linear.weight") and not config.num_local_experts:
+            yield f"blk.{layer}.ffn_down.weight", array
         elif "gate_up_proj" in name and arch == "gpt-oss":
             leaf = "bias" if name.endswith("bias") else "weight"
             array = array if leaf == "bias" else array.swapaxes(1, 2)
@@ -146,6 +164,8 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             yield f"blk.{layer}.ffn_down_exps.weight", array.swapaxes(1, 2)
         elif name.endswith("down_proj_bias"):
             yield f"blk.{layer}.ffn_down_exps.bias", array
+        elif name.endswith("correct_output_scale"):
+            yield f"blk.{layer}.altup_correct_scale.weight", array
         elif name.endswith("sinks"):
             yield f"blk.{layer}.attn_sinks.weight", array
         elif name.endswith(("correction_bias", "expert_bias")):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import EXPERTS, FULL, SIZES, SLIDING, Case
-from gguf_convert import convert
+from gguf_convert import KEYS, convert
 from gguf_files import TINY
 from parity import make_reference
 
@@ -61,8 +61,27 @@ MAMBA = {
     "feed_forward_length": 0,
     "context_length": 1 << 20,
 }
+SSM = {
+    "ssm.inner_size": 96,
+    "ssm.time_step_rank": 6,
+    "attention.head_count_kv": [0, 2, 0],
+    "rope.scaling.finetuned": False,
+    "expert_weights_norm": None,
+}
+HYBRID = SIZES | MULTIPLIED
+HYBRID |= {"layer_types": ["linear_attention", FULL, "linear_attention"], "shared_intermediate_size": 56}
+HYBRID |= {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 5, "mamba_expand": 2}
+NOPE = {"position_embedding_type": "nope"}
 CONV = {"layer_types": ["conv", FULL, "conv"]}
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096}
+STRETCHED = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 UNSCALED = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0}
 NORM_EPSILON = {"attention.layer_norm_epsilon": 1e-5}
 SIGMOID = {"expert_gating_func": 2}
@@ -83,6 +102,22 @@ def row(arch: str, model_type: str, metadata: Mapping[str, Any], sizes: Any = SI
 
 
 ROWS = [
+    row(
+        "mistral3",
+        "ministral3",
+        YARN | {"rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.25},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 500.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.25,
+        },
+        head_dim=10,
+        sliding_window=None,
+    ),
     row("phi2", "phi", {}, partial_rotary_factor=0.5),
     row("olmo", "olmo", NORM_EPSILON, clip_qkv=0.75),
     row("olmo2", "olmo2", {}),
@@ -131,12 +166,90 @@ ROWS = [
         tie_word_embeddings=True,
     ),
     row("lfm2", "lfm2", {"attention.head_count_kv": [0, 2, 0]}, block_auto_adjust_ff_dim=False, **CONV),
+    row(
+        "gemma3n",
+        "gemma3n_text",
+        {
+            "attention.sliding_window_pattern": [True, False, True, False],
+            "activation_sparsity_scale": [1.6448536, float("-inf"), float("-inf"), float("-inf")],
+        },
+        num_hidden_layers=4,
+        layer_types=[SLIDING, FULL, SLIDING, FULL],
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0],
+        head_dim=10,
+        sliding_window=5,
+        vocab_size_per_layer_input=83,
+        hidden_size_per_layer_input=14,
+        laurel_rank=7,
+        tie_word_embeddings=True,
+    ),
     row("llama", "mixtral", {}, EXPERTS, num_local_experts=5),
     row("qwen2moe", "qwen2_moe", {}, MOE, num_experts=5, shared_expert_intermediate_size=36),
     row("qwen3moe", "qwen3_moe", {"expert_weights_norm": None}, MOE, num_experts=5, norm_topk_prob=True, head_dim=10),
     row("olmoe", "olmoe", {}, EXPERTS, num_experts=6),
     row("granitemoe", "granitemoe", {}, EXPERTS, num_local_experts=5, **MULTIPLIED),
     row("granitemoe", "granitemoeshared", {}, EXPERTS, num_local_experts=5, shared_intermediate_size=28, **MULTIPLIED),
+    row(
+        "granitehybrid", "granitemoehybrid", SSM, HYBRID | EXPERTS, num_local_experts=5, position_embedding_type="nope"
+    ),
+    row(
+        "granitehybrid",
+        "granitemoehybrid",
+        SSM | {"rope.scaling.finetuned": True},
+        HYBRID,
+        num_local_experts=0,
+        position_embedding_type="rope",
+        attention_bias=True,
+        mamba_conv_bias=False,
+    ),
+    row(
+        "jamba",
+        "jamba",
+        {"ssm.inner_size": 96, "ssm.time_step_rank": 7, "attention.head_count_kv": [0, 2, 0, 0, 2]},
+        EXPERTS,
+        num_hidden_layers=5,
+        num_experts=5,
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        mamba_d_state=5,
+        mamba_dt_rank=7,
+    ),
+    row(
+        "nemotron_h",
+        "nemotron_h",
+        {
+            "ssm.inner_size": 60,
+            "ssm.time_step_rank": 6,
+            "attention.head_count_kv": [0, 0, 2, 0],
+            "feed_forward_length": [0, 80, 0, 0],
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            **dict.fromkeys([key for key in KEYS if "expert" in key]),
+        },
+        layers_block_type=["linear_attention", "mlp", FULL, "linear_attention"],
+        head_dim=10,
+        mamba_num_heads=6,
+        mamba_head_dim=10,
+        n_groups=2,
+        ssm_state_size=5,
+    ),
+    row(
+        "qwen3next",
+        "qwen3_next",
+        {"ssm.inner_size": 40, "ssm.time_step_rank": 4, "full_attention_interval": 2},
+        MOE,
+        num_experts=5,
+        shared_expert_intermediate_size=36,
+        full_attention_interval=2,
+        head_dim=12,
+        partial_rotary_factor=0.5,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=6,
+        linear_value_head_dim=10,
+    ),
     row("ernie4_5-moe", "ernie4_5_moe", {}, MOE, moe_num_experts=5, moe_k=2, moe_num_shared_experts=2),
     row(
         "hunyuan-moe",
@@ -148,7 +261,16 @@ ROWS = [
         head_dim=10,
     ),
     row("deepseek2", "deepseek_v2", MLA | {"expert_gating_func": 1}, LATENT),
-    row("deepseek2", "deepseek_v3", MLA, LATENT, n_group=3, topk_group=2, norm_topk_prob=True),
+    row(
+        "deepseek2",
+        "deepseek_v3",
+        MLA | YARN | {"rope.scaling.yarn_log_multiplier": 0.1},
+        LATENT,
+        rope_parameters=STRETCHED,
+        n_group=3,
+        topk_group=2,
+        norm_topk_prob=True,
+    ),
     row(
         "dots1",
         "dots1",
@@ -232,7 +354,9 @@ def test_every_architecture_is_tested():
     assert {row.case.model_type for row in ROWS} <= gguf_architectures().keys()
 
 
-@pytest.mark.parametrize(("model_type", "kind"), [("gpt_oss", Joined), ("deepseek_v3", LatentKV)])
+@pytest.mark.parametrize(
+    ("model_type", "kind"), [("gpt_oss", Joined), ("qwen3_next", Joined), ("deepseek_v3", LatentKV)]
+)
 def test_slices_of_joined_tensors_equal_slices_of_the_whole(tmp_path: Path, model_type: str, kind: type):
     row = next(row for row in ROWS if row.case.model_type == model_type)
     file = convert(tmp_path, row.arch, make_reference(row.case, tmp_path).config, tmp_path / "m.gguf", row.metadata)

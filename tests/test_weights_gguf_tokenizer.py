@@ -139,10 +139,26 @@ def original(pre: str) -> Tokenizer:
     if split.pattern is None:
         return trained([pre_tokenizers.Digits(individual_digits=True), GPT2] if split.digits else [GPT2])
     normalizer = normalizers.NFC() if split.nfc else None
-    return trained([pre_tokenizers.Split(Regex(split.pattern), "isolated"), BYTES], normalizer)
+    patterns = (split.pattern,) if isinstance(split.pattern, str) else split.pattern
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return trained([*cuts, BYTES], normalizer)
 
 
-@pytest.mark.parametrize("pre", ["default", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "dbrx", "stablelm2"])
+def test_numbers_and_words_are_cut_as_the_models_cut_them(tmp_path: Path):
+    cut = {
+        "deepseek-v3": ["Hello", ",", " ", "123", "45", " ", "\u4f60\u597d", " world", "!\n", "x"],
+        "bloom": ["Hello", ",", " 12345", " \u4f60\u597d", " world", "!\n", "x"],
+    }
+    for pre, expected in cut.items():
+        tokenizer = ours(write(tmp_path / f"{pre}.gguf", original(pre), "gpt2", pre=pre))
+        text = "".join(expected)
+        assert tokenizer.pre_tokenizer is not None
+        assert [text[slice(*span)] for _, span in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == expected
+
+
+@pytest.mark.parametrize(
+    "pre", ["default", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "dbrx", "deepseek-v3", "bloom"]
+)
 def test_byte_level_tokenizer_equals_the_one_that_was_converted(tmp_path: Path, pre: str):
     expected = original(pre)
     found = ours(write(tmp_path / "m.gguf", expected, "gpt2", pre=pre))

@@ -178,7 +178,8 @@ def step(model: LanguageModel, params: Params, state: DecodeState, rules: Rules)
     """Makes one more token for each row."""
     own = model.bound(params)
     last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BS, state.slot - 1, 1, axis=1)
-    hidden_B1D, cache = own.model(**{model.record.fed: last_B1}, cache=state.cache)
+    inputs: dict[str, Any] = {model.record.fed: last_B1, "cache": state.cache}
+    hidden_B1D, cache = own.model(**inputs)
     logits_BV = own.record.logits(own.model, own.lm_head, hidden_B1D)[:, 0]
     return _emit(model, replace(state, cache=cache), logits_BV, rules)
 

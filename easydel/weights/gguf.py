@@ -85,8 +85,9 @@ def _hf_names(name: str, architecture: Architecture, layers: int) -> dict[str, s
             found = found or theirs.get_name(plain.removeprefix("model."))
             if found is not None:
                 names[found] = filled
-    exact = [(ours.format(i), other.format(i)) for ours, other in architecture.exact.items() for i in range(layers)]
-    return names | dict(exact)
+    for ours, other in architecture.exact.items():
+        names |= {ours.format(i): other.format(i) for i in range(layers)} if "{}" in ours else {ours: other}
+    return names
 
 
 def _place(name: str, names: Mapping[str, str]) -> str | None:

@@ -55,7 +55,8 @@ class Architecture:
     to the tensors whose names below "blk.N." a pattern matches, `joined` are tensors that it cut in two.
     `keys` of the metadata (after "<name>.") become config keys, `ignored` ones say nothing; `constants` are config keys
     that the name implies, `switches` config keys that say whether the tensor of that name exists. `rotary` is the share
-    of each head that may be rotated; a "latent" head has a part of its own for it.
+    of each head that may be rotated; a "latent" head has a part of its own for it. `mscale` times YaRN's factor on
+    attention is what the file has of it.
     """
 
     model_type: str
@@ -68,3 +69,4 @@ class Architecture:
     joined: Mapping[str, tuple[str, str, Join]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     rotary: Literal["whole", "part", "latent"] | None = "whole"
+    mscale: float | None = None

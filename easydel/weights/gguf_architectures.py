@@ -8,15 +8,17 @@ from typing import Any
 from easydel.errors import UnsupportedModelError
 from easydel.weights.gguf_architecture import Architecture
 from easydel.weights.gguf_dense import DENSE
+from easydel.weights.gguf_hybrids import HYBRIDS
 from easydel.weights.gguf_mixtures import MIXTURES
 
-ARCHITECTURES: dict[str, Architecture] = DENSE | MIXTURES
+ARCHITECTURES: dict[str, Architecture] = DENSE | MIXTURES | HYBRIDS
 _SIGMOID = 2  # of `expert_gating_func`
 # Kinds of models that share a name: the metadata key (after "<name>.") or tensor that the second kind has.
 _KINDS: Mapping[str, tuple[str, str]] = {
     "llama": ("expert_count", "llama with experts"),
     "olmo2": ("attention.sliding_window", "olmo2 with windows"),
     "granitemoe": ("expert_shared_feed_forward_length", "granitemoe with shared experts"),
+    "granitehybrid": ("expert_count", "granitehybrid with experts"),
     "mamba": ("ssm.dt_b_c_rms", "mamba with norms"),
     "falcon": ("blk.0.attn_norm_2.weight", "falcon with two norms"),
 }

@@ -12,7 +12,7 @@ from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.keys import Keys
 from easydel.weights.gguf_architecture import Architecture
 from easydel.weights.gguf_architectures import find_architecture
-from easydel.weights.gguf_extras import EXTRAS, latent_scaling
+from easydel.weights.gguf_extras import EXTRAS, with_mscale
 from easydel.weights.gguf_metadata import Metadata
 from easydel.weights.gguf_rope import rope_scaling
 
@@ -104,11 +104,11 @@ class _Converter:
             rope["partial_rotary_factor"] = dim / head_dim
         elif dim != head_dim and self.architecture.rotary == "whole":
             raise UnsupportedModelError(f"rotates {dim} of {head_dim} channels", file=self.file)
-        latent = self.architecture.rotary == "latent"
-        multiplier = settings.pop("yarn_log_multiplier", None) if latent else None
+        unit = self.architecture.mscale
+        multiplier = None if unit is None else settings.pop("yarn_log_multiplier", None)
         longest, tensors = config["max_position_embeddings"], self.metadata.tensors
         scaling = rope_scaling(settings, tensors, theta=theta, dim=dim, longest=longest, file=self.file)
-        return rope | ({"rope_scaling": latent_scaling(scaling, multiplier)} if scaling else {})
+        return rope | ({"rope_scaling": with_mscale(scaling, multiplier, unit)} if scaling else {})
 
     def _from_tensors(self, arch: Architecture) -> dict[str, Any]:
         tokens = self.metadata.values.get("tokenizer.ggml.tokens")

@@ -30,6 +30,11 @@ _GEMMA = {
 }
 _FFN_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")  # of parts: OLMo 2 and EXAONE 4 have none before
+_GEMMA3N = (
+    *(f"altup.{name}" for name in ("correction_coefs", "modality_router", "prediction_coefs", "router_norm")),
+    *(f"laurel.{name}" for name in ("linear_left", "linear_right", "post_laurel_norm")),
+    *("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"),
+)
 _GPT2 = {
     "context_length": "n_positions",
     "block_count": "n_layer",
@@ -69,6 +74,12 @@ _MAMBA = {
     "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
 }
 _MAMBA_MODULES = ("norm", *(f"mixer.{name}" for name in ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")))
+SSM_CHANGES = {  # of Mamba 2
+    r"ssm_a": exponential,
+    r"ssm_d": flat,
+    r"ssm_norm\.weight": flat,
+    r"ssm_conv1d\.weight": convolution,
+}
 _HEADS = ("attention.head_count_kv", "attention.key_length")
 _NO_ATTENTION = ("context_length", "feed_forward_length", "attention.head_count")
 CONV = {
@@ -100,6 +111,9 @@ def _fused(prefix: str, *modules: str) -> tuple[str, ...]:
 
 DENSE: dict[str, Architecture] = {
     "llama": Architecture("llama", LLAMA_MODULES, constants=SILU, switches=BIASES, changes=ROTARY),
+    "mistral3": Architecture(
+        "ministral3", LLAMA_MODULES, {**RMS, **WINDOW}, constants=SILU, changes=ROTARY, mscale=1.0
+    ),
     "qwen2": Architecture("qwen2", LLAMA_MODULES, constants=SILU),
     "qwen3": Architecture(
         "qwen3",
@@ -122,6 +136,26 @@ DENSE: dict[str, Architecture] = {
         _GEMMA,
         constants=_GELU,
         changes=ONE_MORE,
+    ),
+    "gemma3n": Architecture(
+        "gemma3n_text",
+        (
+            *("model.embed_tokens_per_layer", "model.per_layer_model_projection", "model.per_layer_projection_norm"),
+            *decoder(*NORMS, *_FFN_NORMS, *ATTENTION, *QK_NORMS, *GLU, *_GEMMA3N),
+        ),
+        {
+            **_GEMMA,
+            "attention.shared_kv_layers": "num_kv_shared_layers",
+            "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+            "altup.active_idx": "altup_active_idx",
+            "altup.num_inputs": "altup_num_inputs",
+        },
+        constants=_GELU,
+        exact={
+            "blk.{}.altup_correct_scale.weight": "model.layers.{}.altup.correct_output_scale",
+            "altup_proj.weight": "model.altup_projections.{}.weight",
+            "altup_unembd_proj.weight": "model.altup_unembed_projections.{}.weight",
+        },
     ),
     "phi2": Architecture(
         "phi",
@@ -340,12 +374,7 @@ DENSE: dict[str, Architecture] = {
             "blk.{}.ssm_d": "backbone.layers.{}.mixer.D",
             "blk.{}.ssm_dt.bias": "backbone.layers.{}.mixer.dt_bias",
         },
-        changes={
-            r"ssm_a": exponential,
-            r"ssm_d": flat,
-            r"ssm_norm\.weight": flat,
-            r"ssm_conv1d\.weight": convolution,
-        },
+        changes=SSM_CHANGES,
         ignored=_NO_ATTENTION,
         rotary=None,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any
 
 from easydel.weights.gguf_metadata import Metadata
@@ -10,8 +11,8 @@ from easydel.weights.gguf_metadata import Metadata
 Extra = Callable[[Metadata, Mapping[str, Any]], dict[str, Any]]
 FULL, SLIDING = "full_attention", "sliding_attention"
 _GEMMA3_PATTERN = 6  # every sixth layer sees everything; llama.cpp has the number in its code, too
+_GEMMA3N_PATTERN = 5
 _PATTERN = 4  # of Cohere 2, EXAONE 4 and OLMo 3, likewise
-_MSCALE = 0.1  # YaRN's attention factor is 1 + 0.1 mscale ln(factor): files hold the product of both
 
 
 def every_nth(number: int) -> Extra:
@@ -48,6 +49,19 @@ def _gemma3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
         **every_nth(_GEMMA3_PATTERN)(metadata, config),
         "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10000.0),
         **_gemma_attention(config, largest=62),
+    }
+
+
+def _gemma3n(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of activations that is cut off is stored as that share's quantile of a normal distribution."""
+    layers, tensors = config["num_hidden_layers"], metadata.tensors
+    quantiles = metadata.by_layer("activation_sparsity_scale", layers) or [float("-inf")] * layers
+    shapes = {"laurel_rank": "blk.0.laurel_l.weight", "vocab_size_per_layer_input": "per_layer_token_embd.weight"}
+    return {
+        **every_nth(_GEMMA3N_PATTERN)(metadata, config),
+        "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10000.0),
+        "activation_sparsity_pattern": [round(NormalDist().cdf(quantile), 4) for quantile in quantiles],
+        **{key: tensors[name].shape[0] for key, name in shapes.items() if name in tensors},
     }
 
 
@@ -91,10 +105,81 @@ def _mamba2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"head_dim": inner // heads, "expand": inner / config["hidden_size"]}
 
 
+def _kv_heads(metadata: Metadata, layers: int) -> list[int]:
+    """The number of heads with keys in each layer: 0 in those without attention."""
+    single = [metadata.raw("attention.head_count_kv")] * layers
+    return metadata.by_layer("attention.head_count_kv", layers) or [int(count or 0) for count in single]
+
+
+def _in_some_layer(metadata: Metadata, biases: Mapping[str, str]) -> dict[str, Any]:
+    """Whether some layer has the tensor of that name, for each config key."""
+    names = metadata.tensors
+    found = {key: any(name.endswith(f".{bias}") for name in names) for key, bias in biases.items()}
+    return found if metadata.known else {}
+
+
+def _steps(key: str, chosen: list[int], layers: int) -> dict[str, Any]:
+    """Returns the first of the `chosen` layers, and the distance to the next, which is always the same."""
+    first, *others = chosen or [layers]
+    return {f"{key}_offset": first, f"{key}_period": others[0] - first if others else layers + 1}
+
+
+def _jamba(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    kv = _kv_heads(metadata, layers)
+    sparse = [layer for layer in range(layers) if f"blk.{layer}.ffn_gate_inp.weight" in metadata.tensors]
+    return {
+        **_in_some_layer(metadata, {"mamba_conv_bias": "ssm_conv1d.bias", "mamba_proj_bias": "ssm_in.bias"}),
+        **_steps("attn_layer", [layer for layer, heads in enumerate(kv) if heads], layers),
+        **(_steps("expert_layer", sparse, layers) if sparse else {}),
+        "num_key_value_heads": max(kv),
+        "mamba_expand": metadata.number("ssm.inner_size") // config["hidden_size"],
+    }
+
+
+def _nemotron_h(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer is attention, a feed-forward, or Mamba 2 if it has neither keys nor a width."""
+    layers, heads = config["num_hidden_layers"], config["mamba_num_heads"]
+    kv, widths = _kv_heads(metadata, layers), metadata.by_layer("feed_forward_length", layers) or [0] * layers
+    epsilon = metadata.get("attention.layer_norm_epsilon")
+    kinds = [FULL if count else "mlp" if width else "linear_attention" for count, width in zip(kv, widths, strict=True)]
+    biases = {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias", "use_conv_bias": "ssm_conv1d.bias"}
+    return {
+        **_in_some_layer(metadata, biases | {"mamba_proj_bias": "ssm_in.bias"}),
+        "layers_block_type": kinds,
+        "num_key_value_heads": max(kv),
+        "intermediate_size": max(widths),
+        "mamba_head_dim": metadata.number("ssm.inner_size") // heads,
+        "layer_norm_epsilon": metadata.get("attention.layer_norm_rms_epsilon", epsilon),
+    }
+
+
+def _qwen3_next(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **_qwen3moe(metadata, config),
+        **_in_some_layer(metadata, {"attention_bias": "attn_q.bias"}),
+        "linear_value_head_dim": metadata.number("ssm.inner_size") // config["linear_num_value_heads"],
+    }
+
+
+def _granitehybrid(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer without keys of attention is Mamba 2; "finetuned" says whether attention rotates."""
+    layers, inner, heads = config["num_hidden_layers"], metadata.number("ssm.inner_size"), config["mamba_n_heads"]
+    kv = _kv_heads(metadata, layers)
+    biases = {"attention_bias": "attn_q.bias", "mamba_conv_bias": "ssm_conv1d.bias", "mamba_proj_bias": "ssm_in.bias"}
+    return {
+        **_in_some_layer(metadata, biases),
+        "layer_types": [FULL if count else "linear_attention" for count in kv],
+        "num_key_value_heads": max(kv),
+        "mamba_d_head": inner // heads,
+        "mamba_expand": inner // config["hidden_size"],
+        "position_embedding_type": "rope" if metadata.get("rope.scaling.finetuned", True) else "nope",
+    }
+
+
 def _lfm2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """A layer without keys of attention is a short convolution."""
-    layers = config["num_hidden_layers"]
-    kv = metadata.by_layer("attention.head_count_kv", layers) or [metadata.number("attention.head_count_kv")] * layers
+    kv = _kv_heads(metadata, config["num_hidden_layers"])
     return {"layer_types": [FULL if heads else "conv" for heads in kv], "num_key_value_heads": max(kv)}
 
 
@@ -110,12 +195,17 @@ def _deepseek2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**heads, "qk_nope_head_dim": keys - rotated, "v_head_dim": values}
 
 
-def latent_scaling(scaling: dict[str, Any], multiplier: float | None) -> dict[str, Any]:
-    """Returns YaRN's settings with the factors on attention that DeepSeek's files have as one number."""
-    if not multiplier:
+def with_mscale(scaling: dict[str, Any], multiplier: float | None, unit: float | None) -> dict[str, Any]:
+    """Returns YaRN's settings with its two factors on attention, which files have as one number, times `unit`."""
+    if not multiplier or not unit:
         return scaling
-    mscale = round(multiplier / _MSCALE, 6)
+    mscale = round(multiplier / unit, 6)
     return {**scaling, "mscale": mscale, "mscale_all_dim": mscale}
+
+
+def _ministral3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    growth, scaling = metadata.get("attention.temperature_scale"), config.get("rope_scaling")
+    return {"rope_scaling": {**scaling, "llama_4_scaling_beta": growth}} if scaling and growth else {}
 
 
 def _gpt_oss(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +216,7 @@ def _gpt_oss(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
 EXTRAS: Mapping[str, Extra] = {
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
+    "gemma3n_text": _gemma3n,
     "phi3": _phi3,
     "stablelm": _stablelm,
     "qwen2_moe": _qwen2moe,
@@ -133,6 +224,11 @@ EXTRAS: Mapping[str, Extra] = {
     "falcon": _falcon,
     "mpt": _mpt,
     "gpt_bigcode": _starcoder,
+    "ministral3": _ministral3,
+    "qwen3_next": _qwen3_next,
+    "jamba": _jamba,
+    "nemotron_h": _nemotron_h,
+    "granitemoehybrid": _granitehybrid,
     "mamba2": _mamba2,
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2,

@@ -16,13 +16,13 @@ from easydel.weights.gguf_architecture import (
     decoder,
     experts,
 )
-from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE
+from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE, SSM_CHANGES
 from easydel.weights.gguf_tensors import after, latent, row, transposed, woven
 
 _EXPERTS = experts("mlp.experts", *GATED)
 _SPARSE = experts("block_sparse_moe.experts", "w1", "w2", "w3")
 _LOCAL = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
-_QWEN = {
+QWEN_EXPERTS = {
     **RMS,
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -57,6 +57,21 @@ _SHARED = (*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.s
 _CORRECTED = {"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.gate.e_score_correction_bias"}
 _GATE_UP = ("ffn_gate_exps.weight", "ffn_up_exps.weight", after)
 _GRANITE_MODULES = decoder(*NORMS, *ATTENTION, "block_sparse_moe.output_linear", "block_sparse_moe.router.layer")
+_SHARED_GATE_UP = ("ffn_gate_shexp.weight", "ffn_up_shexp.weight", after)
+_GRANITE_SSM = {
+    **{key: theirs for key, theirs in GRANITE.items() if "head_count_kv" not in key and "key_length" not in key},
+    "expert_shared_feed_forward_length": "shared_intermediate_size",
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.state_size": "mamba_d_state",
+    "ssm.group_count": "mamba_n_groups",
+    "ssm.time_step_rank": "mamba_n_heads",
+}
+_SSM_MODULES = tuple(f"model.layers.{{}}.mamba.{name}" for name in ("in_proj", "conv1d", "norm", "out_proj"))
+_SSM_EXACT = {
+    "blk.{}.ssm_a": "model.layers.{}.mamba.A_log",
+    "blk.{}.ssm_d": "model.layers.{}.mamba.D",
+    "blk.{}.ssm_dt.bias": "model.layers.{}.mamba.dt_bias",
+}
 
 MIXTURES: dict[str, Architecture] = {
     "llama with experts": Architecture(
@@ -72,21 +87,21 @@ MIXTURES: dict[str, Architecture] = {
             *(*NORMS, *ATTENTION, *GLU, "mlp.gate", *_EXPERTS, "mlp.shared_expert_gate"),
             *(f"mlp.shared_expert.{name}" for name in GATED),
         ),
-        {**_QWEN, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        {**QWEN_EXPERTS, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
         constants=SILU,
         changes={r"ffn_gate_inp_shexp\.weight": row},
     ),
     "qwen3moe": Architecture(
         "qwen3_moe",
         decoder(*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS),
-        _QWEN,
+        QWEN_EXPERTS,
         constants=SILU,
         switches={"attention_bias": "blk.0.attn_q.bias"},
     ),
     "olmoe": Architecture(
         "olmoe",
         decoder(*NORMS, *ATTENTION, *QK_NORMS, "mlp.gate", *_EXPERTS),
-        {**_QWEN, "attention.clamp_kqv": "clip_qkv"},
+        {**QWEN_EXPERTS, "attention.clamp_kqv": "clip_qkv"},
         constants=SILU,
         switches={"attention_bias": "blk.0.attn_q.bias"},
     ),
@@ -108,7 +123,28 @@ MIXTURES: dict[str, Architecture] = {
         changes=ROTARY,
         joined={
             "model.layers.{}.block_sparse_moe.input_linear.weight": _GATE_UP,
-            "model.layers.{}.shared_mlp.input_linear.weight": ("ffn_gate_shexp.weight", "ffn_up_shexp.weight", after),
+            "model.layers.{}.shared_mlp.input_linear.weight": _SHARED_GATE_UP,
+        },
+    ),
+    "granitehybrid": Architecture(
+        "granitemoehybrid",
+        (*decoder(*NORMS, *ATTENTION), *_SSM_MODULES),
+        _GRANITE_SSM,
+        constants={**SILU, "num_local_experts": 0},
+        exact={**_SSM_EXACT, "blk.{}.ffn_down.weight": "model.layers.{}.shared_mlp.output_linear.weight"},
+        changes={**ROTARY, **SSM_CHANGES},
+        joined={"model.layers.{}.shared_mlp.input_linear.weight": ("ffn_gate.weight", "ffn_up.weight", after)},
+    ),
+    "granitehybrid with experts": Architecture(
+        "granitemoehybrid",
+        (*_GRANITE_MODULES, "model.layers.{}.shared_mlp.output_linear", *_SSM_MODULES),
+        {**_GRANITE_SSM, **_LOCAL},
+        constants=SILU,
+        exact=_SSM_EXACT,
+        changes={**ROTARY, **SSM_CHANGES},
+        joined={
+            "model.layers.{}.block_sparse_moe.input_linear.weight": _GATE_UP,
+            "model.layers.{}.shared_mlp.input_linear.weight": _SHARED_GATE_UP,
         },
     ),
     "ernie4_5-moe": Architecture(
@@ -147,6 +183,7 @@ MIXTURES: dict[str, Architecture] = {
         constants=SILU,
         joined=_LATENT_KV,
         rotary="latent",
+        mscale=0.1,
     ),
     "deepseek2 with sigmoids": Architecture(
         "deepseek_v3",
@@ -156,6 +193,7 @@ MIXTURES: dict[str, Architecture] = {
         exact=_CORRECTED,
         joined=_LATENT_KV,
         rotary="latent",
+        mscale=0.1,
     ),
     "dots1": Architecture(
         "dots1",

@@ -83,15 +83,15 @@ class HFTensor:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Two tensors of equal shape as one, along `axis`: the second after the first, or both in turns (`woven`).
+    """Two tensors as one: along `axis`, number n is number `order[n]` of the first one's and then the second one's.
 
-    `turned` swaps the last two dimensions of the result; `axis` is one of the parts'.
+    `swapped` exchanges the last two dimensions of the result; `axis` is one of the parts'.
     """
 
     first: Tensor
     second: Tensor
     axis: int
-    woven: bool = False
+    order: np.ndarray
     swapped: bool = False
 
     @property
@@ -113,7 +113,7 @@ class Joined:
     @property
     def shape(self) -> tuple[int, ...]:
         shape = list(self.first.shape)
-        shape[self.axis] *= 2
+        shape[self.axis] = len(self.order)
         return tuple([*shape[:-2], shape[-1], shape[-2]] if self.swapped else shape)
 
     @property
@@ -126,13 +126,11 @@ class Joined:
         if self.swapped:
             full[-2:] = full[-1], full[-2]
             return replace(self, swapped=False).read(tuple(full)).swapaxes(-1, -2)
-        size = self.first.shape[self.axis]
-        wanted = np.arange(2 * size)[full[self.axis]]
-        second, place = (wanted % 2 == 1, wanted // 2) if self.woven else (wanted >= size, wanted % size)
+        wanted, size = self.order[full[self.axis]], self.first.shape[self.axis]
         shape = [len(range(*part.indices(dim))) for part, dim in zip(full, self.shape, strict=True)]
         out = np.moveaxis(np.empty(shape, self.dtype), self.axis, 0)
-        for tensor, ours in ((self.first, ~second), (self.second, second)):
-            places = place[ours]
+        for tensor, ours, before in ((self.first, wanted < size, 0), (self.second, wanted >= size, size)):
+            places = wanted[ours] - before
             if len(places):
                 full[self.axis] = slice(int(places.min()), int(places.max()) + 1)
                 out[ours] = np.moveaxis(tensor.read(tuple(full)), self.axis, 0)[places - places.min()]
@@ -257,13 +255,26 @@ def by_group(tensor: Tensor, config: Config) -> HFTensor:
 
 def after(first: Tensor, second: Tensor, config: Config) -> TensorSource:
     """Joins rows of a gate and of what it gates."""
-    return Joined(first, second, axis=len(first.shape) - 2)
+    axis = len(first.shape) - 2
+    return Joined(first, second, axis, np.arange(first.shape[axis] + second.shape[axis]))
 
 
 def woven(first: Tensor, second: Tensor, config: Config) -> TensorSource:
     """Joins in turns, as in GPT-OSS: rows of matrices, which are [in, out] on the Hub, or entries of biases."""
-    matrix = len(first.shape) == 3
-    return Joined(first, second, axis=1, woven=True, swapped=matrix)
+    order = np.arange(2 * first.shape[1]).reshape(2, -1).T.ravel()
+    return Joined(first, second, 1, order, swapped=len(first.shape) == 3)
+
+
+def by_key_head(first: Tensor, second: Tensor, config: Config) -> TensorSource:
+    """Joins queries, keys and values with their gates: on the Hub, those of each key's head are together."""
+    heads: Any = config.get("linear_num_key_heads")
+    _check_heads(second, heads, 1)
+    keys, values = heads * config["linear_key_head_dim"], second.shape[0]
+    if first.shape[0] != 2 * keys + values:
+        problem = f"has {first.shape[0]} rows, expected {2 * keys + values}: queries, keys and values"
+        raise ConfigError(problem, file=first.file, tensor=first.name)
+    parts = np.split(np.arange(first.shape[0] + values), np.cumsum([keys, keys, values]))
+    return Joined(first, second, 0, np.concatenate([part.reshape(heads, -1) for part in parts], axis=1).ravel())
 
 
 def latent(first: Tensor, second: Tensor, config: Config) -> TensorSource:

@@ -41,16 +41,26 @@ _GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_ENDINGS}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Cuts of one another's pieces: numbers, Chinese and Japanese, then the rest.
+_DEEPSEEK_V3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 
 @dataclass(frozen=True)
 class Split:
     """The way in which byte-level BPE cuts text before merging: by `pattern`, or like GPT-2, after single `digits`.
 
+    Of several patterns each cuts the pieces that the ones before left.
+
     `whole`: a piece that is a token is not merged again. `bos`: texts begin with it unless the file says no.
     """
 
-    pattern: str | None = None
+    pattern: str | tuple[str, ...] | None = None
     digits: bool = False
     nfc: bool = False
     whole: bool = False
@@ -69,11 +79,13 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
         "pixtral",
         "lfm2",
     ),
-    Split(_LLAMA3): ("dbrx", "smaug-bpe"),
+    Split(_LLAMA3): ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
     Split(_QWEN2, nfc=True): ("qwen2", "deepseek-r1-qwen", "kormo", "megrez"),
-    Split(_QWEN2): ("stablelm2", "hunyuan"),
+    Split(_QWEN2): ("stablelm2", "hunyuan", "solar-open"),
     Split(_TEKKEN, whole=True, bos=True): ("tekken",),
-    Split(_GPT4O): ("gpt-4o", "llama4"),
+    Split(_GPT4O): ("gpt-4o", "llama4", "minimax-m2"),
+    Split(_DEEPSEEK_V3): ("deepseek-v3", "hunyuan-dense"),
+    Split(_BLOOM): ("bloom",),
 }
 SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
 
@@ -196,7 +208,9 @@ def _pre_tokenizer(split: Split) -> pre_tokenizers.PreTokenizer:
     if split.digits:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     if split.pattern is not None:
-        return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split.pattern), "isolated"), byte_level])
+        patterns = (split.pattern,) if isinstance(split.pattern, str) else split.pattern
+        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+        return pre_tokenizers.Sequence([*cuts, byte_level])
     return byte_level
 
 
