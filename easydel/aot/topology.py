@@ -28,15 +28,16 @@ class Chip:
 
     flops: float
     bandwidth: float
-    memory: float
+    memory: int
     sends: float
 
 
+GIB = 2**30
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32e9, 300e9),
-    "v5e": Chip(197e12, 819e9, 16e9, 200e9),
-    "v5p": Chip(459e12, 2765e9, 95e9, 600e9),
-    "v6e": Chip(918e12, 1640e9, 32e9, 400e9),
+    "v4": Chip(275e12, 1228e9, 32 * GIB, 300e9),
+    "v5e": Chip(197e12, 819e9, 16 * GIB, 200e9),
+    "v5p": Chip(459e12, 2765e9, 95 * GIB, 600e9),
+    "v6e": Chip(918e12, 1640e9, 32 * GIB, 400e9),
 }
 
 
