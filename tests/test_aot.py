@@ -13,10 +13,11 @@ import pytest
 from foretold import as_large_as, built, llama, needs_libtpu, sent_by
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from easydel.aot.cost import bytes_on_each
 from easydel.aot.flops import flops
 from easydel.aot.hlo import Collective, collectives
 from easydel.aot.topology import topology_mesh
-from easydel.aot.tracing import trace_step, trace_training
+from easydel.aot.tracing import cache_of, trace_step, trace_training
 from easydel.errors import ArgumentError
 from easydel.ops.sampling import Rules, Sampling
 from easydel.sharding import make_mesh
@@ -134,12 +135,22 @@ def test_choosing_a_token_moves_neither_head_nor_logits(name: str):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (2, 2, 2, 1)], ids=str)
-def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...]):
+@pytest.mark.parametrize(("dims", "rows"), [((1, 8, 1, 1), 8), ((2, 2, 2, 1), 8), ((1, 4, 2, 1), 4)], ids=str)
+def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...], rows: int):
     model, params = built(llama(hidden_size=512, intermediate_size=1024), topology_mesh("v5e:2x4", dims))
-    found = sent_by(model, trace_step(model, params, 8, 128))
+    found = sent_by(model, trace_step(model, params, rows, 128))
     assert as_large_as(512 * 512 // dims[2], found) == [], "what is as large as the smallest kernel"
     assert sum(one.total for one in found) < 400_000, "of 14 million bytes"
+
+
+@needs_libtpu
+def test_a_long_cache_is_split_over_sp_and_stays_so():
+    model, params = built(llama(max_position_embeddings=65536), topology_mesh("v5e:2x4", (1, 1, 2, 4)))
+    own = bytes_on_each(cache_of(model, 2, 16384))
+    assert own < 1.02 * (2 * 2) * (2 * 8 * 16384 * 8 * 2) / 8, "keys and values of 2 layers, over 8 chips"
+    compiled = trace_step(model, params, 2, 16384).lower().compile()
+    assert as_large_as(8 * VOCAB, collectives(compiled.as_text(), model.policy.mesh.shape)) == []
+    assert compiled.memory_analysis().temp_size_in_bytes < own / 2
 
 
 @cache
