@@ -97,7 +97,7 @@ class Policy:
 
         A product then leaves its kernel where it is, and moves the tokens instead.
         """
-        if self.mesh is None:
+        if self.mesh is None or self.mesh.size == 1:
             return x
         kept = names_in(self.axes.hidden_axis)
         batch = axis_of([name for name in names_in(self.axes.batch_axis) if name not in kept])

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from easydel.aot.hlo import Collective, collectives
-from easydel.aot.lowering import placed_shapes
+from easydel.aot.tracing import placed_shapes
 from easydel.auto import choose_family
 from easydel.config import HFConfig
 from easydel.model import BaseNNXModule
@@ -43,8 +43,8 @@ def built(config: dict[str, Any], mesh: Mesh, axes: PartitionAxis | None = None,
     return model, placed_shapes(model)
 
 
-def sent_by(model: Any, lowered: Any) -> list[Collective]:
-    return collectives(lowered.compile().as_text(), model.policy.mesh.shape)
+def sent_by(model: Any, traced: Any) -> list[Collective]:
+    return collectives(traced.lower().compile().as_text(), model.policy.mesh.shape)
 
 
 def as_large_as(elements: int, found: Sequence[Collective]) -> list[Collective]:

@@ -13,9 +13,11 @@ import pytest
 from foretold import as_large_as, built, llama, needs_libtpu, sent_by
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from easydel.aot.cost import bytes_on_each
+from easydel.aot.flops import flops
 from easydel.aot.hlo import Collective, collectives
-from easydel.aot.lowering import lower_step, lower_training
 from easydel.aot.topology import topology_mesh
+from easydel.aot.tracing import cache_of, trace_step, trace_training
 from easydel.errors import ArgumentError
 from easydel.ops.sampling import Rules, Sampling
 from easydel.sharding import make_mesh
@@ -80,6 +82,21 @@ def test_what_tpu_programs_send_is_read_from_fusions_and_conditions_too():
     ]
 
 
+def test_operations_of_products_count_in_loops_and_on_every_device():
+    mesh = make_mesh((1, 4, 2, 1))
+
+    def computed(x: jax.Array, y: jax.Array, experts: jax.Array) -> Any:
+        looped, _ = jax.lax.scan(lambda x, _: (x @ y, None), x, None, length=5)
+        apart = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"), check_vma=False)
+        branch = jax.lax.cond(looped[0, 0] > 0, lambda: looped @ y, lambda: looped)
+        return apart(x, y), branch, jax.lax.ragged_dot(x, experts, jnp.array([5, 3]))
+
+    shapes = ((8, 6), (6, 6), (2, 6, 7))
+    traced = jax.jit(computed).trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    product = 2 * 8 * 6 * 6
+    assert flops(traced.jaxpr.jaxpr) == (5 + 1 + 1) * product + product * 2 + 2 * 8 * 6 * 7 - product
+
+
 RULES = {
     "likeliest": Rules(),
     "penalized": Rules(repetition_penalty=NUMBER, no_repeat_ngram_size=3, eos_E=ENDS, min_new_tokens=COUNT),
@@ -93,9 +110,9 @@ def test_training_gathers_the_head_once_and_moves_its_gradient_once(dims: tuple[
     """However many groups of tokens there are: here 8."""
     mesh = make_mesh(dims)
     model, params = built(llama(num_hidden_layers=1), mesh)
-    lowered = lower_training(model, params, optax.sgd(1e-3), 8, 64, tokens=8)
+    traced = trace_training(model, params, optax.sgd(1e-3), 8, 64, tokens=8)
     share, others = VOCAB * 64 // mesh.shape["tp"], (mesh.shape["fsdp"] - 1) / mesh.shape["fsdp"]
-    large = as_large_as(share, sent_by(model, lowered))
+    large = as_large_as(share, sent_by(model, traced))
     assert len(large) == 2, "nothing else is as large as a head, the token vectors and their gradient included"
     assert sum(one.total for one in large) <= 2 * 4 * share * others  # CPUs gather bfloat16 as float32
 
@@ -113,17 +130,27 @@ def test_what_cannot_be_compiled_for_is_refused(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", RULES)
 def test_choosing_a_token_moves_neither_head_nor_logits(name: str):
     model, params = _tensor_parallel()
-    found = sent_by(model, lower_step(model, params, 8, 128, RULES[name]))
+    found = sent_by(model, trace_step(model, params, 8, 128, RULES[name]))
     assert as_large_as(VOCAB, found) == []
 
 
 @needs_libtpu
-@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (2, 2, 2, 1)], ids=str)
-def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...]):
+@pytest.mark.parametrize(("dims", "rows"), [((1, 8, 1, 1), 8), ((2, 2, 2, 1), 8), ((1, 4, 2, 1), 4)], ids=str)
+def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...], rows: int):
     model, params = built(llama(hidden_size=512, intermediate_size=1024), topology_mesh("v5e:2x4", dims))
-    found = sent_by(model, lower_step(model, params, 8, 128))
+    found = sent_by(model, trace_step(model, params, rows, 128))
     assert as_large_as(512 * 512 // dims[2], found) == [], "what is as large as the smallest kernel"
     assert sum(one.total for one in found) < 400_000, "of 14 million bytes"
+
+
+@needs_libtpu
+def test_a_long_cache_is_split_over_sp_and_stays_so():
+    model, params = built(llama(max_position_embeddings=65536), topology_mesh("v5e:2x4", (1, 1, 2, 4)))
+    own = bytes_on_each(cache_of(model, 2, 16384))
+    assert own < 1.02 * (2 * 2) * (2 * 8 * 16384 * 8 * 2) / 8, "keys and values of 2 layers, over 8 chips"
+    compiled = trace_step(model, params, 2, 16384).lower().compile()
+    assert as_large_as(8 * VOCAB, collectives(compiled.as_text(), model.policy.mesh.shape)) == []
+    assert compiled.memory_analysis().temp_size_in_bytes < own / 2
 
 
 @cache
@@ -131,16 +158,16 @@ def _tensor_parallel() -> Any:
     return built(llama(), topology_mesh("v5e:2x4", (1, 1, 8, 1)))
 
 
-def cycles(lowered: Any) -> int:
+def cycles(traced: Any) -> int:
     """What XLA reckons a program takes: loops count once, and waiting for other devices does not count."""
-    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', lowered.compile().as_text())))
+    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', traced.lower().compile().as_text())))
 
 
 @needs_libtpu
 def test_on_a_tpu_one_row_takes_no_longer_than_eight():
     mesh = topology_mesh("v5e:2x2", (1, 1, 4, 1))
     model, params = built(llama(hidden_size=1024, intermediate_size=2048, num_hidden_layers=1), mesh)
-    one, eight = (cycles(lower_step(model, params, batch, 128)) for batch in (1, 8))
+    one, eight = (cycles(trace_step(model, params, batch, 128)) for batch in (1, 8))
     assert one < 1.05 * eight
 
 

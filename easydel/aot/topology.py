@@ -14,8 +14,14 @@ from easydel.errors import ArgumentError
 from easydel.sharding import AXES
 from easydel.sharding.mesh import arranged, filled
 
-# What makes libtpu compile for chips that are absent: without them it would ask the network what it runs on.
-_ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+# What makes libtpu compile for chips that are absent, in several processes at once: without these it would ask the
+# network what it runs on, and keep a lock.
+_ALONE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 
 
 @dataclass(frozen=True)
@@ -28,15 +34,16 @@ class Chip:
 
     flops: float
     bandwidth: float
-    memory: float
+    memory: int
     sends: float
 
 
+GIB = 2**30
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32e9, 300e9),
-    "v5e": Chip(197e12, 819e9, 16e9, 200e9),
-    "v5p": Chip(459e12, 2765e9, 95e9, 600e9),
-    "v6e": Chip(918e12, 1640e9, 32e9, 400e9),
+    "v4": Chip(275e12, 1228e9, 32 * GIB, 300e9),
+    "v5e": Chip(197e12, 819e9, 16 * GIB, 200e9),
+    "v5p": Chip(459e12, 2765e9, 95 * GIB, 600e9),
+    "v6e": Chip(918e12, 1640e9, 32 * GIB, 400e9),
 }
 
 
@@ -54,6 +61,9 @@ def topology_mesh(name: str, dims: Sequence[int] = (1, -1, 1, 1)) -> Mesh:
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (jax.errors.JaxRuntimeError, ValueError, KeyError) as error:
-        raise ArgumentError(f"{name!r} is no TPU topology", hint="it looks like v5e:4x4 or v5p:2x2x2") from error
+        told = str(error).partition("\n")[0][:200]
+        raise ArgumentError(
+            f"{name!r} is no TPU topology: {told}", hint="it looks like v5e:4x4 or v5p:2x2x2"
+        ) from error
     sizes = filled(tuple(dims), len(devices))
     return Mesh(arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from easydel.cli.compiled import Compiling, report
 from easydel.cli.models import headers, is_saved
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
 from easydel.cli.reads import Reads, facts_of, print_reads
@@ -20,7 +21,7 @@ from easydel.cli.where import Row, mesh_text, print_rows, rows_of
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from jax.sharding import AbstractMesh, NamedSharding
+    from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
     from easydel.hub.streamed import Streamed
     from easydel.model import BaseNNXModule
@@ -59,6 +60,7 @@ def plan(
     model: Model,
     hub: Hub,
     loading: Loading,
+    compiling: Compiling,
     device_memory: Annotated[str | None, typer.Option(help="Memory of each device, such as 16GiB.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     length: Annotated[
@@ -70,6 +72,8 @@ def plan(
 ) -> None:
     """Compute the memory on each device of a mesh, list replicated parameters with the reasons, and check that it fits.
 
+    With --compile, the TPU compiler tells what a training or decoding step would hold, send and take at least.
+
     No weights are read, and the devices of the mesh need not exist. The exit code is 0 whether it fits or not.
     """
     memory = None if device_memory is None else parse_size(device_memory)
@@ -80,6 +84,12 @@ def plan(
     from easydel.sharding import bytes_per_device
     from easydel.tree import flatten
 
+    if compiling.compile is not None:
+        from easydel.arguments import remat_of
+
+        topology = _topology(compiling.compile, loading.mesh)
+        report(_model(where, loading, topology, remat_of(compiling.remat))[0], compiling, as_json=as_json)
+        return
     mesh = _mesh(loading.mesh)
     built, read_plan, int8 = _model(where, loading, mesh)
     if optimizer is not Optimizer.none and any(leaf.dtype == "int8" for leaf in flatten(built.params).values()):
@@ -129,7 +139,15 @@ def _mesh(text: str | None) -> AbstractMesh:
     return jax.sharding.AbstractMesh(filled(sizes, jax.device_count()) if -1 in sizes else sizes, AXES)
 
 
-def _model(where: Path | Streamed, loading: Loading, mesh: AbstractMesh) -> tuple[BaseNNXModule, Plan, Collection[str]]:
+def _topology(name: str, mesh: str | None) -> Mesh:
+    from easydel.aot.topology import topology_mesh
+
+    return topology_mesh(name, (1, -1, 1, 1) if mesh is None else parse_mesh(mesh))
+
+
+def _model(
+    where: Path | Streamed, loading: Loading, mesh: AbstractMesh | Mesh, remat: str | None = None
+) -> tuple[BaseNNXModule, Plan, Collection[str]]:
     """The model without values, checked against the checkpoint and the mesh as loading would.
 
     Also returns the plan of its weights, and the parameters that would be quantized while reading.
@@ -150,6 +168,7 @@ def _model(where: Path | Streamed, loading: Loading, mesh: AbstractMesh) -> tupl
         mesh=cast(jax.sharding.Mesh, mesh),  # checks and shapes use nothing that an abstract mesh lacks
         axes=loading.axes().resolve(mesh.axis_names),
         scan_layers=loading.scan_layers,
+        remat=remat,
     )
     source = language_model(open_source(where, saved=is_saved(where)))
     family = choose_family(source.config, encoder_decoder=False)

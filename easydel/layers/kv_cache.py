@@ -48,8 +48,11 @@ class Seen:
 def empty_keys(
     batch: int, length: int, kv_heads: int, channels: tuple[int, int], window: int | None, dtype: Any
 ) -> Any:
-    """Returns places for keys and values, [batch, kv_heads, places, channels] each."""
-    axes = ("batch", "kv_head", None, "head_dim")
+    """Returns places for keys and values, [batch, kv_heads, places, channels] each.
+
+    The slots of a whole sequence are split as sequences are. A window is short, and its places are out of order.
+    """
+    axes = ("batch", "kv_head", None if window else "sequence", "head_dim")
     sizes = zip("kv", channels, strict=True)
     return {name: empty((batch, kv_heads, places(length, window), size), dtype, *axes) for name, size in sizes}
 

@@ -55,19 +55,22 @@ def _moves_less(rows: int, outputs: int, inputs: int) -> bool:
 
 def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
     """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
+    if x.ndim > 2 and x.shape[-2] == 1 and _moves_less(x.size // x.shape[-1], *kernel.shape):
+        return policy.shard_tokens(_contract(policy.shard_tokens(x), kernel, policy))
+    return _contract(x, kernel, policy)
+
+
+def _contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
     if policy.platform == "tpu" and x.ndim > 1 and 0 < x.size < ROWS * x.shape[-1]:
-        return contract(_with_rows(x), kernel, policy)[..., : x.shape[-2], :]
+        return _contract(_with_rows(x), kernel, policy)[..., : x.shape[-2], :]
     whole = policy.mesh is None or policy.mesh.size == 1
-    stays = not whole and x.ndim > 2 and x.shape[-2] == 1 and _moves_less(x.size // x.shape[-1], *kernel.shape)
-    x = policy.shard_tokens(x) if stays else x
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
     dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
     y = jax.lax.dot_general(
         rows.astype(policy.dtype), kernel.astype(policy.dtype), dimensions, precision=policy.precision
     )
-    y = y.reshape(*x.shape[:-1], kernel.shape[0])
-    return policy.shard_tokens(y) if stays else y
+    return y.reshape(*x.shape[:-1], kernel.shape[0])
 
 
 class Linear(nnx.Module):

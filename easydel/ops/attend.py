@@ -1,7 +1,8 @@
 """Attention over cached keys and values, one entry for every model.
 
-Four kernels compute it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over
-devices; for whole sequences `splash` on TPUs and cuDNN's fused attention on NVIDIA GPUs, where they apply.
+Five kernels compute it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over
+devices, and `split` for single queries to a cache that is; for whole sequences `splash` on TPUs and cuDNN's fused
+attention on NVIDIA GPUs, where they apply.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from easydel.ops.ring import Ring, attend_ring
 from easydel.ops.scores import MASKED, Bias, Scores
 from easydel.ops.sight import Around, Causal, Chunks, Prefix, Sight, is_causal
 from easydel.ops.splash import attend_splash, split, takes
+from easydel.ops.split_keys import attend_split, split_of
 
 __all__ = [
     "Around",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
-Kernel = Literal["ring", "splash", "cudnn", "chunked"]
+Kernel = Literal["ring", "split", "splash", "cudnn", "chunked"]
 # (first query, queries) -> [B, 1 or N, queries, S]: the mask of keys that a few queries see
 Select = Callable[[jax.Array | int, int], jax.Array]
 CUDNN_CHANNELS = 128  # the most that cuDNN's flash attention takes on every GPU since Ampere
@@ -77,6 +79,9 @@ def attend(
     if kernel == "ring":
         assert ring is not None
         return attend_ring(q_BTNC, k_BKSC, v_BKSV, scores, ring, **masks)
+    if kernel == "split":
+        assert ring is not None
+        return attend_split(q_BTNC, k_BKSC, v_BKSV, scores, ring, offset, **masks)
     looped = platform == "cpu" and not several
 
     def chunked(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
@@ -135,6 +140,14 @@ def choose(
     K = k_BKSC.shape[1]
     if whole and bias is None and ring is not None and ring.spec(B, T, N, K) is not None:
         return "ring"
+    if (
+        T == 1
+        and not whole
+        and bias is None
+        and ring is not None
+        and split_of(ring, B, k_BKSC.shape[2], N, K) is not None
+    ):
+        return "split"
     if platform == "tpu" and whole and bias is None and takes(q_BTNC, k_BKSC, v_BKSV, scores):
         # the partitioner cannot split a kernel as it splits products: it runs on each device's own batch and heads
         alone = not several or (ring is not None and split(ring, B, N, K) is not None)

@@ -106,13 +106,17 @@ class Step:
         )
         return State(trained, state.frozen, moments, count), metrics
 
-    def lower(self, state: State, batch: Batch) -> Any:
+    def lower(self, state: State, batch: Batch) -> jax.stages.Lowered:
         """Returns the step's program for such arguments, not compiled yet, for instance to ask for its memory."""
+        return self.trace(state, batch).lower()
+
+    def trace(self, state: State, batch: Batch) -> jax.stages.Traced:
+        """Returns the step for such arguments before XLA sees it; arrays may be shapes with shardings."""
         shapes = {
             name: jax.ShapeDtypeStruct(array.shape, jnp.int32, sharding=_split(array.shape, self.model.policy))
             for name, array in batch.items()
         }
-        return self.program(state).lower(state.trained, state.moments, state.count, state.frozen, shapes)
+        return self.program(state).trace(state.trained, state.moments, state.count, state.frozen, shapes)
 
     def program(self, state: State) -> Any:
         """Returns the jitted step for states that are split like this one; its results are split in the same way."""
