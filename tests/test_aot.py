@@ -105,10 +105,9 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (1, 4, 2, 1)], ids=str)
-def test_training_gathers_the_head_once_and_moves_its_gradient_once(dims: tuple[int, ...], quick_compilation: None):
+def test_training_gathers_the_head_once_and_moves_its_gradient_once(quick_compilation: None):
     """However many groups of tokens there are: here 8."""
-    mesh = make_mesh(dims)
+    mesh = make_mesh((1, 4, 2, 1))
     model, params = built(llama(num_hidden_layers=1), mesh)
     traced = trace_training(model, params, optax.sgd(1e-3), 8, 64, tokens=8)
     share, others = VOCAB * 64 // mesh.shape["tp"], (mesh.shape["fsdp"] - 1) / mesh.shape["fsdp"]

@@ -105,7 +105,7 @@ def _trips(line: str, program: Program) -> int:
         return int(known[1])
     name = _CONDITION.search(line)
     condition = "\n".join(program.get(name[1], ())) if name else ""
-    limits = re.findall(r" = s32\[\][^=]* constant\((\d+)\)", condition)
+    limits = re.findall(r" = [su]32\[\][^=]* constant\((\d+)\)", condition)
     return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1
 
 
