@@ -69,6 +69,7 @@ class AutoEasyDeLModelForCausalLM:
         verbose_params: bool = False,
         from_torch: bool = True,
         *,
+        dequantize: bool = False,
         scan_layers: bool = False,
         stream: bool = False,
         remat: bool | str | None = None,
@@ -109,6 +110,8 @@ class AutoEasyDeLModelForCausalLM:
             bit_targeted_params: the parameters to quantize, by leaf, module name or path; default: all that can be.
             verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
             from_torch: False if the directory or repository was written by `save_pretrained` of this project.
+            dequantize: make floats of `param_dtype` of weights that the checkpoint has quantized; otherwise they stay
+                at their own bits wherever the model can hold them so.
             scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.
             stream: do not download weights: each process receives its own bytes by HTTP ranges, straight into memory.
                 Safetensors only; local paths are loaded as without it.

@@ -16,6 +16,7 @@ from easydel.inputs import check_flags, check_stored
 from easydel.module import LanguageModel
 from easydel.policy import float_dtype
 from easydel.saving import export, save
+from easydel.stored import forms_of
 from easydel.tree import Tree, flatten
 
 
@@ -114,6 +115,7 @@ class BaseNNXModule(LanguageModel):
             self._stored(params),
             self.canonical_paths(),
             self.config,
+            forms_of(self),
             origin=self.origin,
             allow_nonfinite=allow_nonfinite,
         )
@@ -128,10 +130,10 @@ class BaseNNXModule(LanguageModel):
     ) -> None:
         """Writes a Hugging Face checkpoint that transformers loads: bit for bit the original where nothing was cast.
 
-        int8 parameters are dequantized (to float32, or `dtype`). `dtype` None keeps each parameter's own dtype; buffers
-        always keep theirs. Parameters that are NaN or Inf are refused, unless `allow_nonfinite`, and so are numbers
-        that float16 cannot hold. If parameters are spread over processes, every process has to call this, and the first
-        one writes.
+        Parameters stored by codes become floats (float32, or `dtype`). `dtype` None keeps each parameter's own dtype;
+        buffers always keep theirs. Parameters that are NaN or Inf are refused, unless `allow_nonfinite`, and so are
+        numbers that float16 cannot hold. If parameters are spread over processes, every process has to call this, and
+        the first one writes.
         """
         check_flags(allow_nonfinite=allow_nonfinite)
         export(
@@ -140,6 +142,7 @@ class BaseNNXModule(LanguageModel):
             self.canonical_paths(),
             self.config,
             self.names,
+            forms_of(self),
             fixed=self.buffers,
             origin=self.origin,
             dtype=None if dtype is None else float_dtype("dtype", dtype),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
+from math import prod
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -17,10 +18,12 @@ from flax import nnx
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError
+from easydel.forms import OFFSET, SCALE
 from easydel.inputs import check_flags, check_params, donations_explained, token_array
 from easydel.layers.linear import Buffer
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
+from easydel.stored import storable
 from easydel.tree import Tree, bind, flatten, params_of, paths_of, replica, splits_of, unflatten
 from easydel.weights.execute import LoadReport
 from easydel.weights.names import Names
@@ -108,10 +111,12 @@ class LanguageModel(nnx.Module):
     def num_params(self) -> int:
         """Number of values in the parameters.
 
-        A tied embedding counts once. Scales of int8 parameters and buffers do not count.
+        A tied embedding counts once. Scales and offsets of codes, and buffers, do not count.
         """
-        leaves, buffers = flatten(self.params), self.buffers
-        return sum(leaf.size for path, leaf in leaves.items() if path not in buffers and not path.endswith("_scale"))
+        leaves, stored = flatten(self.params), storable(self)
+        beside = {f"{path}{end}" for path in stored for end in (SCALE, OFFSET)} | self.buffers
+        sizes = {path: leaf.size for path, leaf in leaves.items() if path not in beside}
+        return sum((sizes | {path: prod(owner.shape) for path, owner in stored.items() if path in sizes}).values())
 
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **inputs: Any

@@ -92,6 +92,7 @@ class LoadOptions:
     policy: Policy
     placement: Placement
     int8: Int8 | None = None
+    dequantize: bool = False
     from_torch: bool = True
     stream: bool = False
     hub: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +124,7 @@ class LoadOptions:
         auto_shard_params: bool = False,
         partition_rules: Rules | None = None,
         load_in_8bit: bool = False,
+        dequantize: bool = False,
         bit_targeted_params: Sequence[str] | None = None,
         verbose_params: bool = False,
         from_torch: bool = True,
@@ -148,6 +150,7 @@ class LoadOptions:
             shard_attention_computation=shard_attention_computation,
             auto_shard_params=auto_shard_params,
             load_in_8bit=load_in_8bit,
+            dequantize=dequantize,
             verbose_params=verbose_params,
             from_torch=from_torch,
             scan_layers=scan_layers,
@@ -195,6 +198,7 @@ class LoadOptions:
             if auto_shard_params
             else Placement.on_device(home, functions),
             int8=Int8(bit_targeted_params) if load_in_8bit else None,
+            dequantize=dequantize,
             from_torch=from_torch,
             stream=stream,
             hub=hub,

@@ -21,6 +21,7 @@ from easydel.quantize import Int8, make_int8
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights.expressions import source_names
+from easydel.weights.kept import Split, kept
 from easydel.weights.mlx_names import as_mlx_saves
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, make_plan
@@ -46,7 +47,7 @@ class Prepared:
 
 def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
     """Makes the remaining decisions of a load, and the last checks before weights are read."""
-    plan, int8 = plan_for(model, source, options.int8)
+    plan, int8 = plan_for(model, source, options.int8, dequantize=options.dequantize, split=options.placement.sharding)
     leaves = flatten(model.params)
     placed = options.placement.shardings_of(leaves)
     trace(model, options.input_shape)
@@ -54,10 +55,18 @@ def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions
     return Prepared(plan, shapes, int8)
 
 
-def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None = None) -> tuple[Plan, Collection[str]]:
+def plan_for(
+    model: LanguageModel,
+    source: CheckpointSource,
+    int8: Int8 | None = None,
+    *,
+    dequantize: bool = False,
+    split: Split | None = None,
+) -> tuple[Plan, Collection[str]]:
     """Returns the plan for a model whose parameters are still floats, and the parameters to quantize while reading.
 
-    `int8` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case.
+    `int8` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case. Others that
+    the checkpoint stores by codes stay so, unless `dequantize`, in blocks that `split` over devices cuts nowhere.
     """
     table = OWN if source.manifest is not None else model.names
     stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
@@ -72,6 +81,8 @@ def plan_for(model: LanguageModel, source: CheckpointSource, int8: Int8 | None =
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
     take_dtypes(model, plan)
     chosen = () if int8 is None else make_int8(model, int8.targets)
+    if not dequantize:
+        plan = kept(model, plan, chosen, split)
     return plan, set(chosen) - set(stored)
 
 

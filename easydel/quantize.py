@@ -10,14 +10,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from easydel.errors import ArgumentError
-from easydel.tree import flatten, params_of, unfilled
+from easydel.forms import by_rows
+from easydel.stored import storable
+from easydel.tree import flatten, params_of
 
-QUANTIZED = ("kernel", "embedding")
 # Adding this to a float32 below 2**22 rounds it to an integer, which is in the lowest bits; half goes to even.
 ROUNDING = np.float32(3 << 22)
 TINY = np.finfo(np.float32).tiny  # below it, 1 / scale would not be finite
@@ -56,7 +55,7 @@ def make_int8(module: Any, targets: Collection[str] | None) -> list[str]:
     `targets` are leaf names ("kernel"), names of modules ("q_proj") or paths ("lm_head/kernel"); None means all.
     Raises ArgumentError for a target that names nothing that can be quantized.
     """
-    possible = dict(_quantizable(module))
+    possible = storable(module)
     names = list(possible if targets is None else targets)
     chosen = {path for path in possible for target in names if _selects(target, path)}
     idle = [target for target in names if not any(_selects(target, path) for path in possible)]
@@ -66,26 +65,11 @@ def make_int8(module: Any, targets: Collection[str] | None) -> list[str]:
             f"bit_targeted_params {idle} name nothing to quantize", hint=f"names here: {', '.join(known)}"
         )
     for path in chosen:
-        owner, leaf = possible[path], path.rsplit("/", 1)[1]
-        shape = getattr(owner, leaf).get_raw_value().shape
-        setattr(owner, leaf, unfilled(shape, jnp.int8))
-        setattr(owner, f"{leaf}_scale", unfilled(shape[:-1], jnp.float32))
+        owner = possible[path]
+        owner.store(by_rows(np.dtype(np.int8), owner.shape[-1]), np.dtype(np.float32))
     return [path for path in flatten(params_of(module)) if path in chosen]
 
 
 def _selects(target: str, path: str) -> bool:
     wanted = target.replace(".", "/").strip("/")
     return f"/{wanted}/" in f"/{path}/"
-
-
-def _quantizable(module: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Lists paths of the leaves that have a place for a scale, with the modules that own them."""
-    found: list[tuple[str, Any]] = []
-    for leaf in QUANTIZED:
-        if hasattr(module, f"{leaf}_scale"):
-            found.append((f"{prefix}{leaf}", module))
-    children = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
-    for name, child in children:
-        if isinstance(child, nnx.Module | nnx.List):
-            found += _quantizable(child, f"{prefix}{name}/")
-    return found

@@ -22,6 +22,7 @@ from easydel.checkpoint.tensor import has_nonfinite
 from easydel.checkpoint.write import atomic_directory, write_safetensors
 from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
+from easydel.forms import Form, by_rows
 from easydel.hub.select import CONFIGS, VOCABULARIES, template_names
 from easydel.tokenizer.written import write_gguf_companions
 from easydel.tree import ADAPTERS, flatten
@@ -35,6 +36,7 @@ MAX_SHARD_BYTES = 5 << 30  # as in transformers
 # Files beside the weights that belong to the model and are copied along; for those of a tokenizer see `_companions`.
 GENERATION = "generation_config.json"
 TOKENIZER = frozenset(CONFIGS | VOCABULARIES) - {"config.json", GENERATION}
+INT8 = np.dtype(np.int8)
 logger = logging.getLogger(__name__)
 
 
@@ -43,21 +45,25 @@ def save(
     params: Mapping[str, Any],
     layer_paths: Mapping[str, list[str]],
     config: HFConfig,
+    forms: Mapping[str, Form],
     *,
     origin: Path | None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Writes parameters as they are stored, int8 included, under their own names, layer by layer.
+    """Writes parameters as they are stored, codes as `forms` has them, under their own names, layer by layer.
 
     Raises CheckpointError, and leaves the old files, if one is NaN or Inf: loading relies on finite weights.
     """
-    place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths)
-    int8 = tuple(part for part in parameters.shapes() if parameters.is_quantized(part))
+    place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths, forms)
+    shapes = parameters.shapes()
+    stored = {part: form for part in shapes if (form := parameters.form_of(part)) is not None}
+    int8 = tuple(part for part, form in stored.items() if form == by_rows(INT8, shapes[part][-1]))
+    manifest = Manifest(int8, {part: form for part, form in stored.items() if part not in set(int8)})
 
     def write(tensors: Sequence[Entry]) -> None:
         checked = tensors if allow_nonfinite else [_finite(place, *tensor) for tensor in tensors]
-        _write(place, checked, config.to_dict(), Manifest(int8), origin, max_shard_bytes)
+        _write(place, checked, config.to_dict(), manifest, origin, max_shard_bytes)
 
     write_whole(parameters.leaves, entries(parameters, OWN), write)
 
@@ -106,6 +112,7 @@ def export(
     layer_paths: Mapping[str, list[str]],
     config: HFConfig,
     names: Names,
+    forms: Mapping[str, Form],
     *,
     fixed: Collection[str] = (),
     origin: Path | None,
@@ -113,12 +120,12 @@ def export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Writes a directory that transformers loads, in its names and layouts, with int8 dequantized.
+    """Writes a directory that transformers loads, in its names and layouts: codes as the floats they stand for.
 
     `dtype` None keeps each parameter's dtype; parameters in `fixed` keep theirs in any case.
     Raises CheckpointError, and leaves the old files, if a tensor is NaN or Inf, or too large for float16.
     """
-    place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths, dequantized=True)
+    place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths, forms, dequantized=True)
     tensors = entries(parameters, names)
     kept = _tensors_of(fixed, parameters, names)
     floats = [entry for entry in tensors if entry[0] not in kept]

@@ -20,7 +20,7 @@ from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
 from easydel.policy import FLOATS
 from easydel.weights import formats
-from easydel.weights.saved import MANIFEST, Manifest, read_manifest
+from easydel.weights.saved import MANIFEST, Manifest, coded, read_manifest
 from easydel.weights.sources import TensorSource
 from easydel.weights.wrapped import unwrapped
 
@@ -83,7 +83,10 @@ def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
         config = gguf_config(checkpoint)
         return CheckpointSource(path, config, checkpoint, hf_tensors(checkpoint, config.to_dict()), None, identity)
     config = HFConfig.from_file(directory / "config.json")
-    config, tensors = (config, checkpoint) if saved else dequantized(config, checkpoint, directory)
+    if manifest is not None:
+        tensors = coded(checkpoint, manifest, directory / MANIFEST)
+    else:
+        config, tensors = dequantized(config, checkpoint, directory)
     return CheckpointSource(path, config, checkpoint, unwrapped(tensors), manifest, identity)
 
 

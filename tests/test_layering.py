@@ -28,6 +28,8 @@ LAYERS = [
         "tree",
         "processes",
         "quantize",
+        "forms",
+        "stored",
         "inputs",
     },
     {"layers", "weights", "hub", "tokenizer"},

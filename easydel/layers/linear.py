@@ -6,14 +6,17 @@ Kernels keep the checkpoint's own layout, [out, in], and are contracted on their
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.ops.coded import Coded
 from easydel.ops.lookup import Split, look_up
 from easydel.policy import Policy
+from easydel.stored import Stored
 from easydel.tree import unfilled
 
 
@@ -53,39 +56,41 @@ def _moves_less(rows: int, outputs: int, inputs: int) -> bool:
     return rows * (inputs + 2 * outputs) < inputs * outputs
 
 
-def contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
+def contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Array:
     """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
     if x.ndim > 2 and x.shape[-2] == 1 and _moves_less(x.size // x.shape[-1], *kernel.shape):
         return policy.shard_tokens(_contract(policy.shard_tokens(x), kernel, policy))
     return _contract(x, kernel, policy)
 
 
-def _contract(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
+def _contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Array:
     if policy.platform == "tpu" and x.ndim > 1 and 0 < x.size < ROWS * x.shape[-1]:
         return _contract(_with_rows(x), kernel, policy)[..., : x.shape[-2], :]
     whole = policy.mesh is None or policy.mesh.size == 1
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
-    dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
-    y = jax.lax.dot_general(
-        rows.astype(policy.dtype), kernel.astype(policy.dtype), dimensions, precision=policy.precision
-    )
+    if isinstance(kernel, Coded):
+        y = kernel.times(rows.astype(policy.dtype), policy.precision, split=not whole)
+    else:
+        dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
+        y = jax.lax.dot_general(
+            rows.astype(policy.dtype), kernel.astype(policy.dtype), dimensions, precision=policy.precision
+        )
     return y.reshape(*x.shape[:-1], kernel.shape[0])
 
 
-class Linear(nnx.Module):
-    """y = x @ kernel.T + bias, kernel [out, in]. With `kernel_scale` [out] the kernel is int8, scaled per output."""
+class Linear(Stored):
+    """y = x @ kernel.T + bias, kernel [out, in]."""
 
     def __init__(self, inputs: int, outputs: int, policy: Policy, *, bias: bool = False):
         self.kernel = parameter((outputs, inputs), policy)
-        self.kernel_scale: nnx.Param | None = nnx.data(None)  # data: make_int8 puts a Param here
+        self.kernel_scale: nnx.Param | None = nnx.data(None)  # data: `store` puts a Param here
+        self.kernel_offset: nnx.Param | None = nnx.data(None)
         self.bias = parameter((outputs,), policy) if bias else None
         self.policy = policy
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(x, self.kernel[...], self.policy)
-        if self.kernel_scale is not None:
-            y = y * self.kernel_scale[...].astype(y.dtype)
+        y = contract(x, self.weight(), self.policy)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
@@ -102,22 +107,25 @@ class Float32Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-class Embedding(nnx.Module):
+class Embedding(Stored):
     """Rows of `embedding` [rows, features] by index; also the output head where the two are tied.
 
     The rows are a vocabulary's `words`, or few.
     """
 
+    matrix = "embedding"
+
     def __init__(self, rows: int, features: int, policy: Policy, *, words: bool = False):
         self.embedding = parameter((rows, features), policy)
         self.embedding_scale: nnx.Param | None = nnx.data(None)
+        self.embedding_offset: nnx.Param | None = nnx.data(None)
         self.policy, self.words = policy, words
 
     def __call__(self, index: jax.Array) -> jax.Array:
-        rows = look_up(self.embedding[...], index, self._split()).astype(self.policy.dtype)
-        if self.embedding_scale is None:
-            return rows
-        return rows * jnp.take(self.embedding_scale[...], index, axis=0, mode="clip")[..., None].astype(rows.dtype)
+        table, rows_of = self.weight(), partial(look_up, split=self._split())
+        if isinstance(table, Coded):
+            return table.rows(index, rows_of).whole(self.policy.dtype)
+        return rows_of(table, index).astype(self.policy.dtype)
 
     def _split(self) -> Split | None:
         mesh, axes = self.policy.mesh, self.policy.axes
@@ -128,5 +136,4 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products of `x` [..., features] with every row: tied logits."""
-        y = contract(x, self.embedding[...], self.policy)
-        return y if self.embedding_scale is None else y * self.embedding_scale[...].astype(y.dtype)
+        return contract(x, self.weight(), self.policy)

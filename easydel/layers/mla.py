@@ -168,13 +168,10 @@ class MLALayer(nnx.Module):
         self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
     ) -> jax.Array:
         """Attends to the latents: the kernel of keys is applied to queries, the kernel of values to the output."""
-        record, precision, int8_scale = self.record, self.policy.precision, self.kv_b_proj.kernel_scale
-        kernel = self.kv_b_proj.kernel[...].astype(q_BTNC.dtype).reshape(record.heads, -1, record.kv_rank)
+        record, precision, weight = self.record, self.policy.precision, self.kv_b_proj.weight()
+        floats = weight.astype if isinstance(weight, jax.Array) else weight.whole
+        kernel = floats(q_BTNC.dtype).reshape(record.heads, -1, record.kv_rank)
         key_NCR, value_NVR = jnp.split(kernel, [record.plain_dim], axis=1)
-        if int8_scale is not None:
-            scale = int8_scale[...].astype(q_BTNC.dtype).reshape(record.heads, -1)
-            q_BTNC = q_BTNC * scale[:, : record.plain_dim]
-            value_NVR = value_NVR * scale[:, record.plain_dim :, None]
         q_BTNR = jnp.einsum("BTNC,NCR->BTNR", q_BTNC, key_NCR, precision=precision)
         q_BTNL = jnp.concatenate([q_BTNR, q_BTNP], axis=-1)
         # the rotated keys are passed as values too and dropped after: cheaper than a copy of the cache without them

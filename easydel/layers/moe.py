@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,7 @@ from easydel.ops.ragged import ragged_dot
 from easydel.policy import Policy
 from easydel.sharding.axes import AxisName, axis_of, names_in
 from easydel.sharding.placement import fit
+from easydel.stored import Stored
 from easydel.tree import Tree, params_of
 
 # B batch, T length, D model, E experts, K chosen experts of a token, M (token, choice) pairs sorted by expert
@@ -188,12 +190,13 @@ class Gate(nnx.Module):
         return self.router.choose(logits_BTE, None if self.correction_bias is None else self.correction_bias[...])
 
 
-class ExpertLinear(nnx.Module):
-    """A Linear for each expert: kernel [experts, out, in], scale and bias [experts, out]."""
+class ExpertLinear(Stored):
+    """A Linear for each expert: kernel [experts, out, in], bias [experts, out]."""
 
     def __init__(self, experts: int, inputs: int, outputs: int, policy: Policy, *, bias: bool):
         self.kernel = parameter((experts, outputs, inputs), policy)
-        self.kernel_scale: nnx.Param | None = nnx.data(None)  # data: make_int8 puts a Param here
+        self.kernel_scale: nnx.Param | None = nnx.data(None)
+        self.kernel_offset: nnx.Param | None = nnx.data(None)
         self.bias = parameter((experts, outputs), policy) if bias else None
 
 
@@ -216,7 +219,7 @@ class Experts(nnx.Module):
     def _mix_over(self, mesh: Mesh, params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
         axes, record = self.policy.axes, self.record
         # the sizes that may be split: the number of experts, and the inner dimension of each
-        expert, mlp = fit((record.experts, record.expert.hidden), (axes.expert_axis, axes.mlp_axis), mesh)
+        expert, mlp = fit((record.experts, self._inner(params)), (axes.expert_axis, axes.mlp_axis), mesh)
         summed = (*names_in(expert), *names_in(mlp))
         split_otherwise = (axes.batch_axis, axes.sequence_axis, axes.hidden_axis)
         batch, sequence, hidden = (_without(axis, summed) for axis in split_otherwise)
@@ -225,7 +228,7 @@ class Experts(nnx.Module):
         for name, leaves in params.items():
             stored = (expert, hidden, mlp) if name == "down_proj" else (expert, mlp, hidden)
             split = PartitionSpec(expert, None, mlp) if name == "down_proj" else PartitionSpec(expert, mlp, None)
-            specs[name] = {leaf: split if leaf == "kernel" else PartitionSpec(*split[:2]) for leaf in leaves}
+            specs[name] = {leaf: PartitionSpec(*split[: leaves[leaf].ndim]) for leaf in leaves}
             # kernels stored whole (experts that cannot be divided) are cut before the hidden dimension is gathered
             cut[name] = leaves | {"kernel": self.policy.shard(leaves["kernel"], *stored)}
 
@@ -242,6 +245,18 @@ class Experts(nnx.Module):
         )
         return mapped(cut, x_BTD, weights, chosen)
 
+    def _inner(self, params: Tree) -> int:
+        """Returns the largest number that divides the inner dimension of all kernels and of their scales."""
+        dims = {"down_proj": 2}
+        return gcd(
+            *(
+                leaf.shape[dims.get(name, 1)]
+                for name, leaves in params.items()
+                for leaf in leaves.values()
+                if leaf.ndim > dims.get(name, 1)
+            )
+        )
+
     def _mix(self, params: Tree, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
         """Returns the weighted sum of the chosen experts; experts that `params` lacks (index out of range) give 0."""
         experts, choices = params["down_proj"]["kernel"].shape[0], chosen_BTK.shape[-1]
@@ -252,9 +267,7 @@ class Experts(nnx.Module):
 
         def linear(name: str, x_MI: jax.Array) -> jax.Array:
             leaves = params[name]
-            y_MO = ragged_dot(x_MI, leaves["kernel"], sizes_E, self.policy.precision)
-            if "kernel_scale" in leaves:
-                y_MO = y_MO * _rows(leaves["kernel_scale"], expert_M).astype(y_MO.dtype)
+            y_MO = ragged_dot(x_MI, getattr(self, name).weight_in(leaves), sizes_E, self.policy.precision)
             return y_MO + _rows(leaves["bias"], expert_M).astype(y_MO.dtype) if "bias" in leaves else y_MO
 
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)[order_M // choices]

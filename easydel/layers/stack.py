@@ -19,6 +19,7 @@ from easydel.layers.block import Block, BlockLayer, Flow
 from easydel.layers.context import Context
 from easydel.layers.shared import template
 from easydel.policy import Policy
+from easydel.stored import forms_of
 from easydel.tree import bind, flatten, params_of, replica
 
 MAX_PERIOD = 16
@@ -135,7 +136,7 @@ def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, c
     new_caches = []
     for index, layer in enumerate(layers):
         params = params_of(layer)
-        kind = (layer.record, *sorted(flatten(params)))
+        kind = (layer.record, *sorted(flatten(params)), *forms_of(layer).items())
         if kind not in calls:
             calls[kind] = jax.jit(_as_function(layer, policy, scanned=False))
         own = context.of_layer(run.start + index)

@@ -12,7 +12,7 @@ from easydel.layers.linear import Linear
 from easydel.lora.linear import AdaptedLinear, LoRA
 from easydel.lora.places import adapt, adapted_places, give, rebind, targeted
 from easydel.module import LanguageModel
-from easydel.tree import ADAPTERS, Tree, flatten
+from easydel.tree import ADAPTERS, Tree, flatten, params_of
 
 
 def add_adapters(model: LanguageModel, lora: LoRA, *, seed: int = 0) -> Tree:
@@ -35,15 +35,16 @@ def add_adapters(model: LanguageModel, lora: LoRA, *, seed: int = 0) -> Tree:
 def merge_adapters(model: LanguageModel, params: Mapping[str, Any] | None = None) -> Tree:
     """Adds the adapters of `params` (default: the model's own) to its kernels and removes them. Returns its parameters.
 
-    Adapted int8 kernels become floats: rounding to 8 bits again would lose most of what was learned.
+    Adapted kernels of codes become floats: rounding again would lose most of what was learned.
     """
     leaves = flatten(params or model.params)
     for place in adapted_places(model):
         module, path = place.module, place.path
         assert isinstance(module, AdaptedLinear)
-        kernel, scales = leaves[f"{path}/kernel"], leaves.pop(f"{path}/kernel_scale", None)
-        low, high = (leaves.pop(f"{path}/{leaf}") for leaf in ADAPTERS)
-        leaves[f"{path}/kernel"] = jax.jit(module.merged, out_shardings=kernel.sharding)(kernel, scales, low, high)
+        own = {leaf: leaves.pop(f"{path}/{leaf}") for leaf in params_of(module) if leaf != "bias"}
+        low, high = (own.pop(leaf) for leaf in ADAPTERS)
+        merged = jax.jit(module.merged, out_shardings=own["kernel"].sharding)
+        leaves[f"{path}/kernel"] = merged(module.weight_in(own), low, high)
         plain = Linear(place.inputs, place.outputs, module.policy, bias=module.bias is not None)
         plain.kernel, plain.bias = module.kernel, module.bias
         setattr(place.owner, place.name, plain)

@@ -10,6 +10,7 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import CheckpointError, UnsupportedModelError, listed
+from easydel.forms import by_rows
 from easydel.lora.linear import LoRA
 from easydel.lora.places import Place, per_layer_shapes
 from easydel.module import LanguageModel
@@ -95,11 +96,14 @@ def _misfits(lora: LoRA, places: Mapping[str, Place], tensors: Mapping[str, Tens
 
 
 def check_copies(model: LanguageModel, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError if a kernel that the file holds beside its adapters is not the model's."""
+    """Raises CheckpointError if a kernel that the file holds beside its adapters is not the model's.
+
+    A kernel stored by blocks is not compared: each library makes floats of it in its own precision.
+    """
     leaves = flatten(model.params)
     for name, place in places.items():
         tensor = tensors.get(copy_name(name))
-        if tensor is not None:
+        if tensor is not None and place.module.form in (None, by_rows(np.dtype(np.int8), place.inputs)):
             row = place.theirs.index(name) if place.stacked else None
             if not _equal(tensor.read(), on_host(leaves[f"{place.path}/kernel"], row)):
                 raise CheckpointError(

@@ -13,6 +13,7 @@ from flax import nnx
 
 from easydel.errors import ArgumentError
 from easydel.layers.linear import Linear, contract
+from easydel.ops.coded import Coded
 
 ALL_LINEAR = "all-linear"  # PEFT's name for all Linears but the head
 
@@ -64,11 +65,10 @@ class AdaptedLinear(Linear):
     """A Linear with adapters; it takes over the parameters of `base`, stacked ones of scanned layers included."""
 
     def __init__(self, base: Linear, lora: LoRA):
-        self.kernel = base.kernel
-        self.kernel_scale = nnx.data(None) if base.kernel_scale is None else base.kernel_scale
+        self.take_over(base)
         self.bias = base.bias
         self.policy, self.lora = base.policy, lora
-        *layers, out, inputs = base.kernel.get_raw_value().shape
+        *layers, out, inputs = base.shape
         # float32 whatever the kernel's dtype: adapters are small, and 16 bits would round updates away
         self.lora_A = nnx.Param(jax.ShapeDtypeStruct((*layers, lora.r, inputs), jnp.float32))
         self.lora_B = nnx.Param(jax.ShapeDtypeStruct((*layers, out, lora.r), jnp.float32))
@@ -77,7 +77,7 @@ class AdaptedLinear(Linear):
         low = contract(x, self.lora_A[...], self.policy)
         return super().__call__(x) + contract(low, self.lora_B[...], self.policy) * self.lora.scale
 
-    def merged(self, kernel: jax.Array, scales: jax.Array | None, low: jax.Array, high: jax.Array) -> jax.Array:
+    def merged(self, kernel: jax.Array | Coded, low: jax.Array, high: jax.Array) -> jax.Array:
         """Returns the kernel that includes the adapters, in the dtype of float parameters."""
-        whole = kernel.astype(jnp.float32) if scales is None else kernel * scales[..., None]
+        whole = kernel.whole(jnp.float32) if isinstance(kernel, Coded) else kernel.astype(jnp.float32)
         return (whole + self.lora.scale * (high @ low)).astype(self.policy.param_dtype)

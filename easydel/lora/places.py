@@ -16,6 +16,7 @@ from easydel.errors import ArgumentError, UnsupportedModelError, listed
 from easydel.layers.linear import Linear
 from easydel.lora.linear import AdaptedLinear, LoRA
 from easydel.module import LanguageModel
+from easydel.stored import storable
 from easydel.tree import ADAPTERS, Tree, bind, flatten, unflatten
 from easydel.weights.expressions import Source, Transpose
 
@@ -43,15 +44,15 @@ class Place:
 
     @property
     def inputs(self) -> int:
-        return self.module.kernel.get_raw_value().shape[-1]
+        return self.module.shape[-1]
 
     @property
     def outputs(self) -> int:
-        return self.module.kernel.get_raw_value().shape[-2]
+        return self.module.shape[-2]
 
     @property
     def stacked(self) -> bool:
-        return self.module.kernel.get_raw_value().ndim == 3
+        return len(self.module.shape) == 3
 
     def shapes(self, r: int) -> list[tuple[int, int]]:
         """Returns the shapes of one layer's adapters, in the order of `ADAPTERS`."""
@@ -85,9 +86,10 @@ def places_of(model: LanguageModel) -> list[Place]:
 
 def per_layer_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the model's parameters by path, as they would be without scanned layers."""
-    leaves = flatten(model.params)
+    shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
+    shapes |= {path: owner.shape for path, owner in storable(model).items()}
     return {
-        part: leaves[path].shape if parts == [path] else leaves[path].shape[1:]
+        part: shapes[path] if parts == [path] else shapes[path][1:]
         for path, parts in model.canonical_paths().items()
         for part in parts
     }

@@ -13,24 +13,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from easydel.ops.coded import Coded
+
 # M rows sorted by group, E groups, O and I the two sides of each matrix
 MAX_BLOCK = 128  # larger blocks waste more rows than they save in copies of matrices
 
 
-def ragged_dot(x_MI: jax.Array, kernel_EOI: jax.Array, sizes_E: jax.Array, precision: Any = None) -> jax.Array:
+def ragged_dot(x_MI: jax.Array, kernel_EOI: jax.Array | Coded, sizes_E: jax.Array, precision: Any = None) -> jax.Array:
     """Returns row m times the transpose of its group's [out, in] matrix: [M, O] in the dtype of `x_MI`.
 
     Rows are sorted by group: the first `sizes_E[0]` belong to group 0, and so on. Rows past the last group give zeros.
-    The kernel may have any dtype (int8); integers get no gradient.
+    A kernel may be stored by codes, which get no gradient.
     """
-    return _differentiable(x_MI, kernel_EOI, sizes_E, precision)
+    y_MO = _differentiable(x_MI, kernel_EOI, sizes_E, precision)
+    if not isinstance(kernel_EOI, Coded) or not kernel_EOI.scales_outputs:
+        return y_MO
+    group_M = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(x_MI.shape[0]), side="right", method="compare_all")
+    return y_MO * kernel_EOI.scales.at[group_M].get(mode="fill", fill_value=0).astype(y_MO.dtype)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, sizes: jax.Array, precision: Any) -> jax.Array:
+def _plain(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, precision: Any) -> jax.Array:
     return _product(x, kernel, sizes, 2, precision)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, sizes: jax.Array, precision: Any) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, precision: Any) -> tuple[jax.Array, Any]:
     return _plain(x, kernel, sizes, precision), (x, kernel, sizes)
 
 
@@ -38,8 +44,8 @@ def _backward(precision: Any, saved: Any, dy_MO: jax.Array) -> tuple[Any, Any, A
     x_MI, kernel, sizes = saved
     dx_MI = _product(dy_MO, kernel, sizes, 1, precision)
     none = np.zeros(sizes.shape, jax.dtypes.float0)
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
-        return dx_MI, np.zeros(kernel.shape, jax.dtypes.float0), none
+    if isinstance(kernel, Coded):
+        return dx_MI, jax.tree.map(_no_gradient, kernel), none
     outer = jax.lax.platform_dependent(
         dy_MO,
         x_MI,
@@ -54,7 +60,17 @@ _differentiable: Any = jax.custom_vjp(_plain, nondiff_argnums=(3,))
 _differentiable.defvjp(_forward, _backward)
 
 
-def _product(x: jax.Array, kernel: jax.Array, sizes: jax.Array, contracted: int, precision: Any) -> jax.Array:
+def _no_gradient(array: jax.Array) -> Any:
+    floats = jnp.issubdtype(array.dtype, jnp.floating)
+    return jnp.zeros_like(array) if floats else np.zeros(array.shape, jax.dtypes.float0)
+
+
+def _floats(kernel: jax.Array | Coded, dtype: Any) -> jax.Array:
+    """Returns the matrices of a kernel, without scales that `ragged_dot` multiplies its result by."""
+    return kernel.whole(dtype, scaled=not kernel.scales_outputs) if isinstance(kernel, Coded) else kernel.astype(dtype)
+
+
+def _product(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, contracted: int, precision: Any) -> jax.Array:
     """Returns rows times their matrices, contracted on the matrices' dimension `contracted` (of E, O, I)."""
     y = jax.lax.platform_dependent(
         x,
@@ -67,10 +83,10 @@ def _product(x: jax.Array, kernel: jax.Array, sizes: jax.Array, contracted: int,
 
 
 def product_native(
-    x: jax.Array, kernel: jax.Array, sizes: jax.Array, *, contracted: int, precision: Any = None
+    x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, *, contracted: int, precision: Any = None
 ) -> jax.Array:
     dimensions = jax.lax.RaggedDotDimensionNumbers((((1,), (contracted,)), ((), ())), [0], [0])
-    return jax.lax.ragged_dot_general(x, kernel.astype(x.dtype), sizes, dimensions, precision)
+    return jax.lax.ragged_dot_general(x, _floats(kernel, x.dtype), sizes, dimensions, precision)
 
 
 def outer_native(dy_MO: jax.Array, x_MI: jax.Array, sizes: jax.Array, *, precision: Any = None) -> jax.Array:
@@ -80,15 +96,17 @@ def outer_native(dy_MO: jax.Array, x_MI: jax.Array, sizes: jax.Array, *, precisi
 
 
 def product_by_blocks(
-    x: jax.Array, kernel: jax.Array, sizes: jax.Array, *, contracted: int, precision: Any = None
+    x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, *, contracted: int, precision: Any = None
 ) -> jax.Array:
     rows = x.shape[0]
     block, groups, starts, count = _blocks(rows, sizes)
+    stored = kernel.sliceable() if isinstance(kernel, Coded) else kernel
     padded = jnp.pad(x, ((0, block), (0, 0)))
 
     def step(index: jax.Array, y: jax.Array) -> jax.Array:
         part = jax.lax.dynamic_slice_in_dim(padded, starts[index], block)
-        matrix = jax.lax.dynamic_index_in_dim(kernel, groups[index], keepdims=False).astype(x.dtype)
+        own = jax.tree.map(lambda part: jax.lax.dynamic_index_in_dim(part, groups[index], keepdims=False), stored)
+        matrix = _floats(own, x.dtype)
         product = jax.lax.dot_general(part, matrix, (((1,), (contracted - 1,)), ((), ())), precision=precision)
         # a block reaches into the next group's rows, which the next block overwrites
         return jax.lax.dynamic_update_slice_in_dim(y, product, starts[index], axis=0)

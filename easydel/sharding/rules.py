@@ -2,8 +2,10 @@
 
 A rule is a regular expression, searched in the path, and a PartitionSpec; the first match counts. Kernels are
 [out, in], those of experts [expert, out, in]. A spec with fewer entries than the parameter has dimensions applies to
-its last dimensions: stacked layers have one more in front, which is never split. The scales of int8 parameters
-(`kernel_scale`, `embedding_scale`, one per row) follow the rule of the parameter that they scale, less its last entry.
+its last dimensions: stacked layers have one more in front, which is never split. Scales and offsets of parameters
+that are stored by codes (`kernel_scale`, `kernel_offset`, `embedding_scale`, ...) follow the rule of the codes: their
+blocks lie in the same order. If there is one per row, they have one dimension less, and the rule's last entry is left
+out.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ _TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Norms, the other biases, and small vectors such as A_log, D, dt_bias.
     (r"", ()),
 )
+_BESIDE_CODES = re.compile(r"(.*/(?:kernel|embedding))_(?:scale|offset)")
 
 
 def default_rules(axis: PartitionAxis) -> Rules:
@@ -84,8 +87,9 @@ def matched(shapes: Mapping[str, Shape], rules: Rules) -> tuple[dict[str, Partit
         if found is None:
             problems.append(f"no partition rule matches {path} {shape}")
             continue
-        pattern, spec, scale = found
-        missing = len(shape) + scale - len(spec)
+        pattern, spec, codes = found
+        dims = len(shape) if codes is None else len(shapes.get(codes, (*shape, 1)))
+        missing = dims - len(spec)
         if missing < 0:
             problems.append(f"{path} {shape}: rule {pattern!r} has {len(spec)} entries, more than dimensions")
             continue
@@ -102,14 +106,16 @@ def unknown_axes(rules: Rules, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _find(path: str, rules: Sequence[tuple[re.Pattern[str], PartitionSpec]]) -> tuple[str, PartitionSpec, bool] | None:
-    """Returns the first rule for `path`, and whether the rule is for the parameter that `path` scales."""
-    scaled = path.removesuffix("_scale") if path.endswith(("/kernel_scale", "/embedding_scale")) else None
+def _find(
+    path: str, rules: Sequence[tuple[re.Pattern[str], PartitionSpec]]
+) -> tuple[str, PartitionSpec, str | None] | None:
+    """Returns the first rule for `path`, and the path of the codes if the rule is for those that `path` scales."""
+    scaled = match[1] if (match := _BESIDE_CODES.fullmatch(path)) else None
     for pattern, spec in rules:
         if scaled is not None and pattern.search(scaled):
-            return pattern.pattern, spec, True
+            return pattern.pattern, spec, scaled
         if pattern.search(path):
-            return pattern.pattern, spec, False
+            return pattern.pattern, spec, None
     return None
 
 

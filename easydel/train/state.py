@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
 from easydel.module import LanguageModel
+from easydel.stored import forms_of
 from easydel.train.loss import check_causal
 from easydel.tree import ADAPTERS, Tree, flatten, unflatten
 
@@ -54,7 +55,7 @@ def init_state(
     The state takes over the arrays of `params`. The first step consumes the trained ones, which the model then no
     longer has either; `state.params` has the new ones. `trainable` selects the trained parameters by path; default:
     the adapters if there are any, else all parameters. The model's buffers are never trained. Raises ArgumentError if
-    nothing is selected, or integers (int8) are.
+    nothing is selected, or parameters stored by codes are.
     """
     check_causal(model)
     leaves = {
@@ -64,11 +65,12 @@ def init_state(
     chosen = trainable or _default(leaves)
     buffers = model.buffers  # weight decay would change them, too
     trained = {path: leaf for path, leaf in leaves.items() if chosen(path) and path not in buffers}
-    integers = [path for path, leaf in trained.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if integers or not trained:
+    codes = forms_of(model)
+    if (coded := [path for path in trained if path in codes]) or not trained:
+        names = " and ".join(sorted({codes[path].code.name for path in coded}))
         raise ArgumentError(
-            f"int8 cannot be trained:{listed(integers, 4)}" if integers else "there is nothing to train",
-            hint="add adapters (easydel.lora.add_adapters), or load without load_in_8bit",
+            f"{names} cannot be trained:{listed(coded, 4)}" if coded else "there is nothing to train",
+            hint="add adapters (easydel.lora.add_adapters), or load floats: without load_in_8bit, with dequantize=True",
         )
     tree = unflatten(trained)
     split = moment_shardings(optimizer, tree)

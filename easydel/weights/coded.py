@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -11,37 +10,14 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
+from easydel.forms import Form, packed
 from easydel.weights.expressions import Index
-from easydel.weights.sources import FLOAT32
+from easydel.weights.sources import FLOAT32, TensorSource
 
 INTEGERS = [np.dtype(kind) for kind in (np.int8, np.uint8)]
 INTEGERS += [np.dtype(getattr(ml_dtypes, kind)) for kind in ("int4", "uint4", "int2", "uint2")]
 PAIRED = 1 << 16  # more numbers are looked up two at a time, in a table that takes as long to make
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a matrix W [..., rows, columns] is made of codes and of numbers for each block of it.
-
-    W[r, c] = (value(code[r, c]) - zero[block]) * scale[block] * factor + offset[block], where the block of r, c is
-    (r // block[0], c // block[1]); a block may stand out over the matrix's end. Leading dimensions (experts) are apart.
-
-    Attributes:
-        code: the dtype of one code: int8, uint8, int4, uint4, int2, uint2, float8_e4m3fn or float4_e2m1fn.
-        block: rows and columns of a block.
-        table: the value of each code from 0 on; empty where the code's number is its value.
-        shift: what blocks have besides a scale: a "zero" (a code's value that means 0), an "offset", or nothing.
-    """
-
-    code: np.dtype
-    block: tuple[int, int]
-    table: tuple[float, ...] = ()
-    shift: Literal["", "zero", "offset"] = ""
-
-    def blocks(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the scales of a matrix of that shape."""
-        rows, columns = self.block
-        return (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns))
+Kind = Literal["codes", "scales", "shifts"]
 
 
 class CodedTensor(ABC):
@@ -68,6 +44,32 @@ class CodedTensor(ABC):
     @property
     def dtype(self) -> np.dtype:
         return FLOAT32
+
+    @property
+    def scale_dtype(self) -> np.dtype:
+        """The dtype that `scales` have, if no factor multiplies them."""
+        return FLOAT32
+
+    @property
+    def shift_dtype(self) -> np.dtype:
+        """The dtype that `shifts` have."""
+        return FLOAT32
+
+    @property
+    def has_factors(self) -> bool:
+        """True if `factors` multiply the scales."""
+        return type(self).factors is not CodedTensor.factors
+
+    def plain(self, kind: Kind) -> TensorSource | None:
+        """Returns the file's own tensor, if it is the array of codes (`packed`), scales or shifts as it stands.
+
+        It is then read, or mapped, in the place of that array.
+        """
+        return None
+
+    def packed(self, index: Index) -> np.ndarray:
+        """Returns codes as they are held: of narrow ones, several in a byte. `index` counts codes."""
+        return packed(self.codes(index), self.form)
 
     @abstractmethod
     def codes(self, index: Index) -> np.ndarray:

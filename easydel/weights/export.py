@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from easydel.forms import OFFSET, SCALE, Form
 from easydel.inputs import donations_explained
+from easydel.ops.coded import Coded
 from easydel.processes import put_together
 from easydel.weights.expressions import assemble, source_names
 from easydel.weights.names import Names
@@ -26,39 +28,42 @@ Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
 class Parameters:
     """Per-layer parameters as numpy arrays, fetched from their devices on request; the last one is kept.
 
-    `leaves` are by path, and `layer_paths` maps each path to the per-layer paths that it holds. If `dequantized`, int8
-    leaves are returned multiplied with their scales, as float32.
+    `leaves` are by path, and `layer_paths` maps each path to the per-layer paths that it holds. If `dequantized`,
+    leaves that `forms` has are returned as the floats that their codes stand for, float32.
     """
 
     leaves: Mapping[str, Any]
     layer_paths: Mapping[str, list[str]]
+    forms: Mapping[str, Form]
     dequantized: bool = False
     _homes: dict[str, tuple[str, int | None]] = field(init=False)
     _kept: tuple[str, np.ndarray] | None = field(default=None, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
+        beside = {f"{path}{end}" for path in self.forms for end in (SCALE, OFFSET)}
         stacked = {path: parts != [path] for path, parts in self.layer_paths.items()}
         self._homes = {
             part: (path, row if stacked[path] else None)
             for path, parts in self.layer_paths.items()
             for row, part in enumerate(parts)
-            if not (self.dequantized and path.endswith("_scale") and path.removesuffix("_scale") in self.leaves)
+            if not (self.dequantized and path in beside)
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            part: self.leaves[path].shape if row is None else self.leaves[path].shape[1:]
-            for part, (path, row) in self._homes.items()
-        }
+        return {part: self._shape(path)[row is not None :] for part, (path, row) in self._homes.items()}
+
+    def _shape(self, path: str) -> tuple[int, ...]:
+        *lead, columns = shape = self.leaves[path].shape
+        return (*lead, columns * self.forms[path].per_byte) if self.dequantized and path in self.forms else shape
 
     def dtype_of(self, part: str) -> np.dtype:
         path, _ = self._homes[part]
-        return np.dtype(np.float32 if self.dequantized and self.is_quantized(part) else self.leaves[path].dtype)
+        return np.dtype(np.float32 if self.dequantized and path in self.forms else self.leaves[path].dtype)
 
-    def is_quantized(self, part: str) -> bool:
-        """True if the parameter is int8 with scales; a table of integers is not."""
-        return f"{self._homes[part][0]}_scale" in self.leaves
+    def form_of(self, part: str) -> Form | None:
+        """Returns how the parameter is stored, if it is by codes."""
+        return self.forms.get(self._homes[part][0])
 
     def __getitem__(self, part: str) -> np.ndarray:
         with self._lock:  # several threads may want experts of one array, which is fetched once
@@ -69,9 +74,13 @@ class Parameters:
     def _fetch(self, part: str) -> np.ndarray:
         path, row = self._homes[part]
         values = on_host(self.leaves[path], row)
-        if self.dequantized and self.is_quantized(part):
-            return values * on_host(self.leaves[f"{path}_scale"], row)[..., None]
-        return values
+        form = self.forms.get(path) if self.dequantized else None
+        if form is None:
+            return values
+        scales, shifts = (self.leaves.get(f"{path}{end}") for end in (SCALE, OFFSET))
+        beside = [part if part is None else on_host(part, row) for part in (scales, shifts)]
+        parts: list[Any] = [values, *beside]
+        return np.asarray(_floats(Coded(parts[0], parts[1], parts[2], form)))
 
 
 def on_host(array: Any, row: int | None = None) -> np.ndarray:
@@ -106,6 +115,11 @@ def write_whole(leaves: Mapping[str, Any], tensors: Sequence[Entry], write: Call
             return
         *described, functions = zip(*tensors, strict=True)
         put_together(functions, lambda whole: write(list(zip(*described, whole, strict=True))))
+
+
+@jax.jit
+def _floats(matrix: Coded) -> jax.Array:
+    return matrix.whole(np.float32)
 
 
 @jax.jit

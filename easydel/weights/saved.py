@@ -1,26 +1,43 @@
-"""The mark of a directory written by `save_pretrained`: it uses our own names, and lists parameters stored as int8."""
+"""Directories written by `save_pretrained`: our own names, and a manifest that says how parameters are stored."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from easydel.checkpoint import Tensor
+from easydel.checkpoint.problems import Problems
 from easydel.errors import CheckpointError
+from easydel.forms import OFFSET, SCALE, Form, unpacked
+from easydel.weights.coded import CodedTensor, Kind
+from easydel.weights.expressions import Index
+from easydel.weights.sources import TensorSource
 
 MANIFEST = "easydel.json"
-VERSION = 1
+VERSION, WITH_FORMS = 1, 2
 MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """`int8` are the per-layer paths ("model/layers/0/self_attn/q_proj/kernel") stored as int8 with scales."""
+    """How per-layer parameters ("model/layers/0/self_attn/q_proj/kernel") are stored that are not floats.
+
+    Those in `int8` are int8 with a scale for each row; `forms` has all others.
+    """
 
     int8: tuple[str, ...] = ()
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
-        (directory / MANIFEST).write_text(json.dumps({"format": VERSION, "int8": self.int8}, indent=1))
+        found: dict[str, Any] = {"format": VERSION, "int8": self.int8}
+        if self.forms:
+            found |= {"format": WITH_FORMS, "forms": {path: form.to_json() for path, form in self.forms.items()}}
+        (directory / MANIFEST).write_text(json.dumps(found, indent=1))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -35,10 +52,104 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError(f"{file.stat().st_size} bytes")
         found = json.loads(file.read_bytes())
         version, int8 = found["format"], tuple(found["int8"])
+        forms = {path: Form.from_json(form) for path, form in found.get("forms", {}).items()}
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror or error}", file=file) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"not a manifest ({error!r})", file=file) from None
-    if version != VERSION or not all(isinstance(path, str) for path in int8):
-        raise CheckpointError(f"format {version!r} is not known, expected {VERSION}", file=file, hint="update easydel")
-    return Manifest(int8)
+    if version not in (VERSION, WITH_FORMS) or not all(isinstance(path, str) for path in int8):
+        problem = f"format {version!r} is not known, expected {VERSION} or {WITH_FORMS}"
+        raise CheckpointError(problem, file=file, hint="update easydel")
+    return Manifest(int8, forms)
+
+
+def coded(tensors: Mapping[str, Tensor], manifest: Manifest, file: Path) -> Mapping[str, TensorSource]:
+    """Returns the tensors with one for the codes, scales and shifts of each parameter in the manifest's `forms`.
+
+    Raises CheckpointError if these are missing or do not fit.
+    """
+    found: dict[str, TensorSource] = dict(tensors)
+    problems = Problems(file)
+    for path, form in manifest.forms.items():
+        name = path.replace("/", ".")
+        ends = ("", SCALE, *((OFFSET,) if form.shift else ()))
+        parts = [found.pop(f"{name}{end}", None) for end in ends]
+        if any(part is None for part in parts):
+            problems.add("is listed with a form, and lacks codes, scales or offsets", name)
+            continue
+        tensor = SavedTensor(name, form, tuple(part for part in parts if isinstance(part, Tensor)))
+        if problem := tensor.problem():
+            problems.add(problem, name)
+        found[name] = tensor
+    problems.check(hint="the manifest and the weights are not of one model")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class SavedTensor(CodedTensor):
+    """A parameter that was stored by codes: `parts` are its codes, scales, and shifts if it has them."""
+
+    name: str
+    form: Form
+    parts: tuple[Tensor, ...]
+
+    @property
+    def file(self) -> Path:
+        return self.parts[0].file
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *lead, columns = self.parts[0].shape
+        return (*lead, columns * self.form.per_byte)
+
+    @property
+    def scale_dtype(self) -> np.dtype:
+        return self.parts[1].dtype
+
+    @property
+    def shift_dtype(self) -> np.dtype:
+        return self.parts[2].dtype
+
+    def problem(self) -> str | None:
+        """Returns the reason why the parts do not make a matrix, or None."""
+        held, *others = self.parts
+        if held.dtype != self.form.held or len(held.shape) < 2:
+            return f"is {held.dtype} {list(held.shape)}, expected {self.form.held} of 2 or more dimensions"
+        wanted = self.form.scales_shape(self.shape)
+        for part in others:
+            if part.shape != wanted:
+                return f"has {part.name} of {list(part.shape)}, expected {list(wanted)}"
+        return None
+
+    def plain(self, kind: Kind) -> TensorSource | None:
+        part = self._part(kind)
+        return part if len(part.shape) == len(self.shape) else None
+
+    def packed(self, index: Index) -> np.ndarray:
+        *lead, columns = index
+        places = self.form.per_byte
+        return self.parts[0].read((*lead, slice(columns.start // places, columns.stop // places)))
+
+    def codes(self, index: Index) -> np.ndarray:
+        *lead, columns = index
+        places = self.form.per_byte
+        first, last = columns.start // places, -(-columns.stop // places)
+        codes = unpacked(self.parts[0].read((*lead, slice(first, last))), self.form)
+        return codes[..., columns.start - first * places : columns.stop - first * places : columns.step]
+
+    def scales(self, index: Index) -> np.ndarray:
+        return self._read("scales", index)
+
+    def shifts(self, index: Index) -> np.ndarray:
+        return self._read("shifts", index)
+
+    def _part(self, kind: Kind) -> Tensor:
+        return self.parts[("codes", "scales", "shifts").index(kind)]
+
+    def _read(self, kind: Kind, index: Index) -> np.ndarray:
+        part = self._part(kind)
+        return part.read(index) if len(part.shape) == len(self.shape) else part.read(index[:-1])[..., None]

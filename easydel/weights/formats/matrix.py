@@ -11,7 +11,8 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import CheckpointError
-from easydel.weights.coded import INTEGERS, CodedTensor, Form
+from easydel.forms import Form
+from easydel.weights.coded import INTEGERS, CodedTensor, Kind
 from easydel.weights.expressions import Index
 from easydel.weights.formats.parts import EXPONENT, FLOAT4, Arranged, Part, Stream, viewed
 from easydel.weights.formats.unpacking import Unpacking
@@ -50,6 +51,22 @@ class Matrix(CodedTensor):
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.stored)
+
+    @property
+    def scale_dtype(self) -> np.dtype:
+        return self.scale.dtype
+
+    @property
+    def shift_dtype(self) -> np.dtype:
+        return self.form.code if self.shift is None else self.shift.dtype
+
+    @property
+    def has_factors(self) -> bool:
+        return self.factor is not None
+
+    def plain(self, kind: Kind) -> Tensor | None:
+        part = {"codes": self.code, "scales": self.scale, "shifts": self.shift}[kind]
+        return part if isinstance(part, Tensor) and (kind != "codes" or part.dtype == self.form.held) else None
 
     def codes(self, index: Index) -> np.ndarray:
         return self.code.read(index)

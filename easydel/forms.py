@@ -1,0 +1,116 @@
+"""How a matrix is stored by codes: a number of a few bits for each value, and scales over blocks of the matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+# Codes that share a byte; the first of them is in its lowest bits. JAX's own arrays of such dtypes are one byte a
+# number in the host's memory, and packed only on devices: bytes are the same everywhere, and in files.
+NARROW = {
+    np.dtype(ml_dtypes.int4): 4,
+    np.dtype(ml_dtypes.uint4): 4,
+    np.dtype(ml_dtypes.float4_e2m1fn): 4,
+    np.dtype(ml_dtypes.int2): 2,
+    np.dtype(ml_dtypes.uint2): 2,
+}
+WIDE = tuple(map(np.dtype, (np.int8, np.uint8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)))
+CODES = {dtype.name: dtype for dtype in (*NARROW, *WIDE)}
+SCALE, OFFSET = "_scale", "_offset"  # endings of the parameters beside a kernel of codes
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a matrix W [..., rows, columns] is made of codes and of numbers for each block of it.
+
+    W[r, c] = (value(code[r, c]) - zero[block]) * scale[block] * factor + offset[block], where the block of r, c is
+    (r // block[0], c // block[1]); a block may stand out over the matrix's end. Leading dimensions (experts) are apart.
+    Parameters have no factor, their blocks divide the matrix, and a block of all columns is of one row.
+
+    Attributes:
+        code: the dtype of one code: int8, uint8, int4, uint4, int2, uint2, float8_e4m3fn or float4_e2m1fn.
+        block: rows and columns of a block.
+        table: the value of each code from 0 on; empty where the code's number is its value.
+        shift: what blocks have besides a scale: a "zero" (a code's value that means 0), an "offset", or nothing.
+    """
+
+    code: np.dtype
+    block: tuple[int, int]
+    table: tuple[float, ...] = ()
+    shift: Literal["", "zero", "offset"] = ""
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code."""
+        return NARROW.get(self.code, 8)
+
+    @property
+    def per_byte(self) -> int:
+        """Codes in one byte: neighbours in a row."""
+        return 8 // self.bits
+
+    @property
+    def held(self) -> np.dtype:
+        """The dtype of an array of codes: bytes, if several of them share one."""
+        return self.code if self.per_byte == 1 else np.dtype(np.uint8)
+
+    def blocks(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the scales of a matrix of that shape."""
+        rows, columns = self.block
+        return (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns))
+
+    def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the array of codes of a matrix of that shape."""
+        return (*shape[:-1], shape[-1] // self.per_byte)
+
+    def scales_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the parameter of scales: that of `blocks`, or [..., rows] of a scale for each row."""
+        return shape[:-1] if self.is_by_rows(shape[-1]) else self.blocks(shape)
+
+    def is_by_rows(self, columns: int) -> bool:
+        """True if each row has one scale."""
+        return self.block == (1, columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the form as JSON has it."""
+        return {"code": self.code.name, "block": list(self.block), "table": list(self.table), "shift": self.shift}
+
+    @classmethod
+    def from_json(cls, found: Any) -> Form:
+        """Returns the form that `to_json` wrote. Raises ValueError, KeyError or TypeError if it is none."""
+        code, (rows, columns), table = CODES[found["code"]], found["block"], tuple(map(float, found["table"]))
+        if not all(isinstance(size, int) and size > 0 for size in (rows, columns)):
+            raise ValueError(f"a block of {rows!r} x {columns!r}")
+        if found["shift"] not in ("", "zero", "offset") or len(table) not in (0, 1 << NARROW.get(code, 8)):
+            raise ValueError(f"shift {found['shift']!r}, a table of {len(table)}")
+        return cls(code, (rows, columns), table, found["shift"])
+
+
+def by_rows(code: np.dtype, columns: int) -> Form:
+    """Returns the form with one scale for each row, and nothing else: int8 as `load_in_8bit` makes it."""
+    return Form(code, (1, columns))
+
+
+def packed(codes: np.ndarray, form: Form) -> np.ndarray:
+    """Returns codes [..., columns], in the form's dtype, as bytes [..., columns / per_byte]; wide ones as they are."""
+    if form.per_byte == 1:
+        return codes
+    bytes_ = np.ascontiguousarray(codes).view(np.uint8) & np.uint8((1 << form.bits) - 1)
+    for bits in (form.bits, 2 * form.bits)[: form.per_byte // 2]:
+        pairs = bytes_.view("<u2")
+        bytes_ = (pairs | pairs >> (8 - bits)).astype(np.uint8)
+    return bytes_
+
+
+def unpacked(held: np.ndarray, form: Form) -> np.ndarray:
+    """Returns the codes of bytes that `packed` made, in the form's dtype."""
+    if form.per_byte == 1:
+        return held
+    places = [held << (8 - form.bits * (place + 1)) for place in range(form.per_byte)]
+    codes = np.stack(places, axis=-1).reshape(*held.shape[:-1], -1)
+    if form.code.kind != "V" and np.issubdtype(form.code, np.signedinteger):
+        return (codes.view(np.int8) >> (8 - form.bits)).astype(form.code)
+    return (codes >> (8 - form.bits)).view(form.code)

@@ -1,0 +1,187 @@
+"""Products and look-ups of matrices that are stored by codes: the only place that makes floats of codes.
+
+Codes that share a byte are neighbours in a row. They are never put in order: a product is the sum of one product for
+each place in the byte, of those columns of both sides, which costs no pass over the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from easydel.forms import Form
+
+BLOCK_BYTES = 4 << 20  # of floats that a CPU makes at a time: they stay in its cache
+FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Coded:
+    """A matrix [..., rows, columns] as arrays of codes, scales and perhaps zeros or offsets, as `form` says.
+
+    Leading dimensions are those of all three.
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+    shifts: jax.Array | None
+    form: Form = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.codes.shape[:-1], self.codes.shape[-1] * self.form.per_byte)
+
+    @property
+    def by_rows(self) -> bool:
+        """True if each row has one scale; the part of a row that a device has, too."""
+        return self.scales.ndim < self.codes.ndim
+
+    @property
+    def scales_outputs(self) -> bool:
+        """True if scales can multiply the outputs of a product in place of the matrix."""
+        return self.by_rows and self.shifts is None
+
+    def rows(self, index: jax.Array, look_up: Callable[[jax.Array, jax.Array], jax.Array]) -> Coded:
+        """Returns rows of one matrix, [*index, columns]; `look_up` gives the rows of a table with two dimensions."""
+
+        def of_blocks(part: jax.Array) -> jax.Array:
+            block = index // self.form.block[0]
+            return look_up(part, block) if part.ndim > 1 else jnp.take(part, block, axis=0, mode="clip")
+
+        part = self._of(look_up(self.sliceable().codes, index), of_blocks)
+        return replace(part, form=replace(self.form, block=(1, self.form.block[1])))
+
+    def whole(self, dtype: Any, *, scaled: bool = True) -> jax.Array:
+        """Returns the floats, [..., rows, columns], or what scales have not multiplied yet."""
+        parts = self._parts(dtype, scaled=scaled)
+        return parts[0] if len(parts) == 1 else jnp.stack(parts, axis=-1).reshape(self.shape)
+
+    def times(self, x: jax.Array, precision: Any, *, split: bool) -> jax.Array:
+        """Returns x [..., columns] times the transpose of one matrix [rows, columns], in the dtype of `x`.
+
+        On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh.
+        """
+        at_once = partial(_product, precision=precision)
+        rows = max(BLOCK_BYTES // (4 * self.shape[1]) // self.form.block[0], 1) * self.form.block[0]
+        if split or self.shape[0] <= 2 * rows:
+            return at_once(x, self)
+        by_blocks = partial(_product_by_blocks, rows=rows, precision=precision)
+        return jax.lax.platform_dependent(x, self, cpu=by_blocks, default=at_once)
+
+    def between(self, start: Any, rows: int) -> Coded:
+        """Returns `rows` rows of one matrix, from row `start` on; both are multiples of a block's rows."""
+
+        def cut(array: jax.Array, block: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(array, start // block, rows // block)
+
+        return self._of(cut(self.codes, 1), partial(cut, block=self.form.block[0]))
+
+    def sliceable(self) -> Coded:
+        """Returns the same matrix for slices in a loop: of an array of float8, XLA would make all floats first."""
+        if not jnp.issubdtype(self.codes.dtype, jnp.floating):
+            return self
+        return replace(self, codes=jax.lax.bitcast_convert_type(self.codes, jnp.uint8))
+
+    def _of(self, codes: jax.Array, pick: Any) -> Coded:
+        shifts = None if self.shifts is None else pick(self.shifts)
+        return Coded(codes, pick(self.scales), shifts, self.form)
+
+    def _parts(self, dtype: Any, *, scaled: bool) -> list[jax.Array]:
+        """Returns the floats of each place in a byte, [..., rows, columns / places]. Computed in float32."""
+        parts = [self._numbers(place) for place in range(self.form.per_byte)]
+        if not scaled:
+            return [part.astype(dtype) for part in parts]
+        scales = self.scales.astype(jnp.float32)
+        shifts = None if self.shifts is None else self.shifts.astype(jnp.float32)
+        return [self._scaled(part, scales, shifts).astype(dtype) for part in parts]
+
+    def _scaled(self, values: jax.Array, scales: jax.Array, shifts: jax.Array | None) -> jax.Array:
+        *lead, rows, columns = values.shape
+        if self.by_rows:
+            blocks, spread = values, lambda part: part[..., None]
+        else:
+            height, width = self.form.block[0], self.form.block[1] // self.form.per_byte
+            blocks = values.reshape(*lead, rows // height, height, columns // width, width)
+            spread = lambda part: part[..., :, None, :, None]  # noqa: E731 (one line for each shape of scales)
+        if shifts is not None and self.form.shift == "zero":
+            blocks = blocks - spread(shifts)
+        blocks = blocks * spread(scales)
+        if shifts is not None and self.form.shift == "offset":
+            blocks = blocks + spread(shifts)
+        return blocks.reshape(values.shape)
+
+    def _numbers(self, place: int) -> jax.Array:
+        """Returns the values of the codes at one place of each byte, as float32."""
+        code, bits, codes = self.form.code, self.form.bits, self.codes
+        if bits == 8:
+            if codes.dtype != code:
+                codes = jax.lax.bitcast_convert_type(codes, code)
+            return _looked_up(codes, self.form.table) if self.form.table else codes.astype(jnp.float32)
+        if jnp.issubdtype(code, jnp.signedinteger):
+            high = jax.lax.bitcast_convert_type(codes << (8 - bits * (place + 1)), jnp.int8)
+            return (high >> (8 - bits)).astype(jnp.float32)
+        low = (codes >> (bits * place)) & ((1 << bits) - 1)
+        if self.form.table:
+            return _looked_up(low, self.form.table)
+        return _of_float4(low) if code == FP4 else low.astype(jnp.float32)
+
+
+def _of_float4(code: jax.Array) -> jax.Array:
+    """Returns the values of 4-bit floats: a sign, 2 bits of exponent and 1 of fraction (0, 0.5, 1, 1.5, 2, 3, 4, 6)."""
+    code = code.astype(jnp.int32)
+    exponent, fraction = (code >> 1) & 3, code & 1
+    halves = jnp.where(exponent == 0, fraction, (2 + fraction) << jnp.maximum(exponent - 1, 0))
+    return jnp.where(code & 8, -halves, halves).astype(jnp.float32) * jnp.where(code == 8, -0.0, 0.5)
+
+
+def _looked_up(code: jax.Array, table: tuple[float, ...]) -> jax.Array:
+    """Returns `table[code]` as float32: by choices where look-ups are slow."""
+
+    def chosen(code: jax.Array) -> jax.Array:
+        level = [jnp.float32(value) for value in table]
+        for bit in range(len(table).bit_length() - 1):
+            high = (code >> bit) & 1 == 1
+            level = [jnp.where(high, b, a) for a, b in zip(level[::2], level[1::2], strict=True)]
+        return level[0]
+
+    def taken(code: jax.Array) -> jax.Array:
+        return jnp.take(jnp.asarray(table, jnp.float32), code.astype(jnp.uint8), axis=0, mode="clip")
+
+    return jax.lax.platform_dependent(code, cpu=taken, default=taken if len(table) > 16 else chosen)
+
+
+def _product(x: jax.Array, matrix: Coded, *, precision: Any) -> jax.Array:
+    places = matrix.form.per_byte
+    columns = x.reshape(*x.shape[:-1], -1, places)
+    dimensions = (((x.ndim - 1,), (1,)), ((), ()))
+    parts = matrix._parts(x.dtype, scaled=not matrix.scales_outputs)
+    products = [
+        jax.lax.dot_general(columns[..., place], part, dimensions, precision=precision)
+        for place, part in enumerate(parts)
+    ]
+    y = sum(products[1:], start=products[0])
+    return y * matrix.scales.astype(y.dtype) if matrix.scales_outputs else y
+
+
+def _product_by_blocks(x: jax.Array, matrix: Coded, *, rows: int, precision: Any) -> jax.Array:
+    total, matrix = matrix.shape[0], matrix.sliceable()
+
+    # recomputed in a backward pass: what it would keep of each block is, together, a whole matrix of floats
+    @jax.checkpoint
+    def step(start: jax.Array) -> jax.Array:
+        return _product(x, matrix.between(start, rows), precision=precision)
+
+    full = total // rows
+    y = jnp.moveaxis(jax.lax.map(step, jnp.arange(full) * rows), 0, -2).reshape(*x.shape[:-1], full * rows)
+    if total == full * rows:
+        return y
+    rest = _product(x, matrix.between(full * rows, total - full * rows), precision=precision)
+    return jnp.concatenate([y, rest], axis=-1)

@@ -1,0 +1,73 @@
+"""The modules that hold one large matrix, as floats or by codes: declared before any value is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from easydel.forms import OFFSET, SCALE, Form
+from easydel.ops.coded import Coded
+from easydel.tree import params_of, unfilled
+
+
+class Stored(nnx.Module):
+    """A module with one large parameter, named `matrix`, that may be stored by codes.
+
+    Then `form` says how, the parameter holds the codes, and beside it are `<matrix>_scale` and perhaps
+    `<matrix>_offset`.
+    """
+
+    matrix = "kernel"
+    form: Form | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the matrix, whatever its codes' is."""
+        *lead, columns = getattr(self, self.matrix).get_raw_value().shape
+        return (*lead, columns if self.form is None else columns * self.form.per_byte)
+
+    def store(self, form: Form, scale: np.dtype, shift: np.dtype | None = None) -> None:
+        """Declares the parameter, which has no values yet, as codes with scales and shifts of these dtypes."""
+        shape = self.shape
+        setattr(self, self.matrix, unfilled(form.codes_shape(shape), form.held))
+        setattr(self, f"{self.matrix}{SCALE}", unfilled(form.scales_shape(shape), scale))
+        if shift is not None:
+            setattr(self, f"{self.matrix}{OFFSET}", unfilled(form.scales_shape(shape), shift))
+        self.form = form
+
+    def take_over(self, other: Stored) -> None:
+        """Gives this module the parameter of another one, as it is stored there."""
+        for name in (self.matrix, f"{self.matrix}{SCALE}", f"{self.matrix}{OFFSET}"):
+            found = getattr(other, name)
+            setattr(self, name, nnx.data(None) if found is None else found)
+        self.form = other.form
+
+    def weight(self) -> jax.Array | Coded:
+        """Returns the matrix: its floats, or its codes."""
+        return self.weight_in(params_of(self))
+
+    def weight_in(self, leaves: Mapping[str, jax.Array]) -> jax.Array | Coded:
+        """Returns the matrix made of the module's parameters `leaves`, which may be parts of its own."""
+        if self.form is None:
+            return leaves[self.matrix]
+        name = self.matrix
+        return Coded(leaves[name], leaves[f"{name}{SCALE}"], leaves.get(f"{name}{OFFSET}"), self.form)
+
+
+def storable(module: Any, prefix: str = "") -> dict[str, Stored]:
+    """Returns the modules below `module` with a parameter that can be stored by codes, by the parameter's path."""
+    found: dict[str, Stored] = {f"{prefix}{module.matrix}": module} if isinstance(module, Stored) else {}
+    children = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
+    for name, child in children:
+        if isinstance(child, nnx.Module | nnx.List):
+            found |= storable(child, f"{prefix}{name}/")
+    return found
+
+
+def forms_of(module: Any) -> dict[str, Form]:
+    """Returns how the parameters below `module` that are codes are stored, by path."""
+    return {path: owner.form for path, owner in storable(module).items() if owner.form is not None}
