@@ -58,6 +58,7 @@ def write_params(model: BaseNNXModule, kind: str, place: Path, params: dict[str,
         model.canonical_paths(),
         model.config,
         model.names,
+        {},
         origin=model.origin,
         max_shard_bytes=SHARD_BYTES,
     )
