@@ -43,12 +43,19 @@ class Checks:
             raise ArgumentError(f"the arguments have {len(problems)} problems:{listed(problems)}")
 
 
-def check_targets(targets: Any, load_in_8bit: bool) -> None:
+def check_bits(load_in_8bit: bool, load_in_4bit: bool, dequantize: bool) -> None:
+    """Raises ArgumentError for choices of storage that exclude each other."""
+    chosen = {"load_in_8bit": load_in_8bit, "load_in_4bit": load_in_4bit, "dequantize": dequantize}
+    if len(given := [f"{name}=True" for name, value in chosen.items() if value is True]) > 1:
+        raise ArgumentError(f"{' and '.join(given)} exclude each other", hint="choose one")
+
+
+def check_targets(targets: Any, quantized: bool) -> None:
     """Raises ArgumentError for targets that are no names, or that nothing quantizes."""
     if targets is None:
         return
-    if not load_in_8bit:
-        raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True")
+    if not quantized:
+        raise ArgumentError("bit_targeted_params has no effect without load_in_8bit=True or load_in_4bit=True")
     names = isinstance(targets, Sequence | Set) and not isinstance(targets, str)
     if not (names and targets and all(isinstance(name, str) for name in targets)):
         raise ArgumentError(f"bit_targeted_params={targets!r}, expected a list of names, or None for all")

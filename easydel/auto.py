@@ -69,6 +69,7 @@ class AutoEasyDeLModelForCausalLM:
         verbose_params: bool = False,
         from_torch: bool = True,
         *,
+        load_in_4bit: bool = False,
         dequantize: bool = False,
         scan_layers: bool = False,
         stream: bool = False,
@@ -107,9 +108,11 @@ class AutoEasyDeLModelForCausalLM:
             partition_rules: ordered (regex on the path, PartitionSpec); default: rules for every family. They are an
                 error without `auto_shard_params`.
             load_in_8bit: store kernels and embeddings as int8 with a scale per row.
-            bit_targeted_params: the parameters to quantize, by leaf, module name or path; default: all that can be.
+            bit_targeted_params: the parameters to quantize to that many bits, by leaf, module name or path; default:
+                all that can be.
             verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
             from_torch: False if the directory or repository was written by `save_pretrained` of this project.
+            load_in_4bit: store kernels as int4 with a scale per 64 numbers of a row, embeddings and the head as int8.
             dequantize: make floats of `param_dtype` of weights that the checkpoint has quantized; otherwise they stay
                 at their own bits wherever the model can hold them so.
             scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.

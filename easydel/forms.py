@@ -114,3 +114,22 @@ def unpacked(held: np.ndarray, form: Form) -> np.ndarray:
     if form.code.kind != "V" and np.issubdtype(form.code, np.signedinteger):
         return (codes.view(np.int8) >> (8 - form.bits)).astype(form.code)
     return (codes >> (8 - form.bits)).view(form.code)
+
+
+def floats_of(held: np.ndarray, scales: np.ndarray, shifts: np.ndarray | None, form: Form) -> np.ndarray:
+    """Returns the float32 matrix [..., rows, columns] of a parameter's arrays."""
+    codes = unpacked(held, form)
+    *lead, rows, columns = codes.shape
+    values = np.asarray(form.table, np.float32)[codes.view(np.uint8)] if form.table else codes.astype(np.float32)
+    height, width = form.block
+    blocks = values.reshape(*lead, rows // height, height, columns // width, width)
+
+    def spread(numbers: np.ndarray) -> np.ndarray:
+        return numbers.astype(np.float32).reshape(*blocks.shape[:-3], 1, blocks.shape[-2], 1)
+
+    if shifts is not None and form.shift == "zero":
+        blocks -= spread(shifts)
+    blocks *= spread(scales)
+    if shifts is not None and form.shift == "offset":
+        blocks += spread(shifts)
+    return blocks.reshape(codes.shape)

@@ -124,7 +124,7 @@ def read(
             prepared.plan,
             {path: leaf.sharding for path, leaf in prepared.shapes.items()},
             {path: np.dtype(leaf.dtype) for path, leaf in prepared.shapes.items()},
-            int8=prepared.int8,
+            rounded=prepared.rounded,
             arrived=_arrival(options.placement, reading),
             advance=advance,
             finite=None if reading.allow_nonfinite else "read" if source.manifest is not None else "all",

@@ -19,6 +19,7 @@ from easydel.arguments import (
     CPU,
     Checks,
     batch_and_length,
+    check_bits,
     check_rules,
     check_targets,
     device_of,
@@ -35,7 +36,7 @@ from easydel.families import Family
 from easydel.hub import fetch, stream
 from easydel.inputs import check_flags
 from easydel.policy import Policy, float_dtype
-from easydel.quantize import Int8
+from easydel.quantize import Int4, Int8
 from easydel.sharding import PartitionAxis, Rules
 from easydel.sharding.axes import AXES
 from easydel.sharding.placement import Placement, flat_functions
@@ -56,8 +57,7 @@ ELSEWHERE = {
     "attn_implementation": "leave attn_implementation out: kernels are chosen by themselves",
     "low_cpu_mem_usage": "leave low_cpu_mem_usage out: no more than a part is ever in memory twice",
     "use_safetensors": "leave use_safetensors out: they are preferred where there are any",
-    "quantization_config": "pass load_in_8bit=True",
-    "load_in_4bit": "pass load_in_8bit=True",
+    "quantization_config": "pass load_in_8bit=True or load_in_4bit=True",
     "gguf_file": "pass the path of the GGUF file in place of the name",
     "use_auth_token": "pass token=",
     "tp_plan": "pass auto_shard_params=True and sharding_axis_dims, such as (1, 1, -1, 1)",
@@ -91,7 +91,7 @@ class LoadOptions:
 
     policy: Policy
     placement: Placement
-    int8: Int8 | None = None
+    quantize: Int8 | Int4 | None = None
     dequantize: bool = False
     from_torch: bool = True
     stream: bool = False
@@ -124,6 +124,7 @@ class LoadOptions:
         auto_shard_params: bool = False,
         partition_rules: Rules | None = None,
         load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
         dequantize: bool = False,
         bit_targeted_params: Sequence[str] | None = None,
         verbose_params: bool = False,
@@ -150,6 +151,7 @@ class LoadOptions:
             shard_attention_computation=shard_attention_computation,
             auto_shard_params=auto_shard_params,
             load_in_8bit=load_in_8bit,
+            load_in_4bit=load_in_4bit,
             dequantize=dequantize,
             verbose_params=verbose_params,
             from_torch=from_torch,
@@ -161,7 +163,8 @@ class LoadOptions:
             compilation_cache=compilation_cache,
             **{name: hub[name] for name in HUB_FLAGS if name in hub},
         )
-        check(check_targets, bit_targeted_params, load_in_8bit)
+        check(check_bits, load_in_8bit, load_in_4bit, dequantize)
+        check(check_targets, bit_targeted_params, load_in_8bit or load_in_4bit)
         check(check_rules, partition_rules, auto_shard_params)
         overrides = check(mapping_of, "config_kwargs", config_kwargs)
         given = check(mapping_of, "shard_fns", shard_fns)
@@ -197,7 +200,7 @@ class LoadOptions:
             placement=Placement.by_rules(mesh, axes, partition_rules)
             if auto_shard_params
             else Placement.on_device(home, functions),
-            int8=Int8(bit_targeted_params) if load_in_8bit else None,
+            quantize=Int8(bit_targeted_params) if load_in_8bit else Int4(bit_targeted_params) if load_in_4bit else None,
             dequantize=dequantize,
             from_torch=from_torch,
             stream=stream,

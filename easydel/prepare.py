@@ -14,14 +14,16 @@ import numpy as np
 from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError
+from easydel.forms import Form
 from easydel.module import CausalLMOutput, LanguageModel, forward
 from easydel.options import LoadOptions
 from easydel.policy import Policy
-from easydel.quantize import Int8, make_int8
+from easydel.quantize import Int4, Int8, make_int4, make_int8
 from easydel.source import CheckpointSource
+from easydel.stored import Split, forms_of
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights.expressions import source_names
-from easydel.weights.kept import Split, kept
+from easydel.weights.kept import kept
 from easydel.weights.mlx_names import as_mlx_saves
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, make_plan
@@ -32,12 +34,12 @@ from easydel.weights.saved import MANIFEST, Manifest
 class Prepared:
     """The decisions of a load: every parameter by path, its dtype and its sharding.
 
-    Parameters in `int8` are quantized on the way.
+    Parameters in `rounded` are quantized on the way, to their forms.
     """
 
     plan: Plan
     shapes: Mapping[str, jax.ShapeDtypeStruct]
-    int8: Collection[str]
+    rounded: Mapping[str, Form]
 
     @property
     def nbytes(self) -> int:
@@ -47,26 +49,27 @@ class Prepared:
 
 def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
     """Makes the remaining decisions of a load, and the last checks before weights are read."""
-    plan, int8 = plan_for(model, source, options.int8, dequantize=options.dequantize, split=options.placement.sharding)
+    split = options.placement.sharding
+    plan, rounded = plan_for(model, source, options.quantize, dequantize=options.dequantize, split=split)
     leaves = flatten(model.params)
     placed = options.placement.shardings_of(leaves)
     trace(model, options.input_shape)
     shapes = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[p]) for p, leaf in leaves.items()}
-    return Prepared(plan, shapes, int8)
+    return Prepared(plan, shapes, rounded)
 
 
 def plan_for(
     model: LanguageModel,
     source: CheckpointSource,
-    int8: Int8 | None = None,
+    quantize: Int8 | Int4 | None = None,
     *,
     dequantize: bool = False,
     split: Split | None = None,
-) -> tuple[Plan, Collection[str]]:
-    """Returns the plan for a model whose parameters are still floats, and the parameters to quantize while reading.
+) -> tuple[Plan, Mapping[str, Form]]:
+    """Returns the plan for a model whose parameters are still floats, and the forms of those to quantize while reading.
 
-    `int8` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case. Others that
-    the checkpoint stores by codes stay so, unless `dequantize`, in blocks that `split` over devices cuts nowhere.
+    `quantize` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case. Others
+    that the checkpoint stores by codes stay so, unless `dequantize`, in blocks that `split` over devices cuts nowhere.
     """
     table = OWN if source.manifest is not None else model.names
     stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
@@ -80,10 +83,15 @@ def plan_for(
         table, tensors = as_mlx_saves(table, tensors, file)
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
     take_dtypes(model, plan)
-    chosen = () if int8 is None else make_int8(model, int8.targets)
+    chosen: Collection[str] = ()
+    if isinstance(quantize, Int4):
+        chosen = make_int4(model, quantize.targets, split)
+    elif quantize is not None:
+        chosen = make_int8(model, quantize.targets)
+    forms = forms_of(model)
     if not dequantize:
         plan = kept(model, plan, chosen, split)
-    return plan, set(chosen) - set(stored)
+    return plan, {path: forms[path] for path in chosen if path not in stored}
 
 
 def take_dtypes(model: LanguageModel, plan: Plan) -> None:

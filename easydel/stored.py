@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,10 @@ from flax import nnx
 
 from easydel.forms import OFFSET, SCALE, Form
 from easydel.ops.coded import Coded
-from easydel.tree import params_of, unfilled
+from easydel.tree import flatten, params_of, unfilled
+
+# the sharding of each parameter of these shapes
+Split = Callable[[Mapping[str, Any]], Mapping[str, jax.sharding.Sharding]]
 
 
 class Stored(nnx.Module):
@@ -66,6 +69,21 @@ def storable(module: Any, prefix: str = "") -> dict[str, Stored]:
         if isinstance(child, nnx.Module | nnx.List):
             found |= storable(child, f"{prefix}{name}/")
     return found
+
+
+def device_counts(module: Any, forms: Mapping[str, Form], split: Split) -> dict[str, tuple[int, ...]]:
+    """Returns the number of devices that share each dimension of parameters that would be stored in these forms."""
+    leaves, places = flatten(params_of(module)), storable(module)
+    for path, form in forms.items():
+        leaves[path] = jax.ShapeDtypeStruct(form.codes_shape(places[path].shape), form.held)
+    placed = split(leaves)
+    return {
+        path: tuple(
+            dim // max(part, 1)
+            for dim, part in zip(leaves[path].shape, placed[path].shard_shape(leaves[path].shape), strict=True)
+        )
+        for path in forms
+    }
 
 
 def forms_of(module: Any) -> dict[str, Form]:

@@ -100,7 +100,7 @@ def test_generate_answers_with_an_encoder_decoder(tmp_path: Path):
 def test_generate_without_a_mesh_takes_all_devices(tiny: Path):
     result = invoke("generate", PROMPT, "--model", tiny, "-n", 1, "--int8")
     assert "mesh dp=1 fsdp=8 tp=1 sp=1" in result.stderr
-    assert "int8 scales" in result.stderr
+    assert "scales" in result.stderr
 
 
 def test_options_reach_generate(tiny: Path, monkeypatch: pytest.MonkeyPatch):

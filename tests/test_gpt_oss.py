@@ -88,7 +88,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def params(packed: Path) -> dict[str, Any]:
-    return flatten(AutoEasyDeLModelForCausalLM.from_pretrained(packed)[1])
+    return flatten(AutoEasyDeLModelForCausalLM.from_pretrained(packed, dequantize=True)[1])
 
 
 def test_the_config_of_the_hub_is_read_whole():
@@ -117,7 +117,7 @@ def test_packed_experts_are_what_transformers_makes_of_them(packed: Path, tmp_pa
 
 def test_packed_experts_over_a_mesh(packed: Path, params: dict[str, Any]):
     mesh = {"sharding_axis_dims": (1, 2, 2, -1), "auto_shard_params": True}
-    leaves = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(packed, **mesh)[1])
+    leaves = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(packed, dequantize=True, **mesh)[1])
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, params[path], err_msg=path)
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from easydel.quantize import quantize_rows
+from easydel.quantize import quantize_rows, rounded_blocks
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -47,3 +47,23 @@ def test_what_is_quantized_is_left_as_it_was():
     rows = np.array([[1.0, 2.0, -3.0]], np.float32)
     quantize_rows(rows)
     assert rows.tolist() == [[1.0, 2.0, -3.0]]
+
+
+def test_a_step_by_least_squares_is_closer_than_rounding_to_equal_steps():
+    rows = np.random.default_rng(0).normal(size=(50, 640)).astype(np.float32)
+    rows[0, :64], rows[1, 64] = 0, 1e-42
+    codes, scales = rounded_blocks(rows, 64)
+    assert (codes.dtype, codes.min(), codes.max()) == (np.int8, -8, 7)
+    assert (scales.dtype, scales.shape) == (ml_dtypes.bfloat16, (50, 10))
+    assert np.all(codes[0, :64] == 0)
+    blocks, values = rows.reshape(50, 10, 64), codes.reshape(50, 10, 64) * scales.astype(np.float32)[..., None]
+    steps = np.maximum(np.abs(blocks).max(axis=-1, keepdims=True), 1e-9) / 7
+    nearest = np.rint(blocks / steps) * steps
+    assert np.square(values - blocks).mean() < 0.73 * np.square(nearest - blocks).mean()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_block_that_is_not_finite_has_a_scale_that_tells(bad: float):
+    rows = np.ones((2, 32), np.float32)
+    rows[1, 20] = bad
+    assert np.isfinite(rounded_blocks(rows, 16)[1].astype(np.float32)).tolist() == [[True, True], [True, False]]

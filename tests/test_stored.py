@@ -25,6 +25,7 @@ from easydel.model import BaseNNXModule
 from easydel.ops.coded import Coded
 from easydel.ops.ragged import ragged_dot
 from easydel.policy import Policy
+from easydel.quantize import rounded_blocks
 from easydel.stored import forms_of, storable
 from easydel.tree import flatten, unflatten
 from easydel.weights.coded import CodedTensor
@@ -385,6 +386,23 @@ def test_adapters_train_on_codes_and_merge_into_floats(checkpoint: Checkpoint):
     assert f"{path}/kernel_offset" not in merged
     update = 4 * lora @ np.asarray(leaves[f"{path}/lora_A"])
     np.testing.assert_allclose(merged[f"{path}/kernel"], checkpoint.weights[f"{path}/kernel"] + update, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, TP2, {**FSDP4, "scan_layers": True}], ids=["one device", "tp 2", "fsdp 4"])
+def test_floats_are_loaded_in_4_bits_whatever_the_sharding(checkpoint: Checkpoint, how: dict[str, Any]):
+    model = load(checkpoint.floats, load_in_4bit=True, **how)
+    codes = {path.split("/")[-2]: form.code.name for path, form in forms_of(model).items()}
+    assert codes.pop("embed_tokens") == codes.pop("lm_head") == "int8"
+    assert set(codes.values()) == {"int4"}
+    for path, found in weights_of(model).items():
+        wanted = checkpoint.weights[path]
+        if not path.endswith("proj/kernel"):
+            continue
+        values, scales = rounded_blocks(wanted, 16 if "down_proj" in path else 64)
+        block = wanted.shape[-1] // scales.shape[-1]
+        np.testing.assert_array_equal(found, values * np.repeat(scales.astype(np.float32), block, -1), err_msg=path)
+    size = sum(leaf.nbytes for path, leaf in flatten(model.params).items() if "down_proj" in path)
+    assert size == 2 * 4 * 64 * 48 * (4 + 16 / (8 if how == TP2 else 16)) / 8  # blocks that no shard cuts
 
 
 @pytest.mark.parametrize(

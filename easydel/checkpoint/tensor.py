@@ -179,6 +179,7 @@ _INFINITY = {
     np.dtype(ml_dtypes.float8_e5m2): 0x7C,
     np.dtype(ml_dtypes.float8_e4m3fn): 0x7F,
 }
+_EXPONENTS = np.dtype(ml_dtypes.float8_e8m0fnu)  # powers of two alone, of which the highest code is NaN
 _CACHED_BYTES = 1 << 20
 
 
@@ -189,6 +190,8 @@ def has_nonfinite(values: np.ndarray) -> bool:
     rules these out, in one pass at the speed of the processor's cache. Otherwise two maxima over integers decide: sign
     and magnitude of a float compare like an int if positive, and like an unsigned one if negative.
     """
+    if values.dtype == _EXPONENTS:
+        return bool((values.view(np.uint8) == np.iinfo(np.uint8).max).any())
     if (limit := _INFINITY.get(values.dtype)) is None or not values.size:
         return False
     size, largest = values.dtype.itemsize, np.maximum.reduce

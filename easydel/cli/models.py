@@ -75,6 +75,8 @@ def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
         partition_axis=loading.axes(),
         auto_shard_params=split,
         load_in_8bit=loading.int8,
+        load_in_4bit=loading.int4,
+        dequantize=loading.dequantize,
         scan_layers=loading.scan_layers,
         from_torch=not is_saved(path),
         **more,

@@ -64,6 +64,10 @@ class Loading:
     dtype: Annotated[str, _load("Dtype of the computation.")] = "float32"
     param_dtype: Annotated[str, _load("Dtype of the stored parameters.")] = "float32"
     int8: Annotated[bool, _load("Store kernels and embeddings as int8 with scales.", "--int8")] = False
+    int4: Annotated[bool, _load("Store kernels as int4 with scales of blocks, embeddings as int8.", "--int4")] = False
+    dequantize: Annotated[bool, _load("Make floats of weights that are quantized in the files.", "--dequantize")] = (
+        False
+    )
     replicate_kv: Annotated[
         bool, _load("Keep key and value heads whole on each device: for tp beyond their number.", "--replicate-kv")
     ] = False

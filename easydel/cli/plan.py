@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from math import prod
@@ -23,6 +23,7 @@ from easydel.errors import ArgumentError
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+    from easydel.forms import Form
     from easydel.hub.streamed import Streamed
     from easydel.model import BaseNNXModule
     from easydel.weights.plan import Plan
@@ -77,11 +78,13 @@ def plan(
     No weights are read, and the devices of the mesh need not exist. The exit code is 0 whether it fits or not.
     """
     memory = None if device_memory is None else parse_size(device_memory)
-    if optimizer is not Optimizer.none and loading.int8:
-        raise ArgumentError("int8 parameters are not trained", hint="leave out --int8 or --optimizer")
+    if optimizer is not Optimizer.none and (loading.int8 or loading.int4):
+        name = "int8" if loading.int8 else "int4"
+        raise ArgumentError(f"{name} parameters are not trained", hint=f"leave out --{name} or --optimizer")
     where = headers(model, hub)
     path = where if isinstance(where, Path) else where.directory
     from easydel.sharding import bytes_per_device
+    from easydel.stored import forms_of
     from easydel.tree import flatten
 
     if compiling.compile is not None:
@@ -91,12 +94,14 @@ def plan(
         report(_model(where, loading, topology, remat_of(compiling.remat))[0], compiling, as_json=as_json)
         return
     mesh = _mesh(loading.mesh)
-    built, read_plan, int8 = _model(where, loading, mesh)
-    if optimizer is not Optimizer.none and any(leaf.dtype == "int8" for leaf in flatten(built.params).values()):
-        raise ArgumentError("it is stored in 8 bits, and int8 parameters are not trained", file=path)
-    placed, losses = _placed(built, mesh)
+    built, read_plan, rounded = _model(where, loading, mesh)
+    forms = forms_of(built)
+    if optimizer is not Optimizer.none and forms:
+        codes = " and ".join(sorted({form.code.name for form in forms.values()}))
+        raise ArgumentError(f"it is stored as {codes}, which is not trained", hint="pass --dequantize", file=path)
+    placed, losses = _placed(built, flatten(built.params), mesh)
     rows = rows_of(bytes_per_device(flatten(built.params), placed, losses), mesh.shape)
-    load = Reads.of(built, read_plan, int8, placed, mesh)
+    load = Reads.of(built, read_plan, rounded, placed, mesh)
     tokens = length or min(LENGTH, built.record.max_length or LENGTH)
     parameters = sum(row.device_bytes for row in rows)
     moments = MOMENTS.get(optimizer)
@@ -111,6 +116,7 @@ def plan(
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
         "parameters": built.num_params(),
+        "stored": stored_bits(built),
         "rows": [asdict(row) for row in rows],
         "file_bytes": load.bytes_by_action(),
         "batch": batch,
@@ -147,7 +153,7 @@ def _topology(name: str, mesh: str | None) -> Mesh:
 
 def _model(
     where: Path | Streamed, loading: Loading, mesh: AbstractMesh | Mesh, remat: str | None = None
-) -> tuple[BaseNNXModule, Plan, Collection[str]]:
+) -> tuple[BaseNNXModule, Plan, Mapping[str, Form]]:
     """The model without values, checked against the checkpoint and the mesh as loading would.
 
     Also returns the plan of its weights, and the parameters that would be quantized while reading.
@@ -159,7 +165,7 @@ def _model(
     from easydel.loading import build_model
     from easydel.policy import Policy
     from easydel.prepare import plan_for
-    from easydel.quantize import Int8
+    from easydel.quantize import Int4, Int8
     from easydel.source import language_model, open_source
 
     policy = Policy(
@@ -173,18 +179,45 @@ def _model(
     source = language_model(open_source(where, saved=is_saved(where)))
     family = choose_family(source.config, encoder_decoder=False)
     model = build_model(family, family.configured(source.config), policy, source)
-    return model, *plan_for(model, source, Int8() if loading.int8 else None)
+    quantize = Int8() if loading.int8 else Int4() if loading.int4 else None
+
+    def split(leaves: Mapping[str, Any]) -> dict[str, NamedSharding]:
+        return _placed(model, leaves, mesh)[0]
+
+    return model, *plan_for(model, source, quantize, dequantize=loading.dequantize, split=split)
 
 
-def _placed(model: BaseNNXModule, mesh: AbstractMesh) -> tuple[dict[str, NamedSharding], dict[str, str]]:
+def _placed(
+    model: BaseNNXModule, leaves: Mapping[str, Any], mesh: AbstractMesh | Mesh
+) -> tuple[dict[str, NamedSharding], dict[str, str]]:
     import jax
 
     from easydel.sharding import default_rules, shardings
-    from easydel.tree import flatten
 
-    shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     rules = default_rules(model.policy.axes)
     return shardings(shapes, cast(jax.sharding.Mesh, mesh), rules, strict=False)
+
+
+def stored_bits(model: BaseNNXModule) -> dict[str, dict[str, float]]:
+    """Returns for each dtype of codes, and of floats, the number of values and the bits of each, with its scales."""
+    import numpy as np
+
+    from easydel.forms import OFFSET, SCALE
+    from easydel.stored import storable
+    from easydel.tree import flatten
+
+    leaves, places = flatten(model.params), storable(model)
+    beside = {f"{path}{end}": path for path in places for end in (SCALE, OFFSET)}
+    found: dict[str, list[int]] = {}
+    for path, leaf in leaves.items():
+        owner = places.get(beside.get(path, path))
+        form = None if owner is None else owner.form
+        sums = found.setdefault(str(leaf.dtype) if form is None else form.code.name, [0, 0])
+        sums[1] += leaf.size * np.dtype(leaf.dtype).itemsize
+        if path not in beside:
+            sums[0] += leaf.size if owner is None else prod(owner.shape)
+    return {name: {"numbers": count, "bits": round(8 * size / count, 2)} for name, (count, size) in found.items()}
 
 
 def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: int) -> int:
@@ -213,6 +246,8 @@ def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:
     from easydel.weights.explain import ACTIONS
 
     print(f"{facts['parameters']:,} parameters on {facts['devices']} devices, mesh {mesh_text(facts['mesh'])}")
+    kinds = [f"{found['numbers']:,} as {name} ({found['bits']:g} bits)" for name, found in facts["stored"].items()]
+    print(f"stored: {', '.join(kinds)}")
     print_rows(rows)
     if copied := [row for row in rows if row.copies > 1]:
         print("\nheld more than once:")

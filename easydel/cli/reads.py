@@ -24,14 +24,14 @@ class Reads:
     plan: Plan
     splits: Mapping[str, list[int]]
     dtypes: Mapping[str, Any]
-    int8: Collection[str]
+    rounded: Collection[str]
 
     @classmethod
     def of(
         cls,
         model: LanguageModel,
         read_plan: Plan,
-        int8: Collection[str],
+        rounded: Collection[str],
         placed: Mapping[str, NamedSharding],
         mesh: AbstractMesh,
     ) -> Reads:
@@ -41,19 +41,19 @@ class Reads:
 
         leaves = flatten(model.params)
         splits = {path: _splits(placed[path].spec, len(leaf.shape), mesh) for path, leaf in leaves.items()}
-        return cls(read_plan, splits, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}, int8)
+        return cls(read_plan, splits, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}, rounded)
 
     def steps(self) -> Iterator[ReadStep]:
         """Yields every read."""
         from easydel.weights.explain import read_steps
 
-        return read_steps(self.plan, self.splits, self.dtypes, self.int8)
+        return read_steps(self.plan, self.splits, self.dtypes, self.rounded)
 
     def bytes_by_action(self) -> Mapping[str, int]:
         """Returns the bytes of files for each action on them."""
         from easydel.weights.explain import bytes_by_action
 
-        return bytes_by_action(self.plan, self.splits, self.dtypes, self.int8)
+        return bytes_by_action(self.plan, self.splits, self.dtypes, self.rounded)
 
 
 def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:

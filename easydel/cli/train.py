@@ -47,14 +47,15 @@ class Adapters:
         alpha = self.lora_rank if self.lora_alpha is None else self.lora_alpha
         return add_adapters(model, LoRA(self.lora_rank, alpha, targets), seed=seed)
 
-    def check(self, int8: bool) -> None:
+    def check(self, codes: str | None) -> None:
         """Refuses impossible combinations before anything is downloaded."""
         given = {"--lora-alpha": self.lora_alpha, "--lora-targets": self.lora_targets}
         idle = [name for name, value in given.items() if value is not None]
         if self.lora_rank is None and idle:
             raise ArgumentError(f"{' and '.join(idle)} without --lora-rank")
-        if self.lora_rank is None and int8:
-            raise ArgumentError("int8 parameters cannot be trained", hint="add --lora-rank 8, or leave --int8 out")
+        if self.lora_rank is None and codes:
+            hint = f"add --lora-rank 8, or leave --{codes} out"
+            raise ArgumentError(f"{codes} parameters cannot be trained", hint=hint)
 
 
 def configured(context: typer.Context, model: str) -> str:
@@ -125,7 +126,7 @@ def train(
 
     All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """
-    adapters.check(loading.int8)
+    adapters.check("int8" if loading.int8 else "int4" if loading.int4 else None)
     optimization, settings = rates.optimization(), course.settings(watch)
     _check_packages()
     path = local_files(model, hub)

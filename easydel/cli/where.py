@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("embedding", "attention", "mlp", "experts", "mixer", "norms", "other", "head")
 _MLP = ("mlp", "gate", "router", "shared_expert", "shared_experts")
-SCALE = "_scale"
+BESIDE = ("_scale", "_offset")
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def mesh_text(mesh: Mapping[str, int]) -> str:
 def _name(path: str) -> str:
     """Returns a parameter's name in a row: its module, or its role in the module."""
     *_, module, leaf = path.split("/")
-    if leaf.endswith(SCALE):
-        return "int8 scales"
+    if leaf.endswith(BESIDE):
+        return "scales"
     if leaf in ("kernel", "embedding") or "norm" in module:
         return module
     return "biases" if leaf == "bias" else f"{module}.{leaf}"

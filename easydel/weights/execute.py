@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
+from easydel.forms import SCALE, Form
 from easydel.threads import thread_count
 from easydel.weights.arena import carve, groups
 from easydel.weights.arrays import Arrays, Arrived
@@ -84,12 +85,12 @@ def execute(
     placements: Placements,
     dtypes: Mapping[str, np.dtype],
     *,
-    int8: Collection[str] = (),
+    rounded: Mapping[str, Form] | None = None,
     arrived: Arrived | None = None,
     advance: Callable[[float], None] | None = None,
     finite: Finite | None = "all",
 ) -> tuple[dict[str, jax.Array], LoadReport]:
-    """Returns parameters by path. Those in `int8` are quantized on the way, and get a `<path>_scale` besides.
+    """Returns parameters by path. Those in `rounded` are quantized on the way, and get a `<path>_scale` besides.
 
     `placements` and `dtypes` are by path (and include the scales). `arrived` gets each array and returns the array to
     keep. `advance` is called whenever a share of the work is done, with that share. Raises CheckpointError if a file
@@ -97,12 +98,13 @@ def execute(
     those that are "read", not mapped.
     """
     started, before = time.perf_counter(), own_memory()
+    forms = rounded or {}
     filler = Filler(plan, finite)
     with closing(filler.reader):
-        jobs = [job for path in plan.expressions for job in _jobs(filler, path, placements, dtypes, int8)]
+        jobs = [job for path in plan.expressions for job in _jobs(filler, path, placements, dtypes, forms)]
         report = LoadReport(seconds={"plan": time.perf_counter() - started})
         started = time.perf_counter()
-        arrays = Arrays(_shapes(plan, int8), placements, _held(jobs), arrived)
+        arrays = Arrays(_shapes(plan, forms), placements, _held(jobs), arrived)
         waiting: list[DevicePart] = []
         for parts, share in _filled(jobs, REMOTE_THREADS if filler.remote else 1):
             if arrays.on_host:  # made later: making arrays now would keep the reading threads from the interpreter
@@ -125,8 +127,10 @@ def _held(jobs: Iterable[Job]) -> Counter[str]:
     return Counter(part.path for job in jobs for part in job.parts if part.devices)
 
 
-def _shapes(plan: Plan, int8: Collection[str]) -> dict[str, tuple[int, ...]]:
-    return {**plan.shapes, **{f"{path}_scale": plan.shapes[path][:-1] for path in int8}}
+def _shapes(plan: Plan, rounded: Mapping[str, Form]) -> dict[str, tuple[int, ...]]:
+    codes = {path: form.codes_shape(plan.shapes[path]) for path, form in rounded.items()}
+    scales = {f"{path}{SCALE}": form.scales_shape(plan.shapes[path]) for path, form in rounded.items()}
+    return {**plan.shapes, **codes, **scales}
 
 
 def own_memory() -> int | None:
@@ -143,15 +147,17 @@ def own_memory() -> int | None:
 
 
 def _jobs(
-    filler: Filler, path: str, placements: Placements, dtypes: Mapping[str, np.dtype], int8: Collection[str]
+    filler: Filler, path: str, placements: Placements, dtypes: Mapping[str, np.dtype], rounded: Mapping[str, Form]
 ) -> Iterator[Job]:
-    parts = parts_of(path, filler.plan.shapes[path], placements[path], dtypes[path])
-    if path in int8:
-        scale = f"{path}_scale"
-        scales = parts_of(scale, filler.plan.shapes[path][:-1], placements[scale], dtypes[scale])
-        yield from _int8_jobs(filler, path, parts, scales)
+    shape = filler.plan.shapes[path]
+    if (form := rounded.get(path)) is not None:
+        scale = f"{path}{SCALE}"
+        codes = parts_of(path, form.codes_shape(shape), placements[path], dtypes[path])
+        scales = parts_of(scale, form.scales_shape(shape), placements[scale], dtypes[scale])
+        yield from _rounding_jobs(filler, path, form, codes, scales)
         return
-    if len(filler.plan.shapes[path]) > 1 and (filler.remote or not filler.transposed(path)):
+    parts = parts_of(path, shape, placements[path], dtypes[path])
+    if len(shape) > 1 and (filler.remote or not filler.transposed(path)):
         yield from _sharing_jobs(filler, path, parts)
         return
     yield from (_job(filler, part) for part in parts)
@@ -177,24 +183,25 @@ def _float_job(filler: Filler, part: DevicePart) -> Job:
     return Job([part], fill)
 
 
-def _int8_jobs(filler: Filler, path: str, parts: list[DevicePart], scales: list[DevicePart]) -> Iterator[Job]:
+def _rounding_jobs(
+    filler: Filler, path: str, form: Form, codes: list[DevicePart], scales: list[DevicePart]
+) -> Iterator[Job]:
     """Yields jobs that quantize whole rows, whatever columns a device holds: scales must not depend on the sharding."""
+    dims = len(filler.plan.shapes[path]) - 1
     by_rows: dict[Key, tuple[list[DevicePart], list[DevicePart]]] = {}
-    for part in parts:
-        by_rows.setdefault(key_of(part.index[:-1]), ([], []))[0].append(part)
-    for part in scales:
-        by_rows.setdefault(key_of(part.index), ([], []))[1].append(part)
-    for key, (columns, sharing) in by_rows.items():
+    for place, parts in enumerate((codes, scales)):
+        for part in parts:
+            by_rows.setdefault(key_of(part.index[:dims]), ([], []))[place].append(part)
+    for key, found in by_rows.items():
         rows = tuple(slice(*range_) for range_ in key)
-        scale = sharing[0] if sharing else DevicePart(f"{path}_scale", rows, (), np.dtype(np.float32))
 
         def fill(
-            start: int, stop: int, rows: Index = rows, columns: list[DevicePart] = columns, scale: DevicePart = scale
+            start: int, stop: int, rows: Index = rows, found: tuple[list[DevicePart], list[DevicePart]] = found
         ) -> None:
-            outs = [(part.index[-1], part.rows(start, stop)) for part in columns]
-            filler.fill_int8(path, (slice(start, stop), *rows[1:]), outs, scale.rows(start, stop))
+            outs = [[(part.index[dims:], part.rows(start, stop)) for part in parts] for parts in found]
+            filler.fill_rounded(path, form, (slice(start, stop), *rows[1:]), *outs)
 
-        yield Job([*columns, scale], fill, at_once=filler.remote and filler.transposed(path))
+        yield Job([*found[0], *found[1]], fill, at_once=filler.remote and filler.transposed(path))
 
 
 def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterator[Job]:

@@ -21,18 +21,20 @@ from easydel.weights.coded import CodedTensor
 from easydel.weights.expressions import Copy, Expression, Index, Reshape, Rows, Source, Stack, chain
 from easydel.weights.fill import mappable
 from easydel.weights.formats.matrix import Turned
+from easydel.weights.keep import Part
 from easydel.weights.plan import Plan
 from easydel.weights.read import bytes_of, first_byte, is_contiguous
 from easydel.weights.sources import Zeros
 
-Action = Literal["map", "read", "gather", "cast", "dequantize", "quantize", "fill"]
+Action = Literal["map", "read", "gather", "cast", "keep", "dequantize", "quantize", "fill"]
 ACTIONS: dict[Action, str] = {
     "map": "used where it lies in the file",
     "read": "copied as it is",
     "gather": "copied out of rows or columns that are not in one run",
     "cast": "converted to the storage dtype",
+    "keep": "codes, scales and offsets, in the order in which they are stored",
     "dequantize": "decoded from blocks of numbers of a few bits",
-    "quantize": "made int8 with a scale per row",
+    "quantize": "made int8 or int4 with scales",
     "fill": "zeros, which the file leaves out",
 }
 
@@ -58,15 +60,15 @@ def read_steps(
     plan: Plan,
     splits: Mapping[str, Sequence[int]],
     dtypes: Mapping[str, np.dtype],
-    int8: Collection[str] = (),
+    rounded: Collection[str] = (),
 ) -> Iterator[ReadStep]:
     """Yields a step for every tensor slice of every distinct part of every parameter.
 
     `splits` gives the number of equal parts in each dimension of a parameter, `dtypes` the dtype it is stored in. Those
-    in `int8` are quantized on the way, over whole rows, whatever columns a device holds.
+    in `rounded` are quantized on the way, over whole rows, whatever columns a device holds.
     """
     for path, expression in plan.expressions.items():
-        one = _Part(expression, plan.shapes[path], _counts(path, splits, int8), dtypes[path], path in int8)
+        one = _Part(expression, plan.shapes[path], _counts(path, splits, rounded), dtypes[path], path in rounded)
         yield from one.steps(plan, path)
 
 
@@ -74,7 +76,7 @@ def bytes_by_action(
     plan: Plan,
     splits: Mapping[str, Sequence[int]],
     dtypes: Mapping[str, np.dtype],
-    int8: Collection[str] = (),
+    rounded: Collection[str] = (),
 ) -> dict[str, int]:
     """Returns the bytes of files for each action: the sums over `read_steps`, computed once for parameters that agree.
 
@@ -83,7 +85,7 @@ def bytes_by_action(
     known: dict[Any, dict[str, int]] = {}
     totals: dict[str, int] = {}
     for path, expression in plan.expressions.items():
-        one = _Part(expression, plan.shapes[path], _counts(path, splits, int8), dtypes[path], path in int8)
+        one = _Part(expression, plan.shapes[path], _counts(path, splits, rounded), dtypes[path], path in rounded)
         for part in one.unstacked():
             key = part.key(plan)
             if key not in known:
@@ -104,7 +106,7 @@ class _Part:
     shape: tuple[int, ...]
     counts: tuple[int, ...]
     dtype: np.dtype
-    int8: bool
+    rounded: bool
     alone: bool = True
 
     def unstacked(self) -> Iterator[_Part]:
@@ -119,15 +121,15 @@ class _Part:
     def steps(self, plan: Plan, path: str) -> Iterator[ReadStep]:
         for index in _parts(self.shape, self.counts):
             sizes = tuple(part.stop - part.start for part in index)
-            mapped = self.alone and not self.int8 and mappable(plan, path, index, self.dtype) is not None
+            mapped = self.alone and not self.rounded and mappable(plan, path, index, self.dtype) is not None
             for copy in self.expression.copies(index, memoryless(sizes)):
-                action: Action = "quantize" if self.int8 else "map" if mapped else _action(plan, copy, self.dtype)
+                action: Action = "quantize" if self.rounded else "map" if mapped else _action(plan, copy, self.dtype)
                 yield _step(plan, path, index, copy, action)
 
     def key(self, plan: Plan) -> Any:
         """Returns what decides the bytes and actions of all steps; names and places in the file do not."""
         forms = tuple(_form(one, plan) for one in chain(self.expression))
-        return forms, self.shape, self.counts, self.dtype, self.int8, self.alone
+        return forms, self.shape, self.counts, self.dtype, self.rounded, self.alone
 
 
 def _form(expression: Expression, plan: Plan) -> Any:
@@ -144,10 +146,10 @@ def _form(expression: Expression, plan: Plan) -> Any:
     return tensor.shape, tensor.dtype, tensor.strides, tensor.encoding, tensor.source is None, aligned
 
 
-def _counts(path: str, splits: Mapping[str, Sequence[int]], int8: Collection[str]) -> tuple[int, ...]:
-    """Returns the number of parts in each dimension: int8 needs whole rows."""
+def _counts(path: str, splits: Mapping[str, Sequence[int]], rounded: Collection[str]) -> tuple[int, ...]:
+    """Returns the number of parts in each dimension: quantizing needs whole rows."""
     counts = tuple(splits[path])
-    return (*counts[:-1], 1) if path in int8 else counts
+    return (*counts[:-1], 1) if path in rounded else counts
 
 
 def _summed(steps: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -169,6 +171,8 @@ def _action(plan: Plan, copy: Copy, dtype: np.dtype) -> Action:
     tensor = plan.tensors[copy.name]
     if isinstance(tensor, Zeros):
         return "fill"
+    if isinstance(tensor, Part):
+        return "keep"
     if isinstance(tensor, CodedTensor | Turned) or _stored(tensor).encoding is not None:
         return "dequantize"
     if tensor.dtype != dtype:
@@ -180,7 +184,7 @@ def _action(plan: Plan, copy: Copy, dtype: np.dtype) -> Action:
 def _step(plan: Plan, path: str, index: Index, copy: Copy, action: Action) -> ReadStep:
     tensor = plan.tensors[copy.name]
     nbytes = bytes_of(tensor, copy.out.size)
-    if isinstance(tensor, Zeros | CodedTensor | Turned):
+    if isinstance(tensor, Zeros | CodedTensor | Turned | Part):
         return ReadStep(path, index, tensor.name, tensor.file, None, None, nbytes, action)
     stored, sizes = _stored(tensor), [part.stop - part.start for part in copy.index]
     if stored is not tensor or stored.encoding is not None:  # whole blocks, or rows in another order: the whole tensor

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from easydel.forms import OFFSET, SCALE, Form
+from easydel.forms import OFFSET, SCALE, Form, floats_of
 from easydel.inputs import donations_explained
-from easydel.ops.coded import Coded
 from easydel.processes import put_together
 from easydel.weights.expressions import assemble, source_names
 from easydel.weights.names import Names
@@ -78,9 +77,7 @@ class Parameters:
         if form is None:
             return values
         scales, shifts = (self.leaves.get(f"{path}{end}") for end in (SCALE, OFFSET))
-        beside = [part if part is None else on_host(part, row) for part in (scales, shifts)]
-        parts: list[Any] = [values, *beside]
-        return np.asarray(_floats(Coded(parts[0], parts[1], parts[2], form)))
+        return floats_of(values, on_host(scales, row), None if shifts is None else on_host(shifts, row), form)
 
 
 def on_host(array: Any, row: int | None = None) -> np.ndarray:
@@ -115,11 +112,6 @@ def write_whole(leaves: Mapping[str, Any], tensors: Sequence[Entry], write: Call
             return
         *described, functions = zip(*tensors, strict=True)
         put_together(functions, lambda whole: write(list(zip(*described, whole, strict=True))))
-
-
-@jax.jit
-def _floats(matrix: Coded) -> jax.Array:
-    return matrix.whole(np.float32)
 
 
 @jax.jit

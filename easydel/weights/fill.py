@@ -20,7 +20,8 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
 from easydel.checkpoint.tensor import has_nonfinite, row_major
-from easydel.quantize import rounded_rows
+from easydel.forms import Form
+from easydel.quantize import rounded
 from easydel.weights.arena import ALIGNMENT
 from easydel.weights.blocks import blocks_of, depth_of, memoryless, within
 from easydel.weights.casts import assign, too_large
@@ -34,6 +35,7 @@ from easydel.weights.sources import FLOAT32, TensorSource
 ROWS_BYTES = 4 << 20
 RUN_BYTES = 64 << 10  # shorter runs are not worth a request each
 Finite = Literal["all", "read"]
+Out = tuple[Index, np.ndarray]  # columns, if it has not all of them, and memory
 
 
 @dataclass
@@ -56,8 +58,8 @@ class Filler:
         for copy in self._copies(path, index, out):
             self._copy(path, copy, checked)
 
-    def fill_int8(self, path: str, rows: Index, outs: Sequence[tuple[slice, np.ndarray]], scales: np.ndarray) -> None:
-        """Reads rows of a parameter as int8, with a scale per row; each of `outs` gets some of the columns."""
+    def fill_rounded(self, path: str, form: Form, rows: Index, codes: Sequence[Out], scales: Sequence[Out]) -> None:
+        """Reads rows of a parameter, quantized to `form`; each out gets some columns of the codes or of the scales."""
         width = self.plan.shapes[path][-1]
         # a row of a transposed tensor is spread all over it: fetched once, rather than once for every block
         row_bytes = 0 if self.remote and self.transposed(path) else width * 4
@@ -65,10 +67,10 @@ class Filler:
             shape = tuple(part.stop - part.start for part in block)
             scratch = self.reader.scratch((*shape, width), np.dtype(np.float32), "rows")
             self.fill(path, (*block, slice(0, width)), scratch, checked=False)
-            values, found = rounded_rows(scratch)
-            scales[picked] = found
-            for columns, out in outs:
-                np.copyto(out[picked], values[..., columns], casting="unsafe")
+            values, found = rounded(scratch, form)
+            for numbers, outs in ((values, codes), (found, scales)):
+                for columns, out in outs:
+                    np.copyto(out[picked], numbers[(..., *columns)], casting="unsafe")
             if self.finite is not None and not np.isfinite(found).all():
                 self.fill(path, (*block, slice(0, width)), scratch)  # a second time, to find the tensors' names
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
-
 from easydel.errors import listed
-from easydel.stored import storable
-from easydel.tree import flatten, params_of
+from easydel.stored import Split, device_counts, storable
 from easydel.weights.keep import Kept, NotKept, coded_paths, keep, kept_as
 from easydel.weights.plan import Plan
 
-Split = Callable[[Mapping[str, Any]], Mapping[str, jax.sharding.Sharding]]
 logger = logging.getLogger(__name__)
 
 
@@ -42,25 +38,11 @@ def kept(module: Any, plan: Plan, others: Collection[str], split: Split | None) 
 
     possible = chosen([path for path in found if path not in others], {})
     if split is not None and possible:
-        possible = chosen(possible, _counts(module, plan, possible, split))
+        forms = {path: stored.form for path, stored in possible.items()}
+        possible = chosen(possible, device_counts(module, forms, split))
     if reasons:
         told = [f"{len(paths)} because {reason} ({', '.join(paths[:3])})" for reason, paths in reasons.items()]
         logger.warning("%d quantized parameters become floats:%s", sum(map(len, reasons.values())), listed(told))
     for path, stored in possible.items():
         places[path].store(stored.form, stored.scale, stored.shift)
     return keep(plan, possible) if possible else plan
-
-
-def _counts(module: Any, plan: Plan, kept: Mapping[str, Kept], split: Split) -> dict[str, tuple[int, ...]]:
-    """Returns the number of devices that share each dimension of the codes of these parameters."""
-    leaves = flatten(params_of(module))
-    for path, stored in kept.items():
-        leaves[path] = jax.ShapeDtypeStruct(stored.form.codes_shape(plan.shapes[path]), stored.form.held)
-    placed = split(leaves)
-    return {
-        path: tuple(
-            dim // max(part, 1)
-            for dim, part in zip(leaves[path].shape, placed[path].shard_shape(leaves[path].shape), strict=True)
-        )
-        for path in kept
-    }
