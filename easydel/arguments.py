@@ -43,7 +43,7 @@ class Checks:
             raise ArgumentError(f"the arguments have {len(problems)} problems:{listed(problems)}")
 
 
-def check_bits(load_in_8bit: bool, load_in_4bit: bool, dequantize: bool) -> None:
+def check_bits(load_in_8bit: bool, load_in_4bit: bool, dequantize: bool | None) -> None:
     """Raises ArgumentError for choices of storage that exclude each other."""
     chosen = {"load_in_8bit": load_in_8bit, "load_in_4bit": load_in_4bit, "dequantize": dequantize}
     if len(given := [f"{name}=True" for name, value in chosen.items() if value is True]) > 1:

@@ -70,7 +70,7 @@ class AutoEasyDeLModelForCausalLM:
         from_torch: bool = True,
         *,
         load_in_4bit: bool = False,
-        dequantize: bool = False,
+        dequantize: bool | None = None,
         scan_layers: bool = False,
         stream: bool = False,
         remat: bool | str | None = None,
@@ -113,8 +113,8 @@ class AutoEasyDeLModelForCausalLM:
             verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
             from_torch: False if the directory or repository was written by `save_pretrained` of this project.
             load_in_4bit: store kernels as int4 with a scale per 64 numbers of a row, embeddings and the head as int8.
-            dequantize: make floats of `param_dtype` of weights that the checkpoint has quantized; otherwise they stay
-                at their own bits wherever the model can hold them so.
+            dequantize: True makes floats of `param_dtype` of weights that the checkpoint has quantized, False leaves
+                them at their own bits wherever the model can hold them so. Default: True for GGUF files, else False.
             scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.
             stream: do not download weights: each process receives its own bytes by HTTP ranges, straight into memory.
                 Safetensors only; local paths are loaded as without it.

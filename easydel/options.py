@@ -92,7 +92,7 @@ class LoadOptions:
     policy: Policy
     placement: Placement
     quantize: Int8 | Int4 | None = None
-    dequantize: bool = False
+    dequantize: bool | None = None
     from_torch: bool = True
     stream: bool = False
     hub: Mapping[str, Any] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class LoadOptions:
         partition_rules: Rules | None = None,
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
-        dequantize: bool = False,
+        dequantize: bool | None = None,
         bit_targeted_params: Sequence[str] | None = None,
         verbose_params: bool = False,
         from_torch: bool = True,
@@ -152,7 +152,7 @@ class LoadOptions:
             auto_shard_params=auto_shard_params,
             load_in_8bit=load_in_8bit,
             load_in_4bit=load_in_4bit,
-            dequantize=dequantize,
+            dequantize=False if dequantize is None else dequantize,
             verbose_params=verbose_params,
             from_torch=from_torch,
             scan_layers=scan_layers,

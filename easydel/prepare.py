@@ -23,11 +23,12 @@ from easydel.source import CheckpointSource
 from easydel.stored import Split, forms_of
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights.expressions import source_names
+from easydel.weights.gguf_codes import by_codes
 from easydel.weights.kept import kept
 from easydel.weights.mlx_names import as_mlx_saves
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, make_plan
-from easydel.weights.saved import MANIFEST, Manifest
+from easydel.weights.saved import MANIFEST, Manifest, coded, int8_forms
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,32 @@ def plan_for(
     source: CheckpointSource,
     quantize: Int8 | Int4 | None = None,
     *,
-    dequantize: bool = False,
+    dequantize: bool | None = None,
     split: Split | None = None,
 ) -> tuple[Plan, Mapping[str, Form]]:
     """Returns the plan for a model whose parameters are still floats, and the forms of those to quantize while reading.
 
     `quantize` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case. Others
-    that the checkpoint stores by codes stay so, unless `dequantize`, in blocks that `split` over devices cuts nowhere.
+    that the checkpoint stores by codes stay so, unless `dequantize` (GGUF's: if that is False), in blocks that `split`
+    over devices cuts nowhere.
     """
-    table = OWN if source.manifest is not None else model.names
-    stored = () if source.manifest is None else stored_int8(model, source.manifest, source.path / MANIFEST)
+    table, tensors, manifest = model.names, source.tensors, source.manifest
+    stored: Collection[str] = ()
+    if manifest is not None:
+        table = OWN
+        if dequantize:
+            tensors = coded(tensors, int8_forms(tensors, manifest), source.path / MANIFEST)
+        else:
+            stored = stored_int8(model, manifest, source.path / MANIFEST)
     leaves = flatten(model.params)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     file = source.checkpoint.catalog
     integers = {path for path in model.buffers if not np.issubdtype(leaves[path].dtype, np.floating)}
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers}
-    tensors = source.tensors
     if source.checkpoint.metadata.get("format") == "mlx":
         table, tensors = as_mlx_saves(table, tensors, file)
+    if source.checkpoint.format == "gguf" and dequantize is False:
+        tensors = by_codes(tensors)
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
     take_dtypes(model, plan)
     chosen: Collection[str] = ()

@@ -76,7 +76,7 @@ def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
         auto_shard_params=split,
         load_in_8bit=loading.int8,
         load_in_4bit=loading.int4,
-        dequantize=loading.dequantize,
+        dequantize=loading.dequantize or None,
         scan_layers=loading.scan_layers,
         from_torch=not is_saved(path),
         **more,

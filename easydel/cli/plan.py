@@ -98,7 +98,9 @@ def plan(
     forms = forms_of(built)
     if optimizer is not Optimizer.none and forms:
         codes = " and ".join(sorted({form.code.name for form in forms.values()}))
-        raise ArgumentError(f"it is stored as {codes}, which is not trained", hint="pass --dequantize", file=path)
+        raise ArgumentError(
+            f"it is stored as {codes}, and {codes} parameters are not trained", hint="add --dequantize", file=path
+        )
     placed, losses = _placed(built, flatten(built.params), mesh)
     rows = rows_of(bytes_per_device(flatten(built.params), placed, losses), mesh.shape)
     load = Reads.of(built, read_plan, rounded, placed, mesh)
@@ -184,7 +186,7 @@ def _model(
     def split(leaves: Mapping[str, Any]) -> dict[str, NamedSharding]:
         return _placed(model, leaves, mesh)[0]
 
-    return model, *plan_for(model, source, quantize, dequantize=loading.dequantize, split=split)
+    return model, *plan_for(model, source, quantize, dequantize=loading.dequantize or None, split=split)
 
 
 def _placed(

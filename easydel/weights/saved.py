@@ -13,7 +13,7 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
 from easydel.errors import CheckpointError
-from easydel.forms import OFFSET, SCALE, Form, unpacked
+from easydel.forms import OFFSET, SCALE, Form, by_rows, unpacked
 from easydel.weights.coded import CodedTensor, Kind
 from easydel.weights.expressions import Index
 from easydel.weights.sources import TensorSource
@@ -63,7 +63,13 @@ def read_manifest(directory: Path) -> Manifest:
     return Manifest(int8, forms)
 
 
-def coded(tensors: Mapping[str, Tensor], manifest: Manifest, file: Path) -> Mapping[str, TensorSource]:
+def int8_forms(tensors: Mapping[str, TensorSource], manifest: Manifest) -> Manifest:
+    """Returns a manifest of the parameters that are int8 alone, as codes with a scale for each row."""
+    shapes = {path: tensors[name].shape for path in manifest.int8 if (name := path.replace("/", ".")) in tensors}
+    return Manifest((), {path: by_rows(np.dtype(np.int8), shape[-1]) for path, shape in shapes.items() if shape})
+
+
+def coded(tensors: Mapping[str, TensorSource], manifest: Manifest, file: Path) -> Mapping[str, TensorSource]:
     """Returns the tensors with one for the codes, scales and shifts of each parameter in the manifest's `forms`.
 
     Raises CheckpointError if these are missing or do not fit.
