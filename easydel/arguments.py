@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from os import PathLike
 from typing import Any, TypeVar, cast
 
 import jax
@@ -74,6 +76,24 @@ def mapping_of(name: str, value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise ArgumentError(f"{name} is a {type(value).__name__}, expected a dict")
     return value
+
+
+def path_of(name: str, value: Any) -> str | PathLike[str] | None:
+    """Returns the argument, which must be a name or path, or None. Raises ArgumentError for any other type."""
+    if value is not None and not isinstance(value, str | PathLike):
+        raise ArgumentError(f"{name} is a {type(value).__name__}, expected a Hub id or a directory")
+    return value
+
+
+def patterns_of(name: str, value: Any) -> tuple[str, ...]:
+    """Returns the argument's regular expressions. Raises ArgumentError for anything else than a list of them."""
+    patterns = tuple_of(name, () if value is None else value)
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (TypeError, re.error) as error:
+            raise ArgumentError(f"{name} has {pattern!r}, which is no regular expression: {error}") from None
+    return patterns
 
 
 def tuple_of(name: str, value: Any) -> tuple[Any, ...]:

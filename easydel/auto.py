@@ -15,14 +15,24 @@ from easydel.config import HFConfig, shown
 from easydel.errors import ArgumentError, ConfigError, UnsupportedModelError
 from easydel.families import Family, find_family
 from easydel.hub import fetch
-from easydel.loading import build_model, load_weights
+from easydel.hub.adapters import has_tokenizer
+from easydel.initial import STD, initialise
+from easydel.loading import build_model, check_heads_of, load_weights
+from easydel.lora.onto import with_adapters
+from easydel.lora.opened import open_adapters
 from easydel.model import BaseNNXModule
 from easydel.options import HUB_OPTIONS, LoadOptions
+from easydel.prepare import trace
 from easydel.processes import one_outcome
 from easydel.sharding import PartitionAxis, Rules
 from easydel.source import language_model, open_source, read_config, stored_dtype
 from easydel.tree import Tree
 
+# Arguments of `from_pretrained` that say how a checkpoint is read.
+OF_CHECKPOINTS = {
+    *("load_in_8bit", "bit_targeted_params", "verbose_params", "from_torch", "stream", "adapter", "progress"),
+    *("load_in_4bit", "dequantize", "donatable", "allow_nonfinite", "while_loading", "ignore", "follow_links"),
+}
 NAME = "pretrained_model_name_or_path"
 logger = logging.getLogger(__name__)
 
@@ -73,6 +83,9 @@ class AutoEasyDeLModelForCausalLM:
         dequantize: bool | None = None,
         scan_layers: bool = False,
         stream: bool = False,
+        adapter: str | Path | None = None,
+        ignore: Sequence[str] = (),
+        follow_links: bool = False,
         remat: bool | str | None = None,
         progress: bool | None = None,
         donatable: bool = False,
@@ -87,7 +100,8 @@ class AutoEasyDeLModelForCausalLM:
         in the checkpoint.
 
         Args:
-            pretrained_model_name_or_path: Hub id, local directory, or one .safetensors, .gguf or .bin file.
+            pretrained_model_name_or_path: Hub id, local directory, or one .safetensors, .gguf or .bin file; or the
+                directory or Hub id of adapters.
             device: the place of parameters that nothing shards, and their first place before `shard_fns`. Default: the
                 first CPU.
             dtype: of the computation; "auto" for the checkpoint's.
@@ -111,13 +125,19 @@ class AutoEasyDeLModelForCausalLM:
             bit_targeted_params: the parameters to quantize to that many bits, by leaf, module name or path; default:
                 all that can be.
             verbose_params: print parameter counts and bytes, in the checkpoint and loaded.
-            from_torch: False if the directory or repository was written by `save_pretrained` of this project.
+            from_torch: False if the directory or repository has to be one that `save_pretrained` of this project wrote;
+                these are recognised in any case.
             load_in_4bit: store kernels as int4 with a scale per 64 numbers of a row, embeddings and the head as int8.
             dequantize: True makes floats of `param_dtype` of weights that the checkpoint has quantized, False leaves
                 them at their own bits wherever the model can hold them so. Default: True for GGUF files, else False.
             scan_layers: store equal layers stacked and run them by `jax.lax.scan`: compiles faster.
             stream: do not download weights: each process receives its own bytes by HTTP ranges, straight into memory.
                 Safetensors only; local paths are loaded as without it.
+            adapter: directory or Hub id of adapters (LoRA) as PEFT writes them, which are added to the weights while
+                these are read. If `pretrained_model_name_or_path` is one, the model that it names is loaded.
+            ignore: regular expressions for whole names of tensors to leave out, of those that the model has no place
+                for, such as the value head of TRL: ["v_head.*"]. Any other such tensor is an error.
+            follow_links: read a local directory's files also where they are links that lead out of it.
             remat: recompute activations in the backward pass: True for all within a layer; "save_attention", "save_mlp"
                 or "save_attention_and_mlp" for all but those; or the name of a `jax.checkpoint_policies` entry.
             progress: show a progress bar; default: if stderr is a terminal.
@@ -141,20 +161,75 @@ class AutoEasyDeLModelForCausalLM:
         if options.compilation_cache:
             use_compilation_cache()
         with one_outcome() as check_others:
-            files = options.obtain(pretrained_model_name_or_path)
-            source = language_model(open_source(files, saved=not options.from_torch))
+            files, adapters = options.obtain(pretrained_model_name_or_path)
+            source = language_model(open_source(files, saved=not options.from_torch, follow_links=options.follow_links))
+            check_dtype(source.config)
             options = options.settled(stored_dtype(source))
             family = choose_family(source.config, encoder_decoder=cls.encoder_decoder)
             config = options.configured(family, source.config)
             model = build_model(family, config, options.policy, source)
+            if adapters is not None:
+                source = with_adapters(source, model, open_adapters(adapters))
+                model = build_model(family, config, options.policy, source)  # a tied head may have become another
+                model.merged = True
+                model.tokenizer_origin = adapters if has_tokenizer(adapters) else model.origin
             params = load_weights(model, source, options, check_others)
         return model, params
+
+    @classmethod
+    def from_config(
+        cls, config: HFConfig | Mapping[str, Any] | str | Path, *, seed: int = 0, **arguments: Any
+    ) -> tuple[BaseNNXModule, Tree]:
+        """Makes a model with random parameters, to be trained from nothing. Returns it, and its parameters.
+
+        Matrices are normal with the config's initializer_range (or 0.02), norms 1, biases 0; the mesh changes nothing.
+
+        Args:
+            config: the keys of a config.json, or the Hub id or path of one.
+            seed: of the random numbers.
+            **arguments: those of `from_pretrained` that do not concern a checkpoint.
+
+        Raises:
+            EasyDeLError: ArgumentError, ConfigError, UnsupportedModelError, ShardingError, HubError.
+        """
+        if unknown := sorted(arguments.keys() & OF_CHECKPOINTS):
+            raise ArgumentError(f"{', '.join(unknown)} concern checkpoints, and from_config reads none")
+        options = LoadOptions.of(**arguments)
+        if isinstance(config, str | Path):
+            config = read_config(fetch(config, weights=False, **options.hub))
+        known = config if isinstance(config, HFConfig) else HFConfig(config)
+        family = choose_family(known, encoder_decoder=cls.encoder_decoder)
+        known = options.configured(family, known)
+        record, names = family.record(known)
+        model = BaseNNXModule(record, known, options.policy, names)
+        if options.policy.mesh is not None:
+            check_heads_of(model, options.policy.mesh)
+        trace(model, options.input_shape)
+        deviation = known.get("initializer_range", STD)
+        if isinstance(deviation, bool) or not isinstance(deviation, int | float) or not deviation >= 0:
+            raise ConfigError(f"initializer_range is {shown(deviation)}, expected 0 or more", file=known.file)
+        return model, initialise(model, options.placement, seed=seed, std=float(deviation))
 
 
 class AutoEasyDeLModelForSeq2SeqLM(AutoEasyDeLModelForCausalLM):
     """A loader of encoder-decoder models by name (BART, T5), with the same arguments."""
 
     encoder_decoder = True
+
+
+def check_dtype(config: HFConfig) -> None:
+    """Raises ConfigError if the dtype that a config names is none."""
+    for key in ("dtype", "torch_dtype"):
+        value = config.get(key)
+        if value is None or value == "auto" or isinstance(value, Mapping):
+            continue
+        try:
+            jnp.dtype(value.removeprefix("torch."))
+        except (AttributeError, TypeError):
+            hint = f'it decides nothing here: config_kwargs={{"{key}": "float32"}} overrides it'
+            raise ConfigError(
+                f"{key} is {shown(value)}, expected the name of a dtype", file=config.file, hint=hint
+            ) from None
 
 
 def choose_family(config: HFConfig, *, encoder_decoder: bool) -> Family:

@@ -6,16 +6,22 @@ import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 import jax
 
 from easydel.errors import ArgumentError
 from easydel.generate import GenerateOutput, PromptCache, generate
+from easydel.hub.upload import upload
 from easydel.inputs import check_flags, check_stored
+from easydel.lora import save_adapters
+from easydel.lora.places import adapted_places
 from easydel.module import LanguageModel
 from easydel.policy import float_dtype
+from easydel.reshaping import resize_vocabulary, to_mesh
 from easydel.saving import export, save
+from easydel.sharding import PartitionAxis, Rules
 from easydel.stored import forms_of
 from easydel.tree import Tree, flatten
 
@@ -117,6 +123,7 @@ class BaseNNXModule(LanguageModel):
             self.config,
             forms_of(self),
             origin=self.origin,
+            tokenizer=self.tokenizer_origin,
             allow_nonfinite=allow_nonfinite,
         )
 
@@ -145,9 +152,73 @@ class BaseNNXModule(LanguageModel):
             forms_of(self),
             fixed=self.buffers,
             origin=self.origin,
+            tokenizer=self.tokenizer_origin,
             dtype=None if dtype is None else float_dtype("dtype", dtype),
             allow_nonfinite=allow_nonfinite,
         )
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The mesh that the parameters are split over, if they are."""
+        return self.policy.mesh
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the computation, as the argument of `from_pretrained`."""
+        return self.policy.dtype
+
+    @property
+    def param_dtype(self) -> Any:
+        """The dtype of stored parameters that are floats."""
+        return self.policy.param_dtype
+
+    def to(
+        self,
+        mesh: jax.sharding.Mesh,
+        *,
+        partition_axis: PartitionAxis | None = None,
+        partition_rules: Rules | None = None,
+    ) -> Self:
+        """Splits the model's parameters over `mesh`, as `auto_shard_params` does, and returns the model.
+
+        Other arrays, such as the `params` that loading returned, stay where they are.
+        """
+        to_mesh(self, mesh, partition_axis or PartitionAxis(), partition_rules)
+        return self
+
+    def resize_token_embeddings(self, rows: int) -> Tree:
+        """Gives the vocabulary another size, as for new tokens. Returns the model's parameters.
+
+        New rows, of token vectors and of an untied head, are the mean of the old ones. The config's vocab_size changes
+        with them.
+        """
+        resize_vocabulary(self, rows)
+        return self.params
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        dtype: Any = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Uploads the model to the Hub, as `export` writes it, and returns the commit's address.
+
+        A model with adapters uploads these, as `easydel.lora.save_adapters` writes them. The repository is created if
+        it does not exist, `private` or not; `token` and `revision` (a branch) are huggingface_hub's.
+        """
+        with TemporaryDirectory() as folder:
+            if adapted_places(self):
+                save_adapters(self, f"{folder}/out")
+            else:
+                self.export(f"{folder}/out", dtype=dtype)
+            message = commit_message or f"Upload {self.config.get('model_type')} with easydel"
+            return upload(
+                f"{folder}/out", repo_id, private=private, token=token, revision=revision, commit_message=message
+            )
 
     def _stored(self, params: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Returns the parameters to write: the model's own, or `params` if they fit the model."""

@@ -92,6 +92,8 @@ class LanguageModel(nnx.Module):
         # loading replaces these by the checkpoint's own, and by the cost of the load
         self.generation_config = HFConfig({})
         self.load_report: LoadReport | None = None
+        self.merged = False  # adapters were: the parameters are no longer those of `origin`
+        self.tokenizer_origin = origin
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_nnx_tabulate_id":  # set before it wraps all methods, never to unwrap them after an error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from inspect import signature
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from easydel.arguments import (
     device_of,
     mapping_of,
     mesh_of,
+    path_of,
+    patterns_of,
     precision_of,
     remat_of,
     resolved_axes,
@@ -34,6 +37,7 @@ from easydel.config import HFConfig
 from easydel.errors import ArgumentError
 from easydel.families import Family
 from easydel.hub import fetch, stream
+from easydel.hub.adapters import located
 from easydel.inputs import check_flags
 from easydel.policy import Policy, float_dtype
 from easydel.quantize import Int4, Int8
@@ -95,6 +99,9 @@ class LoadOptions:
     dequantize: bool | None = None
     from_torch: bool = True
     stream: bool = False
+    adapter: str | PathLike[str] | None = None
+    ignore: tuple[str, ...] = ()
+    follow_links: bool = False
     hub: Mapping[str, Any] = field(default_factory=dict)
     config_kwargs: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +138,9 @@ class LoadOptions:
         from_torch: bool = True,
         scan_layers: bool = False,
         stream: bool = False,
+        adapter: str | PathLike[str] | None = None,
+        ignore: Sequence[str] = (),
+        follow_links: bool = False,
         remat: bool | str | None = None,
         progress: bool | None = None,
         donatable: bool = False,
@@ -157,6 +167,7 @@ class LoadOptions:
             from_torch=from_torch,
             scan_layers=scan_layers,
             stream=stream,
+            follow_links=follow_links,
             progress=False if progress is None else progress,
             donatable=donatable,
             allow_nonfinite=allow_nonfinite,
@@ -173,6 +184,8 @@ class LoadOptions:
         dims = check(tuple_of, "sharding_axis_dims", sharding_axis_dims)
         names = check(tuple_of, "sharding_axis_names", sharding_axis_names)
         traced = check(batch_and_length, check(tuple_of, "input_shape", input_shape))
+        adapters = check(path_of, "adapter", adapter)
+        left_out = check(patterns_of, "ignore", ignore)
         used = bool(auto_shard_params) or shard_fns is not None
         mesh = check(mesh_of, dims, names, backend, used=used)
         axes = check(resolved_axes, partition_axis, names)
@@ -204,6 +217,9 @@ class LoadOptions:
             dequantize=dequantize,
             from_torch=from_torch,
             stream=stream,
+            adapter=adapters,
+            ignore=left_out,
+            follow_links=follow_links,
             hub=hub,
             config_kwargs=overrides,
             more=kwargs,
@@ -229,9 +245,12 @@ class LoadOptions:
                 *(len(devices), devices[0].device_kind, "jax.devices()[0]"),
             )
 
-    def obtain(self, name: str | Path) -> Path | Streamed:
-        """Returns the local files of a Hub id or path, or with `stream` a repository whose weights stay on the Hub."""
-        return (stream if self.stream else fetch)(name, **self.hub)
+    def obtain(self, name: str | Path) -> tuple[Path | Streamed, Path | None]:
+        """Returns the files of a model, and the directory of the adapters for it, if there are any.
+
+        Files are local, or with `stream` a repository whose weights stay on the Hub.
+        """
+        return located(name, self.adapter, stream if self.stream else fetch, self.hub)
 
     def configured(self, family: Family, config: HFConfig) -> HFConfig:
         """Returns the config with its overrides. Raises ArgumentError for arguments that are unknown to it too."""

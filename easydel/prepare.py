@@ -51,7 +51,8 @@ class Prepared:
 def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
     """Makes the remaining decisions of a load, and the last checks before weights are read."""
     split = options.placement.sharding
-    plan, rounded = plan_for(model, source, options.quantize, dequantize=options.dequantize, split=split)
+    choices = {"dequantize": options.dequantize, "split": split, "ignore": options.ignore}
+    plan, rounded = plan_for(model, source, options.quantize, **choices)
     leaves = flatten(model.params)
     placed = options.placement.shardings_of(leaves)
     trace(model, options.input_shape)
@@ -66,12 +67,13 @@ def plan_for(
     *,
     dequantize: bool | None = None,
     split: Split | None = None,
+    ignore: Collection[str] = (),
 ) -> tuple[Plan, Mapping[str, Form]]:
     """Returns the plan for a model whose parameters are still floats, and the forms of those to quantize while reading.
 
     `quantize` chooses parameters to quantize; those that the directory stores as int8 become int8 in any case. Others
     that the checkpoint stores by codes stay so, unless `dequantize` (GGUF's: if that is False), in blocks that `split`
-    over devices cuts nowhere.
+    over devices cuts nowhere. Tensors without a place are left out if a pattern in `ignore` matches their names.
     """
     table, tensors, manifest = model.names, source.tensors, source.manifest
     stored: Collection[str] = ()
@@ -85,7 +87,7 @@ def plan_for(
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     file = source.checkpoint.catalog
     integers = {path for path in model.buffers if not np.issubdtype(leaves[path].dtype, np.floating)}
-    choices = {"tied": model.record.head.tied, "file": file, "integers": integers}
+    choices = {"tied": model.record.head.tied, "file": file, "integers": integers, "ignore": ignore}
     if source.checkpoint.metadata.get("format") == "mlx":
         table, tensors = as_mlx_saves(table, tensors, file)
     if source.checkpoint.format == "gguf" and dequantize is False:

@@ -48,6 +48,7 @@ def save(
     forms: Mapping[str, Form],
     *,
     origin: Path | None,
+    tokenizer: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_nonfinite: bool = False,
 ) -> None:
@@ -63,7 +64,7 @@ def save(
 
     def write(tensors: Sequence[Entry]) -> None:
         checked = tensors if allow_nonfinite else [_finite(place, *tensor) for tensor in tensors]
-        _write(place, checked, config.to_dict(), manifest, origin, max_shard_bytes)
+        _write(place, checked, config.to_dict(), manifest, (origin, tokenizer), max_shard_bytes)
 
     write_whole(parameters.leaves, entries(parameters, OWN), write)
 
@@ -116,6 +117,7 @@ def export(
     *,
     fixed: Collection[str] = (),
     origin: Path | None,
+    tokenizer: Path | None = None,
     dtype: np.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_nonfinite: bool = False,
@@ -136,7 +138,7 @@ def export(
     def write(tensors: Sequence[Entry]) -> None:
         cast = [_cast(place, None if tensor[0] in kept else dtype, tensor) for tensor in tensors]
         checked = cast if allow_nonfinite else [_finite(place, *tensor) for tensor in cast]
-        _write(place, checked, values, None, origin, max_shard_bytes)
+        _write(place, checked, values, None, (origin, tokenizer), max_shard_bytes)
 
     write_whole(parameters.leaves, tensors, write)
 
@@ -153,7 +155,7 @@ def _write(
     tensors: Iterable[Entry],
     config: Mapping[str, Any],
     manifest: Manifest | None,
-    origin: Path | None,
+    origins: tuple[Path | None, Path | None],
     max_shard_bytes: int,
 ) -> None:
     stem = "model" if manifest is None else OWN_FILES
@@ -162,8 +164,9 @@ def _write(
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if manifest is not None:
             manifest.write(fresh)
+        origin, tokenizer = origins
         with _companions_folder(origin, config) as source:
-            for name, file in _companions(source, directory).items():
+            for name, file in _companions(source, source if tokenizer == origin else tokenizer, directory).items():
                 (fresh / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, fresh / name)
 
@@ -179,16 +182,16 @@ def _companions_folder(origin: Path | None, config: Mapping[str, Any]) -> Iterat
         yield Path(made) if written else origin if origin.is_dir() else origin.parent
 
 
-def _companions(origin: Path | None, directory: Path) -> dict[str, Path]:
+def _companions(origin: Path | None, tokenizer: Path | None, directory: Path) -> dict[str, Path]:
     """What to copy: generation settings, and what `directory` lacks of the tokenizer unless it has another one.
 
     If `directory` has another tokenizer, none of its files are copied: a tokenizer's files must not be mixed.
     """
-    if origin is None:
-        return {}
-    names = [name for name in (GENERATION, *sorted(TOKENIZER)) if (origin / name).is_file()]
-    names += template_names(origin)
-    found = {name: origin / name for name in names if is_inside((origin / name).parent, origin / name)}
+    found: dict[str, Path] = {}
+    for folder, names in ((origin, [GENERATION]), (tokenizer, [*sorted(TOKENIZER), *_templates(tokenizer)])):
+        if folder is not None and folder.is_dir():
+            there = [name for name in names if (folder / name).is_file()]
+            found |= {name: folder / name for name in there if is_inside((folder / name).parent, folder / name)}
     there = sorted(name for name in TOKENIZER if os.path.lexists(directory / name)) + template_names(directory)
     if all(name in found and filecmp.cmp(found[name], directory / name, shallow=False) for name in there):
         return {name: file for name, file in found.items() if name not in there}
@@ -199,3 +202,7 @@ def _companions(origin: Path | None, directory: Path) -> dict[str, Path]:
             ", ".join(there),
         )
     return {name: file for name, file in found.items() if name == GENERATION}
+
+
+def _templates(folder: Path | None) -> list[str]:
+    return [] if folder is None else template_names(folder)

@@ -59,22 +59,20 @@ def identity_of(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def open_source(where: Path | Streamed, *, saved: bool) -> CheckpointSource:
+def open_source(where: Path | Streamed, *, saved: bool, follow_links: bool = False) -> CheckpointSource:
     """Reads config and headers of a directory, a single file, or a repository whose weights stay on the Hub.
 
     A single file needs a config.json beside it, unless it is a GGUF file, which holds its own.
+    What `save_pretrained` wrote is recognised; with `saved` it has to be that.
     """
     path = where if isinstance(where, Path) else where.directory
     directory, identity = path if path.is_dir() else path.parent, identity_of(path)
-    check_links(directory, [directory / name for name in SETTINGS if (directory / name).is_symlink()])
-    if saved:
-        manifest = read_manifest(directory)
-    elif (directory / MANIFEST).is_file():
-        raise CheckpointError("was written by save_pretrained", file=directory, hint="load it with from_torch=False")
-    else:
-        manifest = None
+    if not follow_links:
+        check_links(directory, [directory / name for name in SETTINGS if (directory / name).is_symlink()])
+    saved = saved or (directory / MANIFEST).is_file()
+    manifest = read_manifest(directory) if saved else None
     if isinstance(where, Path):
-        checkpoint = open_checkpoint(find_checkpoint(path))
+        checkpoint = open_checkpoint(find_checkpoint(path, follow_links=follow_links))
     else:
         checkpoint = open_remote(where.weights, where.index_file)
     if checkpoint.format == "gguf":

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 Tree = dict[str, Any]
-ADAPTERS = ("lora_A", "lora_B")  # names of adapters among parameters
+ADAPTERS = ("lora_A", "lora_B", "lora_magnitude")  # names of adapters among parameters
 
 
 def _children(module: Any) -> Iterable[tuple[str, Any]]:

@@ -128,10 +128,10 @@ def test_adapters_of_some_scanned_layers_are_refused_with_what_to_do(tmp_path: P
 @pytest.mark.parametrize(
     ("case", "targets", "module", "leaf"),
     [
-        ("gpt2-plain", ["c_fc"], "transformer.h.0.attn.c_attn", "lora_A.weight"),
+        ("mixtral-plain", ["q_proj"], "model.layers.0.mlp.gate", "lora_A.weight"),
         ("mamba-plain", ["in_proj"], "backbone.layers.0.mixer.x_proj", "lora_B.weight"),
         ("mixtral-plain", ["q_proj"], "model.layers.0.block_sparse_moe.experts.1.w3", "lora_A.weight"),
-        ("llama-plain", ["q_proj"], "model.embed_tokens", "lora_embedding_A"),
+        ("llama-plain", ["q_proj"], "model.embed_tokens", "token_adapter.trainable_tokens_delta"),
         ("llama-tied-biased", ["q_proj"], "lm_head", "lora_A.weight"),
     ],
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -27,6 +28,8 @@ from easydel.cli.train import train
 from easydel.cli.verify import verify
 from easydel.errors import EasyDeLError
 
+# What arguments of Python become on the command line where the names differ: the option's own name in Python.
+RENAMED = {"load_in_8bit": "int8", "sharding_axis_dims": "mesh", "do_sample": "sample"}
 REFUSED = 2  # the exit code of wrong arguments
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 DEBUG = "--debug"
@@ -41,13 +44,23 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, [DEBUG] * (len(own) < end) + own + args[end:])
 
     def invoke(self, ctx: Any) -> Any:
-        with told(debug=ctx.params["debug"]):
+        with told(debug=ctx.params["debug"], options=lambda: self._options(ctx)):
             return super().invoke(ctx)
+
+    def _options(self, ctx: Any) -> dict[str, str]:
+        """Returns the options of the invoked command, by the names that they have in Python."""
+        command = self.get_command(ctx, ctx.invoked_subcommand) if ctx.invoked_subcommand else None
+        longest = [(one.name, max(one.opts, key=len)) for one in command.params if one.name] if command else []
+        own = {name: option for name, option in longest if option.startswith("--")}
+        return {name: own[option] for name, option in RENAMED.items() if option in own} | own
 
 
 @contextmanager
-def told(*, debug: bool) -> Iterator[None]:
-    """Reports errors that are no bugs as one message on stderr, and exits; with `debug` it raises them unchanged."""
+def told(*, debug: bool, options: Callable[[], Mapping[str, str]] = dict) -> Iterator[None]:
+    """Reports errors that are no bugs as one message on stderr, and exits; with `debug` it raises them unchanged.
+
+    Arguments of Python are called in it what they are on the command line, as `options` says.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -57,8 +70,20 @@ def told(*, debug: bool) -> Iterator[None]:
     except (EasyDeLError, OSError) as error:
         if debug:
             raise
-        print(f"easydel: {error}", file=sys.stderr)
+        print(f"easydel: {as_options(str(error), options())}", file=sys.stderr)
         raise typer.Exit(REFUSED) from None
+
+
+def as_options(message: str, options: Mapping[str, str]) -> str:
+    """Returns a message with "--top-k 0" for "top_k=0", "--int8" for "load_in_8bit=True".
+
+    Words that Python and people share ("seed") are only taken for arguments where a value follows.
+    """
+    for name, option in options.items():
+        end = r"(?![\w./])" if "_" in name else r"(?==)"
+        message = re.sub(rf"(?<![\w./-]){name}{end}(=True\b)?", option, message)
+        message = re.sub(rf"(?<![\w-]){re.escape(option)}=(?=[^\s=])", f"{option} ", message)
+    return message
 
 
 def _version(asked: bool) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easydel.cli.models import load_model, local_files
-from easydel.cli.options import Hub, Loading, ModelOption, Sampling
+from easydel.cli.models import load_model, located
+from easydel.cli.options import Adapter, Hub, Loading, ModelOption, Sampling
 from easydel.errors import EasyDeLError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def chat(
     sampling: Sampling,
     loading: Loading,
     hub: Hub,
+    adapter: Adapter = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
 ) -> None:
     """Talk to a model, which remembers the conversation. /help lists what one can do, /clear forgets it, /quit ends.
@@ -36,15 +37,15 @@ def chat(
     Ctrl-C stops an answer. From a pipe, each line is a message.
     """
     arguments = sampling.arguments()
-    path = local_files(model, hub)
+    files = located(model, hub, adapter)
     from easydel.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(files.tokenizer, follow_links=hub.follow_links)
     if "stop_strings" in arguments:
         arguments["tokenizer"] = tokenizer
     beginning: Messages = [{"role": "system", "content": system}] if system else []
     tokenizer.apply_chat_template([*beginning, {"role": "user", "content": "Hello"}])  # fails before the weights load
-    loaded = load_model(path, loading)
+    loaded = load_model(files.path, loading, **files.arguments)
     converse(loaded, tokenizer, beginning, arguments)
 
 

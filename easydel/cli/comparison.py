@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,10 +43,10 @@ class Comparison:
         return self.max_difference <= self.tolerance
 
 
-def compare(path: Path, length: int) -> Comparison:
+def compare(path: Path, length: int, adapter: Path | None = None, follow_links: bool = False) -> Comparison:
     """Compares both models' logits of the same random tokens."""
-    inputs, ours = _our_logits(path, length)
-    theirs, decoded = _reference(path, inputs)
+    inputs, ours = _our_logits(path, length, adapter=adapter, follow_links=follow_links)
+    theirs, decoded = _reference(path, inputs, adapter)
     # a decoder does not see an encoder's padding, so all of its tokens count
     counted = np.ones(ours.shape[:2], bool) if DECODER_IDS in inputs else inputs["attention_mask"].astype(bool)
     ours, theirs = ours[counted], theirs[counted]
@@ -58,11 +59,11 @@ def compare(path: Path, length: int) -> Comparison:
     )
 
 
-def _our_logits(path: Path, length: int) -> tuple[Inputs, np.ndarray]:
+def _our_logits(path: Path, length: int, **options: Any) -> tuple[Inputs, np.ndarray]:
     """Returns the inputs of both models, and our logits; the model is freed afterwards."""
     from easydel.auto import AutoEasyDeLModelForCausalLM
 
-    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, precision="highest")
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, precision="highest", **options)
     ids = np.random.default_rng(0).integers(0, model.record.vocab, (BATCH, length))
     mask = np.ones_like(ids)
     inputs = model.record.example({"input_ids": ids, "attention_mask": mask})
@@ -71,13 +72,13 @@ def _our_logits(path: Path, length: int) -> tuple[Inputs, np.ndarray]:
     return inputs, np.asarray(model(**inputs).logits, np.float32)
 
 
-def _reference(path: Path, inputs: Inputs) -> tuple[np.ndarray, bool]:
+def _reference(path: Path, inputs: Inputs, adapter: Path | None) -> tuple[np.ndarray, bool]:
     """Returns transformers' logits, and whether they are of quantized weights that were decoded here."""
     from easydel.auto import AutoEasyDeLModelForCausalLM
     from easydel.source import is_quantized
 
     try:
-        return _their_logits(path, inputs), False
+        return _their_logits(path, inputs, adapter), False
     except Exception:  # any error of another program
         if not is_quantized(path):
             raise
@@ -85,10 +86,10 @@ def _reference(path: Path, inputs: Inputs) -> tuple[np.ndarray, bool]:
         model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path)
         model.export(place, dtype="float32")
         del model
-        return _their_logits(Path(place), inputs), True
+        return _their_logits(Path(place), inputs, adapter), True
 
 
-def _their_logits(path: Path, inputs: Inputs) -> np.ndarray:
+def _their_logits(path: Path, inputs: Inputs, adapter: Path | None) -> np.ndarray:
     import torch
     import transformers
 
@@ -99,8 +100,12 @@ def _their_logits(path: Path, inputs: Inputs) -> np.ndarray:
     else:
         auto = transformers.AutoModelForCausalLM
     model = _their_model(path, auto)
+    parameters = signature(model.forward).parameters
+    if adapter is not None:
+        peft = import_module("peft")  # no dependency of ours
+        model = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
     tensors = {name: torch.tensor(values) for name, values in inputs.items()}
-    if "position_ids" in signature(model.forward).parameters:
+    if "position_ids" in parameters:
         tensors["position_ids"] = (tensors["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         return model(**tensors).logits.float().numpy()
@@ -124,7 +129,7 @@ def _their_model(path: Path, auto: Any) -> Any:
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    file = find_checkpoint(path)[0]
+    file = find_checkpoint(path, follow_links=True)[0]
     options: dict[str, Any] = {"gguf_file": file.name} if file.suffix == ".gguf" else {}
     try:
         return auto.from_pretrained(

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from easydel.cli.examples import read_examples, told
-from easydel.cli.models import load_model, local_files
-from easydel.cli.options import Hub, Json, Loading, Model
+from easydel.cli.models import load_model, located
+from easydel.cli.options import Adapter, Hub, Json, Loading, Model
 from easydel.cli.tables import print_facts
 
 
@@ -23,6 +23,7 @@ def evaluate(
     ],
     loading: Loading,
     hub: Hub,
+    adapter: Adapter = None,
     batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens in a sequence; longer chats are cut off.")] = 512,
     separate_documents: Annotated[
@@ -41,9 +42,9 @@ def evaluate(
 
     if length < 2:
         raise ArgumentError(f"--length {length}: expected at least 2")
-    path = local_files(model, hub)
-    examples = read_examples(path, file, separate=separate_documents)
-    loaded = load_model(path, loading)
+    files = located(model, hub, adapter)
+    examples = read_examples(files.tokenizer, file, separate=separate_documents, follow_links=hub.follow_links)
+    loaded = load_model(files.path, loading, **files.arguments)
     longest = loaded.record.longest
     if longest is not None and length > longest:
         raise ArgumentError(f"--length {length} is longer than the model's {longest} positions")

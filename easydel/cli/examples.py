@@ -21,12 +21,12 @@ class Examples:
     document_end: int | None
 
 
-def read_examples(model: Path, file: Path, *, separate: bool) -> Examples:
+def read_examples(model: Path, file: Path, *, separate: bool, follow_links: bool = False) -> Examples:
     """Returns the examples in `file` as tokens of the model at `model`."""
     from easydel.tokenizer import load_tokenizer
     from easydel.train import encoded
 
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, follow_links=follow_links)
     end = tokenizer.eos_token_id
     if end is None and separate:
         raise ArgumentError("--separate-documents needs a tokenizer with an end of sequence", file=model)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from easydel.cli.models import is_saved, local_files
-from easydel.cli.options import Hub, Model, full_dtype
+from easydel.cli.models import located
+from easydel.cli.options import Adapter, Hub, Model, full_dtype
 from easydel.cli.tables import size
 from easydel.errors import ArgumentError
 
@@ -21,23 +21,25 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; it must not exist yet, or be empty.")],
     hub: Hub,
+    adapter: Adapter = None,
     dtype: Annotated[str | None, typer.Option(help="Dtype of the written weights. Default: as stored.")] = None,
 ) -> None:
     """Write a model as a Hugging Face checkpoint, which transformers loads.
 
     Without --dtype, 16-bit weights stay as they are, bit for bit; those of mixed types and quantized ones (GGUF, int8,
-    GPTQ and their like) become float32.
+    GPTQ and their like) become float32. Adapters, named in place of the model or by --adapter, are merged into it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArgumentError("exists, and is not an empty directory", file=out, hint="choose another, or remove it")
-    path = local_files(model, hub)
+    files = located(model, hub, adapter)
+    path = files.path
     from easydel.auto import AutoEasyDeLModelForCausalLM
     from easydel.checkpoint import find_checkpoint, open_checkpoint
     from easydel.source import is_quantized
 
-    stored = open_checkpoint(find_checkpoint(path))
+    stored = open_checkpoint(find_checkpoint(path, follow_links=hub.follow_links))
     chosen = full_dtype(dtype) if dtype else "float32" if is_quantized(path) else lossless_dtype(stored)
-    loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, param_dtype=chosen, from_torch=not is_saved(path))
+    loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, param_dtype=chosen, **files.arguments)
     loaded.export(out, dtype=chosen)
     written = sum(file.stat().st_size for file in out.iterdir())
     print(f"wrote {out}: {size(written)}, weights as {chosen}", file=sys.stderr)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easydel.cli.models import load_model, local_files
-from easydel.cli.options import Hub, Json, Loading, ModelOption, Sampling
+from easydel.cli.models import load_model, located
+from easydel.cli.options import Adapter, Hub, Json, Loading, ModelOption, Sampling
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def generate(
         Path | None,
         typer.Option(help='A file of prompts, one in each line; or .jsonl, with a "prompt" or "messages" in each.'),
     ] = None,
+    adapter: Adapter = None,
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--no-chat", help="Use the chat template. Default: if the tokenizer has one."),
@@ -58,16 +59,16 @@ def generate(
     """
     arguments = sampling.arguments()
     asked = list(_asked(prompt, prompts))
-    path = local_files(model, hub)
+    files = located(model, hub, adapter)
     from easydel.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(files.tokenizer, follow_links=hub.follow_links)
     if "stop_strings" in arguments:
         arguments["tokenizer"] = tokenizer
     ids = [prompt_ids(tokenizer, one, chat) for one in asked]
     from easydel.cli.streaming import compiled_for
 
-    loaded = load_model(path, loading, while_loading=compiled_for(ids[0], arguments))
+    loaded = load_model(files.path, loading, **files.arguments, while_loading=compiled_for(ids[0], arguments))
     for one, tokens in zip(asked, ids, strict=True):
         answered(loaded, tokenizer, one, tokens, arguments, as_json=as_json)
 

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easydel.cli.models import headers, is_saved
+from easydel.cli.models import headers
 from easydel.cli.options import Hub, Json, Model
 from easydel.cli.tables import print_facts, print_table, size
 from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -33,7 +33,7 @@ def inspect(model: Model, hub: Hub, as_json: Json = False) -> None:
     where = headers(model, hub)
     from easydel.source import open_source
 
-    source = open_source(where, saved=is_saved(where))
+    source = open_source(where, saved=False, follow_links=hub.follow_links)
     facts = {**_files(source, _sizes_of(source, where)), **_architecture(source)}
     if as_json:
         print(json.dumps(facts, indent=2))

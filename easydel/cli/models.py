@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydel.cli.options import Hub, Loading, full_dtype, parse_mesh
+from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
     from easydel.hub.streamed import Streamed
     from easydel.model import BaseNNXModule
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of a model on this machine, and the directory of the adapters for it, if there are any."""
+
+    path: Path
+    adapter: Path | None = None
+    follow_links: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `from_pretrained` that go with the path."""
+        return {"adapter": self.adapter, "follow_links": self.follow_links}
+
+    @property
+    def tokenizer(self) -> Path:
+        """The place of the tokenizer: adapters may come with one of their own."""
+        from easydel.hub.adapters import has_tokenizer
+
+        return self.adapter if self.adapter is not None and has_tokenizer(self.adapter) else self.path
+
+
+def located(model: str, hub: Hub, adapter: str | None) -> Files:
+    """Returns the files of `model`, downloaded if it is a Hub id, and of its adapters, which it may be itself."""
+    from easydel.hub import fetch
+    from easydel.hub.adapters import located
+
+    return Files(*located(model, adapter, fetch, hub.arguments()), hub.follow_links)
+
+
 def local_files(model: str, hub: Hub) -> Path:
-    """Returns the directory or file of `model`, downloaded if it is a Hub id."""
+    """Returns the directory or file of `model`, which must not be adapters, downloaded if it is a Hub id."""
     from easydel.hub import fetch
 
-    return fetch(model, **hub.arguments())
+    return _model_alone(fetch(model, **hub.arguments()))
+
+
+def _model_alone(path: Path) -> Path:
+    from easydel.hub.adapters import is_adapter
+
+    if is_adapter(path):
+        hint = "easydel export writes a model that they are part of"
+        raise ArgumentError("holds adapters, and no model", file=path, hint=hint)
+    return path
 
 
 def headers(model: str, hub: Hub) -> Path | Streamed:
@@ -31,7 +71,8 @@ def headers(model: str, hub: Hub) -> Path | Streamed:
     from easydel.hub import stream
 
     try:
-        return stream(model, **hub.arguments(), headers_only=True)
+        found = stream(model, **hub.arguments(), headers_only=True)
+        return _model_alone(found) if isinstance(found, Path) else found
     except HubError as error:  # of another format, or out of reach: what was downloaded before may serve
         if "has no safetensors" in error.problem:
             print(f"{model} has neither safetensors nor GGUF: its weights are downloaded to be read", file=sys.stderr)
@@ -78,7 +119,7 @@ def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
         load_in_4bit=loading.int4,
         dequantize=loading.dequantize or None,
         scan_layers=loading.scan_layers,
-        from_torch=not is_saved(path),
+        ignore=loading.ignored,
         **more,
     )
     if split:

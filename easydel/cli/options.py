@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -29,6 +29,10 @@ GREEDY = {
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, or one weight file.")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, directory, or one weight file.")]
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", help="Directory or Hub id of adapters (LoRA, as PEFT writes them) to add to the model."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -51,6 +55,9 @@ class Hub:
     revision: Annotated[str | None, _hub("Branch, tag or commit.")] = None
     token: Annotated[str | None, _hub("Access token; better set HF_TOKEN: others can see a command line.")] = None
     local_files_only: Annotated[bool, _hub("Use only earlier downloads.", "--local-files-only")] = False
+    follow_links: Annotated[
+        bool, _hub("Read a directory's files also where they are links that lead out of it.", "--follow-links")
+    ] = False
 
     def arguments(self) -> dict[str, Any]:
         return {"revision": self.revision, "token": self.token, "local_files_only": self.local_files_only}
@@ -72,6 +79,9 @@ class Loading:
         bool, _load("Keep key and value heads whole on each device: for tp beyond their number.", "--replicate-kv")
     ] = False
     scan_layers: Annotated[bool, _load("Stack equal layers: compiles faster.", "--scan-layers")] = False
+    ignore: Annotated[
+        str | None, _load("Leave out tensors without a place in the model that this pattern matches.")
+    ] = None
 
     def __post_init__(self):
         """Refuses impossible combinations before anything is downloaded."""
@@ -79,6 +89,11 @@ class Loading:
             full_dtype(dtype)
         if self.mesh is not None:
             parse_mesh(self.mesh)
+
+    @property
+    def ignored(self) -> list[str]:
+        """The patterns of tensors to leave out."""
+        return [] if self.ignore is None else [self.ignore]
 
     def axes(self) -> PartitionAxis:
         """Returns the mesh axes that each logical axis is split over."""
@@ -170,9 +185,19 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [
         flat for parameter in signature(command).parameters.values() for flat in _flat(parameter, hints, records)
     ]
+    for parameter in parameters:
+        _without_type(parameter.annotation)
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _without_type(annotation: Any) -> None:
+    """Keeps the help from showing a switch as "--int8 <bool>", as if it took a value."""
+    kind, *more = get_args(annotation) or (annotation,)
+    if kind in (bool, bool | None):
+        for option in more:
+            option.metavar = " "
 
 
 def _flat(parameter: Parameter, hints: dict[str, Any], records: dict[str, type]) -> Iterator[Parameter]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from easydel.cli.compiled import Compiling, report
-from easydel.cli.models import headers, is_saved
+from easydel.cli.models import headers
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
 from easydel.cli.reads import Reads, facts_of, print_reads
 from easydel.cli.tables import parse_size, print_facts, size
@@ -94,7 +94,7 @@ def plan(
         report(_model(where, loading, topology, remat_of(compiling.remat))[0], compiling, as_json=as_json)
         return
     mesh = _mesh(loading.mesh)
-    built, read_plan, rounded = _model(where, loading, mesh)
+    built, read_plan, rounded = _model(where, loading, mesh, follow_links=hub.follow_links)
     forms = forms_of(built)
     if optimizer is not Optimizer.none and forms:
         codes = " and ".join(sorted({form.code.name for form in forms.values()}))
@@ -154,7 +154,12 @@ def _topology(name: str, mesh: str | None) -> Mesh:
 
 
 def _model(
-    where: Path | Streamed, loading: Loading, mesh: AbstractMesh | Mesh, remat: str | None = None
+    where: Path | Streamed,
+    loading: Loading,
+    mesh: AbstractMesh | Mesh,
+    remat: str | None = None,
+    *,
+    follow_links: bool = False,
 ) -> tuple[BaseNNXModule, Plan, Mapping[str, Form]]:
     """The model without values, checked against the checkpoint and the mesh as loading would.
 
@@ -178,7 +183,7 @@ def _model(
         scan_layers=loading.scan_layers,
         remat=remat,
     )
-    source = language_model(open_source(where, saved=is_saved(where)))
+    source = language_model(open_source(where, saved=False, follow_links=follow_links))
     family = choose_family(source.config, encoder_decoder=False)
     model = build_model(family, family.configured(source.config), policy, source)
     quantize = Int8() if loading.int8 else Int4() if loading.int4 else None
@@ -186,7 +191,8 @@ def _model(
     def split(leaves: Mapping[str, Any]) -> dict[str, NamedSharding]:
         return _placed(model, leaves, mesh)[0]
 
-    return model, *plan_for(model, source, quantize, dequantize=loading.dequantize or None, split=split)
+    dequantize = loading.dequantize or None
+    return model, *plan_for(model, source, quantize, dequantize=dequantize, split=split, ignore=loading.ignored)
 
 
 def _placed(

@@ -10,6 +10,7 @@ from easydel.errors import ArgumentError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+LEAST_BYTES = 1 << 20  # a smaller number without a unit is a slip
 PIPE_WIDTH = 160  # characters; for output that is no terminal, which has no width
 
 
@@ -23,7 +24,7 @@ def size(count: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Returns bytes from "16GiB", "80 GB" or a bare number."""
+    """Returns bytes from "16GiB", "80 GB" or a bare number, which must be too large to be meant as GiB."""
     number = text.strip().rstrip("BKMGTibkmgt").strip()
     unit = text.strip()[len(number) :].strip().upper()
     unit = f"{unit}IB" if unit in ("K", "M", "G", "T") else unit or "B"
@@ -31,6 +32,8 @@ def parse_size(text: str) -> int:
         count = float(number) * UNITS[unit]
     except (KeyError, ValueError):
         count = -1
+    if unit == "B" and 0 < count < LEAST_BYTES:
+        raise ArgumentError(f"{text!r} would be {count:.0f} bytes", hint=f"write {count:.0f}GiB, if that is meant")
     if not 0 <= count < 2**63:
         raise ArgumentError(f"{text!r} is no amount of memory", hint="write it as 16GiB, 80GB or a number of bytes")
     return int(count)

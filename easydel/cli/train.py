@@ -35,6 +35,9 @@ class Adapters:
         str | None,
         _lora("Names of modules, such as q_proj,v_proj, or a regular expression. Default: all but the head."),
     ] = None
+    lora_dropout: Annotated[float, _lora("Share of what adapters see that is dropped while training.")] = 0.0
+    dora: Annotated[bool, _lora("Learn the lengths of adapted rows, too (DoRA).", "--dora")] = False
+    rslora: Annotated[bool, _lora("Scale by alpha / the root of the rank (rsLoRA).", "--rslora")] = False
 
     def add(self, model: BaseNNXModule, seed: int) -> dict[str, Any]:
         """Returns the model's parameters, with adapters if they are wanted."""
@@ -43,14 +46,26 @@ class Adapters:
         if self.lora_rank is None:
             return model.params
         text = self.lora_targets or ALL_LINEAR
-        targets = text if text == ALL_LINEAR or not all(_is_name(part) for part in text.split(",")) else text.split(",")
+        names = [] if text == ALL_LINEAR or not all(_is_name(part) for part in text.split(",")) else text.split(",")
+        experts = [name for name in names if "experts" in name.split(".")]
         alpha = self.lora_rank if self.lora_alpha is None else self.lora_alpha
-        return add_adapters(model, LoRA(self.lora_rank, alpha, targets), seed=seed)
+        lora = LoRA(
+            self.lora_rank,
+            alpha,
+            [name for name in names if name not in experts] if names else text,
+            use_rslora=self.rslora,
+            lora_dropout=self.lora_dropout,
+            use_dora=self.dora,
+            target_parameters=experts,
+        )
+        return add_adapters(model, lora, seed=seed)
 
     def check(self, codes: str | None) -> None:
         """Refuses impossible combinations before anything is downloaded."""
         given = {"--lora-alpha": self.lora_alpha, "--lora-targets": self.lora_targets}
+        switched = {"--lora-dropout": self.lora_dropout, "--dora": self.dora, "--rslora": self.rslora}
         idle = [name for name, value in given.items() if value is not None]
+        idle += [name for name, value in switched.items() if value]
         if self.lora_rank is None and idle:
             raise ArgumentError(f"{' and '.join(idle)} without --lora-rank")
         if self.lora_rank is None and codes:
@@ -130,10 +145,10 @@ def train(
     optimization, settings = rates.optimization(), course.settings(watch)
     _check_packages()
     path = local_files(model, hub)
-    examples = read_examples(path, text, separate=course.separate_documents)
+    examples = read_examples(path, text, separate=course.separate_documents, follow_links=hub.follow_links)
     settings = replace(settings, document_end=examples.document_end)
     learned, held = _parted(examples, path, course, watch)
-    loaded = load_model(path, loading, remat=course.remat, donatable=True)
+    loaded = load_model(path, loading, remat=course.remat, donatable=True, follow_links=hub.follow_links)
     from easydel.train import Trainer
 
     identity = {"lora": [adapters.lora_alpha, adapters.lora_targets], "dtype": loading.dtype, "model": str(path)}

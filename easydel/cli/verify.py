@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from easydel.cli.models import is_saved, local_files
-from easydel.cli.options import Hub, Json, Model
+from easydel.cli.models import is_saved, located
+from easydel.cli.options import Adapter, Hub, Json, Model
 from easydel.cli.tables import print_facts
 from easydel.errors import ArgumentError
 
@@ -21,24 +21,33 @@ FAILED = 1
 def verify(
     model: Model,
     hub: Hub,
+    adapter: Adapter = None,
     length: Annotated[int, typer.Option(min=4, help="Tokens of each of the two sequences.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Compare logits with transformers' on random tokens, one sequence of them left-padded; both in float32 on the CPU.
 
     Passes if they differ by at most 2e-4 of the largest logit + 1e-5; the exit code is 1 otherwise. Needs torch and
-    transformers, and memory for one of the models at a time.
+    transformers (for adapters PEFT, too), and memory for one of the models at a time.
     """
-    path = local_files(model, hub)
+    files = located(model, hub, adapter)
+    path = files.path
     from easydel.checkpoint import find_checkpoint
 
-    file = find_checkpoint(path)[0]
-    refuse_missing(["torch", "transformers", *(["accelerate"] if file.suffix == ".gguf" else [])])
+    file = find_checkpoint(path, follow_links=hub.follow_links)[0]
+    refuse_missing(
+        [
+            "torch",
+            "transformers",
+            *(["accelerate"] if file.suffix == ".gguf" else []),
+            *([] if files.adapter is None else ["peft"]),
+        ]
+    )
     if is_saved(path):
         raise ArgumentError("transformers cannot read what save_pretrained wrote", file=path, hint="export it first")
     from easydel.cli.comparison import compare
 
-    result = compare(path, length)
+    result = compare(path, length, **files.arguments)
     facts = {"path": str(path), **asdict(result), "tolerance": result.tolerance, "passed": result.passed}
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 
 import jax
@@ -14,6 +15,7 @@ from easydel.generate.settings import GenerateSettings
 from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules, Sampling
 
+logger = logging.getLogger(__name__)
 DEFAULT_NEW_TOKENS = 20  # max_length of transformers; since its version 5 it counts new tokens unless it is set
 LEAST_CANDIDATES = 64
 # At this temperature any difference of scores exceeds the noise of sampling; a much lower one would overflow scores.
@@ -36,6 +38,10 @@ def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt,
     read = prompt.attended if source is None else max(prompt.attended, source.attended)
     if longest is not None and read > longest:
         raise ArgumentError(f"the prompt has {read} tokens, but the model has {longest} positions")
+    made_for = model.config.get("max_position_embeddings")
+    if source is None and isinstance(made_for, int) and read > made_for:
+        told = "the prompt has %d tokens, and the model was made for %d: what follows may make no sense"
+        logger.warning(told, read, made_for)
     if new is None and total is None:
         total = prompt.length + DEFAULT_NEW_TOKENS
         total = min(total, model.config.get("max_position_embeddings") or total, longest or total)

@@ -77,3 +77,11 @@ def similar(path: Path) -> str | None:
     if close:
         return f"did you mean {' or '.join(str(parent / name) for name in close)}?"
     return f"{parent} holds {', '.join(names[:10]) or 'nothing'}" if parent != Path() else None
+
+
+def hub_name(directory: Path) -> str | None:
+    """Returns the Hub id of the repository that a folder in a Hub cache belongs to, None for any other folder."""
+    for snapshots in directory.parents:
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            return snapshots.parent.name.removeprefix("models--").replace("--", "/")
+    return None

@@ -21,6 +21,8 @@ VOCABULARIES = {
     *("spm.model", "source.spm", "target.spm", "vocab.json", "merges.txt", "vocab.txt", "bpe.codes"),
     *("vocab-src.json", "vocab-tgt.json"),
 }
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TEMPLATES = "additional_chat_templates"  # the folder of templates with a name, each in a .jinja file
 _GGUF_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")  # as llama.cpp's gguf-split names them
 
@@ -31,7 +33,7 @@ def needed(
     """Returns those of `names`, the files of one folder, that loading needs; `shards` reads an index's shard names.
 
     Weights are the first that exists of model.safetensors, its index and shards, pytorch_model.bin, its index and
-    shards, one GGUF file (or all parts of one). Errors call the folder `where`.
+    shards, one GGUF file (or all parts of one), adapters. Errors call the folder `where`.
     """
     side: list[str] = sorted((CONFIGS | VOCABULARIES | {MANIFEST}).intersection(names))
     side += sorted(filter(is_template, names))
@@ -40,7 +42,7 @@ def needed(
     chosen = side + _weight_files(names, shards, where)
     missing = [name for name in chosen if name not in names]
     if missing:
-        raise HubError(f"lacks shards that its index names:{listed(missing)}", file=where)
+        raise HubError(f"lacks shards that its index names, or adapters:{listed(missing)}", file=where)
     return chosen
 
 
@@ -70,6 +72,8 @@ def _weight_files(names: Collection[str], shards: Callable[[str], Collection[str
     if len({_GGUF_PART.sub("", name) for name in parts}) > 1:
         hint = "download one of them, and pass its path"
         raise HubError(f"has {len(parts)} GGUF files: {', '.join(parts)}", file=where, hint=hint)
+    if not parts and ADAPTER_CONFIG in names:
+        return [ADAPTER_CONFIG, next(filter(names.__contains__, ADAPTER_WEIGHTS), ADAPTER_WEIGHTS[0])]
     if not parts:
         there = ", ".join(sorted(names)[:20]) or "nothing"
         hint = f"expected one of {', '.join(PREFERENCE)}, or a .gguf file"

@@ -24,8 +24,8 @@ from easydel.errors import HubError
 from easydel.hub.attempts import attempt, persist
 from easydel.hub.explain import Transient
 from easydel.hub.parallel import at_once
-from easydel.hub.remote import Repository, ask, bring
-from easydel.hub.select import shard_names
+from easydel.hub.remote import Repository, ask, bring, download
+from easydel.hub.select import ADAPTER_CONFIG, shard_names
 
 SMALL = (".gitattributes", "README.md")  # what nearly every repository has
 _CHANGED_HINT = "somebody changed it; load it again"
@@ -152,16 +152,19 @@ class Streamed(NamedTuple):
     weights: Mapping[Path, RemoteFile]
 
 
-def open_stream(repo: Repository, *, headers_only: bool = False) -> Streamed:
+def open_stream(repo: Repository, *, headers_only: bool = False) -> Streamed | Path:
     """Fetches the config, tokenizer and index of a repository, and locates its safetensors files.
 
-    With `headers_only`, GGUF files will do, whose weights cannot be streamed.
+    With `headers_only`, GGUF files will do, whose weights cannot be streamed. Returns the local folder of a repository
+    that holds adapters alone: they are small.
     """
     listing = persist(lambda: ask(repo))
     known = (".safetensors", ".gguf") if headers_only else (".safetensors",)
     if not any(name.endswith((*known, f".safetensors{INDEX_SUFFIX}")) for name in listing.files):
         _refuse(repo)
     names = repo.needed(listing.files, lambda index: shard_names(bring(repo, listing, index)), weights=True)
+    if any(name.rpartition("/")[2] == ADAPTER_CONFIG for name in names):
+        return download(repo, listing, weights=True)
     weights = [name for name in names if name.endswith(known)]
     if not weights:
         _refuse(repo)

@@ -93,6 +93,10 @@ class Linear(Stored):
         y = contract(x, self.weight(), self.policy)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
+    def effective(self) -> jax.Array | Coded:
+        """Returns the kernel that `x` is multiplied with in all, for who multiplies with parts of it."""
+        return self.weight()
+
 
 class Float32Linear(nnx.Module):
     """A small Linear computed and returned in float32 and never quantized: routers, time steps."""

@@ -168,7 +168,7 @@ class MLALayer(nnx.Module):
         self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
     ) -> jax.Array:
         """Attends to the latents: the kernel of keys is applied to queries, the kernel of values to the output."""
-        record, precision, weight = self.record, self.policy.precision, self.kv_b_proj.weight()
+        record, precision, weight = self.record, self.policy.precision, self.kv_b_proj.effective()
         floats = weight.astype if isinstance(weight, jax.Array) else weight.whole
         kernel = floats(q_BTNC.dtype).reshape(record.heads, -1, record.kv_rank)
         key_NCR, value_NVR = jnp.split(kernel, [record.plain_dim], axis=1)

@@ -198,6 +198,7 @@ class ExpertLinear(Stored):
         self.kernel_scale: nnx.Param | None = nnx.data(None)
         self.kernel_offset: nnx.Param | None = nnx.data(None)
         self.bias = parameter((experts, outputs), policy) if bias else None
+        self.adapter_scale = 1.0  # of the product of `lora_A` [experts, r, in] and `lora_B` [experts, out, r], if any
 
 
 class Experts(nnx.Module):
@@ -229,6 +230,8 @@ class Experts(nnx.Module):
             stored = (expert, hidden, mlp) if name == "down_proj" else (expert, mlp, hidden)
             split = PartitionSpec(expert, None, mlp) if name == "down_proj" else PartitionSpec(expert, mlp, None)
             specs[name] = {leaf: PartitionSpec(*split[: leaves[leaf].ndim]) for leaf in leaves}
+            if "lora_A" in leaves:
+                specs[name] |= {"lora_A": PartitionSpec(expert, None, split[2]), "lora_B": PartitionSpec(*split[:2])}
             # kernels stored whole (experts that cannot be divided) are cut before the hidden dimension is gathered
             cut[name] = leaves | {"kernel": self.policy.shard(leaves["kernel"], *stored)}
 
@@ -268,6 +271,10 @@ class Experts(nnx.Module):
         def linear(name: str, x_MI: jax.Array) -> jax.Array:
             leaves = params[name]
             y_MO = ragged_dot(x_MI, getattr(self, name).weight_in(leaves), sizes_E, self.policy.precision)
+            if "lora_A" in leaves:
+                low_MR = ragged_dot(x_MI, leaves["lora_A"], sizes_E, self.policy.precision)
+                added_MO = ragged_dot(low_MR, leaves["lora_B"], sizes_E, self.policy.precision)
+                y_MO = y_MO + added_MO * getattr(self, name).adapter_scale
             return y_MO + _rows(leaves["bias"], expert_M).astype(y_MO.dtype) if "bias" in leaves else y_MO
 
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)[order_M // choices]

@@ -20,7 +20,7 @@ from easydel.layers.context import Context
 from easydel.layers.shared import template
 from easydel.policy import Policy
 from easydel.stored import forms_of
-from easydel.tree import bind, flatten, params_of, replica
+from easydel.tree import bind, params_of, replica
 
 MAX_PERIOD = 16
 
@@ -136,7 +136,8 @@ def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, c
     new_caches = []
     for index, layer in enumerate(layers):
         params = params_of(layer)
-        kind = (layer.record, *sorted(flatten(params)), *forms_of(layer).items())
+        # the layer's record, its parameters' names, and what else its modules hold (adapters, codes)
+        kind = (jax.tree.structure(layer), *forms_of(layer).items())
         if kind not in calls:
             calls[kind] = jax.jit(_as_function(layer, policy, scanned=False))
         own = context.of_layer(run.start + index)

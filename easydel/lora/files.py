@@ -1,55 +1,104 @@
-"""Adapters in files, in PEFT's format."""
+"""Adapters to files in PEFT's format, and from files into a model that keeps them as adapters."""
 
 from __future__ import annotations
 
 import json
-import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from easydel.checkpoint import Tensor
-from easydel.checkpoint.open import open_checkpoint
 from easydel.checkpoint.write import atomic_directory, write_safetensors
-from easydel.config import HFConfig
-from easydel.errors import ArgumentError, CheckpointError, UnsupportedModelError, listed
+from easydel.errors import ArgumentError, listed
 from easydel.families import find_family
-from easydel.lora.fit import check_copies, check_fit, tensor_names
-from easydel.lora.linear import ALL_LINEAR, LoRA
-from easydel.lora.places import Place, adapt, adapted_places, check_free, give, places_of
+from easydel.hub.local import hub_name
+from easydel.hub.select import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from easydel.lora.forms import EXPERTS, Factors, flattened, joined
+from easydel.lora.opened import PREFIX
+from easydel.lora.places import Place, adapted_places, places_of, record_of, trained_with
+from easydel.lora.record import LoRA
 from easydel.module import LanguageModel
-from easydel.tree import ADAPTERS, Tree, flatten
-from easydel.weights.export import Entry, on_host, write_whole
+from easydel.stored import forms_of
+from easydel.tree import flatten
+from easydel.weights.export import Entry, Parameters, entries, on_host, write_whole
+from easydel.weights.expressions import source_names
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Other settings of PEFT: any value except those that switch a setting off is refused.
-OFF: tuple[Any, ...] = (None, False, [], {}, "none")
-REFUSED = (
-    "bias",
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-    "use_bdlora",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-    "arrow_config",
-)
-STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")  # values of A and B; others change the base model, too
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """The adapters of one matrix of the checkpoint: of the places that hold parts of it, each with its layer's row."""
+
+    parts: tuple[tuple[Place, int], ...]
+    leaves: Mapping[str, Any]
+
+    @cached_property
+    def homes(self) -> list[Any]:
+        return [place.homes[row] for place, row in self.parts]
+
+    @property
+    def is_experts(self) -> bool:
+        return self.parts[0][0].is_experts
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.parts[0][0].leaf == "embedding"
+
+    @cached_property
+    def lora(self) -> LoRA:
+        """The record of the whole: the ranks of its parts add up, and the scale is that of the first part."""
+        first, *others = [record_of(place) for place, _ in self.parts]
+        rank = first.r + sum(lora.r for lora in others)
+        times = rank / first.r
+        return replace(first, r=rank, lora_alpha=first.lora_alpha * (times**0.5 if first.use_rslora else times))
+
+    def factors(self) -> Factors:
+        """Returns the factors in the form of files."""
+        parts = []
+        for place, row in self.parts:
+            low, high = (self._values(place, row, leaf) for leaf in ("lora_A", "lora_B"))
+            parts.append(Factors(low, high * np.float32(record_of(place).scale / self.lora.scale)))
+        if self.homes[0].rows is None:
+            whole = parts[0]
+        else:
+            whole = joined(parts, [home.rows for home in self.homes], self.homes[0].total)
+        return flattened(whole) if self.is_experts else whole
+
+    def magnitude(self) -> np.ndarray:
+        """Returns the lengths of all rows; of parts without adapters, those of their kernels."""
+        if self.homes[0].rows is None:
+            return self._values(*self.parts[0], "lora_magnitude")
+        lengths = np.zeros(self.homes[0].total, np.float32)
+        for (place, row), home in zip(self.parts, self.homes, strict=True):
+            lengths[home.rows] = self._values(place, row, "lora_magnitude")
+        return lengths
+
+    def _values(self, place: Place, row: int, leaf: str) -> np.ndarray:
+        return on_host(self.leaves[f"{place.path}/{leaf}"], row if place.stacked else None)
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Returns the tensors of a file; `prefix` is the module's name in it."""
+        shapes = self._shapes()
+        names = ("lora_embedding_A", "lora_embedding_B") if self.is_embedding else ("lora_A.weight", "lora_B.weight")
+        dtype = np.dtype(np.float32)
+        found: list[Entry] = [
+            (f"{prefix}.{name}", shapes[number], dtype, partial(lambda number: self.factors()[number], number))
+            for number, name in enumerate(names)
+        ]
+        if self.lora.use_dora:
+            found.append((f"{prefix}.lora_magnitude_vector", shapes[2], dtype, self.magnitude))
+        return found
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        place, home, rank = self.parts[0][0], self.homes[0], self.lora.r
+        outputs, inputs = place.sides
+        outputs = outputs if home.rows is None else home.total
+        experts = place.layer_shape[0] if place.is_experts else 1
+        return [(experts * rank, inputs), (outputs, rank * experts), (outputs,)]
 
 
 def save_adapters(
@@ -57,41 +106,119 @@ def save_adapters(
 ) -> None:
     """Writes the adapters of `params` (default: the model's own) as PEFT does; they load in PEFT and here.
 
-    Warns of adapters that PEFT has no place for. If parameters are spread over processes, every process has to call
-    this, and the first one writes.
+    Biases and modules that are trained beside them are written, too. Warns of adapters that PEFT has no place for. If
+    parameters are spread over processes, every process has to call this, and the first one writes.
     """
     leaves, adapted = flatten(params or model.params), adapted_places(model)
     if not adapted:
         raise ArgumentError("the model has no adapters", hint="add_adapters(model, LoRA(...)) gives it some")
-    lora = adapted[0].module.lora  # type: ignore[attr-defined]
-    tensors: list[Entry] = []
-    for place in adapted:
-        for number, leaf in enumerate(ADAPTERS):
-            array = leaves[f"{place.path}/{leaf}"]
-            shape, rows = (array.shape[1:], range(len(array))) if place.stacked else (array.shape, [None])
-            for name, row in zip(place.theirs, rows, strict=True):
-                assert name, "what has no name of its own is never adapted"
-                values = partial(on_host, array, row)
-                tensors.append((tensor_names(name)[number], shape, np.dtype(array.dtype), values))
-    settings = asdict(lora) | {"target_modules": _shortest(model, adapted), "peft_type": "LORA"}
-    task = "SEQ_2_SEQ_LM" if model.record.has_encoder else "CAUSAL_LM"
-    settings |= {"task_type": task, "bias": "none", "inference_mode": True, "fan_in_fan_out": False}
-    settings["base_model_name_or_path"] = str(model.origin) if model.origin else None
-
-    _warn_of_peft(model, adapted)
+    matrices = matrices_of(adapted, leaves)
+    if record_of(adapted[0]).use_dora:
+        _check_dora(matrices)
+    depths = _depths(matrices)
+    tensors = [entry for name, matrix in matrices.items() for entry in matrix.entries(PREFIX + depths[name])]
+    tensors += _beside(model, leaves, {home.name for matrix in matrices.values() for home in matrix.homes})
+    settings = _settings(model, matrices)
+    _warn_of_peft(model, [name for name, matrix in matrices.items() if not matrix.is_experts])
 
     def write(tensors: Sequence[Entry]) -> None:
-        with atomic_directory(directory, owned=(CONFIG, "adapter_model.*")) as fresh:
+        with atomic_directory(directory, owned=(ADAPTER_CONFIG, "adapter_model.*")) as fresh:
             write_safetensors(fresh, tensors, metadata={"format": "pt"})
-            (fresh / "model.safetensors").rename(fresh / WEIGHTS)
-            (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+            (fresh / "model.safetensors").rename(fresh / ADAPTER_WEIGHTS[0])
+            (fresh / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
     write_whole(leaves, tensors, write)
 
 
-def _warn_of_peft(model: LanguageModel, adapted: Sequence[Place]) -> None:
+def matrices_of(places: Sequence[Place], leaves: Mapping[str, Any]) -> dict[str, Matrix]:
+    """Returns the checkpoint's matrices that `places` hold, by their names in PEFT."""
+    parts: dict[str, list[tuple[Place, int]]] = {}
+    for place in places:
+        for row, home in enumerate(place.homes):
+            if home is not None:
+                parts.setdefault(home.name, []).append((place, row))
+    return {name: Matrix(tuple(own), leaves) for name, own in parts.items()}
+
+
+def _check_dora(matrices: Mapping[str, Matrix]) -> None:
+    """Raises ArgumentError for a matrix of which only some rows are adapted: the file states the lengths of all."""
+    partly = [
+        name
+        for name, matrix in matrices.items()
+        if matrix.homes[0].rows is not None and sum(len(home.rows) for home in matrix.homes) < matrix.homes[0].total
+    ]
+    if partly:
+        hint = "adapt all parts, or leave use_dora out"
+        raise ArgumentError(f"PEFT has no DoRA for a part of a matrix:{listed(partly)}", hint=hint)
+
+
+def _depths(matrices: Mapping[str, Matrix]) -> dict[str, str]:
+    """Returns the module's name in files: PEFT nests the parameters of one module, the first one innermost."""
+    outer: Counter[str] = Counter()
+    names = {}
+    for name, matrix in sorted(matrices.items(), key=lambda item: -_order(item[1])):
+        module = matrix.homes[0].module
+        names[name] = module + ".base_layer" * outer[module]
+        outer[module] += matrix.is_experts
+    return names
+
+
+def _order(matrix: Matrix) -> int:
+    return [*EXPERTS].index(matrix.homes[0].parameter) if matrix.is_experts else 0
+
+
+def _beside(model: LanguageModel, leaves: Mapping[str, Any], adapted: set[str]) -> list[Entry]:
+    """Returns the parameters that are trained beside the adapters as tensors of the checkpoint."""
+    paths = trained_with(model)
+    if not paths:
+        return []
+    layers = model.canonical_paths()
+    plain = {path: leaf for path, leaf in leaves.items() if "lora_" not in path}
+    parameters = Parameters(plain, {path: layers[path] for path in plain}, forms_of(model), dequantized=True)
+    shapes = parameters.shapes()
+    chosen = {part for path in paths for part in layers[path]}
+    readers = source_names({part: model.names.expression(part, shapes) for part in shapes})
+    partly = [name for name, parts in readers.items() if 0 < len(chosen & set(parts)) < len(parts)]
+    if partly:
+        raise ArgumentError(f"only parts of these tensors are trained:{listed(partly)}", hint="bias='all' trains all")
+    found = []
+    for name, shape, dtype, values in entries(parameters, model.names):
+        if chosen.issuperset(readers[name]):
+            module, _, leaf = name.rpartition(".")
+            inner = ".base_layer" if leaf == "bias" and module in adapted else ""
+            found.append((f"{PREFIX}{module}{inner}.{leaf}", shape, dtype, values))
+    return found
+
+
+def _settings(model: LanguageModel, matrices: Mapping[str, Matrix]) -> dict[str, Any]:
+    """Returns what adapter_config.json holds."""
+    ranks = Counter((matrix.lora.r, matrix.lora.lora_alpha) for matrix in matrices.values())
+    (rank, alpha), _ = ranks.most_common(1)[0]
+    first = next(iter(matrices.values())).lora
+    origin = model.origin
+    if model.merged:
+        origin = None
+        problem = "other adapters were merged into this model, so these are for a model that no file has"
+        warnings.warn(f"{problem}: export it before they are added, and load the export", stacklevel=3)
+    own = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: one.lora.r for name, one in matrices.items() if one.lora.r != rank},
+        "alpha_pattern": {name: one.lora.lora_alpha for name, one in matrices.items() if one.lora.lora_alpha != alpha},
+        "target_modules": _shortest(model, [name for name, matrix in matrices.items() if not matrix.is_experts]),
+        "target_parameters": sorted(name for name, matrix in matrices.items() if matrix.is_experts) or None,
+        "modules_to_save": list(first.modules_to_save) or None,
+        "peft_type": "LORA",
+        "task_type": "SEQ_2_SEQ_LM" if model.record.has_encoder else "CAUSAL_LM",
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        "base_model_name_or_path": None if origin is None else hub_name(origin) or str(origin),
+    }
+    return asdict(first) | own
+
+
+def _warn_of_peft(model: LanguageModel, names: Sequence[str]) -> None:
     """Warns of adapters that PEFT would lose or refuse."""
-    names = [name for place in adapted for name in place.theirs if name]
     model_type = model.config.get("model_type")
     lost = () if model_type is None else find_family(model_type).peft_lacks
     if told := [name for name in names if name.rpartition(".")[2] in lost]:
@@ -100,68 +227,10 @@ def _warn_of_peft(model: LanguageModel, adapted: Sequence[Place]) -> None:
         )
 
 
-def load_adapters(model: LanguageModel, directory: str | PathLike[str]) -> Tree:
-    """Gives `model` the adapters that PEFT, or `save_adapters`, wrote to `directory`. Returns its parameters with them.
-
-    Raises CheckpointError or UnsupportedModelError, before the model changes, for files that are broken, do not fit the
-    model, or need features that are not implemented.
-    """
-    folder = Path(directory)
-    lora = read_lora(folder / CONFIG)
-    found = next((folder / name for name in (WEIGHTS, "adapter_model.bin") if (folder / name).is_file()), None)
-    if found is None:
-        raise CheckpointError(f"has no {WEIGHTS}", file=folder)
-    tensors = dict(open_checkpoint([found]))
-    places = {name: place for place in places_of(model) for name in place.theirs if name}
-    places = {name: place for name, place in places.items() if any(tensor in tensors for tensor in tensor_names(name))}
-    check_fit(model, lora, places, tensors, found)
-    chosen = list({place.path: place for place in places.values()}.values())
-    check_free(model, chosen)
-    check_copies(model, places, tensors)
-    arrays = {
-        f"{place.path}/{leaf}": place.arranged(
-            [_values(tensors[tensor_names(name)[number]], found) for name in place.theirs if name]
-        )
-        for place in chosen
-        for number, leaf in enumerate(ADAPTERS)
-    }
-    adapt(model, lora, chosen)
-    return give(model, chosen, arrays)
-
-
-def _values(tensor: Tensor, file: Path) -> np.ndarray:
-    values = tensor.read().astype(np.float32)
-    if not np.isfinite(values).all():
-        raise CheckpointError("has values that are NaN or Inf", file=file, tensor=tensor.name)
-    return values
-
-
-def read_lora(file: Path) -> LoRA:
-    """Reads PEFT's adapter_config.json. Raises UnsupportedModelError for other features; dropout is only logged."""
-    config = HFConfig.from_file(file)
-    values = config.to_dict()
-    extra = [f"{key}={values[key]!r}" for key in REFUSED if values.get(key) not in OFF]
-    start = values.get("init_lora_weights", True)
-    if start not in STARTS:
-        extra.append(f"init_lora_weights={start!r} (it changes the base model)")
-    if values.get("peft_type", "LORA") != "LORA":
-        extra.append(f"peft_type={values['peft_type']!r}")
-    if extra:
-        raise UnsupportedModelError(f"the adapters need features that are not implemented:{listed(extra)}", file=file)
-    if values.get("lora_dropout"):
-        logger.warning("%s: lora_dropout=%s is not implemented: trained on without", file, values["lora_dropout"])
-    known = {key: values[key] for key in ("r", "lora_alpha", "use_rslora") if values.get(key) is not None}
-    targets = values.get("target_modules") or ALL_LINEAR
-    try:
-        return LoRA(**known, target_modules=targets)
-    except (ArgumentError, TypeError) as error:
-        raise CheckpointError(str(error), file=file) from None
-
-
-def _shortest(model: LanguageModel, adapted: Sequence[Place]) -> list[str]:
-    """Returns the places' last names if these select no other Linear, else their whole names."""
-    whole = sorted(name for place in adapted for name in place.theirs if name)
+def _shortest(model: LanguageModel, adapted: Sequence[str]) -> list[str]:
+    """Returns the modules' last names if these select no other one, else their whole names."""
+    whole = sorted(adapted)
     last = sorted({name.rpartition(".")[2] for name in whole})
-    every = [name for place in places_of(model) for name in place.theirs if name]
+    every = {home.name for place in places_of(model) if not place.is_experts for home in place.homes if home}
     selected = [name for name in every if name.rpartition(".")[2] in last]
     return last if sorted(selected) == whole else whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from easydel.sharding.axes import AxisName, PartitionAxis, axis_of, names_in
 from easydel.sharding.mesh import divisors
 from easydel.sharding.problems import refuse
 from easydel.sharding.rules import UNMATCHED_HINT, Rules, Shape, default_rules, matched, unknown_axes
+
+logger = logging.getLogger(__name__)
+MUCH = 0.5  # of all numbers
 
 
 class Typed(Protocol):
@@ -53,7 +57,9 @@ class Placement:
         def by_rules(arrays: Mapping[str, Typed]) -> Mapping[str, jax.sharding.Sharding]:
             shapes = {path: array.shape for path, array in arrays.items()}
             found = default_rules(axes) if rules is None else rules
-            return shardings(shapes, mesh, found, strict=rules is not None)[0]
+            splits, losses = shardings(shapes, mesh, found, strict=rules is not None)
+            _tell(losses, arrays, mesh)
+            return splits
 
         return cls(by_rules, {})
 
@@ -84,6 +90,17 @@ class Placement:
             )
             raise ArgumentError(f"shard_fns[{path!r}] returned {kind}, expected the array that it was given, placed")
         return placed
+
+
+def _tell(losses: Mapping[str, str], arrays: Mapping[str, Typed], mesh: Mesh) -> None:
+    """Logs that devices hold copies of what they could not split; as a warning if that is most of the model."""
+    if not losses:
+        return
+    size = {path: math.prod(array.shape) for path, array in arrays.items()}
+    share = sum(size[path] for path in losses) / max(sum(size.values()), 1)
+    told = "mesh %s: %d parameters (%.0f%% of all numbers) are split less than they might be, as %s"
+    level = logging.WARNING if share > MUCH else logging.INFO
+    logger.log(level, told, _described(mesh.axis_names, mesh), len(losses), 100 * share, next(iter(losses.values())))
 
 
 def flat_functions(functions: Mapping[Any, Any], prefix: str = "") -> dict[str, Callable[[jax.Array], jax.Array]]:

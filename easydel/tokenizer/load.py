@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers.models import BPE
 
 from easydel.checkpoint import find_checkpoint, open_checkpoint
 from easydel.errors import ConfigError
 from easydel.hub import fetch
-from easydel.hub.select import VOCABULARIES
+from easydel.hub.adapters import base_of, has_tokenizer, is_adapter
+from easydel.hub.select import ADAPTER_CONFIG, CONFIGS, VOCABULARIES, template_names
 from easydel.tokenizer.files import ADDED, added_tokens, chat_templates, config_ids, listed_ids, read_config, roles
 from easydel.tokenizer.guard import read_tokenizer
 from easydel.tokenizer.text import Tokenizer
@@ -29,11 +32,13 @@ def load_tokenizer(
     subfolder: str = "",
     local_files_only: bool = False,
     force_download: bool = False,
+    follow_links: bool = False,
 ) -> Tokenizer:
     """Returns the tokenizer of a Hub id, a directory, or a GGUF file. A directory's tokenizer.json takes precedence.
 
-    Other formats are read by transformers. Code in a checkpoint is never run. Raises `ConfigError` for files that are
-    broken or absent.
+    With `follow_links` a local directory's files may be links that lead out of it. Adapters without a tokenizer have
+    that of the model that they were made for. Other formats are read by transformers. Code in a checkpoint is never
+    run. Raises `ConfigError` for files that are broken or absent.
     """
     path = fetch(
         name_or_path,
@@ -45,7 +50,13 @@ def load_tokenizer(
         force_download=force_download,
         weights=False,
     )
-    files = gguf_tokenizer_files(path)
+    if follow_links and any((path / name).is_symlink() for name in (*CONFIGS, *VOCABULARIES)):
+        with TemporaryDirectory() as copies:
+            return load_tokenizer(_copied(path, Path(copies)))
+    if is_adapter(path) and not has_tokenizer(path):
+        base, own = base_of(path), {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        return load_tokenizer(base.name, revision=base.revision, **own)
+    files = gguf_tokenizer_files(path, follow_links=follow_links)
     if files is not None:
         return from_gguf(files)
     folder = path if path.is_dir() else path.parent
@@ -56,14 +67,23 @@ def load_tokenizer(
     return from_transformers(folder)
 
 
-def gguf_tokenizer_files(path: Path) -> list[Path] | None:
+def gguf_tokenizer_files(path: Path, *, follow_links: bool = False) -> list[Path] | None:
     """The GGUF file, or the parts of one, with the tokenizer of the model at `path`; None if it has other files."""
     if path.is_file():
         return find_checkpoint(path) if path.suffix == ".gguf" else None
     if not any(path.glob("*.gguf")) or any(os.path.lexists(path / name) for name in VOCABULARIES):
         return None
-    files = find_checkpoint(path)
+    files = find_checkpoint(path, follow_links=follow_links)
     return files if files[0].suffix == ".gguf" else None
+
+
+def _copied(folder: Path, copies: Path) -> Path:
+    """Returns a folder with copies of a tokenizer's files, wherever links lead."""
+    for name in (*CONFIGS, *VOCABULARIES, ADAPTER_CONFIG, *template_names(folder)):
+        if (folder / name).is_file():
+            (copies / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / name, copies / name)
+    return copies
 
 
 def from_gguf(files: Sequence[Path]) -> Tokenizer:

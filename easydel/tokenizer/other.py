@@ -15,7 +15,7 @@ from easydel.tokenizer.files import chat_templates, config_ids, read_bytes, read
 from easydel.tokenizer.text import Tokenizer
 
 MAX_VOCABULARY_BYTES = 256 << 20
-INSTALL = "pip install easydel[tokenizers]"
+INSTALL = 'pip install ".[tokenizers]"'
 
 
 def from_transformers(folder: Path) -> Tokenizer:

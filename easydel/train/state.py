@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from easydel.errors import ArgumentError, listed
+from easydel.lora.places import trained_with
 from easydel.module import LanguageModel
 from easydel.stored import forms_of
 from easydel.train.loss import check_causal
@@ -53,16 +54,16 @@ def init_state(
     """Returns the state before the first step; the optimizer's arrays are split like the parameters from the start.
 
     The state takes over the arrays of `params`. The first step consumes the trained ones, which the model then no
-    longer has either; `state.params` has the new ones. `trainable` selects the trained parameters by path; default:
-    the adapters if there are any, else all parameters. The model's buffers are never trained. Raises ArgumentError if
-    nothing is selected, or parameters stored by codes are.
+    longer has either; `state.params` has the new ones. `trainable` selects the trained parameters by path; default: the
+    adapters if there are any, and what their record names beside them; else all parameters. The model's buffers are
+    never trained. Raises ArgumentError if nothing is selected, or parameters stored by codes are.
     """
     check_causal(model)
     leaves = {
         path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
     }
     check_alive(leaves, "the parameters", "use state.params of the newest state, or load the model again")
-    chosen = trainable or _default(leaves)
+    chosen = trainable or _default(model, leaves)
     buffers = model.buffers  # weight decay would change them, too
     trained = {path: leaf for path, leaf in leaves.items() if chosen(path) and path not in buffers}
     codes = forms_of(model)
@@ -109,9 +110,9 @@ def without_arrays(state: State) -> State:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
-def _default(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
-    adapted = any(path.endswith(ADAPTERS) for path in leaves)
-    return lambda path: not adapted or path.endswith(ADAPTERS)
+def _default(model: LanguageModel, leaves: Mapping[str, Any]) -> Callable[[str], bool]:
+    adapted, beside = any(path.endswith(ADAPTERS) for path in leaves), {*trained_with(model)}
+    return lambda path: not adapted or path.endswith(ADAPTERS) or path in beside
 
 
 def _whole(sharding: Sharding) -> Sharding:

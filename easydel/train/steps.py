@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from easydel.errors import ArgumentError
 from easydel.inputs import check_params, check_tokens
+from easydel.lora.dropout import dropout_keys, with_keys
 from easydel.module import LanguageModel
 from easydel.policy import Policy
 from easydel.sharding.placement import fit
@@ -80,7 +81,7 @@ def step(
         raise ArgumentError(f"clip={clip}, expected a positive norm, or None")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
     structure = model.bound(shapes)  # without arrays, which belong to the state
-    return Step(structure, optimizer, accumulate, clip, z_weight, tokens)
+    return Step(structure, with_keys(structure), optimizer, accumulate, clip, z_weight, tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,7 @@ class Step:
     """
 
     model: LanguageModel
+    dropping: LanguageModel  # the same, with a place for keys where adapters have dropout
     optimizer: Optimizer
     accumulate: int
     clip: float | None
@@ -156,7 +158,7 @@ class Step:
         return {name: placed(array, self.model.policy) for name, array in arrays.items()}
 
     def _next(self, trained: Tree, moments: Any, count: jax.Array, frozen: Tree, batch: dict[str, jax.Array]) -> Any:
-        gradients, loss = self._gradients(trained, frozen, batch)
+        gradients, loss = self._gradients(trained, frozen, batch, count)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients)))
         if self.clip is not None:
             scale = jnp.where(norm > self.clip, self.clip / norm, 1.0)
@@ -166,28 +168,30 @@ class Step:
         tokens = jnp.maximum(loss.tokens, 1)
         return trained, moments, count + 1, Metrics(loss.nll / tokens, loss.objective / tokens, norm, loss.tokens)
 
-    def _gradients(self, trained: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[Tree, LossSums]:
+    def _gradients(
+        self, trained: Tree, frozen: Tree, batch: dict[str, jax.Array], count: jax.Array
+    ) -> tuple[Tree, LossSums]:
         """Returns gradients of the mean objective over all tokens of the batch, and its loss."""
         everywhere = jnp.maximum(jnp.sum(next_tokens(batch) != IGNORED), 1)
         fixed = flatten(frozen)
 
-        def objective(trained: Tree, part: dict[str, jax.Array]) -> tuple[jax.Array, LossSums]:
-            params = unflatten(flatten(trained) | fixed)
-            loss = loss_sums(self.model, params, part, z_weight=self.z_weight, tokens=self.tokens)
+        def objective(trained: Tree, part: dict[str, jax.Array], number: Any = 0) -> tuple[jax.Array, LossSums]:
+            params = unflatten(flatten(trained) | fixed | dropout_keys(self.dropping, count, number))
+            loss = loss_sums(self.dropping, params, part, z_weight=self.z_weight, tokens=self.tokens)
             return loss.objective / everywhere, loss
 
         gradient = jax.grad(objective, has_aux=True)
         if self.accumulate == 1:
             return gradient(trained, batch)
 
-        def add(sums: tuple[Tree, LossSums], part: dict[str, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, gradient(trained, part)), None
+        def add(sums: tuple[Tree, LossSums], part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, gradient(trained, *part)), None
 
         # in float32: many parts may add up
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), trained)
         parts = {name: self._cut(array) for name, array in batch.items()}
         nothing = LossSums(zero(), zero(), zero())
-        (gradients, loss), _ = jax.lax.scan(add, (zeros, nothing), parts)
+        (gradients, loss), _ = jax.lax.scan(add, (zeros, nothing), (parts, jnp.arange(self.accumulate)))
         return jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), gradients, trained), loss
 
     def _cut(self, x_BT: jax.Array) -> jax.Array:

@@ -17,8 +17,7 @@ from typing import Any
 import jax
 
 from easydel.errors import ArgumentError
-from easydel.lora import AdaptedLinear
-from easydel.lora.places import adapted_places
+from easydel.lora.places import adapted_places, record_of
 from easydel.module import LanguageModel
 from easydel.tokenizer import Tokenizer
 from easydel.train.checkpoints import checkpoints, marked
@@ -136,9 +135,8 @@ class Trainer:
 
     def _marks(self) -> dict[str, Any]:
         """Returns the choices that determine the losses of a run."""
-        modules = [place.module for place in adapted_places(self.model)]
         own = self.optimizer.marks() if isinstance(self.optimizer, Optimization) else {}
-        adapters = sorted({repr(module.lora) for module in modules if isinstance(module, AdaptedLinear)})
+        adapters = sorted({repr(record_of(place)) for place in adapted_places(self.model)})
         return {"adapters": adapters, **self.settings.same(), **own, **self.identity}
 
 

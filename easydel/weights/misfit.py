@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,9 @@ import numpy as np
 from easydel.errors import CheckpointError, listed
 from easydel.weights.expressions import Expression
 from easydel.weights.sources import TensorSource, is_number
+
+HOMELESS = "has no place in the model"
+MOST_LEFT_OUT = 4  # patterns in a hint: with more, it is another model
 
 
 def check_fit(
@@ -33,10 +37,10 @@ def check_fit(
     problems = [
         *_missing(readers, found),
         *_mismatched(expressions, shapes, found, integers),
-        *(_Problem(own.name, f"{list(own.shape)} has no place in the model", own.file) for own in homeless),
+        *(_Problem(own.name, f"{list(own.shape)} {HOMELESS}", own.file) for own in homeless),
     ]
     if problems:
-        raise _misfit(problems, file)
+        raise _misfit(problems, file, _left_out(problems, readers))
 
 
 class _Problem(NamedTuple):
@@ -47,7 +51,17 @@ class _Problem(NamedTuple):
     file: Path | None = None
 
 
-def _misfit(problems: list[_Problem], file: Path | None) -> CheckpointError:
+def _left_out(problems: Sequence[_Problem], readers: Mapping[str, list[str]]) -> str | None:
+    """Returns a hint that leaves all problems out, if they are a few extra modules of a model that is whole."""
+    if any(not problem.text.endswith(HOMELESS) for problem in problems):
+        return None
+    tops = {name.partition(".")[0] for name in readers}
+    names = [problem.name for problem in problems]
+    found = {re.escape(name) if name.partition(".")[0] in tops else f"{name.partition('.')[0]}.*" for name in names}
+    return f"ignore={sorted(found)} leaves what is named so out" if len(found) <= MOST_LEFT_OUT else None
+
+
+def _misfit(problems: list[_Problem], file: Path | None, hint: str | None) -> CheckpointError:
     """Returns one error for all problems. Its file is the one that all of them are in, else `file`."""
     files = {problem.file or file for problem in problems}
     blamed = files.pop() if len(files) == 1 else file
@@ -59,7 +73,7 @@ def _misfit(problems: list[_Problem], file: Path | None) -> CheckpointError:
     error = CheckpointError(
         f"the checkpoint does not fit its config, {count}:{listed(lines)}",
         file=blamed,
-        hint="is it a checkpoint of another model, or of a part of one?",
+        hint=hint or "is it a checkpoint of another model, or of a part of one?",
     )
     error.tensor = problems[0].name
     return error

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from easydel.errors import ArgumentError
 from easydel.weights.expressions import Expression, Stack, source_names, straightened
 from easydel.weights.misfit import check_fit
 from easydel.weights.names import Names
 from easydel.weights.sources import TensorSource, Zeros, is_spare
 
 BLOCK_BYTES = 16 << 20
+logger = logging.getLogger(__name__)
 TIED_HEADS = (r".*lm_head\.weight", r"output\.weight", r".*embed_out\.weight")
 
 
@@ -35,6 +38,7 @@ def make_plan(
     tied: bool,
     file: Path | None = None,
     integers: Collection[str] = (),
+    ignore: Collection[str] = (),
 ) -> Plan:
     """Returns a plan that fills every parameter and uses or knowingly ignores every tensor.
 
@@ -42,14 +46,16 @@ def make_plan(
     paths that a (stacked) parameter consists of. `file` lists the tensors, such as an index: the error names it if no
     tensor's own file is to blame. If `tied`, the head may replace token vectors that the checkpoint lacks. A parameter
     with a scale per row beside it is stored as int8, those in `integers` as integers of any size, and any other as
-    floats.
+    floats. Tensors without a place are left out if a pattern in `ignore` matches their names; it is an error if none
+    does.
     """
     expressions = _expressions(shapes, layer_paths, names)
     readers = source_names(expressions)
-    found = _resolve(readers.keys(), names.prefix, _substitutes(names, tied), tensors)
+    found = resolved(readers.keys(), names, tensors, tied=tied)
     found |= _zeros(expressions, shapes, set(names.optional) - set(found), file)
     unused = _unused(tensors, found)
-    homeless = [tensors[name] for name in unused if not _is_ignored(name, names, tied) and not is_spare(tensors[name])]
+    spare = {name for name in unused if _is_ignored(name, names, tied) or is_spare(tensors[name])}
+    homeless = _homeless({name: tensors[name] for name in unused if name not in spare}, ignore, file)
     check_fit(expressions, readers, shapes, found, homeless, integers=integers, file=file)
     expressions, found = _turned(expressions, found)
     return Plan(expressions, shapes, found, unused)
@@ -76,6 +82,19 @@ def _unused(tensors: Mapping[str, TensorSource], found: Mapping[str, TensorSourc
     return tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
 
 
+def _homeless(unused: Mapping[str, TensorSource], ignore: Collection[str], file: Path | None) -> list[TensorSource]:
+    """Returns the unused tensors that no pattern matches. Raises ArgumentError for patterns that match none."""
+    matched = {pattern: {name for name in unused if re.fullmatch(pattern, name)} for pattern in ignore}
+    if idle := [pattern for pattern, names in matched.items() if not names]:
+        extra = ", ".join(list(unused)[:8]) or "none"
+        problem = f"ignore has {idle}, which match no tensor that the model has no place for"
+        raise ArgumentError(problem, file=file, hint=f"tensors without a place: {extra}")
+    left_out = {name for names in matched.values() for name in names}
+    if left_out:
+        logger.info("%s: left out, as ignore says: %s", file, ", ".join(sorted(left_out)[:20]))
+    return [tensor for name, tensor in unused.items() if name not in left_out]
+
+
 def _is_ignored(name: str, names: Names, tied: bool) -> bool:
     """True for a tensor that needs no loading: those in the table, and the head if it is tied."""
     return any(re.fullmatch(pattern, name) for pattern in (*names.ignored, *(TIED_HEADS if tied else ())))
@@ -94,7 +113,7 @@ def _turned(
 
 def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
     """True if a checkpoint holds both a head and token vectors, and they differ: then they are not tied."""
-    wanted = _head_and_embedding(names)
+    wanted = head_and_embedding(names)
     found = _resolve(wanted, names.prefix, names.substitutes, tensors)
     if len(found) < 2 or found[wanted[0]] is found[wanted[1]]:
         return False
@@ -106,7 +125,14 @@ def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
     return any(head.read(block).tobytes() != embedding.read(block).tobytes() for block in blocks)
 
 
-def _head_and_embedding(names: Names) -> tuple[str, str]:
+def resolved(
+    wanted: Collection[str], names: Names, tensors: Mapping[str, TensorSource], *, tied: bool
+) -> dict[str, TensorSource]:
+    """Returns the checkpoint's tensors by the names in its family's table, whatever prefix and substitutes it uses."""
+    return _resolve(wanted, names.prefix, _substitutes(names, tied), tensors)
+
+
+def head_and_embedding(names: Names) -> tuple[str, str]:
     """Returns the checkpoint's names of the matrices of the head and of the token vectors."""
     return names.theirs("lm_head.weight"), names.theirs("model.embed_tokens.weight")
 
@@ -115,7 +141,7 @@ def _substitutes(names: Names, tied: bool) -> Mapping[str, tuple[str, ...]]:
     """Returns the table's substitutes. If `tied`, the head is the last one for the token vectors: it is the same."""
     if not tied:
         return names.substitutes
-    head, embedding = _head_and_embedding(names)
+    head, embedding = head_and_embedding(names)
     others = (*names.substitutes.get(embedding, ()), head, *names.substitutes.get(head, ()))
     return {**names.substitutes, embedding: others}
 
