@@ -338,12 +338,9 @@ def test_from_torch_false_reads_what_save_pretrained_wrote(directory: Path, tmp_
         np.testing.assert_array_equal(leaf, again[path], err_msg=path)
 
 
-def test_from_torch_must_fit_the_directory(directory: Path, tmp_path: Path):
+def test_from_torch_must_fit_the_directory(directory: Path):
     with pytest.raises(CheckpointError, match=r"easydel\.json: no such file.*from_torch=False is for"):
         load(directory, from_torch=False)
-    load(directory)[0].save_pretrained(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match="load it with from_torch=False"):
-        load(tmp_path / "saved")
 
 
 def test_auto_config_reads_just_the_config(directory: Path, tmp_path: Path):

@@ -153,7 +153,14 @@ def test_another_mesh_is_refused_with_an_example(text: str):
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("16GiB", 16 << 30), ("80 GB", 80 * 10**9), ("1.5m", 3 << 19), ("4096", 4096), ("2 kib", 2048), ("7B", 7)],
+    [
+        ("16GiB", 16 << 30),
+        ("80 GB", 80 * 10**9),
+        ("1.5m", 3 << 19),
+        ("17179869184", 16 << 30),
+        ("2 kib", 2048),
+        ("7B", 7),
+    ],
 )
 def test_memory_is_read_in_its_units(text: str, count: int):
     assert parse_size(text) == count

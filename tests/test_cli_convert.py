@@ -42,8 +42,8 @@ def test_verify_passes_a_model_that_equals_transformers(tiny: Path):
 def test_verify_measures_how_far_apart_two_models_are(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     ours = comparison._our_logits
 
-    def off_by_a_thousandth(path: Path, length: int) -> tuple[Any, np.ndarray]:
-        inputs, logits = ours(path, length)
+    def off_by_a_thousandth(path: Path, length: int, **options: Any) -> tuple[Any, np.ndarray]:
+        inputs, logits = ours(path, length, **options)
         logits = logits.copy()
         logits[0, 5, 7] += 1e-3 * np.abs(logits).max()
         return inputs, logits

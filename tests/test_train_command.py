@@ -103,9 +103,9 @@ def test_adapters_on_an_int8_base_are_written_alone(tiny: Path, tmp_path: Path):
         (("--int8",), "int8 parameters cannot be trained; add --lora-rank"),
         (("--lora-alpha", 3), "--lora-alpha without --lora-rank"),
         (("--learning-rate", 0), "--learning-rate 0.0 is not positive"),
-        (("--remat", "some"), "remat='some' is not known; use True, or save_attention, save_mlp"),
+        (("--remat", "some"), "--remat 'some' is not known; use True, or save_attention, save_mlp"),
         (("--lora-rank", 2, "--lora-targets", "nothing"), "['nothing'] name no Linear"),
-        (("--batch", 3, "--accumulate", 2), "batch=3 cannot be cut"),
+        (("--batch", 3, "--accumulate", 2), "--batch 3 cannot be cut"),
     ],
 )
 def test_what_cannot_be_done_is_a_line_on_stderr_and_exit_code_2(

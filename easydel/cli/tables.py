@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
         count = float(number) * UNITS[unit]
     except (KeyError, ValueError):
         count = -1
-    if unit == "B" and 0 < count < LEAST_BYTES:
+    if number == text.strip() and 0 < count < LEAST_BYTES:
         raise ArgumentError(f"{text!r} would be {count:.0f} bytes", hint=f"write {count:.0f}GiB, if that is meant")
     if not 0 <= count < 2**63:
         raise ArgumentError(f"{text!r} is no amount of memory", hint="write it as 16GiB, 80GB or a number of bytes")
