@@ -14,7 +14,6 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from easydel.errors import ArgumentError, listed
 from easydel.module import LanguageModel
 from easydel.stored import forms_of
-from easydel.train.loss import check_causal
 from easydel.tree import ADAPTERS, Tree, flatten, unflatten
 
 
@@ -57,7 +56,6 @@ def init_state(
     the adapters if there are any, else all parameters. The model's buffers are never trained. Raises ArgumentError if
     nothing is selected, or parameters stored by codes are.
     """
-    check_causal(model)
     leaves = {
         path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
     }
