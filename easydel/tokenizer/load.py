@@ -29,11 +29,14 @@ def load_tokenizer(
     subfolder: str = "",
     local_files_only: bool = False,
     force_download: bool = False,
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
 ) -> Tokenizer:
     """Returns the tokenizer of a Hub id, a directory, or a GGUF file. A directory's tokenizer.json takes precedence.
 
-    Other formats are read by transformers. Code in a checkpoint is never run. Raises `ConfigError` for files that are
-    broken or absent.
+    Other formats are read by transformers. Code in a checkpoint is never run. Translation models name the language of
+    each text: `src_lang` is that of inputs, `tgt_lang` that of targets, as the checkpoint spells them ("eng_Latn").
+    Raises `ConfigError` for files that are broken or absent, `ArgumentError` for languages that it does not know.
     """
     path = fetch(
         name_or_path,
@@ -45,15 +48,17 @@ def load_tokenizer(
         force_download=force_download,
         weights=False,
     )
-    files = gguf_tokenizer_files(path)
-    if files is not None:
-        return from_gguf(files)
+    languages = {"src_lang": src_lang, "tgt_lang": tgt_lang}
     folder = path if path.is_dir() else path.parent
-    if os.path.lexists(folder / "tokenizer.json"):
-        return from_json(folder)
-    from easydel.tokenizer.other import from_transformers
+    if (files := gguf_tokenizer_files(path)) is not None:
+        found = from_gguf(files)
+    elif os.path.lexists(folder / "tokenizer.json"):
+        found = from_json(folder)
+    else:
+        from easydel.tokenizer.other import from_transformers
 
-    return from_transformers(folder)
+        found = from_transformers(folder, **languages)
+    return found.between(**languages)
 
 
 def gguf_tokenizer_files(path: Path) -> list[Path] | None:
