@@ -11,7 +11,7 @@ import typer
 
 from easydel.cli.examples import read_examples, told
 from easydel.cli.models import load_model, local_files
-from easydel.cli.options import Hub, Json, Loading, Model
+from easydel.cli.options import Hub, Json, Languages, Loading, Model
 from easydel.cli.tables import print_facts
 
 
@@ -23,6 +23,7 @@ def evaluate(
     ],
     loading: Loading,
     hub: Hub,
+    languages: Languages,
     batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens in a sequence; longer chats are cut off.")] = 512,
     separate_documents: Annotated[
@@ -42,7 +43,7 @@ def evaluate(
     if length < 2:
         raise ArgumentError(f"--length {length}: expected at least 2")
     path = local_files(model, hub)
-    examples = read_examples(path, file, separate=separate_documents)
+    examples = read_examples(path, file, separate=separate_documents, languages=languages)
     loaded = load_model(path, loading)
     longest = loaded.record.longest
     if longest is not None and length > longest:

@@ -12,7 +12,7 @@ import typer
 from easydel.cli.course import Course, Rates, Watch
 from easydel.cli.examples import Examples, read_examples, told
 from easydel.cli.models import load_model, local_files
-from easydel.cli.options import Hub, Loading
+from easydel.cli.options import Hub, Languages, Loading
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -117,12 +117,13 @@ def train(
     adapters: Adapters,
     loading: Loading,
     hub: Hub,
+    languages: Languages,
 ) -> None:
     """Fine-tune MODEL on the chats or the text in FILE, and write a model that transformers loads, or adapters that
     PEFT loads.
 
-    Of chats, only what the assistant says is learned. Stopped, by Ctrl-C or otherwise, and started again with the same
-    arguments, it continues from its last checkpoint.
+    Encoder-decoders learn pairs, {"input": ..., "target": ...}. Of chats, only what the assistant says is learned.
+    Stopped, by Ctrl-C or otherwise, and started again with the same arguments, it continues from its last checkpoint.
 
     All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """
@@ -130,9 +131,9 @@ def train(
     optimization, settings = rates.optimization(), course.settings(watch)
     _check_packages()
     path = local_files(model, hub)
-    examples = read_examples(path, text, separate=course.separate_documents)
+    examples = read_examples(path, text, separate=course.separate_documents, languages=languages)
     settings = replace(settings, document_end=examples.document_end)
-    learned, held = _parted(examples, path, course, watch)
+    learned, held = _parted(examples, path, course, watch, languages)
     loaded = load_model(path, loading, remat=course.remat, donatable=True)
     from easydel.train import Trainer
 
@@ -145,7 +146,7 @@ def train(
     print(f"{int(state.count)} steps, {_losses(out, int(state.count))}, wrote {result}", file=sys.stderr)
 
 
-def _parted(examples: Examples, model: Path, course: Course, watch: Watch) -> tuple[Any, Any]:
+def _parted(examples: Examples, model: Path, course: Course, watch: Watch, languages: Languages) -> tuple[Any, Any]:
     """Returns what is trained on and what is evaluated, if anything is; a text that is too short is refused here."""
     from easydel.train import held_out
     from easydel.train.data import Pieces
@@ -154,7 +155,8 @@ def _parted(examples: Examples, model: Path, course: Course, watch: Watch) -> tu
     if watch.eval_split is not None:
         learned, held = held_out(learned, watch.eval_split, course.seed)
     elif watch.eval_file is not None:
-        held = read_examples(model, watch.eval_file, separate=course.separate_documents).encoded
+        separate = course.separate_documents
+        held = read_examples(model, watch.eval_file, separate=separate, languages=languages).encoded
     if isinstance(learned, list):  # rows of these depend on what the model can do
         return learned, held
     return Pieces(learned, course.length, examples.document_end), held

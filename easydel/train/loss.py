@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from easydel.errors import ArgumentError, UnsupportedModelError
+from easydel.errors import ArgumentError
 from easydel.module import LanguageModel
 from easydel.policy import Policy
 from easydel.sharding.axes import names_in
@@ -89,15 +89,6 @@ def causal_loss(
     """
     sums = loss_sums(model, params, batch, z_weight=z_weight, tokens=tokens)
     return sums.objective / jnp.maximum(sums.tokens, 1)
-
-
-def check_causal(model: LanguageModel) -> None:
-    """Raises UnsupportedModelError for encoder-decoders, which do not predict the next token of their input."""
-    if model.record.has_encoder:
-        raise UnsupportedModelError(
-            f"{model.config.get('model_type')} is an encoder-decoder: it cannot be trained on texts",
-            hint="use easydel.train.step with batches of input_ids and labels",
-        )
 
 
 def targets(model: LanguageModel, batch: Mapping[str, jax.Array]) -> jax.Array:
