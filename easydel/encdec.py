@@ -70,6 +70,7 @@ class ShiftRight:
             )
         if self.first is None:
             raise ArgumentError("the config has no decoder_start_token_id", hint="pass decoder_input_ids")
+        tokens_BT = jnp.asarray(tokens_BT)  # NumPy's integers have 64 bits
         first = jnp.full((tokens_BT.shape[0], 1), self.first, tokens_BT.dtype)
         shifted_BT = jnp.concatenate([first, tokens_BT[:, :-1]], axis=1)
         return jnp.where(shifted_BT == NO_LABEL, self.padding or 0, shifted_BT)

@@ -77,8 +77,9 @@ class BaseNNXModule(LanguageModel):
             tokenizer: what `stop_strings` need: an object with `decode`, ours or one of transformers.
             **arguments: transformers' names, which take precedence over `generation_config`: max_new_tokens,
                 max_length, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
-                no_repeat_ngram_size, eos_token_id (one or several), pad_token_id, forced_eos_token_id,
-                num_return_sequences, prefill_chunk_size, bad_words_ids, suppress_tokens, stop_strings, output_scores,
+                no_repeat_ngram_size, eos_token_id (one or several), pad_token_id, forced_bos_token_id,
+                forced_eos_token_id, decoder_start_token_id, num_return_sequences, num_beams, length_penalty,
+                early_stopping, prefill_chunk_size, bad_words_ids, suppress_tokens, stop_strings, output_scores,
                 logits_processor (functions of tokens and scores, written in JAX: [batch, slots], a number past the
                 vocabulary where there is no token, and [batch, vocabulary]; compiled for each function). As in
                 transformers, the default is 20 new tokens, and top_k=50

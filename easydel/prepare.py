@@ -110,6 +110,8 @@ def take_dtypes(model: LanguageModel, plan: Plan) -> None:
     leaves = flatten(model.params)
     for path in model.buffers:
         stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
+        if not stored:  # a file may leave it out
+            continue
         dtype = jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
         bind(model, unflatten({path: jax.ShapeDtypeStruct(leaves[path].shape, dtype)}))
 

@@ -90,6 +90,19 @@ def word_piece() -> FastTokenizer:
 KINDS = {kind.__name__: kind for kind in (byte_level, byte_fallback, metaspace, word_piece)}
 
 
+LANGUAGES = ("eng_Latn", "fra_Latn")
+
+
+def with_languages(backend: FastTokenizer) -> FastTokenizer:
+    """One as NLLB's: the language stands before the text, and an end behind it."""
+    backend = FastTokenizer.from_str(backend.to_str())
+    backend.add_special_tokens(list(LANGUAGES))
+    ids = [(token, backend.token_to_id(token)) for token in (LANGUAGES[0], "</s>")]
+    template = {"single": f"{LANGUAGES[0]} $A </s>", "pair": f"{LANGUAGES[0]} $A $B </s>"}
+    backend.post_processor = processors.TemplateProcessing(**template, special_tokens=ids)
+    return backend
+
+
 def save(folder: Path, backend: FastTokenizer, **config: object) -> Path:
     folder.mkdir(exist_ok=True)
     backend = FastTokenizer.from_str(backend.to_str())  # the given one belongs to all tests

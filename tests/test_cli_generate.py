@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from built_tokenizers import save
+from built_tokenizers import LANGUAGES, save, with_languages
 from cases import all_cases
 from commands import TOKENIZER, invoke, make_model, run, start
 from parity import make_reference
@@ -85,16 +85,24 @@ def test_generate_with_more_devices_than_kv_heads_says_the_same_if_those_are_rep
 
 
 def test_generate_answers_with_an_encoder_decoder(tmp_path: Path):
+    backend = with_languages(TOKENIZER)
     case = next(case for case in all_cases() if case.model_type == "bart" and case.seq2seq)
-    reference = make_reference(replace(case, config={**case.config, **VOCABULARY}), tmp_path)
-    save(tmp_path, TOKENIZER, chat_template=None)
+    reference = make_reference(replace(case, config={**case.config, "vocab_size": backend.get_vocab_size()}), tmp_path)
+    save(tmp_path, backend, chat_template=None)
     tokenizer = load_tokenizer(tmp_path)
     prompt = torch.tensor([tokenizer.encode(PROMPT)])
-    sequence = reference.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False, num_beams=1
-    )
-    result = invoke("generate", PROMPT, "-m", tmp_path, "-n", NEW, "--mesh", "1,1,1,1")
-    assert result.stdout == f"{tokenizer.decode(sequence[0, 1:].tolist())}\n"
+    french = tokenizer.language_id(LANGUAGES[1])
+    ways: list[tuple[dict[str, Any], list[Any]]] = [
+        ({"num_beams": 1}, []),
+        ({"num_beams": 3}, ["--beams", 3]),
+        ({"num_beams": 1, "forced_bos_token_id": french}, ["--tgt-lang", LANGUAGES[1]]),
+    ]
+    for choices, options in ways:
+        sequence = reference.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False, **choices
+        )
+        result = invoke("generate", PROMPT, "-m", tmp_path, "-n", NEW, "--mesh", "1,1,1,1", *options)
+        assert result.stdout == f"{tokenizer.decode(sequence[0, 1:].tolist())}\n"
 
 
 def test_generate_without_a_mesh_takes_all_devices(tiny: Path):

@@ -156,7 +156,7 @@ def test_learned_positions_limit_prompts_and_new_tokens(tmp_path: Path):
     ("arguments", "message"),
     [
         ({"max_new_token": 3}, r"max_new_token is not known \(did you mean max_new_tokens\?\)"),
-        ({"num_beams": 4}, "num_beams=4 is not implemented"),
+        ({"num_beam_groups": 4}, "num_beam_groups=4 is not implemented"),
         ({"penalty_alpha": 0.6, "max_time": 5}, r"penalty_alpha=0.6 is not.*\n.*max_time=5 is not"),
         ({"do_sample": True, "typical_p": 0.9}, "typical_p=0.9 is not implemented"),
         ({"stopping_criteria": print}, "stopping_criteria=.* is not implemented"),
@@ -171,7 +171,7 @@ def test_learned_positions_limit_prompts_and_new_tokens(tmp_path: Path):
         ({"repetition_penalty": -1.0}, "repetition_penalty=-1.0, expected a number above 0"),
         ({"eos_token_id": "</s>"}, "eos_token_id='</s>', expected a token's number, or a list of them"),
         ({"do_sample": "yes"}, "do_sample='yes', expected True or False"),
-        ({"num_return_sequences": 2}, "num_return_sequences=2 without sampling; pass do_sample=True"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 without sampling; pass do_sample=True, or as many num"),
         ({"streamer": 3}, "streamer is a int, expected a function"),
         ({"do_sample": True, "seed": "a"}, "seed is 'a', expected a whole number"),
         ({"do_sample": True, "rng": 3}, "rng is 3, expected one key"),
@@ -226,10 +226,10 @@ def test_under_an_outer_jit_is_refused(model: BaseNNXModule, ids: np.ndarray):
 
 def test_what_a_checkpoint_asks_and_we_do_not_do_can_be_switched_off():
     checkpoint = HFConfig(
-        {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0, "encoder_repetition_penalty": 1}
+        {"num_beam_groups": 4, "early_stopping": True, "length_penalty": 2.0, "encoder_repetition_penalty": 1}
     )
-    with pytest.raises(ArgumentError, match=r"num_beams=4 \(the checkpoint's default\).*pass num_beams=1"):
+    with pytest.raises(ArgumentError, match=r"num_beam_groups=4 \(the checkpoint's default\).*pass num_beam_groups=1"):
         resolve(checkpoint, None, {})
-    assert resolve(checkpoint, None, {"num_beams": 1})["max_new_tokens"] is None
+    assert resolve(checkpoint, None, {"num_beam_groups": 1})["max_new_tokens"] is None
     sampling_only = HFConfig({"typical_p": 0.9, "epsilon_cutoff": 0.1})
     assert resolve(sampling_only, None, {"do_sample": False})["top_k"] == 50

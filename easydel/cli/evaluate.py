@@ -11,7 +11,7 @@ import typer
 
 from easydel.cli.examples import read_examples, told
 from easydel.cli.models import load_model, located
-from easydel.cli.options import Adapter, Hub, Json, Loading, Model
+from easydel.cli.options import Adapter, Hub, Json, Languages, Loading, Model
 from easydel.cli.tables import print_facts
 
 
@@ -23,6 +23,7 @@ def evaluate(
     ],
     loading: Loading,
     hub: Hub,
+    languages: Languages,
     adapter: Adapter = None,
     batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens in a sequence; longer chats are cut off.")] = 512,
@@ -43,7 +44,9 @@ def evaluate(
     if length < 2:
         raise ArgumentError(f"--length {length}: expected at least 2")
     files = located(model, hub, adapter)
-    examples = read_examples(files.tokenizer, file, separate=separate_documents, follow_links=hub.follow_links)
+    examples = read_examples(
+        files.tokenizer, file, separate=separate_documents, languages=languages, follow_links=hub.follow_links
+    )
     loaded = load_model(files.path, loading, **files.arguments)
     longest = loaded.record.longest
     if longest is not None and length > longest:

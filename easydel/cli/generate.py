@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from easydel.cli.models import load_model, located
-from easydel.cli.options import Adapter, Hub, Json, Loading, ModelOption, Sampling
+from easydel.cli.options import Adapter, Hub, Json, Languages, Loading, ModelOption, Sampling
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def generate(
     sampling: Sampling,
     loading: Loading,
     hub: Hub,
+    languages: Languages,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads stdin.", show_default=False)
     ] = None,
@@ -50,19 +51,27 @@ def generate(
         bool | None,
         typer.Option("--chat/--no-chat", help="Use the chat template. Default: if the tokenizer has one."),
     ] = None,
+    beams: Annotated[
+        int, typer.Option(min=1, help="Follow so many texts at a time, and print the best at the end.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Print a model's answer to PROMPT while it is generated, or to each of the prompts in a file.
 
-    The model is split over all devices, or those of --mesh; a table on stderr shows the placement. --json prints an
-    object with text, numbers of tokens and time in each line.
+    An encoder-decoder reads PROMPT with its encoder, and its decoder writes the answer. The model is split over all
+    devices, or those of --mesh; a table on stderr shows the placement. --json prints an object with text, numbers of
+    tokens and time in each line.
     """
-    arguments = sampling.arguments()
+    arguments = {**sampling.arguments(), "num_beams": beams}
     asked = list(_asked(prompt, prompts))
     files = located(model, hub, adapter)
     from easydel.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(files.tokenizer, follow_links=hub.follow_links)
+    tokenizer = load_tokenizer(
+        files.tokenizer, follow_links=hub.follow_links, src_lang=languages.src_lang, tgt_lang=languages.tgt_lang
+    )
+    if languages.tgt_lang is not None:
+        arguments["forced_bos_token_id"] = tokenizer.language_id(languages.tgt_lang)
     if "stop_strings" in arguments:
         arguments["tokenizer"] = tokenizer
     ids = [prompt_ids(tokenizer, one, chat) for one in asked]

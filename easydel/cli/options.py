@@ -44,6 +44,10 @@ def _load(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Loading")
 
 
+def _language(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Translation")
+
+
 def _sample(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Generation")
 
@@ -141,6 +145,14 @@ class Sampling:
         sampled = not cold and (bool(self.sample) or bool(chosen))
         rules = {"do_sample": True, **chosen} if sampled else GREEDY
         return {"max_new_tokens": self.max_new_tokens, "num_beams": 1, **rules, **given}
+
+
+@dataclass(frozen=True)
+class Languages:
+    """The languages of translation models that name them, as the checkpoint spells them."""
+
+    src_lang: Annotated[str | None, _language("Language of what the encoder reads: eng_Latn, en_XX, en.")] = None
+    tgt_lang: Annotated[str | None, _language("Language to translate to.")] = None
 
 
 def parse_mesh(text: str) -> tuple[int, ...]:

@@ -24,7 +24,8 @@ def compiled_for(prompt: Sequence[int], arguments: dict[str, Any]) -> Callable[.
     _check(prompt)
     from easydel.generate import compile_ahead
 
-    return compile_ahead(_batch(prompt), streamer=lambda tokens: None, **arguments)
+    streamer = None if _searches(arguments) else lambda tokens: None
+    return compile_ahead(_batch(prompt), streamer=streamer, **arguments)
 
 
 def answer(
@@ -38,9 +39,16 @@ def answer(
     """Writes the model's continuation of the ids `prompt` to stdout, piece by piece, unless `silent`.
 
     Returns it, and its number of tokens. The tokens are decoded in a separate thread: `generate` pushes them, while the
-    tokenizer pulls.
+    tokenizer pulls. With several beams they come all at once, at the end.
     """
     _check(prompt)
+    if _searches(arguments):
+        found = model.generate(_batch(prompt), **arguments).sequences[0]
+        made = found[1 if model.record.has_encoder else len(prompt) :].tolist()
+        text = tokenizer.decode(made)
+        if not silent:
+            sys.stdout.write(text)
+        return text, len(made)
     tokens: Tokens = SimpleQueue()
     count = 0
     with ThreadPoolExecutor(1) as pool:
@@ -63,6 +71,10 @@ def answer(
 def _check(prompt: Sequence[int]) -> None:
     if not prompt:
         raise ArgumentError("the prompt is empty")
+
+
+def _searches(arguments: dict[str, Any]) -> bool:
+    return arguments.get("num_beams", 1) > 1
 
 
 def _batch(prompt: Sequence[int]) -> np.ndarray:

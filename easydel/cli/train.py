@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ import typer
 from easydel.cli.course import Course, Rates, Watch
 from easydel.cli.examples import Examples, read_examples, told
 from easydel.cli.models import load_model, local_files
-from easydel.cli.options import Hub, Loading
+from easydel.cli.options import Hub, Languages, Loading
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -132,12 +134,13 @@ def train(
     adapters: Adapters,
     loading: Loading,
     hub: Hub,
+    languages: Languages,
 ) -> None:
     """Fine-tune MODEL on the chats or the text in FILE, and write a model that transformers loads, or adapters that
     PEFT loads.
 
-    Of chats, only what the assistant says is learned. Stopped, by Ctrl-C or otherwise, and started again with the same
-    arguments, it continues from its last checkpoint.
+    Encoder-decoders learn pairs, {"input": ..., "target": ...}. Of chats, only what the assistant says is learned.
+    Stopped, by Ctrl-C or otherwise, and started again with the same arguments, it continues from its last checkpoint.
 
     All arguments may stand in a .yaml file: easydel train options.yaml. Those on the command line override it.
     """
@@ -145,9 +148,12 @@ def train(
     optimization, settings = rates.optimization(), course.settings(watch)
     _check_packages()
     path = local_files(model, hub)
-    examples = read_examples(path, text, separate=course.separate_documents, follow_links=hub.follow_links)
+    read = partial(
+        read_examples, path, separate=course.separate_documents, languages=languages, follow_links=hub.follow_links
+    )
+    examples = read(text)
     settings = replace(settings, document_end=examples.document_end)
-    learned, held = _parted(examples, path, course, watch)
+    learned, held = _parted(examples, read, course, watch)
     loaded = load_model(path, loading, remat=course.remat, donatable=True, follow_links=hub.follow_links)
     from easydel.train import Trainer
 
@@ -160,7 +166,7 @@ def train(
     print(f"{int(state.count)} steps, {_losses(out, int(state.count))}, wrote {result}", file=sys.stderr)
 
 
-def _parted(examples: Examples, model: Path, course: Course, watch: Watch) -> tuple[Any, Any]:
+def _parted(examples: Examples, read: Callable[[Path], Examples], course: Course, watch: Watch) -> tuple[Any, Any]:
     """Returns what is trained on and what is evaluated, if anything is; a text that is too short is refused here."""
     from easydel.train import held_out
     from easydel.train.data import Pieces
@@ -169,7 +175,7 @@ def _parted(examples: Examples, model: Path, course: Course, watch: Watch) -> tu
     if watch.eval_split is not None:
         learned, held = held_out(learned, watch.eval_split, course.seed)
     elif watch.eval_file is not None:
-        held = read_examples(model, watch.eval_file, separate=course.separate_documents).encoded
+        held = read(watch.eval_file).encoded
     if isinstance(learned, list):  # rows of these depend on what the model can do
         return learned, held
     return Pieces(learned, course.length, examples.document_end), held

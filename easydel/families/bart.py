@@ -116,7 +116,7 @@ def whole(
         "features": c.d_model,
         "encoder": Tower((reading,) * c.encoder_layers, encoder, final, source_vocab),
         "decoder": Tower((writing,) * c.decoder_layers, decoder or encoder, final),
-        "head": Head(c.tie_word_embeddings, bias=True),
+        "head": Head(c.tie_word_embeddings, bias=True, fixed=True),
         "shift": ShiftRight(c.get("decoder_start_token_id"), c.pad_token_id),
         "shared": c.tie_word_embeddings,
         "max_length": c.max_position_embeddings,

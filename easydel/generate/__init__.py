@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from easydel.errors import ArgumentError
+from easydel.generate.beam_search import search
 from easydel.generate.cache_lengths import prompt_bucket
 from easydel.generate.decoding import decode
 from easydel.generate.precompile import compile_programs
@@ -36,6 +37,8 @@ class GenerateOutput:
     """What the tokens were sampled with, given or drawn; None if they were not sampled, or with a key."""
     scores: tuple[np.ndarray, ...] | None = None
     """With `output_scores`, the scores [batch, vocabulary] that each token was chosen by: -inf is out of the choice."""
+    sequences_scores: np.ndarray | None = None
+    """With several beams, each row's sum of log probabilities, divided by its length to the `length_penalty`."""
 
     def __getitem__(self, index: Any) -> Any:
         """Returns `sequences[index]`: transformers' `generate` returns the sequences themselves."""
@@ -78,6 +81,8 @@ def generate(
         check_params(flatten(model.params), flatten(params))
     if prompt_cache is not None and run.source is not None:
         raise ArgumentError("prompt_cache is for decoder-only models", hint="call generate without it")
+    if run.rules.beams is not None:
+        return _searched(model, params, run, streamer, prompt_cache)
     stop = _stop(run, tokenizer)
     options: dict[str, Any] = {"stop": stop, "kept": prompt_cache, "chunk": run.chunk}
     with donations_explained(), listener(streamer, run.given_BT) as listen:
@@ -102,6 +107,19 @@ def _drop_types(model: LanguageModel, arguments: dict[str, Any]) -> None:
     raise ArgumentError(
         "token_type_ids are not implemented in generate", hint="leave them out: all tokens are of type 0"
     )
+
+
+def _searched(
+    model: LanguageModel, params: Mapping[str, Any], run: _Run, streamer: Any, prompt_cache: PromptCache | None
+) -> GenerateOutput:
+    given = {"streamer": streamer is not None, "prompt_cache": prompt_cache is not None}
+    given |= {"stop_strings": bool(run.stop_strings), "output_scores": run.rules.scored}
+    if idle := [name for name, is_given in given.items() if is_given]:
+        problem = f"{' and '.join(idle)} with several beams, of which only the end tells the best"
+        raise ArgumentError(problem, hint="pass num_beams=1, or call generate without it")
+    with donations_explained():
+        made, scores = search(model, params, run.prompt, run.source, run.rules, run.new, run.returned, run.chunk)
+    return GenerateOutput(np.concatenate([run.given_BT.repeat(run.returned, 0), made], axis=1), sequences_scores=scores)
 
 
 def compile_ahead(
@@ -134,7 +152,8 @@ def compile_ahead(
 class _Run:
     """The arguments of a call, understood: prompts as given and as computed with, rules, number of new tokens.
 
-    Of a prompt at most `chunk` tokens are read at once. `seed` is None unless tokens are sampled with one.
+    Of a prompt at most `chunk` tokens are read at once. `seed` is None unless tokens are sampled with one. With beams,
+    the best `returned` of each prompt are wanted.
     """
 
     given_BT: np.ndarray
@@ -144,6 +163,7 @@ class _Run:
     new: int
     chunk: int | None
     seed: int | None
+    returned: int
     stop_strings: tuple[str, ...] = ()
 
 
@@ -165,8 +185,9 @@ def _prepared(
         seed = drawn_seed()
     key = random_key(seed, rng) if settings["do_sample"] else None
     rules = make_rules(settings, key, model.record.vocab, length=prompt.length, new=new)
-    chunk, strings = settings["prefill_chunk_size"], tuple(settings["stop_strings"] or ())
-    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, chunk, seed, strings)
+    chunk, returned = settings["prefill_chunk_size"], settings["num_return_sequences"] or 1
+    strings = tuple(settings["stop_strings"] or ())
+    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, chunk, seed, returned, strings)
 
 
 def read_inputs(
@@ -174,8 +195,12 @@ def read_inputs(
 ) -> tuple[Prompt, Prompt | None]:
     """Returns the prompts, or the decoder's first tokens and the encoder's input; rows are repeated as requested."""
     repeats = settings["num_return_sequences"]
-    if repeats > 1 and not settings["do_sample"]:
-        raise ArgumentError(f"num_return_sequences={repeats} without sampling", hint="pass do_sample=True")
+    if (settings["num_beams"] or 1) > 1:
+        repeats = 1  # every beam is a row already
+    elif repeats > 1 and not settings["do_sample"]:
+        raise ArgumentError(
+            f"num_return_sequences={repeats} without sampling", hint="pass do_sample=True, or as many num_beams"
+        )
     record = model.record
     if not record.has_encoder:
         ends, pad = ending(settings)

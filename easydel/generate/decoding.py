@@ -42,7 +42,7 @@ def decode(
     state, made, slots = begin(model, params, prompt, source, rules, kept, chunk)
     scores: list[np.ndarray] = []
     if listen is None and stop is None and not rules.scored:
-        tokens_BT, state = _looped(model, params, state, made, rules, new, slots)
+        tokens_BT, state = looped(model, params, state, made, rules, new, slots)
     else:
         hear = _ears(listen, stop, scores)
         tokens_BT, state = _streamed(hear, model, params, state, made, rules, new, slots)
@@ -65,7 +65,7 @@ def _ears(listen: Listen | None, stop: Stop | None, scores: list[np.ndarray]) ->
     return hear
 
 
-def _looped(
+def looped(
     model: LanguageModel, params: Params, state: DecodeState, made: Made, rules: Rules, new: int, slots: int
 ) -> tuple[np.ndarray, DecodeState]:
     """Decodes by loops inside programs, one program for each length of the cache."""

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from easydel.decoder import Cache, make_context
+from easydel.generate.beam_caches import of_beams, of_parents, repeated
 from easydel.generate.cache_lengths import extended, sharded
 from easydel.generate.prompt import Prompt
 from easydel.layers.block import Flow
 from easydel.layers.context import Context
 from easydel.module import LanguageModel, program
-from easydel.ops.sampling import Rules, choose_tokens, final_scores
+from easydel.ops.beams import Beams, Search, advance, start
+from easydel.ops.sampling import Rules, choose_tokens, final_scores, process
 from easydel.tree import bind, replica
 
 # B batch, T prompt slots, S cache slots, V vocabulary
@@ -33,6 +35,7 @@ class DecodeState:
 
     `first_B` is the first slot of each row that is not padding, `slot` the slot of the next token, `count` the number
     of tokens made. Rows in `finished_B` have met an end token and continue with padding.
+    In a beam search each prompt has a row for every beam, and `search` holds the beams' scores and the ended texts.
     """
 
     cache: Any
@@ -41,6 +44,7 @@ class DecodeState:
     slot: jax.Array
     count: jax.Array
     finished_B: jax.Array
+    search: Search | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -170,7 +174,8 @@ def grow(model: LanguageModel, state: DecodeState, length: int) -> DecodeState:
     B, length = state.tokens_BS.shape[0], max(length, state.tokens_BS.shape[1])
     shapes = jax.eval_shape(lambda: (model.init_cache(B, length), jnp.zeros((B, length), jnp.int32)))
     cache, tokens_BS = extended((state.cache, state.tokens_BS), shapes)
-    return _placed(model, replace(state, cache=cache, tokens_BS=tokens_BS))
+    search = None if state.search is None else state.search.grown(length)
+    return _placed(model, replace(state, cache=cache, tokens_BS=tokens_BS, search=search))
 
 
 @program(donate=1)
@@ -204,10 +209,9 @@ def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules:
     policy = model.policy
     # split as the head is: for whole logits XLA would gather the head, which is thousands of times as large
     logits_BV = policy.shard(logits_BV, policy.axes.batch_axis, policy.axes.vocab_axis)
-    slots_S = jnp.arange(state.tokens_BS.shape[1])
-    counts_BS = (slots_S >= state.first_B[:, None]) & (slots_S < state.slot)
-    known_BS = jnp.where(counts_BS, state.tokens_BS, logits_BV.shape[-1])
-    place = (logits_BV, known_BS, state.slot, state.count, rules)
+    if rules.beams is not None:
+        return _branch(model, state, logits_BV, rules, rules.beams)
+    place = (logits_BV, _known(state, logits_BV.shape[-1]), state.slot, state.count, rules)
     next_B = choose_tokens(*place)
     scores_BV = policy.shard(final_scores(*place), None, None) if rules.scored else None
     finished_B = state.finished_B
@@ -219,6 +223,46 @@ def _emit(model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules:
     made = Made(next_B, jnp.all(finished_B), scores_BV)
     state = replace(state, tokens_BS=tokens_BS, slot=state.slot + 1, count=state.count + 1, finished_B=finished_B)
     return _placed(model, state), made
+
+
+def _branch(
+    model: LanguageModel, state: DecodeState, logits_BV: jax.Array, rules: Rules, beams: Beams
+) -> tuple[DecodeState, Made]:
+    """Returns the state with the next token of each beam, which continues the best beams of its prompt."""
+    if state.search is None:  # after the prompts
+        state, logits_BV = _with_beams(state, beams.width), jnp.repeat(logits_BV, beams.width, axis=0)
+    assert state.search is not None
+    logs_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32), axis=-1)  # transformers' precision here
+    scores_BV = process(logs_BV, _known(state, logs_BV.shape[-1]), state.slot, state.count, rules)
+    search, chosen = advance(state.search, scores_BV, state.tokens_BS, state.slot, state.count, rules.eos_E, beams)
+    next_B = model.policy.shard(chosen.tokens_BN.reshape(-1), None)
+    tokens_BS = of_beams(state.tokens_BS, chosen.parents_BN)
+    tokens_BS = jax.lax.dynamic_update_slice_in_dim(tokens_BS, next_B[:, None], state.slot, axis=1)
+    state = replace(
+        state,
+        cache=of_parents(state.cache, chosen.parents_BN),
+        tokens_BS=tokens_BS,
+        slot=state.slot + 1,
+        count=state.count + 1,
+        finished_B=jnp.broadcast_to(search.done, next_B.shape),
+        search=jax.tree.map(lambda part: model.policy.shard(part, *[None] * part.ndim), search),
+    )
+    return _placed(model, state), Made(next_B, search.done)
+
+
+def _with_beams(state: DecodeState, width: int) -> DecodeState:
+    """Returns the state with `width` equal rows for each prompt."""
+    rows = (jnp.repeat(part, width, axis=0) for part in (state.tokens_BS, state.first_B, state.finished_B))
+    tokens_BS, first_B, finished_B = rows
+    cache, search = repeated(state.cache, width), start(state.tokens_BS, width)
+    return DecodeState(cache, tokens_BS, first_B, state.slot, state.count, finished_B, search)
+
+
+def _known(state: DecodeState, outside: int) -> jax.Array:
+    """Returns the tokens so far, and `outside` in slots that do not count."""
+    slots_S = jnp.arange(state.tokens_BS.shape[1])
+    counts_BS = (slots_S >= state.first_B[:, None]) & (slots_S < state.slot)
+    return jnp.where(counts_BS, state.tokens_BS, outside)
 
 
 def _placed(model: LanguageModel, state: DecodeState) -> DecodeState:

@@ -13,6 +13,7 @@ from easydel.errors import ArgumentError
 from easydel.generate.prompt import Prompt
 from easydel.generate.settings import GenerateSettings
 from easydel.module import LanguageModel
+from easydel.ops.beams import Beams
 from easydel.ops.sampling import Rules, Sampling
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: i
         min_new_tokens=np.int32(least) if least > 0 and ends else None,
         forced_at_F=np.asarray([place for place, _ in forced], np.int32) if forced else None,
         forced_F=np.asarray([token for _, token in forced], np.int32) if forced else None,
+        beams=make_beams(settings, new),
         repetition_penalty=None if penalty in (None, 1) else np.float32(penalty),
         bad_words_NL=bad_words(settings["bad_words_ids"], ends),
         suppressed_T=np.asarray(settings["suppress_tokens"], np.int32) if settings["suppress_tokens"] else None,
@@ -83,6 +85,19 @@ def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: i
         processors=tuple(settings["logits_processor"] or ()),
         scored=bool(settings["output_scores"]),
     )
+
+
+def make_beams(settings: GenerateSettings, new: int) -> Beams | None:
+    """Returns the settings of a search with beams, if there are several. ArgumentError for what it cannot do."""
+    width, returned = settings["num_beams"] or 1, settings["num_return_sequences"] or 1
+    if width == 1:
+        return None
+    if settings["do_sample"]:
+        raise ArgumentError(f"num_beams={width} with do_sample=True is not implemented", hint="pass num_beams=1")
+    if returned > width:
+        raise ArgumentError(f"num_return_sequences={returned} are more than num_beams={width}")
+    penalty, early = settings["length_penalty"], settings["early_stopping"] or False
+    return Beams(np.float32(1 if penalty is None else penalty), np.int32(new), width, early)
 
 
 def bad_words(words: list[list[int]] | None, ends: list[int]) -> np.ndarray | None:

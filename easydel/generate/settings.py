@@ -34,6 +34,9 @@ DEFAULTS: GenerateSettings = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -49,7 +52,7 @@ DEFAULTS: GenerateSettings = {
 }
 # Names that change the result, and their values that do not; None and false values never do.
 REFUSED: Mapping[str, Any] = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(("num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
     **dict.fromkeys(
         _names(
             """penalty_alpha dola_layers constraints force_words_ids max_time use_mtp
@@ -63,10 +66,10 @@ REFUSED: Mapping[str, Any] = {
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # greedy decoding uses none of them, whatever they are
 REFUSED_WHEN_SAMPLING: Mapping[str, Any] = {"typical_p": 1, "top_h": None, "epsilon_cutoff": None, "eta_cutoff": None}
-# Names without an effect on the tokens, given that beams and assistants are refused.
+# Names without an effect on the tokens, given that groups of beams and assistants are refused.
 WITHOUT_EFFECT = frozenset(
     _names(
-        """early_stopping length_penalty diversity_penalty low_memory use_cache cache_implementation cache_config
+        """diversity_penalty low_memory use_cache cache_implementation cache_config
         max_cache_len renormalize_logits return_dict_in_generate is_assistant num_assistant_tokens
         num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind assistant_ensemble_weight
         target_lookbehind max_matching_ngram_size compile_config disable_compile continuous_batching_config
@@ -117,6 +120,9 @@ CHECKS: Mapping[str, Check] = {
     "repetition_penalty": _FACTOR,
     "no_repeat_ngram_size": _COUNT,
     "num_return_sequences": _POSITIVE,
+    "num_beams": _POSITIVE,
+    "length_penalty": (lambda value: _is_number(value) and abs(value) < float("inf"), "a number"),
+    "early_stopping": (lambda value: isinstance(value, bool) or value == "never", 'True, False or "never"'),
     "prefill_chunk_size": _POSITIVE,
     "bad_words_ids": (lambda value: _is_list(value, lambda word: _is_list(word, _is_whole)), "lists of tokens"),
     "suppress_tokens": (lambda value: _is_list(value, _is_whole, empty=True), "a list of tokens"),

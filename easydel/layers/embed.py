@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from easydel.layers.activations import activation
-from easydel.layers.linear import Embedding, Linear, parameter
+from easydel.layers.linear import Embedding, Linear, buffer, parameter
 from easydel.layers.norm import AnyNorm
 from easydel.policy import Policy
 
@@ -103,11 +103,13 @@ class Transform:
 class Head:
     """Logits: the tied embedding or a kernel of its own, times `scale`, capped by tanh (Gemma 2).
 
-    `width` is the width of the head's input where the model's features are projected first, as `Embed.width`.
+    `width` is the width of the head's input where the model's features are projected first, as `Embed.width`. A `fixed`
+    bias is not learned.
     """
 
     tied: bool
     bias: bool = False
+    fixed: bool = False
     scale: float = 1.0
     softcap: float | None = None
     width: int | None = None
@@ -122,6 +124,8 @@ class Head:
             head = TiedHead(rows if self.bias else None, policy) if self.bias or change else None
         else:
             head = Linear(inputs, rows, policy, bias=self.bias)
+        if self.fixed:
+            head.bias = buffer((rows,), policy.param_dtype)
         if head is not None and change is not None:
             head.dense = Linear(features, inputs, policy, bias=change.bias)
             head.norm = None if change.norm is None else change.norm.build(inputs, policy)

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from easydel.ops.beams import Beams
+
 # B batch, V vocabulary, N tokens that are still in the choice, S slots of tokens, E ends, F forced tokens
 NEVER = -jnp.inf
 # A function of tokens so far [B, S], with a number past the vocabulary where there is none, and of scores [B, V]. It
@@ -36,7 +38,7 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rules:
-    """Settings of choosing the next token: the likeliest, or by `sampling`, after changes to the scores.
+    """Settings of choosing the next token: the likeliest, by `sampling`, or in `beams`, after changes to the scores.
 
     Before `min_new_tokens` no token of `eos_E` is chosen. Token `forced_F[i]` is forced as new token `forced_at_F[i]`.
     The last token of each row of `bad_words_NL` is not chosen after the others, where -1 is any token; `suppressed_T`
@@ -51,6 +53,7 @@ class Rules:
     forced_F: Any = None
     forced_at_F: Any = None
     repetition_penalty: Any = None
+    beams: Beams | None = None
     bad_words_NL: Any = None
     suppressed_T: Any = None
     no_repeat_ngram_size: int = field(default=0, metadata={"static": True})

@@ -10,6 +10,7 @@ from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tokenizers.models import BPE
 
@@ -33,12 +34,16 @@ def load_tokenizer(
     local_files_only: bool = False,
     force_download: bool = False,
     follow_links: bool = False,
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
 ) -> Tokenizer:
     """Returns the tokenizer of a Hub id, a directory, or a GGUF file. A directory's tokenizer.json takes precedence.
 
     With `follow_links` a local directory's files may be links that lead out of it. Adapters without a tokenizer have
     that of the model that they were made for. Other formats are read by transformers. Code in a checkpoint is never
-    run. Raises `ConfigError` for files that are broken or absent.
+    run. Translation models name the language of each text: `src_lang` is that of inputs, `tgt_lang` that of targets,
+    as the checkpoint spells them ("eng_Latn"). Raises `ConfigError` for files that are broken or absent,
+    `ArgumentError` for languages that it does not know.
     """
     path = fetch(
         name_or_path,
@@ -50,21 +55,23 @@ def load_tokenizer(
         force_download=force_download,
         weights=False,
     )
+    languages: dict[str, Any] = {"src_lang": src_lang, "tgt_lang": tgt_lang}
     if follow_links and any((path / name).is_symlink() for name in (*CONFIGS, *VOCABULARIES)):
         with TemporaryDirectory() as copies:
-            return load_tokenizer(_copied(path, Path(copies)))
+            return load_tokenizer(_copied(path, Path(copies)), **languages)
     if is_adapter(path) and not has_tokenizer(path):
         base, own = base_of(path), {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        return load_tokenizer(base.name, revision=base.revision, **own)
-    files = gguf_tokenizer_files(path, follow_links=follow_links)
-    if files is not None:
-        return from_gguf(files)
+        return load_tokenizer(base.name, revision=base.revision, **own, **languages)
     folder = path if path.is_dir() else path.parent
-    if os.path.lexists(folder / "tokenizer.json"):
-        return from_json(folder)
-    from easydel.tokenizer.other import from_transformers
+    if (files := gguf_tokenizer_files(path, follow_links=follow_links)) is not None:
+        found = from_gguf(files)
+    elif os.path.lexists(folder / "tokenizer.json"):
+        found = from_json(folder)
+    else:
+        from easydel.tokenizer.other import from_transformers
 
-    return from_transformers(folder)
+        found = from_transformers(folder, **languages)
+    return found.between(**languages)
 
 
 def gguf_tokenizer_files(path: Path, *, follow_links: bool = False) -> list[Path] | None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from easydel.errors import ConfigError, EasyDeLError, UnsupportedModelError
+from easydel.errors import ArgumentError, ConfigError, EasyDeLError, UnsupportedModelError
 from easydel.hub.select import CONFIGS, VOCABULARIES
 from easydel.tokenizer.files import chat_templates, config_ids, read_bytes, read_config, read_json
+from easydel.tokenizer.languages import language_token
 from easydel.tokenizer.text import Tokenizer
 
 MAX_VOCABULARY_BYTES = 256 << 20
 INSTALL = 'pip install ".[tokenizers]"'
 
 
-def from_transformers(folder: Path) -> Tokenizer:
-    """Returns the tokenizer in `folder`, whatever its format, if transformers has a class that reads it."""
+def from_transformers(folder: Path, src_lang: str | None = None, tgt_lang: str | None = None) -> Tokenizer:
+    """Returns the tokenizer in `folder`, whatever its format, if transformers has a class that reads it.
+
+    The languages are for those that transformers reads in Python.
+    """
     present = {file.name for file in folder.iterdir()}
     if not present & VOCABULARIES:
         there = ", ".join(sorted(present)[:20]) or "nothing"
@@ -31,6 +35,7 @@ def from_transformers(folder: Path) -> Tokenizer:
         reader = _reader(config, read_json(folder / "config.json"), folder)
         # Only these files are used: no network, and no code that came with them.
         own = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        slow = None if own.is_fast else _speaking(own, folder, src_lang, tgt_lang)
     except ImportError as error:
         raise ConfigError(f"has no tokenizer.json, and to read others: {error}", file=folder, hint=INSTALL) from error
     except EasyDeLError:
@@ -38,34 +43,54 @@ def from_transformers(folder: Path) -> Tokenizer:
     except Exception as error:  # of many kinds: each format has a library of its own
         raise ConfigError(f"transformers cannot read the tokenizer: {error}", file=folder) from error
     return Tokenizer(
-        own.backend_tokenizer if own.is_fast else Slow(own),
+        slow or own.backend_tokenizer,
         special_tokens=own.special_tokens_map,
         default_ids=config_ids(folder),
         templates=chat_templates(config, folder),
         cleans=own.clean_up_tokenization_spaces,
         source=str(folder),
+        target=None if slow is None or getattr(own, "tgt_lang", "") is None else replace(slow, targets=True),
     )
 
 
 @dataclass(frozen=True)
 class Slow:
-    """Adapts one of transformers' Python tokenizers to the interface of the tokenizers library."""
+    """Adapts one of transformers' Python tokenizers to the interface of the tokenizers library.
+
+    With `targets` it reads what an encoder-decoder shall write.
+    """
 
     own: Any
+    targets: bool = False
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Ids:
-        return Ids(self.own.encode(sequence, add_special_tokens=add_special_tokens))
+        read = {"text_target" if self.targets else "text": sequence}
+        return Ids(self.own(**read, add_special_tokens=add_special_tokens)["input_ids"])
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self.own.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
     def token_to_id(self, token: str) -> int | None:
-        return self.own.get_vocab().get(token)
+        id = self.own.convert_tokens_to_ids(token)
+        return None if id == self.own.unk_token_id and token != self.own.unk_token else id
 
 
 @dataclass(frozen=True)
 class Ids:
     ids: list[int]
+
+
+def _speaking(own: Any, folder: Path, src_lang: str | None, tgt_lang: str | None) -> Slow:
+    """Returns the tokenizer for texts in these languages."""
+    slow = Slow(own)
+    for name, language in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
+        if language is None:
+            continue
+        if not hasattr(own, "src_lang"):
+            raise ArgumentError(f"{name}={language!r}, but {type(own).__name__} has no languages", file=folder)
+        language_token(slow, language, str(folder))
+        setattr(own, name, language)
+    return slow
 
 
 def _reader(config: Mapping[str, Any], model: Mapping[str, Any], folder: Path) -> Any:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, overload
 
 import numpy as np
+from tokenizers import Tokenizer as FastTokenizer
 
 from easydel.errors import ArgumentError
 from easydel.tokenizer.chat import Template, render, render_marked
 from easydel.tokenizer.guard import guarded
+from easydel.tokenizer.languages import language_token, speaking
 
 Messages = Sequence[Mapping[str, Any]]
 # Arguments of transformers' `apply_chat_template` that change what it returns. Templates do not read them.
@@ -41,6 +43,7 @@ class Tokenizer:
     `special_tokens` are the tokens with a role, such as {"eos_token": "</s>"}; templates see them under these names.
     `default_ids` are the ids in the model's config, for roles without a token. `templates` are by name, with "default"
     as the preferred one. If `cleans`, spaces before punctuation and contractions are removed from decoded text.
+    `target` reads an encoder-decoder's targets, if it reads them otherwise than its inputs.
     """
 
     backend: Backend = field(repr=False)
@@ -49,6 +52,7 @@ class Tokenizer:
     templates: Mapping[str, str] = field(default_factory=dict, repr=False)
     cleans: bool = False
     source: str = ""
+    target: Backend | None = field(default=None, repr=False)
 
     @property
     def bos_token_id(self) -> int | None:
@@ -164,6 +168,29 @@ class Tokenizer:
                 start = len(self.decode(shown, skip_special_tokens=skip_special_tokens))
         if rest := self.decode(shown + waiting, skip_special_tokens=skip_special_tokens)[start:]:
             yield rest
+
+    def encode_target(self, text: str) -> list[int]:
+        """Returns the ids of what an encoder-decoder shall write: labels, in the target language if it has one."""
+        return self.encode(text) if self.target is None else replace(self, backend=self.target).encode(text)
+
+    def between(self, src_lang: str | None, tgt_lang: str | None) -> Tokenizer:
+        """Returns the tokenizer of texts in these languages; None leaves what it has."""
+        if not isinstance(self.backend, FastTokenizer):
+            return self  # one of transformers', which was told
+        roles = self.special_tokens.values()
+        other = {"backend": src_lang, "target": tgt_lang}
+        named = {name: language for name, language in other.items() if language is not None}
+        made = {name: speaking(self.backend, own, roles, self.source) for name, own in named.items()}
+        return replace(self, **made)
+
+    def language_id(self, language: str) -> int:
+        """Returns the id of a language's token, such as "fra_Latn" (NLLB), "fr_XX" (mBART) or "fr" (M2M-100).
+
+        It is the `forced_bos_token_id` of a translation to that language. ArgumentError if there is no such token.
+        """
+        id = self.backend.token_to_id(language_token(self.backend, language, self.source))
+        assert id is not None
+        return id
 
     @overload
     def apply_chat_template(

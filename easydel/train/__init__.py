@@ -6,6 +6,7 @@ from easydel.train.evaluate import Evaluation, evaluator
 from easydel.train.examples import encoded, held_out
 from easydel.train.loss import LossSums, causal_loss, loss_sums
 from easydel.train.optimizer import Optimization, Schedule, adamw
+from easydel.train.pairs import Pairs
 from easydel.train.reading import documents
 from easydel.train.rows import Rows, in_rows, measured
 from easydel.train.settings import Settings
@@ -20,6 +21,7 @@ __all__ = [
     "LossSums",
     "Metrics",
     "Optimization",
+    "Pairs",
     "Rows",
     "Schedule",
     "Settings",

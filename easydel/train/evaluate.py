@@ -13,8 +13,9 @@ import numpy as np
 
 from easydel.inputs import check_tokens
 from easydel.module import LanguageModel
-from easydel.train.loss import LossSums, check_causal, loss_sums
-from easydel.train.rows import Rows
+from easydel.train.loss import LossSums, loss_sums
+from easydel.train.pairs import Pairs
+from easydel.train.rows import Rows, check_source
 from easydel.train.steps import check_count, placed
 from easydel.train.summed import IGNORED
 
@@ -32,11 +33,11 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def evaluator(model: LanguageModel, rows: Rows, batch: int = 8) -> Callable[[Mapping[str, Any]], Evaluation]:
+def evaluator(model: LanguageModel, rows: Rows | Pairs, batch: int = 8) -> Callable[[Mapping[str, Any]], Evaluation]:
     """Returns a function from parameters to the loss of all `rows`, `batch` of them at a time; it compiles once."""
-    check_causal(model)
+    check_source(model, rows)
     check_count("batch", batch)
-    check_tokens("input_ids", rows.input_ids, model.record.vocab)
+    check_tokens("input_ids", rows.input_ids, model.record.vocab_of("input_ids"))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
     sums = jax.jit(partial(loss_sums, model.bound(shapes)))
 
@@ -52,7 +53,7 @@ def evaluator(model: LanguageModel, rows: Rows, batch: int = 8) -> Callable[[Map
     return evaluate
 
 
-def _parts(rows: Rows, batch: int) -> Iterator[dict[str, np.ndarray]]:
+def _parts(rows: Rows | Pairs, batch: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields `batch` rows at a time; the last part is filled up with rows that have no labels."""
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]

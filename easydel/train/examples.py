@@ -14,8 +14,9 @@ from easydel.errors import ArgumentError, EasyDeLError, listed
 from easydel.tokenizer import Tokenizer
 from easydel.train.chat import chat_tokens, completion_tokens
 from easydel.train.data import packed
+from easydel.train.pairs import pair_tokens
 from easydel.train.reading import Found, records
-from easydel.train.shapes import Completion, Conversation, Shape, Text, Tokens, parsed
+from easydel.train.shapes import Completion, Conversation, Pair, Shape, Text, Tokens, parsed
 
 # One row of tokens that texts are joined into, or examples that stay apart.
 Encoded = np.ndarray | list[Tokens]
@@ -28,9 +29,10 @@ def encoded(source: Any, tokenizer: Tokenizer | None = None) -> Encoded:
 
     It is a file's path, or an iterable of examples: dicts such as {"messages": [...]}, {"prompt": ..., "completion":
     ...}, {"instruction": ..., "output": ...}, {"conversations": [...]}, {"text": ...} or {"input_ids": [...]}, or
-    texts, or sequences of token ids. Texts are joined into one row, each with the tokenizer's end of sequence after it;
-    an array or a list of token ids is such a row already. All else becomes a list of examples. `tokenizer` is for what
-    is no token ids. Raises ArgumentError that lists the examples that cannot be used.
+    {"input": ..., "target": ...} for an encoder-decoder, or texts, or sequences of token ids. Texts are joined into one
+    row, each with the tokenizer's end of sequence after it; an array or a list of token ids is such a row already. All
+    else becomes a list of examples. `tokenizer` is for what is no token ids. Raises ArgumentError that lists the
+    examples that cannot be used.
     """
     if isinstance(source, list) and source and isinstance(source[0], Tokens):
         return source
@@ -117,6 +119,8 @@ def _of_shape(shape: Shape, tokenizer: Any) -> list[Tokens]:
         return [shape]
     if isinstance(shape, Conversation):
         return chat_tokens(shape, tokenizer)
+    if isinstance(shape, Pair):
+        return [pair_tokens(shape, tokenizer)]
     if isinstance(shape, Completion):
         return [completion_tokens(shape, tokenizer)]
     ids = packed([shape.text], tokenizer.encode, tokenizer.eos_token_id)

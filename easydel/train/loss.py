@@ -1,4 +1,4 @@
-"""The loss of a causal language model, without ever holding the logits of all tokens.
+"""The loss of a language model, without ever holding the logits of all tokens.
 
 Tokens go through the head in groups. Where a gradient is wanted, it is computed group by group together with the loss,
 while the group's logits exist: nothing is kept for a backward pass and nothing is computed twice.
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from easydel.errors import UnsupportedModelError
+from easydel.errors import ArgumentError
 from easydel.module import LanguageModel
 from easydel.policy import Policy
 from easydel.sharding.axes import names_in
@@ -25,6 +25,7 @@ from easydel.tree import Tree
 # B batch, T length, D model, N groups, P tokens of a sequence in one group
 TOKENS = 512  # in a group, on one device: matrix products lose nothing, logits of 50,000 words take 100 MB
 INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
+DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")  # what encoder-decoders take besides
 
 
 @jax.tree_util.register_dataclass
@@ -53,13 +54,15 @@ def loss_sums(
     `batch` has `input_ids` [B, T] and perhaps `labels`, `attention_mask`, `position_ids`, `segment_ids` of the same
     shape. A label is a token, or -100 for none; without `labels`, they are the attended tokens that follow attended
     ones. Any other label makes the loss NaN. The last token of a segment predicts nothing.
+    An encoder-decoder reads `input_ids` [B, S] and predicts `labels` [B, T]; its decoder reads `decoder_input_ids`, or
+    else the labels moved right by one.
     `z_weight` times the squared log of the softmax's denominator is added (PaLM, arXiv:2204.02311: 1e-4). The logits
     of at most `tokens` tokens on each device exist at a time. The loss has first derivatives only, of `objective` only.
     """
-    check_causal(model)
-    inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
+    targets_BT = targets(model, batch)
+    names = (*INPUTS, *DECODED) if model.record.has_encoder else INPUTS
+    inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     hidden_BTD, _ = model.bound(params).model(**inputs)
-    targets_BT = next_tokens(batch)
     parts = head_params(model, params)
 
     def head(parts: Tree, hidden_BPD: jax.Array) -> jax.Array:
@@ -88,13 +91,13 @@ def causal_loss(
     return sums.objective / jnp.maximum(sums.tokens, 1)
 
 
-def check_causal(model: LanguageModel) -> None:
-    """Raises UnsupportedModelError for encoder-decoders, which do not predict the next token of their input."""
-    if model.record.has_encoder:
-        raise UnsupportedModelError(
-            f"{model.config.get('model_type')} is an encoder-decoder: only causal language models can be trained",
-            hint="differentiate model.apply with a loss of your own",
-        )
+def targets(model: LanguageModel, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the token that each position of the decoder predicts, [B, T], or -100 for none."""
+    if not model.record.has_encoder:
+        return next_tokens(batch)
+    if "labels" not in batch:
+        raise ArgumentError("an encoder-decoder has no loss without labels", hint="pass what its decoder shall write")
+    return batch["labels"]
 
 
 def next_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -115,7 +118,10 @@ def head_params(model: LanguageModel, params: Mapping[str, Any]) -> Tree:
     """Returns the part of `params` that turns hidden states into logits."""
     parts: Tree = {"lm_head": params["lm_head"]} if "lm_head" in params else {}
     if model.record.head.tied:
-        parts["model"] = {"embed_tokens": params["model"]["embed_tokens"]}
+        shared = "embed_tokens" in params["model"]
+        table = params["model"] if shared else params["model"]["decoder"]
+        own = {"embed_tokens": table["embed_tokens"]}
+        parts["model"] = own if shared else {"decoder": own}
     return parts
 
 

@@ -16,6 +16,7 @@ from easydel.errors import ArgumentError, UnsupportedModelError
 from easydel.module import LanguageModel
 from easydel.train.data import Pieces
 from easydel.train.examples import Encoded
+from easydel.train.pairs import Pairs, PairTokens, paired
 from easydel.train.shapes import Tokens
 from easydel.train.summed import IGNORED
 
@@ -50,15 +51,28 @@ class Rows:
         return int(counts.sum())
 
 
-Source = Pieces | Rows
+Source = Pieces | Rows | Pairs
 
 
-def in_rows(examples: list[Tokens], length: int, *, packing: bool = True) -> Rows:
-    """Returns rows of `length` tokens. Longer examples are cut off at their end, which is told by a warning.
+def check_source(model: LanguageModel, source: Source) -> None:
+    """Raises UnsupportedModelError for pairs unless `model` is an encoder-decoder, which takes nothing else."""
+    kind, pairs = model.config.get("model_type"), isinstance(source, Pairs)
+    if model.record.has_encoder and not pairs:
+        hint = 'pass examples as {"input": ..., "target": ...}'
+        raise UnsupportedModelError(f"{kind} is an encoder-decoder: it learns pairs, not texts or chats", hint=hint)
+    if pairs and not model.record.has_encoder:
+        hint = 'pass examples as {"prompt": ..., "completion": ...}'
+        raise UnsupportedModelError(f"{kind} is no encoder-decoder: it learns no pairs of input and target", hint=hint)
+
+
+def in_rows(examples: list[Tokens], length: int, *, packing: bool = True) -> Rows | Pairs:
+    """Returns rows of `length` tokens; of pairs, a row for each. Longer examples are cut off, with a warning.
 
     With `packing`, the longest go first, each into the fullest row that has room: best-fit decreasing, which leaves
     little padding and cuts no example (Ding et al. 2024, arXiv:2404.10830).
     """
+    if any(isinstance(example, PairTokens) for example in examples):
+        return paired(examples, length)
     kept = _cut(examples, length)
     order = sorted(range(len(kept)), key=lambda number: -len(kept[number].input_ids))
     groups = _best_fit([len(kept[number].input_ids) for number in order], length) if packing else [[n] for n in order]
@@ -68,20 +82,22 @@ def in_rows(examples: list[Tokens], length: int, *, packing: bool = True) -> Row
 def arranged(
     examples: Encoded | Source, length: int, *, packing: bool = True, document_end: int | None = None
 ) -> Source:
-    """Returns the rows to train on: `Pieces` of a text's one row of tokens, `Rows` of examples."""
-    if isinstance(examples, Pieces | Rows):
+    """Returns the rows to train on: `Pieces` of a text's one row of tokens, `Rows` of examples, `Pairs`."""
+    if isinstance(examples, Source):
         return examples
     if isinstance(examples, np.ndarray):
         return Pieces(examples, length, document_end)
     return in_rows(examples, length, packing=packing)
 
 
-def measured(examples: Encoded | Source, length: int, *, packing: bool = True, document_end: int | None = None) -> Rows:
+def measured(
+    examples: Encoded | Source, length: int, *, packing: bool = True, document_end: int | None = None
+) -> Rows | Pairs:
     """Returns the rows to evaluate: as `arranged`, but nothing of a text is left out.
 
     Its pieces overlap by one token, so that each token but the first is predicted, once.
     """
-    if isinstance(examples, Rows):
+    if isinstance(examples, Rows | Pairs):
         return examples
     if isinstance(examples, list):
         return in_rows(examples, length, packing=packing)

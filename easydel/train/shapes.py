@@ -1,6 +1,6 @@
 """The shapes that examples come in: those of TRL, axolotl, ShareGPT and Alpaca, plain text, and token ids.
 
-`parsed` turns a record into one of four things to train on, by the keys that it has.
+`parsed` turns a record into one of five things to train on, by the keys that it has.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """What an encoder reads, and what the decoder behind it learns to write."""
+
+    input: str
+    target: str
+
+
+@dataclass(frozen=True)
 class Conversation:
     """Messages as chat templates take them. The assistant's from number `first` on are learned, if they count.
 
@@ -76,7 +84,7 @@ class Tokens:
     labels: np.ndarray
 
 
-Shape = Text | Completion | Conversation | Tokens
+Shape = Text | Completion | Pair | Conversation | Tokens
 
 
 def parsed(found: Any) -> Shape:
@@ -126,6 +134,10 @@ def _alpaca(found: Mapping[str, Any]) -> Conversation:
     return _conversation(found, [*system, {"role": "user", "content": "\n\n".join(parts)}, answer])
 
 
+def _pair(found: Mapping[str, Any]) -> Pair:
+    return Pair(_string(found, "input"), _string(found, "target"))
+
+
 def _text(found: Mapping[str, Any]) -> Text:
     return Text(_string(found, "text"))
 
@@ -145,6 +157,7 @@ SHAPES: dict[str, Callable[[Mapping[str, Any]], Shape]] = {
     "conversations": _share_gpt,
     "prompt completion": _completion,
     "instruction output": _alpaca,
+    "input target": _pair,
     "input_ids": _tokens,
     "text": _text,
 }

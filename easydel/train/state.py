@@ -15,7 +15,6 @@ from easydel.errors import ArgumentError, listed
 from easydel.lora.places import trained_with
 from easydel.module import LanguageModel
 from easydel.stored import forms_of
-from easydel.train.loss import check_causal
 from easydel.tree import ADAPTERS, Tree, flatten, unflatten
 
 
@@ -58,7 +57,6 @@ def init_state(
     adapters if there are any, and what their record names beside them; else all parameters. The model's buffers are
     never trained. Raises ArgumentError if nothing is selected, or parameters stored by codes are.
     """
-    check_causal(model)
     leaves = {
         path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for path, leaf in flatten(params).items()
     }

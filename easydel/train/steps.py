@@ -22,12 +22,12 @@ from easydel.lora.dropout import dropout_keys, with_keys
 from easydel.module import LanguageModel
 from easydel.policy import Policy
 from easydel.sharding.placement import fit
-from easydel.train.loss import INPUTS, TOKENS, LossSums, check_causal, loss_sums, next_tokens
+from easydel.train.loss import DECODED, INPUTS, TOKENS, LossSums, loss_sums, targets
 from easydel.train.state import Optimizer, State, check_alive
 from easydel.train.summed import IGNORED, zero
 from easydel.tree import Tree, flatten, unflatten
 
-NAMES = (*INPUTS, "labels")
+REQUIRED = ("input_ids", "labels")  # one for each group of equal shapes
 Batch = Mapping[str, Any]
 
 
@@ -72,7 +72,6 @@ def step(
     Raises:
         ArgumentError: for these arguments, or later for a batch that does not fit.
     """
-    check_causal(model)
     for name, value in (("accumulate", accumulate), ("tokens", tokens)):
         check_count(name, value)
     if not z_weight >= 0:
@@ -89,7 +88,9 @@ class Step:
     """The function that `step` returns.
 
     `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss), `attention_mask`,
-    `position_ids` and `segment_ids`. With several processes, each passes the whole batch.
+    `position_ids` and `segment_ids`. Encoder-decoders need `input_ids` [B, S] and `labels` [B, T], and may get
+    `attention_mask`, `position_ids`, and for their decoder `decoder_input_ids` and `decoder_attention_mask`. With
+    several processes, each passes the whole batch.
     """
 
     model: LanguageModel
@@ -135,27 +136,38 @@ class Step:
 
     def placed(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the batch as int32 arrays split over the mesh. ArgumentError for names and shapes that do not fit."""
-        if unknown := sorted(set(batch) - set(NAMES)):
-            raise ArgumentError(f"the batch has {unknown}", hint=f"it may have {', '.join(NAMES)}")
-        if "input_ids" not in batch:
-            raise ArgumentError(f"the batch has {sorted(batch)}, and lacks input_ids")
+        groups = self._groups()
+        known = [name for group in groups for name in group]
+        if unknown := sorted(set(batch) - set(known)):
+            raise ArgumentError(f"the batch has {unknown}", hint=f"it may have {', '.join(known)}")
+        if missing := [name for name in REQUIRED[: len(groups)] if name not in batch]:
+            raise ArgumentError(f"the batch has {sorted(batch)}, and lacks {' and '.join(missing)}")
         arrays = {name: array if isinstance(array, jax.Array) else np.asarray(array) for name, array in batch.items()}
-        if "attention_mask" in arrays:  # of any dtype, as for the model
-            arrays["attention_mask"] = arrays["attention_mask"] != 0
+        for name in {"attention_mask", "decoder_attention_mask"} & arrays.keys():  # of any dtype, as for the model
+            arrays[name] = arrays[name] != 0
         if floats := [name for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.inexact)]:
             raise ArgumentError(f"{', '.join(floats)} of the batch are no integers")
-        shapes = {name: array.shape for name, array in arrays.items()}
-        if len(shapes["input_ids"]) != 2 or len(set(shapes.values())) > 1:
-            raise ArgumentError(f"the batch has shapes {shapes}, expected [batch, length] for all")
+        for group in groups:
+            shapes = {name: arrays[name].shape for name in group if name in arrays}
+            first = next(iter(shapes.values()))
+            if len(first) != 2 or len(set(shapes.values())) > 1 or first[0] != len(arrays["input_ids"]):
+                raise ArgumentError(f"the batch has shapes {shapes}, expected [batch, length] for all")
         ids = arrays["input_ids"]
         if not ids.size:
             raise ArgumentError(f"the batch is empty: its shape is {ids.shape}")
-        if isinstance(ids, np.ndarray):
-            check_tokens("input_ids", ids, self.model.record.vocab)
+        for name in {"input_ids", "decoder_input_ids"} & arrays.keys():
+            if isinstance(tokens := arrays[name], np.ndarray):
+                check_tokens(name, tokens, self.model.record.vocab_of(name))
         B = len(ids)
         if B % self.accumulate:
             raise ArgumentError(f"{B} sequences cannot be cut into accumulate={self.accumulate} equal parts")
         return {name: placed(array, self.model.policy) for name, array in arrays.items()}
+
+    def _groups(self) -> list[tuple[str, ...]]:
+        """Returns the names of a batch's arrays, those of equal shape together."""
+        if self.model.record.has_encoder:
+            return [tuple(name for name in INPUTS if name != "segment_ids"), DECODED]
+        return [(*INPUTS, "labels")]
 
     def _next(self, trained: Tree, moments: Any, count: jax.Array, frozen: Tree, batch: dict[str, jax.Array]) -> Any:
         gradients, loss = self._gradients(trained, frozen, batch, count)
@@ -172,7 +184,7 @@ class Step:
         self, trained: Tree, frozen: Tree, batch: dict[str, jax.Array], count: jax.Array
     ) -> tuple[Tree, LossSums]:
         """Returns gradients of the mean objective over all tokens of the batch, and its loss."""
-        everywhere = jnp.maximum(jnp.sum(next_tokens(batch) != IGNORED), 1)
+        everywhere = jnp.maximum(jnp.sum(targets(self.model, batch) != IGNORED), 1)
         fixed = flatten(frozen)
 
         def objective(trained: Tree, part: dict[str, jax.Array], number: Any = 0) -> tuple[jax.Array, LossSums]:

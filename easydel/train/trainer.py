@@ -25,9 +25,8 @@ from easydel.train.data import Pieces, shuffled
 from easydel.train.evaluate import evaluator
 from easydel.train.examples import encoded
 from easydel.train.logs import opened, read_log
-from easydel.train.loss import check_causal
 from easydel.train.optimizer import Optimization
-from easydel.train.rows import Source, arranged, measured, takes_segments
+from easydel.train.rows import Source, arranged, check_source, measured, takes_segments
 from easydel.train.run import Held, Run
 from easydel.train.settings import Settings
 from easydel.train.state import Optimizer, State, init_state
@@ -76,7 +75,6 @@ class Trainer:
         step that runs, saves a checkpoint, and raises KeyboardInterrupt. Raises ArgumentError for a training that
         cannot be started or resumed, EasyDeLError if the loss is no longer a number.
         """
-        check_causal(self.model)
         settings, folder, steps = self.settings, Path(self.directory), self.steps
         held = self._held()
         data = shuffled(self.source, settings.batch, settings.seed)
@@ -125,7 +123,8 @@ class Trainer:
         return Held(evaluator(self.model, rows, self.settings.batch), self.settings.evaluation_steps(len(self.source)))
 
     def _checked(self, source: Source) -> Source:
-        vocabulary, longest = self.model.record.vocab, self.model.record.longest
+        check_source(self.model, source)
+        vocabulary, longest = self.model.record.vocab_of("input_ids"), self.model.record.longest
         tokens = source.tokens if isinstance(source, Pieces) else source.input_ids
         if tokens.size and (tokens.max() >= vocabulary or tokens.min() < 0):
             raise ArgumentError(f"tokens reach {tokens.max()}, and the model has {vocabulary}")
