@@ -14,7 +14,7 @@ from easydel.config import HFConfig
 from easydel.families import find_family
 from easydel.layers.stack import stacks
 from easydel.lora import LoRA
-from easydel.lora.places import NOT_CALLED, adapt, places_of
+from easydel.lora.places import adapt, places_of
 from easydel.quantize import make_int8
 from easydel.sharding import PartitionAxis, default_rules, match_rules
 from easydel.tree import flatten
@@ -86,14 +86,15 @@ def test_large_parameters_can_be_int8(case: Case):
 
 @EACH
 @SCANNED
-def test_adapters_fit_beside_every_linear(case: Case, scan_layers: bool):
+def test_adapters_fit_beside_every_matrix(case: Case, scan_layers: bool):
     model = empty(case, scan_layers=scan_layers)
-    chosen = [place for place in places_of(model) if None not in place.theirs and place.name != NOT_CALLED]
-    adapt(model, LoRA(r=2), chosen)
+    chosen = [place for place in places_of(model) if None not in place.homes]
+    adapt(model, {place.path: (place, LoRA(r=2)) for place in chosen})
     leaves = {path: leaf.shape for path, leaf in flatten(model.params).items()}
     assert chosen
     for place in chosen:
-        kernel = leaves[f"{place.path}/kernel"]
-        assert leaves[f"{place.path}/lora_A"] == (*kernel[:-2], 2, kernel[-1])
-        assert leaves[f"{place.path}/lora_B"] == (*kernel[:-1], 2)
+        outputs, inputs = leaves[place.matrix][-2:] if place.leaf == "kernel" else leaves[place.matrix][:-3:-1]
+        stack = leaves[place.matrix][:-2]
+        assert leaves[f"{place.path}/lora_A"] == (*stack, 2, inputs)
+        assert leaves[f"{place.path}/lora_B"] == (*stack, outputs, 2)
     match_rules(leaves, default_rules(PartitionAxis()))
