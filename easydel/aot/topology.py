@@ -47,6 +47,18 @@ CHIPS = {
 }
 
 
+def _hide_cpu_flags() -> None:
+    """Takes flags of XLA's CPU compiler out of the environment, once that has read them.
+
+    libtpu reads the same variable when it first compiles, and ends the process at a flag that it lacks.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in given if not flag.startswith("--xla_cpu_")]
+    if kept != given:
+        jax.local_devices(backend="cpu")
+        os.environ["XLA_FLAGS"] = " ".join(kept)
+
+
 def topology_mesh(name: str, dims: Sequence[int] = (1, -1, 1, 1)) -> Mesh:
     """Returns a mesh of the TPU topology `name`, such as "v5e:2x4", whose devices can be compiled for but not run.
 
@@ -58,6 +70,7 @@ def topology_mesh(name: str, dims: Sequence[int] = (1, -1, 1, 1)) -> Mesh:
 
     for variable, value in _ALONE.items():
         os.environ.setdefault(variable, value)
+    _hide_cpu_flags()
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (jax.errors.JaxRuntimeError, ValueError, KeyError) as error:
