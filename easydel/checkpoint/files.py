@@ -42,7 +42,9 @@ def find_checkpoint(directory: Path, *, follow_links: bool = False) -> list[Path
     if directory.is_file():
         return _with_shards(directory)
     if not directory.is_dir():
-        raise CheckpointError("no such file or directory", file=directory)
+        there = os.path.lexists(directory)
+        problem = "is a dangling link, or not a regular file" if there else "no such file or directory"
+        raise CheckpointError(problem, file=directory)
     for name in PREFERENCE:
         if os.path.lexists(directory / name):
             files = _with_shards(directory / name)

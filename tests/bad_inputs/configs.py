@@ -107,7 +107,7 @@ BAD = [
     keys("other-heads", {"num_attention_heads": 4}, "q_proj.weight", "[24, 24]", file=""),
     keys("other-family", {"model_type": "gpt2"}, "gpt2", file=""),
     keys("biased", {"attention_bias": True}, "q_proj.bias", "missing", file=""),
-    keys("quantized", {"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+    keys("quantized", {"quantization_config": {"quant_method": "aqlm"}}, "aqlm"),
     keys("quantized-number", {"quantization_config": 5}, "quantized"),
     keys("bidirectional", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
 ]
