@@ -139,8 +139,8 @@ def test_a_chat_without_a_template_is_refused_before_weights_load(
     [
         (["--mesh", "1,1,4,1"], "kv_heads=2 cannot be split over tp=4"),
         (["--mesh", "1,16,1,1"], "need 16 devices, there are 8"),
-        (["--max-new-tokens", "0"], "max_new_tokens=0"),
-        (["--top-p", "2"], "top_p=2.0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--top-p", "2"], "--top-p 2.0"),
     ],
 )
 def test_what_the_model_cannot_do_is_told_with_exit_code_2(tiny: Path, arguments: list[str], said: str):
