@@ -53,8 +53,11 @@ class Parameters:
         return {part: self._shape(path)[row is not None :] for part, (path, row) in self._homes.items()}
 
     def _shape(self, path: str) -> tuple[int, ...]:
-        *lead, columns = shape = self.leaves[path].shape
-        return (*lead, columns * self.forms[path].per_byte) if self.dequantized and path in self.forms else shape
+        shape = self.leaves[path].shape
+        if not (self.dequantized and path in self.forms):
+            return shape
+        *lead, columns = shape
+        return (*lead, columns * self.forms[path].per_byte)
 
     def dtype_of(self, part: str) -> np.dtype:
         path, _ = self._homes[part]
