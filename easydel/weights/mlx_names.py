@@ -15,7 +15,7 @@ import numpy as np
 from easydel.errors import UnsupportedModelError
 from easydel.weights.expressions import Index
 from easydel.weights.names import Names
-from easydel.weights.sources import FLOAT32, TensorSource
+from easydel.weights.sources import FLOAT32, Changed, TensorSource
 
 # What names of stacked experts have in place of our `experts` and the projection after it.
 EXPERTS = {
@@ -78,33 +78,6 @@ def _table(names: Names, tensors: Mapping[str, TensorSource]) -> Names:
 def _is_turned(name: str, tensor: TensorSource) -> bool:
     """True for the kernel of a convolution of each channel alone, [channels, width, 1] where ours is [.., 1, width]."""
     return len(tensor.shape) == 3 and tensor.shape[2] == 1 < tensor.shape[1] and bool(CONVOLUTION.fullmatch(name))
-
-
-@dataclass(frozen=True, eq=False)
-class Changed:
-    """A tensor of the file that reads as another one."""
-
-    of: TensorSource
-
-    @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.of.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.of.dtype
-
-    @property
-    def file(self) -> Path:
-        return self.of.file
-
-    @property
-    def nbytes(self) -> int:
-        return self.of.nbytes
 
 
 class Turned(Changed):

@@ -49,8 +49,8 @@ class Zeros:
 
 
 @dataclass(frozen=True, eq=False)
-class Spare:
-    """A bias that a tool wrote whether the model has one or not. One of zeros that nothing reads may be left out."""
+class Changed:
+    """A tensor of the file that may read as another one."""
 
     of: TensorSource
 
@@ -76,6 +76,10 @@ class Spare:
 
     def read(self, index: Index = ()) -> np.ndarray:
         return self.of.read(index)
+
+
+class Spare(Changed):
+    """A bias that a tool wrote whether the model has one or not. One of zeros that nothing reads may be left out."""
 
 
 def is_spare(tensor: TensorSource) -> bool:
