@@ -279,14 +279,14 @@ def test_what_save_pretrained_wrote_loads_from_the_hub(
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)
     model.save_pretrained(tmp_path / "saved")
     upload(hub, tmp_path / "saved")
-    _, again = AutoEasyDeLModelForCausalLM.from_pretrained("org/model", from_torch=False, stream=stream)
-    expected, found = flatten(params), flatten(again)
-    assert found.keys() == expected.keys()
-    for path, leaf in expected.items():
-        assert found[path].dtype == leaf.dtype
-        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
-    with pytest.raises(CheckpointError, match="was written by save_pretrained; load it with from_torch=False"):
-        AutoEasyDeLModelForCausalLM.from_pretrained("org/model", stream=stream)
+    expected = flatten(params)
+    for choices in ({"from_torch": False}, {}):  # it is recognised, too
+        _, again = AutoEasyDeLModelForCausalLM.from_pretrained("org/model", stream=stream, **choices)
+        found = flatten(again)
+        assert found.keys() == expected.keys()
+        for path, leaf in expected.items():
+            assert found[path].dtype == leaf.dtype
+            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
 def test_streaming_needs_the_network(hub: Hub):
