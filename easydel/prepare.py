@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
@@ -86,7 +85,7 @@ def plan_for(
     leaves = flatten(model.params)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     file = source.checkpoint.catalog
-    integers = {path for path in model.buffers if not np.issubdtype(leaves[path].dtype, np.floating)}
+    integers = {path for path in model.buffers if not jnp.issubdtype(leaves[path].dtype, jnp.floating)}
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers, "ignore": ignore}
     if source.checkpoint.metadata.get("format") == "mlx":
         table, tensors = as_mlx_saves(table, tensors, file)
