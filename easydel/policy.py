@@ -97,7 +97,7 @@ class Policy:
 
         A product then leaves its kernel where it is, and moves the tokens instead.
         """
-        if self.mesh is None or self.mesh.size == 1:
+        if self.mesh is None or self.mesh.size == 1 or _on_one_device():
             return x
         kept = names_in(self.axes.hidden_axis)
         batch = axis_of([name for name in names_in(self.axes.batch_axis) if name not in kept])
@@ -111,6 +111,11 @@ class Policy:
             return x_BTNC
         heads = self.axes.kv_head_axis if kv else self.axes.head_axis
         return self.shard(x_BTNC, self.axes.batch_axis, self.axes.sequence_axis, heads, self.axes.head_dim_axis)
+
+
+def _on_one_device() -> bool:
+    """True inside of `shard_map`, where arrays are what one device has: nothing is left to be split."""
+    return jax.sharding.AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
 
 
 def float_dtype(name: str, value: Any) -> jnp.dtype:
