@@ -79,6 +79,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="module")
+def flags_kept() -> Iterator[None]:
+    """Gives back the flags that compiling for TPUs hides: processes started later shall compile as this one does."""
+    before = os.environ["XLA_FLAGS"]
+    yield
+    os.environ["XLA_FLAGS"] = before
+
+
+@pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """LLVM optimizes less, for modules that compile a hundred tiny models: a third of their time."""
     import jax

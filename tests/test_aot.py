@@ -22,6 +22,7 @@ from easydel.errors import ArgumentError
 from easydel.ops.sampling import Rules, Sampling
 from easydel.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("flags_kept")
 VOCAB = 4096
 NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
 COUNT, ENDS = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (2,)))

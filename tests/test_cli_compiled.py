@@ -8,6 +8,8 @@ import pytest
 from commands import invoke, invoke_json, make_model
 from foretold import needs_libtpu
 
+pytestmark = pytest.mark.usefixtures("flags_kept")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
