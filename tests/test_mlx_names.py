@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import Case
+from commands import invoke_json
 from parity import make_reference
 from safetensors.numpy import load_file, save_file
 
@@ -99,11 +100,15 @@ def written(family: str, directory: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "granitemoe", "qwen3_next"])
 def test_parameters_are_those_of_the_checkpoint_that_mlx_has_converted(family: str, tmp_path: Path):
-    loaded = [AutoEasyDeLModelForCausalLM.from_pretrained(path)[1] for path in written(family, tmp_path)]
+    paths = written(family, tmp_path)
+    loaded = [AutoEasyDeLModelForCausalLM.from_pretrained(path)[1] for path in paths]
     expected, found = map(flatten, loaded)
     assert found.keys() == expected.keys()
     for path, array in expected.items():  # one was added to norms and is taken off again
         np.testing.assert_allclose(found[path], array, rtol=0, atol=2e-7 if path.endswith("scale") else 0, err_msg=path)
+    planned = [invoke_json("plan", path) for path in paths]
+    assert planned[1]["device_bytes"] == planned[0]["device_bytes"]
+    assert sum(planned[1]["file_bytes"].values()) == sum(planned[0]["file_bytes"].values())
 
 
 def test_weights_that_mlx_has_multiplied_are_refused(tmp_path: Path):

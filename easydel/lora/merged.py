@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
-from easydel.weights.sources import FLOAT32, TensorSource
+from easydel.weights.expressions import with_ends
+from easydel.weights.sources import FLOAT32, Changed
 
 BLOCK_BYTES = 16 << 20  # of the base, while lengths are computed
 
 
-@dataclass(frozen=True, eq=False)
-class _Changed:
-    """A tensor in float32 that takes the place of `base`."""
-
-    base: TensorSource
-
-    @property
-    def name(self) -> str:
-        return self.base.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.base.shape)
+class _Floats(Changed):
+    """A tensor in float32 that takes the place of `of`."""
 
     @property
     def dtype(self) -> np.dtype:
         return FLOAT32
 
-    @property
-    def file(self) -> Path:
-        return self.base.file
-
-    @property
-    def nbytes(self) -> int:
-        return self.base.nbytes
-
-    def _part(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
-        """Returns the slice of every dimension, with both ends."""
-        full = (*index, *[slice(None)] * (len(self.shape) - len(index)))
-        return tuple(slice(*one.indices(size)) for one, size in zip(full, self.shape, strict=True))
-
     def _read(self, index: tuple[slice, ...]) -> np.ndarray:
-        return np.array(self.base.read(index), FLOAT32)  # a copy: it may be the mapped file
+        return np.array(self.of.read(index), FLOAT32)  # a copy: it may be the mapped file
 
 
 @dataclass(frozen=True, eq=False)
-class Adapted(_Changed):
-    """`base` + `scale` * `high` @ `low`, [..., r, in] and [..., out, r]; the base is [..., out, in].
+class Adapted(_Floats):
+    """`of` + `scale` * `high` @ `low`, [..., r, in] and [..., out, r]; `of` is [..., out, in].
 
-    If `transposed`, the base is [..., in, out] instead. `magnitude` [out] is the length that each output's row gets
+    If `transposed`, `of` is [..., in, out] instead. `magnitude` [out] is the length that each output's row gets
     (DoRA, Liu et al. 2024, arXiv:2402.09353).
     """
 
@@ -66,7 +42,7 @@ class Adapted(_Changed):
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Returns the slice `index`."""
-        part = self._part(index)
+        part = with_ends(index, self.shape)
         values = self._sum(part)
         if self.magnitude is None:
             return values
@@ -86,15 +62,15 @@ class Adapted(_Changed):
         """Returns the Euclidean length of each output's row of the sum."""
         rows, width = self.shape
         step = max(BLOCK_BYTES // (width * FLOAT32.itemsize), 1)
-        blocks = (self._sum(self._part((slice(row, row + step),))) for row in range(0, rows, step))
+        blocks = (self._sum(with_ends((slice(row, row + step),), self.shape)) for row in range(0, rows, step))
         if self.transposed:
             return np.sqrt(sum(np.square(block).sum(axis=0) for block in blocks))
         return np.concatenate([np.linalg.norm(block, axis=1) for block in blocks])
 
 
 @dataclass(frozen=True, eq=False)
-class Shifted(_Changed):
-    """`base` + `by`: a bias to which the one of an adapter is added."""
+class Shifted(_Floats):
+    """`of` + `by`: a bias to which the one of an adapter is added."""
 
     by: np.ndarray
 
@@ -104,15 +80,15 @@ class Shifted(_Changed):
 
 
 @dataclass(frozen=True, eq=False)
-class WithRows(_Changed):
-    """`base` with its rows `numbers` replaced by `rows`: the vectors of new tokens."""
+class WithRows(_Floats):
+    """`of` with its rows `numbers` replaced by `rows`: the vectors of new tokens."""
 
     numbers: tuple[int, ...]
     rows: np.ndarray
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Returns the slice `index`."""
-        part = self._part(index)
+        part = with_ends(index, self.shape)
         values = self._read(part)
         there = range(part[0].start, part[0].stop, part[0].step)
         for number, row in zip(self.numbers, self.rows, strict=True):

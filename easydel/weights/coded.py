@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from easydel.forms import Form, packed
-from easydel.weights.expressions import Index
+from easydel.weights.expressions import Index, with_ends
 from easydel.weights.sources import FLOAT32, TensorSource
 
 INTEGERS = [np.dtype(kind) for kind in (np.int8, np.uint8)]
@@ -101,7 +101,7 @@ class CodedTensor(ABC):
 
     def read(self, index: Index = ()) -> np.ndarray:
         """Returns a slice as float32. Slices may lack ends, and have positive steps."""
-        *leading, rows, columns = _full(index, self.shape)
+        *leading, rows, columns = with_ends(index, self.shape)
         form, groups = self.form, self.groups(columns)
         blocks = (_blocks(rows, form.block[0]), _blocks(columns, form.block[1], groups))
         touched = (*leading, *blocks)
@@ -128,11 +128,6 @@ class CodedTensor(ABC):
             if (gains := self.gains(columns)) is not None:
                 values *= gains
         return values
-
-
-def _full(index: Index, shape: tuple[int, ...]) -> Index:
-    given = (*index, *[slice(None)] * (len(shape) - len(index)))
-    return tuple(slice(*part.indices(size)) for part, size in zip(given, shape, strict=True))
 
 
 def _blocks(part: slice, size: int, groups: np.ndarray | None = None) -> slice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +18,12 @@ from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import extent
 from easydel.weights.arena import ALIGNMENT
 from easydel.weights.blocks import memoryless
-from easydel.weights.coded import CodedTensor
 from easydel.weights.expressions import Copy, Expression, Index, Reshape, Rows, Source, Stack, chain
 from easydel.weights.fill import mappable
-from easydel.weights.formats.matrix import Turned
 from easydel.weights.keep import Part
 from easydel.weights.plan import Plan
 from easydel.weights.read import bytes_of, first_byte, is_contiguous
-from easydel.weights.sources import Zeros
+from easydel.weights.sources import Changed, TensorSource, Zeros
 
 Action = Literal["map", "read", "gather", "cast", "keep", "dequantize", "quantize", "fill"]
 ACTIONS: dict[Action, str] = {
@@ -140,6 +139,8 @@ def _form(expression: Expression, plan: Plan) -> Any:
     if not isinstance(expression, Source):
         return type(expression)
     tensor = plan.tensors[expression.name]
+    if _stored(tensor) is None:  # its share of bytes counts, wherever they are
+        return type(tensor), tensor.shape, tensor.dtype, tensor.nbytes
     if not isinstance(tensor, Tensor):
         return expression.name
     aligned = tensor.offset % ALIGNMENT
@@ -173,7 +174,7 @@ def _action(plan: Plan, copy: Copy, dtype: np.dtype) -> Action:
         return "fill"
     if isinstance(tensor, Part):
         return "keep"
-    if isinstance(tensor, CodedTensor | Turned) or _stored(tensor).encoding is not None:
+    if _is_decoded(tensor):
         return "dequantize"
     if tensor.dtype != dtype:
         return "cast"
@@ -184,9 +185,9 @@ def _action(plan: Plan, copy: Copy, dtype: np.dtype) -> Action:
 def _step(plan: Plan, path: str, index: Index, copy: Copy, action: Action) -> ReadStep:
     tensor = plan.tensors[copy.name]
     nbytes = bytes_of(tensor, copy.out.size)
-    if isinstance(tensor, Zeros | CodedTensor | Turned | Part):
-        return ReadStep(path, index, tensor.name, tensor.file, None, None, nbytes, action)
     stored, sizes = _stored(tensor), [part.stop - part.start for part in copy.index]
+    if stored is None:
+        return ReadStep(path, index, tensor.name, tensor.file, None, None, nbytes, action)
     if stored is not tensor or stored.encoding is not None:  # whole blocks, or rows in another order: the whole tensor
         start, span = stored.offset, stored.nbytes
     else:
@@ -194,8 +195,17 @@ def _step(plan: Plan, path: str, index: Index, copy: Copy, action: Action) -> Re
     return ReadStep(path, index, tensor.name, stored.file, start, start + span, nbytes, action)
 
 
-def _stored(tensor: object) -> Tensor:
-    """Returns the tensor of the file behind another one (`HFTensor`)."""
+def _stored(tensor: TensorSource) -> Tensor | None:
+    """Returns the tensor of the file behind another one (`HFTensor`, `Changed`); None if it is made of several."""
+    if isinstance(tensor, Changed):
+        return _stored(tensor.of)
     stored = tensor if isinstance(tensor, Tensor) else getattr(tensor, "tensor", None)
-    assert isinstance(stored, Tensor)
-    return stored
+    return stored if isinstance(stored, Tensor) else None
+
+
+def _is_decoded(tensor: TensorSource) -> bool:
+    """True if the file has fewer bits for a number than its dtype."""
+    stored = _stored(tensor)
+    if stored is None:
+        return tensor.nbytes < prod(tensor.shape) * tensor.dtype.itemsize
+    return stored.encoding is not None

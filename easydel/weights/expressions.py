@@ -180,6 +180,12 @@ def runs(index: np.ndarray) -> Sequence[slice]:
     return [slice(int(index[a]), int(index[b - 1]) + 1) for a, b in zip(starts, stops, strict=True)]
 
 
+def with_ends(index: Index, shape: Sequence[int]) -> Index:
+    """Returns a slice with both ends for each dimension; those that `index` lacks are taken whole."""
+    full = (*index, *[slice(None)] * (len(shape) - len(index)))
+    return tuple(slice(*part.indices(size)) for part, size in zip(full, shape, strict=True))
+
+
 def count_of(part: slice) -> int:
     """Returns the number of items that a slice with both ends takes."""
     return len(range(part.start, part.stop, part.step or 1))

@@ -19,7 +19,17 @@ import numpy as np
 
 from easydel.forms import OFFSET, SCALE, Form, packed
 from easydel.weights.coded import CodedTensor, Kind
-from easydel.weights.expressions import Expression, Index, Reshape, Rows, Source, Stack, Transpose, source_names
+from easydel.weights.expressions import (
+    Expression,
+    Index,
+    Reshape,
+    Rows,
+    Source,
+    Stack,
+    Transpose,
+    source_names,
+    with_ends,
+)
 from easydel.weights.plan import Plan
 from easydel.weights.sources import FLOAT32, TensorSource
 
@@ -261,10 +271,7 @@ class Part:
         return prod(self.shape) * self.dtype.itemsize
 
     def read(self, index: Index = ()) -> np.ndarray:
-        index = tuple(
-            slice(*part.indices(size))
-            for part, size in zip((*index, *[slice(None)] * (len(self.shape) - len(index))), self.shape, strict=True)
-        )
+        index = with_ends(index, self.shape)
         return self._codes(index) if self.kind == "codes" else self._numbers(index)
 
     def _codes(self, index: Index) -> np.ndarray:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from easydel.errors import UnsupportedModelError
-from easydel.weights.expressions import Index
+from easydel.weights.expressions import Index, with_ends
 from easydel.weights.names import Names
-from easydel.weights.sources import FLOAT32, Changed, TensorSource
+from easydel.weights.sources import FLOAT32, Changed, TensorSource, Turned
 
 # What names of stacked experts have in place of our `experts` and the projection after it.
 EXPERTS = {
@@ -80,19 +80,6 @@ def _is_turned(name: str, tensor: TensorSource) -> bool:
     return len(tensor.shape) == 3 and tensor.shape[2] == 1 < tensor.shape[1] and bool(CONVOLUTION.fullmatch(name))
 
 
-class Turned(Changed):
-    """A tensor with its last two dimensions swapped."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        *leading, rows, columns = self.of.shape
-        return (*leading, columns, rows)
-
-    def read(self, index: Index = ()) -> np.ndarray:
-        *leading, rows, columns = _full(index, self.shape)
-        return self.of.read((*leading, columns, rows)).swapaxes(-1, -2)
-
-
 class Lowered(Changed):
     """A tensor less one: mlx-lm adds it to norms that do so themselves in transformers."""
 
@@ -134,16 +121,10 @@ class Latents:
         return self.queries.nbytes + self.values.nbytes
 
     def read(self, index: Index = ()) -> np.ndarray:
-        rows, columns = (
-            slice(*part.indices(dim)) for part, dim in zip(_full(index, self.shape), self.shape, strict=True)
-        )
+        rows, columns = with_ends(index, self.shape)
         size = self.queries.shape[2] + self.values.shape[1]
         heads = slice(rows.start // size, -(-rows.stop // size))
         keys = self.queries.read((heads, columns, slice(None))).swapaxes(1, 2)
         both = np.concatenate([keys, self.values.read((heads, slice(None), columns))], axis=1)
         base = heads.start * size
         return both.reshape(-1, both.shape[2])[rows.start - base : rows.stop - base : rows.step]
-
-
-def _full(index: Index, shape: tuple[int, ...]) -> Index:
-    return (*index, *[slice(None)] * (len(shape) - len(index)))

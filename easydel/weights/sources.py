@@ -9,7 +9,7 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
-from easydel.weights.expressions import Index
+from easydel.weights.expressions import Index, with_ends
 
 FLOAT32 = np.dtype(np.float32)
 _EXTRA_FLOATS = [np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
@@ -76,6 +76,23 @@ class Changed:
 
     def read(self, index: Index = ()) -> np.ndarray:
         return self.of.read(index)
+
+
+class Turned(Changed):
+    """A tensor with its last two dimensions swapped; `turned` is the tensor as it is."""
+
+    @property
+    def turned(self) -> TensorSource:
+        return self.of
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *leading, rows, columns = self.of.shape
+        return (*leading, columns, rows)
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        *leading, rows, columns = with_ends(index, self.shape)
+        return self.of.read((*leading, columns, rows)).swapaxes(-1, -2)
 
 
 class Spare(Changed):

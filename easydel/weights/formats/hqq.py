@@ -17,7 +17,7 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.weights.coded import Form
-from easydel.weights.expressions import Index
+from easydel.weights.expressions import Index, with_ends
 from easydel.weights.formats.checks import BYTE, FLOATS, WORD, misshapen
 from easydel.weights.formats.matrix import Matrix
 from easydel.weights.formats.parts import integers
@@ -214,9 +214,7 @@ class Columns:
 
     def read(self, index: Index = ()) -> np.ndarray:
         """Returns a slice as float32. Slices may lack ends, and have positive steps."""
-        full = (*index, *[slice(None)] * (2 - len(index)))
-        index = tuple(slice(*part.indices(size)) for part, size in zip(full, self.shape, strict=True))
-        return self.groups.run(index, self.shape[1], self._values)
+        return self.groups.run(with_ends(index, self.shape), self.shape[1], self._values)
 
     def _values(self, rows: np.ndarray) -> np.ndarray:
         zero, scale = (part.read().astype(FLOAT32) for part in (self.zero, self.scale))

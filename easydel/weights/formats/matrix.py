@@ -16,6 +16,7 @@ from easydel.weights.coded import INTEGERS, CodedTensor, Kind
 from easydel.weights.expressions import Index
 from easydel.weights.formats.parts import EXPONENT, FLOAT4, Arranged, Part, Stream, viewed
 from easydel.weights.formats.unpacking import Unpacking
+from easydel.weights.sources import Turned
 
 FLOAT8 = [np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
 GROUPS = [np.dtype(np.int32), np.dtype(np.int64)]
@@ -97,38 +98,6 @@ class Matrix(CodedTensor):
 
     def gains(self, columns: slice) -> np.ndarray | None:
         return None if self.gain is None else self.gain.read((columns,)).astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Turned:
-    """A coded tensor with its last two dimensions swapped, as a float checkpoint has it; `turned` is the tensor."""
-
-    turned: CodedTensor
-
-    @property
-    def name(self) -> str:
-        return self.turned.name
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.turned.dtype
-
-    @property
-    def file(self) -> Path:
-        return self.turned.file
-
-    @property
-    def nbytes(self) -> int:
-        return self.turned.nbytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        *leading, rows, columns = self.turned.shape
-        return (*leading, columns, rows)
-
-    def read(self, index: Index = ()) -> np.ndarray:
-        *leading, rows, columns = (*index, *[slice(None)] * (len(self.shape) - len(index)))
-        return self.turned.read((*leading, columns, rows)).swapaxes(-1, -2)
 
 
 @dataclass
