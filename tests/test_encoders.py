@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import all_cases
@@ -14,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM
 from easydel.errors import ArgumentError, UnsupportedModelError
+from easydel.layers.context import Context
+from easydel.layers.position import Blocks
 
 CASES = {case.name: case for case in all_cases()}
 IDS = {"input_ids": random_ids(CASES["bert-causal"])}
@@ -44,6 +47,23 @@ def test_a_model_that_sees_both_ways_has_no_cache(bert: tuple[Any, Path]):
 def test_it_decodes_with_is_decoder(bert: tuple[Any, Path]):
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(bert[1], config_kwargs={"is_decoder": True})
     assert model.generate(IDS["input_ids"], max_new_tokens=2).sequences.shape == (2, IDS["input_ids"].shape[1] + 2)
+
+
+def test_blocks_count_the_tokens_of_each_row_and_short_rows_see_everything():
+    counts, length = [17, 15, 14], 20
+    valid = np.arange(length) >= length - np.array(counts)[:, None]
+    bias = Blocks(size=2, again=1).bias(Context(jnp.zeros((3, length), jnp.int32), valid_BS=jnp.asarray(valid)), length)
+    assert callable(bias)
+    whole = np.asarray(bias(0, length))[:, 0]
+    np.testing.assert_array_equal(np.asarray(bias(5, 4))[:, 0], whole[:, 5:9])
+    for row, count in enumerate(counts[:2]):
+        tokens = np.arange(count) // 2
+        last, (q, k) = tokens[-1], np.meshgrid(tokens, tokens, indexing="ij")
+        inner = (q > 0) & (q < last)
+        unseen = inner & (k > 0) & (k < last) & (np.abs(q - k) > 1)
+        expected = np.where(unseen, -1e30, np.where(inner & (k == 0), np.log(2), 0)).astype(np.float32)
+        np.testing.assert_allclose(whole[row, -count:, -count:], expected)
+    assert (whole[2] == 0).all()
 
 
 def test_token_types_count(bert: tuple[Any, Path]):

@@ -23,6 +23,7 @@ NEEDED = {
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6},
     "glm4_moe": {"head_dim": 128},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "xmod": {"default_language": "en_XX"},
 }
 FAMILIES = pytest.mark.parametrize("family", all_families(), ids=lambda family: family.name)
 

@@ -10,7 +10,7 @@ from easydel.layers.beside import Beside
 from easydel.layers.block import Block
 from easydel.layers.cross import CrossAttention
 from easydel.layers.delta import DeltaNet
-from easydel.layers.embed import Embed, Head, Learned, Sinusoidal, Transform
+from easydel.layers.embed import Embed, Feature, Head, Learned, Sinusoidal, Transform
 from easydel.layers.indexer import Indexer, SharedIndexer
 from easydel.layers.lightning import Lightning
 from easydel.layers.mamba import Mamba
@@ -21,7 +21,7 @@ from easydel.layers.moe import Groups, MoE, TopK
 from easydel.layers.norm import AnyNorm, LayerNorm, RMSNorm
 from easydel.layers.part import Part
 from easydel.layers.per_layer import LayerInput, TokenInputs
-from easydel.layers.position import ALiBi, GrowingScale
+from easydel.layers.position import ALiBi, Blocks, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.residual import FromRead, Parallel, Post, Sequential
 from easydel.layers.rope import LongRope, Rope, Yarn, rope_from_settings, yarn_gain

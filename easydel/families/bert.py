@@ -8,6 +8,7 @@ from easydel.families._parts import (
     Around,
     Attention,
     Block,
+    Blocks,
     Causal,
     Decoder,
     Embed,
@@ -94,13 +95,14 @@ def encoder(
     *,
     pre_norm: bool = False,
     tied: bool | None = None,
-    position: Rope | None = None,
+    position: Rope | Blocks | None = None,
+    biased: str = "qkvo",
 ) -> Decoder:
     """BERT's layers between `embed` and a head with a bias, with norms after each part or (`pre_norm`) before."""
     c.only("position_embedding_type", "absolute")
     heads, own = c.num_attention_heads, norm(c)
     sight = Causal() if c.is_decoder else Around()
-    mixer = Attention(Heads(heads, heads, c.hidden_size // heads, biased="qkvo"), position, sight)
+    mixer = Attention(Heads(heads, heads, c.hidden_size // heads, biased=biased), position, sight)
     ffn = MLP(c.intermediate_size, c.hidden_act)
     if pre_norm:
         layer = Block(mixer, ffn, attn_in=own, ffn_in=own)

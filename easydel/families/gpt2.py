@@ -33,6 +33,7 @@ MASKS = r".*\.attn\.(masked_)?bias"  # causal masks that old files hold
 CONV1D = ("c_attn", "c_proj", "c_fc")
 FUSED = (Fused("self_attn.c_attn", QKV),)
 NAMES = Names(RENAMES, FUSED, transposed=CONV1D, ignored=(MASKS,), prefix="transformer")
+INERT = {"reorder_and_upcast_attn": "scores are always float32 here"}
 
 
 def attention(c: HFConfig, **choices: Any) -> Attention:
@@ -49,7 +50,7 @@ def pre_norm(c: HFConfig, mixers: Sequence[Part], hidden: int | None) -> Decoder
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm, embed=Embed(Learned(c.max_position_embeddings)))
 
 
-@family("gpt2", NAMES, inert={"reorder_and_upcast_attn": "scores are always float32 here"})
+@family("gpt2", NAMES, inert=INERT)
 def gpt2(c: HFConfig) -> Decoder:
     scale = (c.hidden_size // c.num_attention_heads) ** -0.5 if c.scale_attn_weights else 1.0
     scales = [scale / (i + 1) if c.scale_attn_by_inverse_layer_idx else scale for i in range(c.num_hidden_layers)]

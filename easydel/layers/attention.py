@@ -17,7 +17,7 @@ from easydel.layers.kv_cache import Seen, empty_keys, reachable, update
 from easydel.layers.linear import Linear, parameter
 from easydel.layers.norm import AnyNorm, Norm
 from easydel.layers.part import Handed, HeadSizes, Part, handing, received
-from easydel.layers.position import ALiBi, GrowingScale
+from easydel.layers.position import ALiBi, Blocks, GrowingScale
 from easydel.layers.relative import RelativeBias
 from easydel.layers.rope import Rope
 from easydel.layers.shared import shared_module
@@ -115,7 +115,7 @@ class Attention(Part):
 
     name: ClassVar[str] = "self_attn"
     heads: Heads
-    position: Rope | ALiBi | RelativeBias | None = None
+    position: Rope | ALiBi | Blocks | RelativeBias | None = None
     sight: Sight = Causal()
     weights: Weights = Weights()
     norms: QKNorm | None = None
@@ -293,7 +293,7 @@ class AttentionLayer(nnx.Module):
 
     def _bias(self, context: Context, slots: int) -> Bias | None:
         position = self.record.position
-        if isinstance(position, ALiBi):
+        if isinstance(position, ALiBi | Blocks):
             return position.bias(context, slots)
         if not isinstance(position, RelativeBias):
             return None

@@ -63,6 +63,15 @@ class Waves(nnx.Module):
 
 
 @dataclass(frozen=True)
+class Feature:
+    """A table of `rows` vectors of `width` for something about a token besides its id, `name` in parameter paths."""
+
+    name: str
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Embed:
     """Token vectors of `width` (default: the model's) times `scale`, plus positions and types, then a norm.
 
@@ -70,6 +79,7 @@ class Embed:
     positions are added (OPT-350m), or "after" the norm (ELECTRA). Every token has the first of `types` token types
     unless the caller gives them, and the first of `tasks` (ERNIE). With `normed` "tokens" the norm comes before
     positions are added. With `float32` the residual stream stays in float32, whatever dtype layers compute in (Mamba).
+    The first vectors of `features` stand beside every token's before it is projected (RoCBert).
     """
 
     positions: Learned | Sinusoidal | None = None
@@ -82,6 +92,7 @@ class Embed:
     bias: bool = False
     normed: Literal["all", "tokens"] = "all"
     tasks: int = 0
+    features: tuple[Feature, ...] = ()
 
     @property
     def longest(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from easydel.layers.context import Context, counted
+from easydel.ops.attend import Bias
+from easydel.ops.scores import MASKED
 
 # B batch, T tokens of this call, S key slots, N heads
 
@@ -42,6 +45,37 @@ class ALiBi:
             positions = jnp.arange(length)[None]
             return (positions if starts_BS is None else positions - starts_BS).astype(jnp.float32)
         return (counted(valid_BS, starts_BS) * valid_BS).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sight of neighbouring blocks of `size` tokens, and of the first and the last block (Zaheer et al. 2020).
+
+    These two see everything. Where the paper has blocks chosen at random (arXiv:2007.14062), transformers at inference
+    has `again` more copies of the first block: its keys count that many times more. Rows of at most
+    (5 + 2 * `again`) * `size` tokens see everything. Tokens are counted without padding.
+    """
+
+    size: int
+    again: int
+
+    def bias(self, context: Context, length: int) -> Bias:
+        """Returns a bias, (first query, queries) -> [B or 1, 1, queries, S]: of whole sequences alone."""
+        valid_BS = jnp.ones((1, length), bool) if context.valid_BS is None else context.valid_BS
+        blocks_BS = jnp.maximum(counted(valid_BS, None), 0) // self.size
+        count_B11 = jnp.sum(valid_BS, axis=-1)[:, None, None]
+        last_B11 = (count_B11 - 1) // self.size
+
+        def bias(start: jax.Array | int, queries: int) -> jax.Array:
+            q_BT1 = jax.lax.dynamic_slice_in_dim(blocks_BS, start, queries, axis=1)[..., None]
+            k_B1S = blocks_BS[:, None]
+            everywhere_BT1 = (q_BT1 == 0) | (q_BT1 == last_B11)
+            seen_BTS = everywhere_BT1 | (k_B1S == 0) | (k_B1S == last_B11) | (abs(q_BT1 - k_B1S) <= 1)
+            again_BTS = jnp.where(~everywhere_BT1 & (k_B1S == 0), math.log1p(self.again), 0.0)
+            sparse_B11 = count_B11 > (5 + 2 * self.again) * self.size
+            return jnp.where(sparse_B11, jnp.where(seen_BTS, again_BTS, MASKED), 0.0)[:, None]
+
+        return bias
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,10 @@ class TowerModel(nnx.Module):
         self.embed_types = Embedding(embed.types, inner, policy) if embed.types else None
         self.embed_tasks = Embedding(embed.tasks, inner, policy) if embed.tasks else None
         self.embed_layernorm = None if embed.norm is None else embed.norm.build(inner, policy)
-        self.project_in = None if width == features else Linear(width, features, policy, bias=embed.bias)
+        for feature in embed.features:
+            setattr(self, feature.name, Embedding(feature.rows, feature.width, policy))
+        read = width + sum(feature.width for feature in embed.features)
+        self.project_in = None if read == features else Linear(read, features, policy, bias=embed.bias)
         for name, part in shared_parts(record.blocks).items():
             setattr(self, name, part.build(features, policy))
         if record.per_layer is not None:
@@ -140,6 +143,9 @@ class TowerModel(nnx.Module):
         record = self.tower.embed
         if record.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(record.scale, x_BTD.dtype)
+        if record.features:
+            first = [getattr(self, feature.name)(jnp.zeros_like(positions_BT)) for feature in record.features]
+            x_BTD = jnp.concatenate([x_BTD, *first], axis=-1)
         if self.project_in is not None and record.projected == "before":
             x_BTD = self.project_in(x_BTD)
         if record.normed == "tokens":
