@@ -1,7 +1,8 @@
 """Models of images or sound around a language model: reads the language model, and nothing else, from their files.
 
 transformers keeps the language model's settings in the config's `text_config`. Its tensors are called
-language_model.model.layers... on the Hub, and model.language_model.layers... in files of newer versions.
+language_model.model.layers... on the Hub, and model.language_model.layers... in files of newer versions (some say
+text_model).
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from easydel.expected import shown
 from easydel.keys import Keys
 from easydel.weights.sources import TensorSource
 
-INNER = ((r"language_model\.lm_head\.", "lm_head."), (r"(model\.)?language_model\.(model\.)?", "model."))
+INNER = (
+    (r"(language|text)_model\.lm_head\.", "lm_head."),
+    (r"(model\.)?(language|text)_model\.(model\.)?", "model."),
+)
 TextFunction = Callable[[HFConfig], dict[str, Any]]
+TensorFunction = Callable[[HFConfig, dict[str, TensorSource]], dict[str, TensorSource]]
 TIED = "tie_word_embeddings"
 OUTER_FIRST = ("bos_token_id", "eos_token_id", "pad_token_id")  # as in transformers' GenerationConfig.from_model_config
 
@@ -28,19 +33,21 @@ class Wrapper:
     """One multimodal model_type.
 
     `text` extracts the language model's keys from the whole config. `ignored` are regular expressions of the names of
-    tensors that are not the language model's. Any other tensor without a place in it is an error.
+    tensors that are not the language model's. Any other tensor without a place in it is an error. `change` gets the
+    whole config and the language model's tensors, and returns those to load.
     """
 
     model_type: str
     description: str
     text: TextFunction
     ignored: tuple[str, ...]
+    change: TensorFunction | None = None
 
     def language_config(self, config: HFConfig) -> HFConfig:
         """Returns the config of the language model alone, as its own checkpoint would have it."""
         return HFConfig(self.text(config), file=config.file)
 
-    def language_tensors(self, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    def language_tensors(self, config: HFConfig, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
         """Returns the language model's tensors, by their names in a checkpoint of its own."""
         found: dict[str, TensorSource] = {}
         for name, tensor in tensors.items():
@@ -50,7 +57,7 @@ class Wrapper:
                 problem = f"is {inner} of the language model, and so is {found[inner].name}"
                 raise CheckpointError(problem, file=tensor.file, tensor=name)
             found[inner] = tensor
-        return found
+        return found if self.change is None else self.change(config, found)
 
 
 def text_config(*, tied: bool | None) -> TextFunction:

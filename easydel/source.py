@@ -129,7 +129,7 @@ def language_model(source: CheckpointSource) -> CheckpointSource:
         wrapper.model_type,
         config.model_type,
     )
-    return replace(source, config=config, tensors=wrapper.language_tensors(tensors))
+    return replace(source, config=config, tensors=wrapper.language_tensors(outer, tensors))
 
 
 def read_config(path: Path) -> HFConfig:

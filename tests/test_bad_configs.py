@@ -9,7 +9,9 @@ import pytest
 
 from easydel import EasyDeLError
 from easydel.config import HFConfig
-from easydel.families import Family, all_families
+from easydel.errors import UnsupportedModelError
+from easydel.families import Family, all_families, find_family
+from easydel.families._refused import REFUSED
 
 NEEDED = {
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -49,3 +51,10 @@ def test_wrong_values_are_refused_with_the_key(family: Family, tmp_path: Any):
                 if not any(name in str(error) for name in spellings) or error.file is None:
                     unnamed.append(f"{key}={value!r}: {error}")
     assert unnamed == []
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_cannot_be_a_language_model_is_refused_with_the_reason(model_type: str):
+    with pytest.raises(UnsupportedModelError) as caught:
+        find_family(model_type)
+    assert f"'{model_type}' is no language model: {REFUSED[model_type]}" in caught.value.problem

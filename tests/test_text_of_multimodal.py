@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cases import FULL, SIZES, SLIDING, Case, cases_in
-from cases.qwen3_next import DELTA, SPARSE
+from cases import cases_in
 from commands import invoke, invoke_json
 from hub_server import Repo, serving
 from loaded import Loaded
+from multimodal_cases import CASES, Config, Multimodal
 from parity import assert_close, logits_of, make_reference, random_ids, randomise, reference_logits
 from safetensors.numpy import load_file, save_file
 
@@ -28,110 +27,14 @@ from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 from easydel.families import all_wrappers
 from easydel.tree import flatten
 
-Config = dict[str, Any]
-IMAGE: Config = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 40}
-IMAGE |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-CLIP = IMAGE | {"model_type": "clip_vision_model"}
-SAM: Config = {
-    "hidden_size": 32,
-    "output_channels": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "mlp_dim": 40,
-}
-SAM |= {"image_size": 32, "patch_size": 16, "global_attn_indexes": [0], "window_size": 2}
-SEEN: Config = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "intermediate_size": 40, "num_heads": 2}
-SEEN |= {"out_hidden_size": 48, "patch_size": 4}
-POSITIONS: Config = {"num_position_embeddings": 16}
-SECTIONS: Config = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [1, 1, 2]}}
-TWO_ROPES: Config = {
-    FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
-    SLIDING: {"rope_type": "default", "rope_theta": 50.0},
-}
-GEMMA4: Config = {"head_dim": 8, "global_head_dim": 12, "sliding_window": 5}
-
-
-@dataclass(frozen=True)
-class Multimodal(Case):
-    """A tiny multimodal model: `config` is that of its language model, then those of what sees, and its own."""
-
-    vision: Config = field(default_factory=dict)
-    outer: Config = field(default_factory=dict)
-
-
-def case(name: str, text: Config, vision: Config, **outer: Any) -> Multimodal:
-    return Multimodal(name, name.partition(" ")[0], SIZES | text, vision=vision, outer=outer)
-
-
-CASES = [
-    case(
-        "gemma3",
-        {"head_dim": 10, "query_pre_attn_scalar": 12, "sliding_window": 5, "rope_parameters": TWO_ROPES}
-        | {"layer_types": [SLIDING, FULL, SLIDING]},
-        IMAGE,
-        mm_tokens_per_image=4,
-        eos_token_id=[1, 90],
-    ),
-    case(
-        "gemma3 untied", {"head_dim": 8, "sliding_window": 5}, IMAGE, mm_tokens_per_image=4, tie_word_embeddings=False
-    ),
-    case(
-        "gemma4",
-        GEMMA4
-        | {"num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2, "num_kv_shared_layers": 2}
-        | {"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 97},
-        IMAGE | {"head_dim": 16, "num_key_value_heads": 2, "position_embedding_size": 32},
-    ),
-    case(
-        "gemma4_unified",
-        GEMMA4 | {"layer_types": [SLIDING, FULL, FULL], "attention_k_eq_v": True, "num_global_key_value_heads": 3},
-        {"patch_size": 4, "mm_embed_dim": 48, "mm_posemb_size": 32, "output_proj_dims": 48},
-        audio_config=None,
-    ),
-    case("mistral3", {"model_type": "mistral", "sliding_window": 5}, IMAGE | {"model_type": "pixtral", "head_dim": 16}),
-    case(
-        "mistral3 of ministral3",
-        {"model_type": "ministral3", "head_dim": 8},
-        IMAGE | {"model_type": "pixtral", "head_dim": 16},
-    ),
-    case(
-        "llama4",
-        {"head_dim": 10, "attention_chunk_size": 4, "num_local_experts": 3, "intermediate_size_mlp": 56}
-        | {"no_rope_layer_interval": 2, "interleave_moe_layer_step": 2},
-        IMAGE | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
-    ),
-    case("llava", {"model_type": "llama", "attention_bias": True}, CLIP),
-    case("llava_next", {"model_type": "mistral", "tie_word_embeddings": True, "sliding_window": None}, CLIP),
-    case(
-        "internvl",
-        {"model_type": "qwen2"},
-        IMAGE | {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]},
-    ),
-    case("got_ocr2", {}, SAM),
-    case(
-        "qwen2_vl",
-        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "tie_word_embeddings": True}
-        | SECTIONS,
-        SEEN,
-    ),
-    case("qwen2_5_vl", SECTIONS, SEEN | {"fullatt_block_indexes": [0]}),
-    case(
-        "qwen3_vl",
-        {"head_dim": 10, "rope_parameters": SECTIONS["rope_parameters"] | {"mrope_section": [1, 2, 2]}},
-        SEEN | POSITIONS | {"deepstack_visual_indexes": [0]},
-    ),
-    case("qwen3_5", DELTA, SEEN | POSITIONS),
-    # torch rounds the last few tokens by where a file's gates of shared experts lie in memory, unless 16 divides them
-    replace(case("qwen3_5_moe", DELTA | SPARSE | {"num_experts_per_tok": 2}, SEEN | POSITIONS), length=16),
-]
-
-
 # Its model of images is from a library that tests do not have.
 TIMM = cases_in("gemma3n_text")[0]
 EACH = pytest.mark.parametrize("loaded", CASES, ids=lambda case: case.name, indirect=True)
-# Of the others, transformers itself knows one layout alone.
-NOT_READ = r"vision_tower|vision_model|embed_(vision|audio)|projector|visual|image_newline"
-ONE_LAYOUT = {"gemma4", "gemma4_unified", "llama4"}
+NOT_READ = r"vision_tower|vision_model|embed_(vision|audio)|projector|visual|image_newline|vqmodel|audio_tower"
+NOT_READ += "|vision_embed_tokens|embed_tokens_extend|cross_attn"
+# Of these, transformers itself knows one layout alone.
+ONE_LAYOUT = {"gemma4", "gemma4_unified", "llama4", "moss_transcribe_diarize", "phi4_multimodal"}
+FLAT = {"phi4_multimodal"}  # configs without a text_config
 BOTH = pytest.mark.parametrize(
     "loaded", [case for case in CASES if case.model_type not in ONE_LAYOUT], ids=lambda case: case.name, indirect=True
 )
@@ -141,14 +44,15 @@ GEMMA = pytest.mark.parametrize("loaded", [CASES[0]], ids=lambda case: case.name
 
 def make(case: Multimodal, directory: Path) -> Any:
     """A random model, saved in `directory`. Weights of what sees are NaN there: who reads them refuses the file."""
-    values = {"text_config": case.config, "vision_config": case.vision} | case.outer
+    text = case.config if case.model_type in FLAT else {"text_config": case.config}
+    values = text | {"vision_config": case.vision} | case.outer
     config = transformers.AutoConfig.for_model(case.model_type, **values)
     torch.manual_seed(sum(case.name.encode()))
-    model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForMultimodalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             randomise(name, tensor)
-            if re.search(NOT_READ, name) and "inv_freq" not in name:
+            if re.search(NOT_READ, name) and "inv_freq" not in name and tensor.is_floating_point():
                 tensor.fill_(torch.nan)
     model.save_pretrained(directory)
     return model
@@ -176,9 +80,12 @@ def rewritten(
 
 def newer(name: str) -> str:
     """The name in checkpoints of transformers 4.52 to 4.57 and of the latest models."""
-    name = re.sub(r"^language_model\.lm_head", "lm_head", name)
-    name = re.sub(r"^(language_model\.model|model(?!\.(language_model|visual)))\.", "model.language_model.", name)
-    return re.sub(r"^(?=vision_tower|embed_(vision|audio)|multi_modal_projector|visual|image_newline)", "model.", name)
+    name = re.sub(r"^(language|text)_model\.lm_head", "lm_head", name)
+    name = re.sub(r"^text_model\.model\.", "model.text_model.", name)
+    name = re.sub(
+        r"^(language_model\.model|model(?!\.(language_model|text_model|visual)))\.", "model.language_model.", name
+    )
+    return re.sub(rf"^(?={NOT_READ})", "model.", name)
 
 
 def assert_same(params: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -196,7 +103,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_wrapper_has_a_case():
-    assert {case.model_type for case in CASES} | {"gemma3n"} == set(all_wrappers())
+    assert {case.model_type for case in CASES} | {"gemma3n", "phi4mm"} == set(all_wrappers())
 
 
 @EACH
@@ -214,7 +121,7 @@ def test_generated_text_is_that_of_the_whole_model(loaded: Loaded):
 @BOTH
 def test_names_of_both_layouts_are_read(loaded: Loaded, tmp_path: Path):
     directory = rewritten(loaded.directory, tmp_path, newer)
-    theirs = transformers.AutoModelForImageTextToText.from_pretrained(directory, attn_implementation="eager").eval()
+    theirs = transformers.AutoModelForMultimodalLM.from_pretrained(directory, attn_implementation="eager").eval()
     np.testing.assert_array_equal(reference_logits(theirs, loaded.ids), loaded.logits)
     assert_same(load(directory)[1], loaded.params)
 
@@ -313,8 +220,8 @@ def test_a_missing_tensor_is_an_error(gemma: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"text_config": {"model_type": "xlstm"}}, ("gemma3", "'xlstm'")),
-        ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, ("mllama", "mllama_text_model")),
+        ({"text_config": {"model_type": "clip_text_model"}}, ("gemma3", "'clip_text_model'")),
+        ({"model_type": "kosmos-2", "text_config": {"model_type": "kosmos_2_text"}}, ("kosmos-2", "kosmos_2_text")),
     ],
     ids=["language model", "wrapper"],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import transformers
 from easydel.config import HFConfig
 from easydel.errors import EasyDeLError
 from easydel.families import all_wrappers, find_family
+from easydel.weights.sources import Zeros
 
 Config = dict[str, Any]
 TIED = "tie_word_embeddings"
@@ -92,16 +94,41 @@ QWEN_FLAT: Config = {
     "vocab_size": 151936,
     "vision_config": {"depth": 32},
 }
+FUYU_FLAT: Config = {
+    "model_type": "fuyu",
+    "hidden_act": "relu2",
+    "hidden_size": 4096,
+    "image_size": 300,
+    "intermediate_size": 16384,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 16384,
+    "num_attention_heads": 64,
+    "num_channels": 3,
+    "num_hidden_layers": 36,
+    "partial_rotary_factor": 0.5,
+    "patch_size": 30,
+    "qk_layernorm": True,
+    "rope_scaling": None,
+    "rope_theta": 25000.0,
+    "vocab_size": 262144,
+}
 HUB = {"gemma 4b": GEMMA_4B, "gemma 27b": GEMMA_27B, "mistral small": MISTRAL_SMALL, "llava": LLAVA, "qwen": QWEN_FLAT}
+HUB |= {"fuyu": FUYU_FLAT}
 EMPTY = {f"{name} without keys": {"model_type": name, "text_config": {}} for name in sorted(all_wrappers())}
 
 
 @pytest.mark.parametrize("written", [*HUB.values(), *EMPTY.values()], ids=[*HUB, *EMPTY])
 def test_keys_that_a_config_lacks_are_those_of_transformers(written: Config):
     values = {key: value for key, value in written.items() if key != "model_type"}
-    whole = transformers.AutoConfig.for_model(written["model_type"], **json.loads(json.dumps(values)))
+    whole = transformers.AutoConfig.for_model(theirs(written["model_type"]), **json.loads(json.dumps(values)))
     full = written | json.loads(whole.to_json_string(use_diff=False))
-    assert record_of(written) == record_of({key: full[key] for key in ("model_type", "text_config", TIED)})
+    complete = {key: full[key] for key in ("model_type", "text_config", TIED) if key in full}
+    assert record_of(written) == record_of(complete)
+
+
+def theirs(model_type: str) -> str:
+    """The name of the type in transformers."""
+    return "phi4_multimodal" if model_type == "phi4mm" else model_type
 
 
 def record_of(config: Config) -> Any:
@@ -114,14 +141,29 @@ def language_config(config: Config) -> HFConfig:
     return all_wrappers()[config["model_type"]].language_config(HFConfig(config))
 
 
+def test_adapters_for_other_inputs_in_a_file_are_left_out():
+    wrapper = all_wrappers()["phi4_multimodal"]
+    layer = "model.layers.0.mlp.down_proj"
+    kinds = ("base_layer", "lora_A.speech", "lora_B.vision")
+    names = [f"{layer}.{kind}.weight" for kind in kinds] + ["model.embed_tokens_extend.audio_embed.encoder.norm.bias"]
+    tensors = {name: Zeros(name, (2, 2), Path()) for name in names}
+    read = wrapper.language_tensors(HFConfig({"model_type": "phi4_multimodal"}), tensors)
+    assert read == {f"{layer}.weight": tensors[names[0]]}
+
+
 @pytest.mark.parametrize("model_type", all_wrappers())
 @pytest.mark.parametrize("outer", [None, False, True])
 @pytest.mark.parametrize("inner", [None, False, True])
 def test_a_head_is_tied_where_transformers_ties_it(model_type: str, outer: bool | None, inner: bool | None):
     text, rest = ({} if value is None else {TIED: value} for value in (inner, outer))
-    tied = transformers.AutoConfig.for_model(model_type, text_config=dict(text), **rest).tie_word_embeddings
+    config = transformers.AutoConfig.for_model(theirs(model_type), text_config=dict(text), **rest)
+    tied = getattr(config, TIED, False)
     if inner and outer is None:  # some of transformers' classes then make a head of random numbers
         tied = True
+    if model_type == "mllama":  # there are more token vectors than logits
+        tied = False
+    if theirs(model_type) == "phi4_multimodal":  # it has no text_config
+        tied = bool(outer)
     assert record_of({"model_type": model_type, "text_config": text, **rest}).head.tied == tied
 
 

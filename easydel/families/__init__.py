@@ -15,6 +15,7 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ConfigError, EasyDeLError, UnsupportedModelError, listed
 from easydel.expected import shown
+from easydel.families._refused import REFUSED
 from easydel.families.multimodal import WRAPPERS
 from easydel.keys import Keys, effect
 from easydel.multimodal import Wrapper
@@ -143,6 +144,8 @@ def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
         raise UnsupportedModelError(
             f"model_type {model_type!r} is no encoder-decoder", hint="load it with AutoEasyDeLModelForCausalLM"
         )
+    if key not in _FAMILIES and key[0] in REFUSED:
+        raise UnsupportedModelError(f"model_type {key[0]!r} is no language model: {REFUSED[key[0]]}")
     if key not in _FAMILIES:
         known = sorted({*(family.name for family in _FAMILIES.values()), *WRAPPERS})
         raise UnsupportedModelError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from easydel.config import HFConfig
 from easydel.keys import Keys
-from easydel.multimodal import completed, nested
+from easydel.multimodal import TextFunction, completed, nested
 
 VISUAL = (r"(model\.)?visual\..*", r"vision_tower\..*")  # the second: mlx-vlm's name for it
 NOT_TEXT = ("text_config", "vision_config", "model_type", "architectures")
@@ -21,13 +21,17 @@ def qwen2_text(c: HFConfig) -> dict[str, Any]:
     return completed(c, plain(c, flat if c.get("text_config") is None else nested(c), "qwen2"))
 
 
-def qwen3_text(c: HFConfig) -> dict[str, Any]:
-    return completed(c, plain(c, nested(c), "qwen3"), tied=False)
+def text_as(model_type: str) -> TextFunction:
+    """Returns a function from a config to that of its language model, which computes what a `model_type` does."""
+    return lambda c: completed(c, plain(c, nested(c), model_type), tied=False)
 
 
-def plain(c: HFConfig, text: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """Returns a config of `model_type` that computes the same for text; missing keys get this type's own defaults."""
-    declared = Keys.of(c.model_type).inside("text_config")
+def plain(c: HFConfig, text: Mapping[str, Any], model_type: str, declared: Keys | None = None) -> dict[str, Any]:
+    """Returns a config of `model_type` that computes the same for text; missing keys get this type's own defaults.
+
+    `declared` are the keys of the type's class, by default those of its text_config.
+    """
+    declared = declared or Keys.of(c.model_type).inside("text_config")
     theirs = {key: value for key, value in {**declared.rope_rest, **declared.defaults}.items() if value is not None}
     forms = {form: text[form] for form in ("rope_parameters", "rope_scaling") if isinstance(text.get(form), dict)}
     ropes = {

@@ -95,6 +95,20 @@ class Turned(Changed):
         return self.of.read((*leading, columns, rows)).swapaxes(-1, -2)
 
 
+@dataclass(frozen=True, eq=False)
+class FirstRows(Changed):
+    """The first `rows` of a tensor, or all of one that has fewer."""
+
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (min(self.rows, self.of.shape[0]), *self.of.shape[1:])
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        return self.of.read(with_ends(index, self.shape))
+
+
 class Spare(Changed):
     """A bias that a tool wrote whether the model has one or not. One of zeros that nothing reads may be left out."""
 
