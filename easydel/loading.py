@@ -112,6 +112,10 @@ def read(
     when they were written.
     """
     reading, total = options.reading, prepared.nbytes
+    streamed = {tensor.file: tensor.source for tensor in source.checkpoint.values() if tensor.source is not None}
+    if jax.process_count() > 1:
+        for file in streamed.values():
+            file.leave_hash("each process receives its own part")
     bar = progress_bar(f"Loading {source.path.name}", total, reading.progress)
     with bar as show, _meanwhile(reading.while_loading, model, prepared.shapes):
 
@@ -129,6 +133,7 @@ def read(
             advance=advance,
             finite=None if reading.allow_nonfinite else "read" if source.manifest is not None else "all",
         )
+    model.load_report.hashes = {str(name): file.verdict() for name, file in streamed.items()}
     return params
 
 

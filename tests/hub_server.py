@@ -50,6 +50,7 @@ class Fault:
     message: str = ""
     body: Literal["", "drop", "reset", "stall", "corrupt", "page", "whole", "other"] = ""
     headers: dict[str, str] = field(default_factory=dict)
+    spared: int = 0  # how many requests it does not meet before
     times: int = 1000  # how many requests it meets
     storage: bool | None = None  # only those to the server of large files, or only the others
     method: str = ""  # only those
@@ -92,6 +93,9 @@ class Hub:
                 fits = path.endswith(end) and fault.times and fault.method in ("", method)
                 fits = fits and fault.storage in (None, storage)
                 if fits and (sending if fault.body in ("drop", "reset", "stall", "corrupt") else not sending):
+                    if fault.spared:
+                        fault.spared -= 1
+                        return None
                     fault.times -= 1
                     return fault
         return None

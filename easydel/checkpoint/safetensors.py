@@ -89,8 +89,10 @@ def _remote_header(file: Path, source: ByteSource) -> tuple[dict[str, Any], int,
     source.read_into(0, memoryview(head))
     length = int.from_bytes(head[:LENGTH_BYTES], "little")
     _check_length(file, bytes(head), length, size)
-    text = bytearray(length)
-    source.read_into(LENGTH_BYTES, memoryview(text))
+    begun = head[LENGTH_BYTES : LENGTH_BYTES + length]
+    rest = bytearray(length - len(begun))  # received once, as every byte of the file
+    source.read_into(len(head), memoryview(rest))
+    text = begun + rest
     return _json_object(file, bytes(text)), LENGTH_BYTES + length, size
 
 

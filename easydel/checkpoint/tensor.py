@@ -28,11 +28,16 @@ _mappings_lock = threading.Lock()
 
 
 class ByteSource(Protocol):
-    """A file that is not on this machine; threads may share it."""
+    """A file that is not on this machine; threads may share it.
+
+    `verdict` says whether all of it has the hash that its owner states, unless `leave_hash` said why not to compare it.
+    """
 
     @property
     def size(self) -> int: ...
     def read_into(self, offset: int, out: memoryview) -> None: ...
+    def leave_hash(self, reason: str) -> None: ...
+    def verdict(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Weights that stay on the Hub: any range of a file's bytes, received straight into the caller's memory.
 
 The Hub is asked once per file for the file's address; its token goes to the Hub's own origin alone. Every answer must
-state the requested range, and the same size and ETag as the others, so that two versions never mix. Parts cannot be
-compared with the hash of the whole file: the connection's encryption is their only protection.
+state the requested range, and the same size and ETag as the others, so that two versions never mix. A file of which one
+process receives every byte is compared with the hash that the Hub states; the connection's encryption is all that
+protects the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +25,11 @@ from easydel.checkpoint.files import INDEX_SUFFIX
 from easydel.errors import HubError
 from easydel.hub.attempts import attempt, persist
 from easydel.hub.explain import Transient
+from easydel.hub.hashed import RangeHash
 from easydel.hub.parallel import at_once
 from easydel.hub.remote import Repository, ask, bring, download
 from easydel.hub.select import ADAPTER_CONFIG, shard_names
+from easydel.hub.verify import Digest
 
 SMALL = (".gitattributes", "README.md")  # what nearly every repository has
 _CHANGED_HINT = "somebody changed it; load it again"
@@ -46,6 +50,7 @@ class RemoteFile:
     repo: Repository
     commit: str
     name: str
+    stated: Digest | None
     _location: Location | None = field(default=None, repr=False)
     _first: Location | None = field(default=None, repr=False)
     _etag: str | None = None  # of the content at the file's address, which differs from the Hub's own
@@ -59,6 +64,19 @@ class RemoteFile:
     def size(self) -> int:
         """Bytes of the file."""
         return persist(self._locate).size
+
+    @cached_property
+    def hash(self) -> RangeHash:
+        """The hash of the ranges so far."""
+        return RangeHash(self.size, self.stated, str(self.shown))
+
+    def leave_hash(self, reason: str) -> None:
+        """Compares no hash, for that reason."""
+        self.hash.leave(reason)
+
+    def verdict(self) -> str:
+        """Returns whether the whole file has the Hub's hash, once everything was read that is needed."""
+        return self.hash.verdict(self.read_into)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fills `out` with the bytes from `offset` on. A connection that breaks is resumed where it broke."""
@@ -84,6 +102,7 @@ class RemoteFile:
 
         if len(out):
             persist(receive)
+            self.hash.add(offset, out)
 
     def _answer(self, location: Location, start: int, stop: int) -> Any:
         """Returns a context with the response. Only the Hub itself gets the token: elsewhere the address is enough."""
@@ -177,7 +196,7 @@ def open_stream(repo: Repository, *, headers_only: bool = False) -> Streamed | P
     if config is None:
         raise HubError("has no config.json", file=repo.id, hint="is it the repository of a model?")
     paths = dict(zip(small, at_once(lambda name: bring(repo, listing, name), small, repo.halted), strict=True))
-    remote = [RemoteFile(repo, listing.commit, name) for name in weights]
+    remote = [RemoteFile(repo, listing.commit, name, listing.files[name]) for name in weights]
     index = next((path for name, path in paths.items() if name.endswith(INDEX_SUFFIX)), None)
     return Streamed(paths[config].parent, index, {file.shown: file for file in remote})
 

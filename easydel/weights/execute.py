@@ -22,7 +22,7 @@ from easydel.forms import SCALE, Form
 from easydel.threads import thread_count
 from easydel.weights.arena import carve, groups
 from easydel.weights.arrays import Arrays, Arrived
-from easydel.weights.expressions import Index
+from easydel.weights.expressions import Index, source_names
 from easydel.weights.fill import Filler, Finite
 from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
@@ -71,13 +71,15 @@ class LoadReport:
     """The cost of a load. `bytes_read` were copied out of files, `bytes_mapped` are used where they lie.
 
     `peak_bytes` is the largest growth of the process's own memory (without mapped files), measured whenever an arena
-    of parameters was full; None where the system does not report it.
+    of parameters was full; None where the system does not report it. `hashes` says of each file that was streamed
+    whether it has the hash that the Hub states, or why that is not known.
     """
 
     bytes_read: int = 0
     bytes_mapped: int = 0
     peak_bytes: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def execute(
@@ -101,7 +103,8 @@ def execute(
     forms = rounded or {}
     filler = Filler(plan, finite)
     with closing(filler.reader):
-        jobs = [job for path in plan.expressions for job in _jobs(filler, path, placements, dtypes, forms)]
+        paths = in_order_of_files(plan) if filler.remote else plan.expressions
+        jobs = [job for path in paths for job in _jobs(filler, path, placements, dtypes, forms)]
         report = LoadReport(seconds={"plan": time.perf_counter() - started})
         started = time.perf_counter()
         arrays = Arrays(_shapes(plan, forms), placements, _held(jobs), arrived)
@@ -120,6 +123,16 @@ def execute(
     report.seconds["read"] = time.perf_counter() - started
     report.bytes_read, report.bytes_mapped = filler.bytes_read, filler.bytes_mapped
     return arrays.made, report
+
+
+def in_order_of_files(plan: Plan) -> list[str]:
+    """Returns the plan's paths in the order in which their bytes begin in the files, as far as it is known."""
+    places = {name: place for place, name in enumerate(plan.tensors)}
+    first: dict[str, int] = {}
+    for name, readers in source_names(plan.expressions).items():
+        for path in readers:
+            first[path] = min(first.get(path, len(places)), places[name])
+    return sorted(plan.expressions, key=lambda path: first.get(path, len(places)))
 
 
 def _held(jobs: Iterable[Job]) -> Counter[str]:
