@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import optax
+import peft
 import pytest
 import torch
 import transformers
@@ -15,7 +16,6 @@ from easydel import AutoEasyDeLModelForCausalLM
 from easydel.lora import LoRA, add_adapters, load_adapters, save_adapters
 from easydel.train import init_state, step
 
-peft = pytest.importorskip("peft")
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning", "ignore:Setting `save_embedding"),

@@ -136,7 +136,8 @@ def test_every_format_holds_the_same_records(tmp_path: Path):
 
 
 def test_parquet_files_hold_them_too(tmp_path: Path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
+    from pyarrow import parquet
+
     table = __import__("pyarrow").Table.from_pylist(chats(5))
     parquet.write_table(table, tmp_path / "a.parquet")
     assert [parsed(found) for _, found in records(tmp_path / "a.parquet")] == [parsed(found) for found in chats(5)]

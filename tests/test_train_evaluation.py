@@ -20,7 +20,7 @@ from test_train_trainer import CASE, SETTINGS, TOKENS, log_of, trainer
 from trained import random_model, small
 
 from easydel.errors import ArgumentError
-from easydel.train import Optimization, Schedule, Trainer, causal_loss, evaluator, init_state, measured, step
+from easydel.train import Optimization, Schedule, Trainer, causal_loss, encoded, evaluator, init_state, measured, step
 from easydel.train.logs import MORE
 from easydel.train.rows import takes_segments
 from easydel.train.stopping import exhausted
@@ -58,6 +58,33 @@ def test_what_is_held_out_is_evaluated_while_training_and_ends_it_when_it_gets_n
     assert exhausted([{"eval_loss": loss} for loss in (3.0, 2.0, 2.5, 2.0)], 2)
     with pytest.raises(ArgumentError, match="patience=2 without examples for evaluation"):
         trainer(tmp_path, steps=2, patience=2).run()
+
+
+def test_with_patience_the_result_is_the_model_of_the_best_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Also if that is found after a stop, and where an average is kept; without patience it is the last step's."""
+    rising = Optimization(Schedule(0.3, "constant"), average=0.5)  # far too fast: it gets worse soon
+
+    def run(patience: int | None, steps: int = 12) -> Trainer:
+        made = replace(trainer(tmp_path / str(patience), steps=steps, eval_every=2, patience=patience), evaluation=HELD)
+        return replace(made, optimizer=rising)
+
+    ended = run(2)
+    ended.run(progress=None)
+    held = {line["step"]: line["eval_loss"] for line in log_of(tmp_path / "2") if "eval_loss" in line}
+    lowest = min(held, key=held.__getitem__)
+    assert lowest < max(held) < 12
+    assert f"the result is that of step {lowest}, whose evaluation was the best" in capsys.readouterr().err
+    again = run(2)
+    again.run(progress=False)
+    last = run(None, max(held))
+    last.run(progress=False)
+    rows = measured(encoded(HELD), 8)
+    for made, count in ((ended, lowest), (again, lowest), (last, max(held))):
+        found = evaluator(made.model, rows, 2)(made.model.params)
+        np.testing.assert_allclose(found.loss, held[count], rtol=1e-6)
+    assert not (tmp_path / "None/best").exists()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +251,6 @@ def test_optimizers_and_schedules_without_a_meaning_are_refused(make: Any, messa
 
 
 def test_tensorboard_gets_every_number(tmp_path: Path):
-    pytest.importorskip("tensorboard", reason="pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with MORE["tensorboard"](tmp_path, 0) as log:
@@ -257,7 +283,6 @@ def test_the_losses_are_drawn(tmp_path: Path):
     (tmp_path / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     missing = invoke("plot", tmp_path / "nowhere")
     assert (missing.exit_code, "has no losses.jsonl" in missing.stderr) == (2, True)
-    pytest.importorskip("matplotlib", reason="pip install matplotlib")
     result = invoke("plot", tmp_path)
     assert result.exit_code == 0, result.output
     assert "<svg" in (tmp_path / "losses.svg").read_text()

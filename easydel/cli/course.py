@@ -122,7 +122,9 @@ class Watch:
     eval_every: Annotated[
         int | None, _watch("Steps between evaluations. Default: each time around the data. The last step is one.")
     ] = None
-    patience: Annotated[int | None, _watch("End after this many evaluations that got no better.")] = None
+    patience: Annotated[
+        int | None, _watch("End after this many evaluations that got no better, and write the model of the best one.")
+    ] = None
     log: Annotated[str | None, _watch("Log to these too: tensorboard, wandb, or both with a comma.")] = None
 
     def __post_init__(self) -> None:

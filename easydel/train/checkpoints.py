@@ -18,8 +18,10 @@ import numpy as np
 from easydel.errors import ArgumentError, CheckpointError, listed
 from easydel.train.reading import needed
 from easydel.train.state import State, without_arrays
+from easydel.tree import Tree
 
 CHECKPOINTS = "checkpoints"
+BEST = "best"
 # What is compared by a number that depends on every bit of it: the number itself says nothing to a reader.
 HASHED = {
     "data": "the data is another (other examples, another tokenizer, or in another order)",
@@ -32,10 +34,11 @@ HASHED = {
 class Checkpoints:
     """Saves and restores states in a directory. `marks` determine the losses of a run, so they must be equal to go on.
 
-    `steps` is the planned number of steps.
+    `steps` is the planned number of steps. `best`, if there is one, keeps the parameters of the best evaluation.
     """
 
     manager: Any
+    best: Any
     directory: Path
     marks: Mapping[str, Any]
     steps: int
@@ -72,6 +75,23 @@ class Checkpoints:
         restored = self.manager.restore(last, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))).state
         data.set_state(place["data"])
         return replace(state, **restored), place.get("steps", self.steps)
+
+    def keep_best(self, trained: Tree, count: int) -> None:
+        """Saves trained parameters as the best so far; they have learned for `count` steps."""
+        ocp = needed("orbax.checkpoint")
+        try:
+            self.best.save(count, args=ocp.args.StandardSave(trained))
+        except OSError as error:
+            raise CheckpointError(f"cannot be written: {error}", file=self.directory / BEST) from error
+
+    def kept_best(self, trained: Tree, count: int) -> Tree | None:
+        """Returns the parameters that were saved as the best after `count` steps, if they are the last so saved.
+
+        `trained` has their shapes and shardings.
+        """
+        if self.best.latest_step() != count:
+            return None
+        return self.best.restore(count, args=needed("orbax.checkpoint").args.StandardRestore(without_arrays(trained)))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -110,10 +130,25 @@ def _sum_of_bits(array: jax.Array) -> jax.Array:
 
 
 @contextmanager
-def checkpoints(folder: Path, marks: Mapping[str, Any], *, steps: int, keep: int) -> Iterator[Checkpoints]:
-    """Yields the checkpoints in a directory, which is made if it is not there; the last `keep` are kept."""
-    ocp = needed("orbax.checkpoint")
+def checkpoints(
+    folder: Path, marks: Mapping[str, Any], *, steps: int, keep: int, best: bool = False
+) -> Iterator[Checkpoints]:
+    """Yields the checkpoints in a directory, which is made if it is not there; the last `keep` are kept.
+
+    With `best`, so are the parameters that are best so far.
+    """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs every file
+    with _managed(folder / CHECKPOINTS, keep) as manager:
+        if not best:
+            yield Checkpoints(manager, None, folder, marks, steps)
+            return
+        with _managed(folder / BEST, 1) as bests:
+            yield Checkpoints(manager, bests, folder, marks, steps)
+
+
+@contextmanager
+def _managed(folder: Path, keep: int) -> Iterator[Any]:
+    ocp = needed("orbax.checkpoint")
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=True,
@@ -121,10 +156,10 @@ def checkpoints(folder: Path, marks: Mapping[str, Any], *, steps: int, keep: int
         enable_async_checkpointing=False,
     )
     try:
-        manager = ocp.CheckpointManager((folder / CHECKPOINTS).absolute(), options=options)
+        manager = ocp.CheckpointManager(folder.absolute(), options=options)
     except OSError as error:
-        raise CheckpointError(f"cannot be written: {error}", file=folder) from error
+        raise CheckpointError(f"cannot be written: {error}", file=folder.parent) from error
     try:
-        yield Checkpoints(manager, folder, marks, steps)
+        yield manager
     finally:
         manager.close()

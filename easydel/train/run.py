@@ -48,7 +48,26 @@ class Run:
     @property
     def params(self) -> Tree:
         """All parameters; the trained ones as their averages, if these are kept."""
-        return unflatten(flatten(averaged(self.state.trained, self.state.moments)) | flatten(self.state.frozen))
+        return self._whole(self._trained)
+
+    @property
+    def _trained(self) -> Tree:
+        return averaged(self.state.trained, self.state.moments)
+
+    def _whole(self, trained: Tree) -> Tree:
+        return unflatten(flatten(trained) | flatten(self.state.frozen))
+
+    def result(self) -> Tree:
+        """Returns the parameters of the best evaluation if the training has `patience`, else the newest."""
+        found = None if self.held is None else best(self.held.lines)
+        if found is None or self.settings.patience is None or found["step"] == int(self.state.count):
+            return self.params
+        kept = self.saved.kept_best(self._trained, found["step"])
+        if kept is None:  # as in a training that got its patience when it was gone on with
+            self._say(f"step {found['step']} was the best, and was not kept: the result is that of the last step")
+            return self.params
+        self._say(f"the result is that of step {found['step']}, whose evaluation was the best")
+        return self._whole(kept)
 
     def to_the_end(self, log: Log) -> None:
         """Takes the steps that are left, or as many as Ctrl-C and evaluations allow: KeyboardInterrupt after Ctrl-C."""
@@ -92,6 +111,8 @@ class Run:
             line = {"step": count, "eval_loss": found.loss, "eval_perplexity": found.perplexity}
             log(line | {"eval_tokens": found.tokens})
             self.held.lines.append(line)
+            if self.settings.patience is not None and best(self.held.lines) is line:
+                self.saved.keep_best(self._trained, count)
             saves = saves or exhausted(self.held.lines, self.settings.patience)
         if saves:
             self.saved.save(self.state, self.data)

@@ -24,8 +24,8 @@ class Settings:
     tokens see their own document only, and the first token of a document is not predicted. `packing` puts several
     examples into a row, as segments that do not see each other; None does so if the model can. Every `eval_every` steps
     (default: each time around the data), and at the end, the held-out examples are evaluated if there are any; after
-    `patience` evaluations without a lower loss the training ends. `log` names further places for the log, of
-    "tensorboard" and "wandb".
+    `patience` evaluations without a lower loss the training ends, and however it ends, the model is that of the
+    lowest. `log` names further places for the log, of "tensorboard" and "wandb".
     """
 
     steps: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from easydel.lora.places import trained_with
 from easydel.module import LanguageModel
 from easydel.stored import forms_of
 from easydel.tree import ADAPTERS, Tree, flatten, unflatten
+
+T = TypeVar("T")
 
 
 class Optimizer(Protocol):
@@ -103,9 +105,9 @@ def check_alive(tree: Any, what: str, hint: str) -> None:
         raise ArgumentError(f"{what} were given to a step before, which overwrote them", hint=hint)
 
 
-def without_arrays(state: State) -> State:
-    """Returns the shapes and shardings of a state, for restoring one."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+def without_arrays(tree: T) -> T:
+    """Returns the shapes and shardings of a state, or a part of one, for restoring it."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
 def _default(model: LanguageModel, leaves: Mapping[str, Any]) -> Callable[[str], bool]:

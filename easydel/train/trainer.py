@@ -71,6 +71,7 @@ class Trainer:
     def run(self, *, progress: bool | None = None) -> State:
         """Returns the state after the last step; the model gets its parameters, or their averages if these are kept.
 
+        With `patience` in the settings, the model gets those of the evaluation with the lowest loss.
         `progress` None shows a bar on stderr if that is a terminal, else lines; False shows nothing. Ctrl-C ends the
         step that runs, saves a checkpoint, and raises KeyboardInterrupt. Raises ArgumentError for a training that
         cannot be started or resumed, EasyDeLError if the loss is no longer a number.
@@ -84,7 +85,7 @@ class Trainer:
         advance = step(self.model, optimizer, **choices)
         marks = marked(state, self.source, self._marks())  # once: a run does not change them
         told = progress is not False and jax.process_index() == 0
-        with checkpoints(folder, marks, steps=steps, keep=settings.keep) as saved:
+        with checkpoints(folder, marks, steps=steps, keep=settings.keep, best=settings.patience is not None) as saved:
             state, planned = saved.resumed(state, data)
             start = int(state.count)
             if planned is not None and told:
@@ -97,6 +98,7 @@ class Trainer:
                     run.to_the_end(log)
             finally:
                 bind(self.model, run.params)  # the first step consumed the parameters that the model had
+            bind(self.model, run.result())
         return run.state
 
     def _optimizer(self, steps: int) -> tuple[Any, Any]:
