@@ -35,6 +35,7 @@ INERT = {
     r"|classifier_.*",
     "for tokenizers and `generate`": r".*_token_(id|index)|pad_idx|model_max_length|prefix",
     "read before a family is chosen": r"is_encoder_decoder",
+    "images, beside a language model": r"vision_config",
 }
 # Defaults of `generate` that files once had in config.json; in a class that declares one it means something else.
 GENERATION = re.compile(

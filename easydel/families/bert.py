@@ -97,11 +97,15 @@ def encoder(
     tied: bool | None = None,
     position: Rope | Blocks | None = None,
     biased: str = "qkvo",
+    causal: bool | None = None,
 ) -> Decoder:
-    """BERT's layers between `embed` and a head with a bias, with norms after each part or (`pre_norm`) before."""
+    """BERT's layers between `embed` and a head with a bias, with norms after each part or (`pre_norm`) before.
+
+    They are `causal`, or by default as `is_decoder` says.
+    """
     c.only("position_embedding_type", "absolute")
     heads, own = c.num_attention_heads, norm(c)
-    sight = Causal() if c.is_decoder else Around()
+    sight = Causal() if (c.is_decoder if causal is None else causal) else Around()
     mixer = Attention(Heads(heads, heads, c.hidden_size // heads, biased=biased), position, sight)
     ffn = MLP(c.intermediate_size, c.hidden_act)
     if pre_norm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +200,30 @@ class ExpertLinear(Stored):
         self.bias = parameter((experts, outputs), policy) if bias else None
         self.adapter_scale = 1.0  # of the product of `lora_A` [experts, r, in] and `lora_B` [experts, out, r], if any
 
+    def sorted_rows(self, leaves: Tree, x_MI: jax.Array, group: Sorted, precision: Any) -> jax.Array:
+        """Returns [M, out]: rows of `x_MI`, each times the kernel of its expert; `leaves` are this module's."""
+        y_MO = ragged_dot(x_MI, self.weight_in(leaves), group.sizes_E, precision)
+        if "lora_A" in leaves:
+            low_MR = ragged_dot(x_MI, leaves["lora_A"], group.sizes_E, precision)
+            y_MO = y_MO + ragged_dot(low_MR, leaves["lora_B"], group.sizes_E, precision) * self.adapter_scale
+        return y_MO + _rows(leaves["bias"], group.expert_M).astype(y_MO.dtype) if "bias" in leaves else y_MO
+
+
+class Sorted(NamedTuple):
+    """Pairs of a token and one of its experts, sorted by expert: their `order_M`, experts, and how many each has."""
+
+    order_M: jax.Array
+    expert_M: jax.Array
+    sizes_E: jax.Array
+
+    @classmethod
+    def by_expert(cls, chosen_BTK: jax.Array, experts: int) -> Sorted:
+        """Returns the order of all choices; those of no expert (index out of range) come last."""
+        flat_M = chosen_BTK.reshape(-1)
+        flat_M = jnp.where((flat_M >= 0) & (flat_M < experts), flat_M, experts)
+        order_M = jnp.argsort(flat_M)
+        return cls(order_M, flat_M[order_M], jnp.bincount(flat_M, length=experts + 1)[:experts])
+
 
 class Experts(nnx.Module):
     """All experts of a layer. Over a mesh, each device applies its share of the experts to its tokens."""
@@ -263,20 +287,12 @@ class Experts(nnx.Module):
     def _mix(self, params: Tree, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
         """Returns the weighted sum of the chosen experts; experts that `params` lacks (index out of range) give 0."""
         experts, choices = params["down_proj"]["kernel"].shape[0], chosen_BTK.shape[-1]
-        flat_M = chosen_BTK.reshape(-1)
-        flat_M = jnp.where((flat_M >= 0) & (flat_M < experts), flat_M, experts)
-        order_M = jnp.argsort(flat_M)
-        expert_M, sizes_E = flat_M[order_M], jnp.bincount(flat_M, length=experts + 1)[:experts]
+        group = Sorted.by_expert(chosen_BTK, experts)
 
         def linear(name: str, x_MI: jax.Array) -> jax.Array:
-            leaves = params[name]
-            y_MO = ragged_dot(x_MI, getattr(self, name).weight_in(leaves), sizes_E, self.policy.precision)
-            if "lora_A" in leaves:
-                low_MR = ragged_dot(x_MI, leaves["lora_A"], sizes_E, self.policy.precision)
-                added_MO = ragged_dot(low_MR, leaves["lora_B"], sizes_E, self.policy.precision)
-                y_MO = y_MO + added_MO * getattr(self, name).adapter_scale
-            return y_MO + _rows(leaves["bias"], expert_M).astype(y_MO.dtype) if "bias" in leaves else y_MO
+            return getattr(self, name).sorted_rows(params[name], x_MI, group, self.policy.precision)
 
+        order_M = group.order_M
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)[order_M // choices]
         if self.record.weigh == "inputs":
             x_MD = (x_MD * weights_BTK.reshape(-1)[order_M, None]).astype(x_MD.dtype)
