@@ -15,7 +15,7 @@ from typing import Any
 from easydel.checkpoint.strict import parse_json
 from easydel.errors import ConfigError, UnsupportedModelError, listed
 from easydel.expected import LAYERS, POSITIVE, SIZE, expectation, is_whole, shown
-from easydel.keys import Keys
+from easydel.keys import Keys, is_inert
 from easydel.rope_settings import FORMS, TOP, is_setting, merged, problems, with_overrides
 
 MAX_CONFIG_BYTES = 8 << 20
@@ -180,7 +180,8 @@ class HFConfig:
         """Yields (key, value, whether it counts layers) of each size that the file or an override states."""
         for key, value in self._values.items():
             if isinstance(value, dict):
-                yield from HFConfig(value, path=f"{self._path}{key}.").sizes()
+                if not is_inert(key):
+                    yield from HFConfig(value, path=f"{self._path}{key}.").sizes()
             elif is_whole(value) and (SIZE.fullmatch(key) or LAYERS.fullmatch(key)):
                 yield f"{self._path}{key}", value, LAYERS.fullmatch(key) is not None
 

@@ -91,7 +91,7 @@ class Decoder:
 
     def vocab_of(self, name: str) -> int:
         """Returns the number of tokens that the input `name` is chosen from."""
-        return self.vocab
+        return self.vocab + self.embed.extra
 
     @property
     def looks_ahead(self) -> bool:
@@ -132,7 +132,7 @@ class DecoderModel(TowerModel):
     """Everything but the head. Maps token ids [B, T] to hidden states [B, T, D] and the new cache."""
 
     def __init__(self, record: Decoder, policy: Policy):
-        super().__init__(record, record.vocab, record.features, policy)
+        super().__init__(record, record.vocab_of("input_ids"), record.features, policy)
         width = record.head.width or record.features
         self.project_out = None if width == record.features else Linear(record.features, width, policy)
         self.record = record

@@ -34,6 +34,7 @@ INERT = {
     "heads that classify": r"id2label|label2id|num_labels|problem_type|task_specific_params|finetuning_task|summary_.*"
     r"|classifier_.*",
     "for tokenizers and `generate`": r".*_token_(id|index)|pad_idx|model_max_length|prefix",
+    "for sound, beside text": r"audio_encoder_config|depth_decoder_config|audio_vocab_size|num_codebooks",
     "read before a family is chosen": r"is_encoder_decoder",
     "images, beside a language model": r"vision_config",
 }

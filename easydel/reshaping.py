@@ -58,8 +58,8 @@ def resize_vocabulary(model: LanguageModel, rows: int) -> None:
         raise UnsupportedModelError("an int8 vocabulary cannot be resized", hint=hint)
     found = [path for path in leaves if leaves[path].ndim and leaves[path].shape[0] == record.vocab]
     strange = sorted({*found} - {*VOCABULARY})
-    if record.has_encoder or strange:
-        told = "an encoder-decoder" if record.has_encoder else ", ".join(strange)
+    if record.has_encoder or strange or record.vocab_of("input_ids") != record.vocab:
+        told = "an encoder-decoder" if record.has_encoder else ", ".join(strange) or "tokens without logits"
         raise UnsupportedModelError(f"the vocabulary of {told} cannot be resized here")
     for path in found:
         leaf = leaves[path]

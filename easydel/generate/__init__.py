@@ -205,7 +205,7 @@ def read_inputs(
     if not record.has_encoder:
         ends, pad = ending(settings)
         padding = None if pad in ends else pad  # as in transformers: an end token may be part of a prompt
-        return read_prompt(input_ids, attention_mask, record.vocab, padding).repeated(repeats), None
+        return read_prompt(input_ids, attention_mask, record.vocab_of("input_ids"), padding).repeated(repeats), None
     source = read_prompt(input_ids, attention_mask, record.vocab_of("input_ids"), None).repeated(repeats)
     known = (settings["decoder_start_token_id"], settings["bos_token_id"], record.first_token)
     first = next((token for token in known if token is not None), None)

@@ -80,6 +80,7 @@ class Embed:
     unless the caller gives them, and the first of `tasks` (ERNIE). With `normed` "tokens" the norm comes before
     positions are added. With `float32` the residual stream stays in float32, whatever dtype layers compute in (Mamba).
     The first vectors of `features` stand beside every token's before it is projected (RoCBert).
+    There are `extra` token vectors beyond those of tokens that have logits (Moshi).
     """
 
     positions: Learned | Sinusoidal | None = None
@@ -93,6 +94,7 @@ class Embed:
     normed: Literal["all", "tokens"] = "all"
     tasks: int = 0
     features: tuple[Feature, ...] = ()
+    extra: int = 0
 
     @property
     def longest(self) -> int | None:

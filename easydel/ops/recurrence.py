@@ -7,7 +7,7 @@ float32: errors of the decay multiply up over the sequence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 # B batch, T length, L length of a chunk, S states, I channels
 CHUNK = 64  # states exist for this many tokens at a time
 Parts = tuple[jax.Array, ...]
+State = TypeVar("State")
 
 
 def selective_scan(
@@ -27,8 +28,8 @@ def selective_scan(
 
 
 def over_chunks(
-    chunk: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]], state: jax.Array, parts: Any, size: int
-) -> tuple[jax.Array, jax.Array]:
+    chunk: Callable[[State, Any], tuple[jax.Array, State]], state: State, parts: Any, size: int
+) -> tuple[jax.Array, State]:
     """Returns outputs [B, T, ...] and the last state of `chunk(state, parts)`, called for `size` tokens at a time.
 
     `parts` is a tree of arrays [B, T, ...]. The last chunk is filled with zeros, which must not change the state.
@@ -41,7 +42,7 @@ def over_chunks(
         padded = jnp.pad(part, ((0, 0), (0, -length % size), *((0, 0) for _ in part.shape[2:])))
         return padded.reshape(batch, -1, size, *part.shape[2:]).swapaxes(0, 1)
 
-    def body(state: jax.Array, part: Any) -> tuple[jax.Array, jax.Array]:
+    def body(state: State, part: Any) -> tuple[State, jax.Array]:
         y, state = chunk(state, part)
         return state, y
 

@@ -155,7 +155,7 @@ def _resolve(
     """Returns tensors by wanted name, in the spelling of the family's table that finds most.
 
     Files of a base model lack the family's prefix. Files of a multimodal model, whose language model has its config
-    here, have language_model before or within it.
+    here, have language_model before or within it; those of a model of speech, decoder before it.
     """
     found: list[dict[str, TensorSource]] = []
     for spelling in _spellings(prefix):
@@ -171,6 +171,7 @@ def _spellings(prefix: str) -> tuple[Callable[[str], str], ...]:
         lambda name: name,
         lambda name: name.removeprefix(body),
         lambda name: f"language_model.{name}",
+        lambda name: f"decoder.{name}",
         lambda name: f"{body}language_model.{name.removeprefix(body)}" if name.startswith(body) else name,
     )
 
