@@ -28,7 +28,8 @@ KINDS = (
 READ = ("pad_token_id", "decoder_start_token_id", "router_jitter_noise")  # inert keys, which some model reads anyway
 RESTS = ("rope_theta", "partial_rotary_factor")
 NEEDED = {"gemma4_assistant": {"hidden_size_per_layer_input": 0}}  # without it the class refuses its own defaults
-NOT_TEXT = ("vision", "audio", "image", "vq", "projector", "backbone", "qformer", "codec", "depth", "tokenizer", "speech")
+NOT_TEXT = ("vision", "audio", "image", "vq", "projector", "backbone", "qformer", "codec", "depth", "tokenizer")
+NOT_TEXT += ("speech",)
 
 
 def rows(config_class: Any, name: str) -> dict[str, dict[str, Any]]:

@@ -54,7 +54,7 @@ def test_wrong_values_are_refused_with_the_key(family: Family, tmp_path: Any):
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_what_cannot_be_a_language_model_is_refused_with_the_reason(model_type: str):
+def test_types_without_a_family_are_refused_with_the_reason(model_type: str):
     with pytest.raises(UnsupportedModelError) as caught:
         find_family(model_type)
-    assert f"'{model_type}' is no language model: {REFUSED[model_type]}" in caught.value.problem
+    assert f"'{model_type}' {REFUSED[model_type]}" in caught.value.problem

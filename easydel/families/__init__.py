@@ -145,7 +145,7 @@ def find_family(model_type: str, *, encoder_decoder: bool = False) -> Family:
             f"model_type {model_type!r} is no encoder-decoder", hint="load it with AutoEasyDeLModelForCausalLM"
         )
     if key not in _FAMILIES and key[0] in REFUSED:
-        raise UnsupportedModelError(f"model_type {key[0]!r} is no language model: {REFUSED[key[0]]}")
+        raise UnsupportedModelError(f"model_type {key[0]!r} {REFUSED[key[0]]}")
     if key not in _FAMILIES:
         known = sorted({*(family.name for family in _FAMILIES.values()), *WRAPPERS})
         raise UnsupportedModelError(

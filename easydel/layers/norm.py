@@ -14,14 +14,18 @@ from easydel.policy import Policy
 
 @dataclass(frozen=True)
 class RMSNorm:
-    """x / rms(x) * (offset + scale) (Zhang & Sennrich 2019, arXiv:1910.07467). Gemma stores scale - 1: offset 1."""
+    """x / rms(x) * (offset + scale) (Zhang & Sennrich 2019, arXiv:1910.07467). Gemma stores scale - 1: offset 1.
+
+    With `biased` a bias is added (xLSTM).
+    """
 
     eps: float
     offset: float = 0.0
     scaled: bool = True
+    biased: bool = False
 
     def build(self, features: int | tuple[int, ...], policy: Policy) -> Norm:
-        return Norm(self, features, policy, scaled=self.scaled, biased=False)
+        return Norm(self, features, policy, scaled=self.scaled, biased=self.biased)
 
     def normalise(self, x: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
