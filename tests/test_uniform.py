@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 from trained import described
 
 import easydel.weights.read as reading
+from easydel.ops.recurrence import CHUNK
 from easydel.sharding import default_rules, shardings
 from easydel.tree import Tree, flatten, unflatten
 
@@ -138,6 +139,8 @@ def test_scanned_layers_are_exported_one_by_one(loaded: Loaded, tmp_path: Path):
 
 def test_gradients_of_scanned_and_recomputed_layers_are_those_of_torch(loaded: Loaded, tmp_path: Path):
     """Of a random sum of the logits, in every parameter; padding has no part in it. The logits are right, too."""
+    if loaded.case.config.get("rescale_every"):
+        pytest.skip("transformers divides weights in place, and has the gradients of what that makes")
     padded = not loaded.case.growing_rope
     inputs = loaded.padded if padded else loaded.inputs
     tokens = inputs[loaded.fed]
@@ -181,6 +184,8 @@ def save_gradients(model: Any, directory: Path) -> None:
 
 def test_bfloat16_is_as_exact_as_in_transformers(loaded: Loaded):
     """By the error of the median token: of others a rounding may change the experts, there or here."""
+    if loaded.case.model_type == "xlstm" and loaded.case.length >= CHUNK:
+        pytest.skip("transformers 5.23 computes no chunks in bfloat16: it multiplies them with float32")
     model, params = loaded.again(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     ours = np.asarray(model.apply(params, **loaded.inputs).logits, np.float32)
     choices = {"dtype": torch.bfloat16, "experts_implementation": "eager"}  # the other one wants wider experts

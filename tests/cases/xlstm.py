@@ -13,7 +13,7 @@ CASES = [
         "xlstm-biased-longer-than-a-chunk",
         "xlstm",
         SIZES | {"use_bias": True, "qk_dim_factor": 0.75, "v_dim_factor": 1.5, "eps": 1e-2},
-        length=140,
+        length=128,
         slot_positions=True,
     ),
 ]
