@@ -25,7 +25,8 @@ KINDS = (
     modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
-READ = ("pad_token_id", "decoder_start_token_id", "router_jitter_noise")  # inert keys, which some model reads anyway
+# inert keys, which some model reads anyway
+READ = ("pad_token_id", "decoder_start_token_id", "router_jitter_noise", "moe_token_dropout")
 RESTS = ("rope_theta", "partial_rotary_factor")
 NEEDED = {"gemma4_assistant": {"hidden_size_per_layer_input": 0}}  # without it the class refuses its own defaults
 NOT_TEXT = ("vision", "audio", "image", "vq", "projector", "backbone", "qformer", "codec", "depth", "tokenizer")

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 import transformers
 from cases import Case
+from mended import mend
 
 Inputs = dict[str, np.ndarray]
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+mend()
 
 
 def make_reference(case: Case, directory: Path) -> Any:

@@ -54,7 +54,7 @@ def test_exported_checkpoint_is_bit_for_bit_what_transformers_saved(loaded: Load
     loaded.model.export(tmp_path / "exported")
     original = load_file(loaded.directory / "model.safetensors")
     exported = load_file(tmp_path / "exported" / "model.safetensors")
-    assert exported.keys() == original.keys() - set(loaded.case.not_exported)
+    assert exported.keys() == {name for name in original if not name.startswith(loaded.case.not_exported)}
     for name, tensor in exported.items():
         assert tensor.dtype == original[name].dtype
         np.testing.assert_array_equal(tensor, original[name], err_msg=name)

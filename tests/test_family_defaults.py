@@ -73,8 +73,10 @@ def other_than(value: Any) -> Any:
 
 
 def with_value(family: Family, key: str, value: Any) -> HFConfig:
-    outer, _, inner = key.rpartition(".")
-    changed = {outer: {inner: value}} if outer else {key: value}
+    *outer, inner = key.split(".")
+    changed = {inner: value}
+    for name in reversed(outer):
+        changed = {name: changed}
     return family.configured(HFConfig(NEEDED.get(family.model_type, {}) | changed))
 
 

@@ -28,6 +28,7 @@ IN_FLOATS = {
     "mlp/gate/kernel": "a router is small, and its errors change the choice of experts",
     "mlp/moe/gate/kernel": "as the other routers",
     "self_attn/gate/kernel": "as the other routers",
+    "experts/up_proj/bias": "it has a number per expert and channel, as other biases have per channel",
     "mixer/x_proj/kernel": "states decay by exponentials of what it makes",
     "mixer/dt_proj/kernel": "states decay by exponentials of what it makes",
     "mixer/x_proj_weight": "states decay by exponentials of what it makes",

@@ -8,6 +8,7 @@ from easydel.families import family
 from easydel.layers.attention import Attention, Gate, HandOn, Heads, QKNorm, TakeOver, Weights
 from easydel.layers.beside import Beside
 from easydel.layers.block import Block
+from easydel.layers.capacity import FirstChoice, TwoChoices
 from easydel.layers.cross import CrossAttention
 from easydel.layers.delta import DeltaNet
 from easydel.layers.embed import Embed, Feature, Head, Learned, Sinusoidal, Transform
@@ -15,6 +16,7 @@ from easydel.layers.indexer import Indexer, SharedIndexer
 from easydel.layers.lightning import Lightning
 from easydel.layers.mamba import Mamba
 from easydel.layers.mamba2 import GatedNorm, Mamba2
+from easydel.layers.merged import Merged
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.moe import Groups, MoE, TopK

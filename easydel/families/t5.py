@@ -68,9 +68,9 @@ def names(c: HFConfig) -> Names:
     return NAMES.extended(in_feed_forwards(r"mlp\.up_proj", f"DenseReluDense.{up}"))
 
 
-def whole(c: HFConfig, head: Head, shared: str | None = BIAS) -> EncoderDecoder:
+def whole(c: HFConfig, head: Head, shared: str | None = BIAS, ffn: GLU | MLP | None = None) -> EncoderDecoder:
     """Both towers, with one table of biases for all layers of each, or (`shared` None) one for each layer."""
-    norm, ffn = RMSNorm(c.layer_norm_epsilon), feed_forward(c)
+    norm, ffn = RMSNorm(c.layer_norm_epsilon), ffn or feed_forward(c)
     heads, buckets = Heads(c.num_heads, c.num_heads, c.d_kv), c.relative_attention_num_buckets
     bias = partial(RelativeBias, c.num_heads, buckets, c.relative_attention_max_distance, shared=shared)
     around = Attention(heads, bias(bidirectional=True), Around(), Weights(1.0))

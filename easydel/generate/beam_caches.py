@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from easydel.decoder import Cache
 from easydel.layers.part import Cached
 
-CROSS = "cross"  # cross-attention's slot in a block
+CROSS = "cross"  # where caches have an encoder's keys and values
 # B prompts, N beams of a prompt
 
 

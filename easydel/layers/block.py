@@ -54,8 +54,8 @@ class Block:
         return {slot: part.cache(batch, length, dtype) for slot, part in self.parts()}
 
     def is_fresh(self, cache: dict[str, Any]) -> bool:
-        """True if the next call adds arrays to this cache: keys and values made of an encoder's output."""
-        return self.cross is not None and cache["cross"] is None
+        """True if the next call adds arrays to the cache of some part."""
+        return any(part.is_fresh(cache[slot]) for slot, part in self.parts())
 
     def ropes(self) -> Iterable[Rope]:
         return (rope for _, part in self.parts() for rope in part.ropes())

@@ -40,6 +40,9 @@ class CrossAttention(Part):
     def build(self, features: int, policy: Policy) -> CrossAttentionLayer:
         return CrossAttentionLayer(self, features, policy)
 
+    def is_fresh(self, cache: Any) -> bool:
+        return cache is None
+
     def head_sizes(self) -> Iterable[HeadSizes]:
         return (HeadSizes(self.heads, self.kv_heads, self.head_dim),)
 

@@ -79,6 +79,10 @@ class Part:
         """Returns an empty cache for `length` tokens: a tree of `Cached`, or None."""
         return None
 
+    def is_fresh(self, cache: Any) -> bool:
+        """True if the next call adds arrays to this cache: keys and values made of an encoder's output."""
+        return False
+
     def ropes(self) -> Iterable[Rope]:
         """Lists the ropes whose angles the part's module asks the context for."""
         return ()

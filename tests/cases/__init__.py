@@ -46,7 +46,8 @@ class Case:
     cached decode differs from the full forward, in transformers too: it is compared with theirs.
     With `slot_positions`, padding changes transformers' results (it counts in positions, or Mamba's input bias takes it
     into the convolution): left-padded rows are compared without padding.
-    `not_exported` are tensors that transformers writes although they can be computed (buffers, copies of tied ones).
+    `not_exported` begin the names of tensors that transformers writes although they can be computed (buffers, copies of
+    tied ones), or that belong to images.
     `attention` is the implementation of attention that the reference uses. With `own_head` its head is not that of its
     config, which calls every head tied. A model that `looks_ahead` has no cache: all its tokens go in at once.
     """
