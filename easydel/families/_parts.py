@@ -8,6 +8,7 @@ from easydel.families import family
 from easydel.layers.attention import Attention, Gate, HandOn, Heads, QKNorm, TakeOver, Weights
 from easydel.layers.beside import Beside
 from easydel.layers.block import Block
+from easydel.layers.block_indexer import BlockIndexer
 from easydel.layers.capacity import FirstChoice, TwoChoices
 from easydel.layers.cross import CrossAttention
 from easydel.layers.delta import DeltaNet

@@ -22,16 +22,14 @@ RENAMES = {
     r"model\.norm": "model.embedding_norm",
     "input_layernorm": "operator_norm",
     "post_attention_layernorm": "ffn_norm",
-    r"self_attn\.o_proj": "self_attn.out_proj",
-    "q_norm": "q_layernorm",
-    "k_norm": "k_layernorm",
     "mlp": "feed_forward",
     "gate_proj": "w1",
     "up_proj": "w3",
     "down_proj": "w2",
 }
+ATTENTION = {r"self_attn\.o_proj": "self_attn.out_proj", "q_norm": "q_layernorm", "k_norm": "k_layernorm"}
 PROJECTIONS = Fused("conv.in_proj", ("conv.in_proj_b", "conv.in_proj_c", "conv.in_proj_x"))
-NAMES = base.NAMES.extended(RENAMES, fused=(PROJECTIONS,))
+NAMES = base.NAMES.extended(RENAMES | ATTENTION, fused=(PROJECTIONS,))
 ALIASES = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
 
 

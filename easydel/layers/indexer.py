@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -90,15 +90,8 @@ class IndexerLayer(nnx.Module):
         batch, length = q_BTHC.shape[:2]
         starts_BT = jnp.zeros((batch, length), jnp.int32) if context.starts_BT is None else context.starts_BT
         slots_BT = jnp.broadcast_to(context.offset + jnp.arange(length), (batch, length))
-        rows = min(ROWS, length)
-        padding = -length % rows
 
-        def pieces(part: jax.Array) -> jax.Array:
-            padded = jnp.pad(part, [(0, 0), (0, padding)] + [(0, 0)] * (part.ndim - 2))
-            return jnp.moveaxis(padded.reshape(batch, -1, rows, *part.shape[2:]), 1, 0)
-
-        def choose(piece: tuple[jax.Array, ...]) -> jax.Array:
-            q_BRHC, weights_BRH, slots_BR, starts_BR = piece
+        def choose(q_BRHC: jax.Array, weights_BRH: jax.Array, slots_BR: jax.Array, starts_BR: jax.Array) -> jax.Array:
             wide: Any = {"precision": self.precision, "preferred_element_type": jnp.float32}
             scores_BRHS = jax.nn.relu(jnp.einsum("BRHC,BSC->BRHS", q_BRHC, k_BSC, **wide))
             scores_BRS = jnp.einsum("BRHS,BRH->BRS", scores_BRHS, weights_BRH, precision=self.precision)
@@ -108,8 +101,7 @@ class IndexerLayer(nnx.Module):
                 seen_BRS = seen_BRS & context.valid_BS[:, None]
             return jax.lax.top_k(jnp.where(seen_BRS, scores_BRS, -jnp.inf), self.record.count)[1]
 
-        found = jax.lax.map(choose, tuple(pieces(part) for part in (q_BTHC, weights_BTH, slots_BT, starts_BT)))
-        return jnp.moveaxis(found, 0, 1).reshape(batch, -1, self.record.count)[:, :length]
+        return by_pieces(choose, q_BTHC, weights_BTH, slots_BT, starts_BT)
 
 
 @dataclass(frozen=True)
@@ -143,3 +135,16 @@ def selected(chosen_BTK: jax.Array, slots: int) -> Select | None:
         return jnp.put_along_axis(nothing_BRS, own_BRK, True, axis=-1, inplace=False)[:, None]
 
     return select
+
+
+def by_pieces(function: Callable[..., jax.Array], *parts: jax.Array) -> jax.Array:
+    """Returns function(*parts), which are [B, T, ...] as the result is, computed for `ROWS` of T at a time."""
+    batch, length = parts[0].shape[:2]
+    rows = min(ROWS, length)
+
+    def pieces(part: jax.Array) -> jax.Array:
+        padded = jnp.pad(part, [(0, 0), (0, -length % rows)] + [(0, 0)] * (part.ndim - 2))
+        return jnp.moveaxis(padded.reshape(batch, -1, rows, *part.shape[2:]), 1, 0)
+
+    found = jnp.moveaxis(jax.lax.map(lambda piece: function(*piece), tuple(map(pieces, parts))), 0, 1)
+    return found.reshape(batch, -1, *found.shape[3:])[:, :length]

@@ -1,0 +1,132 @@
+"""Which blocks of keys a query sees, by the best key in each (MiniMax 2026, the model card of MiniMaxAI/MiniMax-M3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.errors import ConfigError
+from easydel.layers.context import Context, counted
+from easydel.layers.indexer import by_pieces
+from easydel.layers.linear import Linear
+from easydel.layers.norm import AnyNorm
+from easydel.layers.part import Cached, Part, empty
+from easydel.layers.recurrent import refuse_segments
+from easydel.layers.rope import Rope
+from easydel.ops.attend import Select
+from easydel.policy import Policy
+
+# B batch, T queries of this call, R some of them, S slots, P positions, D model, H heads of the indexer, C channels,
+# N heads of the attention, L blocks, K chosen blocks
+
+
+@dataclass(frozen=True)
+class BlockIndexer(Part):
+    """Chooses the `count` blocks of `block` neighbouring keys that have the highest scores, for each query and head.
+
+    A block's score is its best key's: query * key, with one key of `dim` channels for all `heads`. The `local` blocks
+    up to the query's own come before all others. The attention's `readers` heads are split evenly among `heads`, and
+    see what theirs chose. Padding is in no block: keys are cached by their positions.
+    """
+
+    name: ClassVar[str] = "indexer"
+    heads: int
+    dim: int
+    block: int
+    count: int
+    local: int
+    readers: int
+    position: Rope
+    norm: AnyNorm
+
+    def __post_init__(self) -> None:
+        if self.readers % self.heads:
+            raise ConfigError(f"{self.readers} heads cannot be split among {self.heads} of an indexer")
+        if self.position.dim > self.dim:
+            raise ConfigError(
+                f"an indexer's {self.dim} channels are fewer than the {self.position.dim} that are rotated"
+            )
+
+    def build(self, features: int, policy: Policy) -> BlockIndexerLayer:
+        return BlockIndexerLayer(self, features, policy)
+
+    def cache(self, batch: int, length: int, dtype: Any) -> Cached:
+        """Returns empty keys, [batch, length, dim]."""
+        return empty((batch, length, self.dim), dtype, "batch", None, None)
+
+    def ropes(self) -> Iterable[Rope]:
+        yield self.position
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        return None
+
+
+class BlockIndexerLayer(nnx.Module):
+    def __init__(self, record: BlockIndexer, features: int, policy: Policy):
+        self.wq = Linear(features, record.heads * record.dim, policy)
+        self.wk = Linear(features, record.dim, policy)
+        self.q_norm, self.k_norm = record.norm.build(record.dim, policy), record.norm.build(record.dim, policy)
+        self.record, self.precision = record, policy.precision
+
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: Cached | None) -> tuple[Select | None, Cached | None]:
+        """Returns the choice of keys, or None where all are seen, and the new cache."""
+        record, x_BTD = self.record, jax.lax.stop_gradient(x_BTD)
+        k_BTC = self._turned(self.k_norm(self.wk(x_BTD))[:, :, None], context)[:, :, 0]
+        valid_BS, length = context.valid_BS, x_BTD.shape[1]
+        slots = length if valid_BS is None else valid_BS.shape[1]
+        held_BS = jnp.arange(slots)[None] if valid_BS is None else counted(valid_BS, None)
+        own_BT = jax.lax.dynamic_slice_in_dim(held_BS, context.offset, length, axis=1)
+        k_BPC = k_BTC if valid_BS is None else _placed(k_BTC, own_BT, context, cache, slots)
+        cache = None if cache is None else replace(cache, array=k_BPC)
+        if slots <= record.count * record.block:  # of so few, all are chosen
+            return None, cache
+        refuse_segments(context, "attention to chosen blocks")
+        q_BTHC = self.q_norm(self.wq(x_BTD).reshape(*x_BTD.shape[:2], record.heads, record.dim))
+        chosen_BTHK = jax.lax.stop_gradient(self._chosen(self._turned(q_BTHC, context), own_BT, k_BPC))
+        return self._select(chosen_BTHK, held_BS), cache
+
+    def _turned(self, x_BTHC: jax.Array, context: Context) -> jax.Array:
+        return self.record.position.rotate(x_BTHC, context.angles(self.record.position))
+
+    def _chosen(self, q_BTHC: jax.Array, own_BT: jax.Array, k_BPC: jax.Array) -> jax.Array:
+        """Returns the chosen blocks [B, T, H, K], computed for a few queries at a time."""
+        record, positions = self.record, k_BPC.shape[1]
+        blocks = -(-positions // record.block)
+        k_BPC = jnp.pad(k_BPC, ((0, 0), (0, blocks * record.block - positions), (0, 0)))
+
+        def choose(q_BRHC: jax.Array, own_BR: jax.Array) -> jax.Array:
+            wide: Any = {"precision": self.precision, "preferred_element_type": jnp.float32}
+            scores_BRHP = jnp.einsum("BRHC,BPC->BRHP", q_BRHC, k_BPC, **wide)
+            own_BR11 = own_BR[..., None, None]
+            scores_BRHP = jnp.where(jnp.arange(k_BPC.shape[1]) <= own_BR11, scores_BRHP, -jnp.inf)
+            best_BRHL = jnp.max(scores_BRHP.reshape(*scores_BRHP.shape[:-1], blocks, record.block), axis=-1)
+            before_BR1L = own_BR11 // record.block - jnp.arange(blocks)
+            near_BR1L = (before_BR1L >= 0) & (before_BR1L < record.local)
+            return jax.lax.top_k(jnp.where(near_BR1L, jnp.inf, best_BRHL), record.count)[1]
+
+        return by_pieces(choose, q_BTHC, jnp.broadcast_to(own_BT, q_BTHC.shape[:2]))
+
+    def _select(self, chosen_BTHK: jax.Array, held_BS: jax.Array) -> Select:
+        record = self.record
+        block_BS = jnp.maximum(held_BS, 0) // record.block
+
+        def select(start: jax.Array | int, queries: int) -> jax.Array:
+            own_BRHK = jax.lax.dynamic_slice_in_dim(chosen_BTHK, start, queries, axis=1)
+            seen_BRHS = jnp.any(own_BRHK[..., None] == block_BS[:, None, None, None], axis=-2)
+            return jnp.repeat(seen_BRHS.swapaxes(1, 2), record.readers // record.heads, axis=1)
+
+        return select
+
+
+def _placed(k_BTC: jax.Array, own_BT: jax.Array, context: Context, cache: Cached | None, slots: int) -> jax.Array:
+    """Returns keys by their positions [B, P, C]: those of the cache, with this call's; those of padding are nowhere."""
+    batch, dim = k_BTC.shape[0], k_BTC.shape[-1]
+    held_BPC = jnp.zeros((batch, slots, dim), k_BTC.dtype) if cache is None else cache.array
+    at_BT = own_BT if context.valid_BT is None else jnp.where(context.valid_BT, own_BT, slots)
+    rows_B1 = jnp.arange(batch)[:, None]
+    return held_BPC.at[rows_B1, at_BT].set(k_BTC.astype(held_BPC.dtype), mode="drop")
