@@ -25,6 +25,8 @@ NEEDED = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "xmod": {"default_language": "en_XX"},
 }
+INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 64}
+NEEDED["qwen4_exp_text"] = INDEXER | {"indexer_compress_ratio": 8, "ple_layer_ids": [1], "eos_token_id": 2}
 FAMILIES = pytest.mark.parametrize("family", all_families(), ids=lambda family: family.name)
 
 

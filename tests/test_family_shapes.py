@@ -29,6 +29,7 @@ IN_FLOATS = {
     "mlp/moe/gate/kernel": "as the other routers",
     "self_attn/gate/kernel": "as the other routers",
     "experts/up_proj/bias": "it has a number per expert and channel, as other biases have per channel",
+    "mlp/gate/down_proj/kernel": "as the other routers",
     "mixer/x_proj/kernel": "states decay by exponentials of what it makes",
     "mixer/dt_proj/kernel": "states decay by exponentials of what it makes",
     "mixer/x_proj_weight": "states decay by exponentials of what it makes",
@@ -36,8 +37,12 @@ IN_FLOATS = {
     "mixer/input_gate_weight": "states add up what it lets in",
     "mixer/recurrent_gate_weight": "states decay by exponentials of what it makes",
     "conv1d/kernel": "it has a few numbers per channel",
+    "conv_channels/kernel": "it has a few numbers per channel",
+    "conv_heads/kernel": "as the other convolutions",
     "linear_attn/in_proj_a/kernel": "states are products of what it makes",
     "linear_attn/in_proj_b/kernel": "states are products of what it makes",
+    "ngrams/table/embedding": "its rows are looked up as they are",
+    "reader/write/kernel": "a few numbers say how much goes into each stream",
     "mixer/A_log": "states decay by exponentials of its exponentials",
 }
 

@@ -144,7 +144,7 @@ def test_gradients_of_scanned_and_recomputed_layers_are_those_of_torch(loaded: L
     padded = not loaded.case.growing_rope
     inputs = loaded.padded if padded else loaded.inputs
     tokens = inputs[loaded.fed]
-    weights = np.random.default_rng(5).normal(size=(*tokens.shape, loaded.model.record.vocab))
+    weights = np.random.default_rng(5).normal(size=loaded.logits.shape)
     weights = np.where(inputs.get(loaded.mask_name, np.ones_like(tokens))[..., None] == 1, weights, 0).astype(
         np.float32
     )

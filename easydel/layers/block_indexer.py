@@ -77,13 +77,10 @@ class BlockIndexerLayer(nnx.Module):
         """Returns the choice of keys, or None where all are seen, and the new cache."""
         record, x_BTD = self.record, jax.lax.stop_gradient(x_BTD)
         k_BTC = self._turned(self.k_norm(self.wk(x_BTD))[:, :, None], context)[:, :, 0]
-        valid_BS, length = context.valid_BS, x_BTD.shape[1]
-        slots = length if valid_BS is None else valid_BS.shape[1]
-        held_BS = jnp.arange(slots)[None] if valid_BS is None else counted(valid_BS, None)
-        own_BT = jax.lax.dynamic_slice_in_dim(held_BS, context.offset, length, axis=1)
-        k_BPC = k_BTC if valid_BS is None else _placed(k_BTC, own_BT, context, cache, slots)
+        held_BS, own_BT = held_positions(x_BTD.shape[1], context)
+        k_BPC = by_position(k_BTC, own_BT, context, cache)
         cache = None if cache is None else replace(cache, array=k_BPC)
-        if slots <= record.count * record.block:  # of so few, all are chosen
+        if k_BPC.shape[1] <= record.count * record.block:  # of so few, all are chosen
             return None, cache
         refuse_segments(context, "attention to chosen blocks")
         q_BTHC = self.q_norm(self.wq(x_BTD).reshape(*x_BTD.shape[:2], record.heads, record.dim))
@@ -123,10 +120,18 @@ class BlockIndexerLayer(nnx.Module):
         return select
 
 
-def _placed(k_BTC: jax.Array, own_BT: jax.Array, context: Context, cache: Cached | None, slots: int) -> jax.Array:
+def held_positions(length: int, context: Context) -> tuple[jax.Array, jax.Array]:
+    """Returns the position of each slot [B or 1, S], counting attended tokens, and those of this call's [B or 1, T]."""
+    valid_BS = context.valid_BS
+    held_BS = jnp.arange(length)[None] if valid_BS is None else counted(valid_BS, None)
+    return held_BS, jax.lax.dynamic_slice_in_dim(held_BS, context.offset, length, axis=1)
+
+
+def by_position(k_BTC: jax.Array, own_BT: jax.Array, context: Context, cache: Cached | None) -> jax.Array:
     """Returns keys by their positions [B, P, C]: those of the cache, with this call's; those of padding are nowhere."""
-    batch, dim = k_BTC.shape[0], k_BTC.shape[-1]
+    if context.valid_BS is None:
+        return k_BTC
+    (batch, slots), dim = context.valid_BS.shape, k_BTC.shape[-1]
     held_BPC = jnp.zeros((batch, slots, dim), k_BTC.dtype) if cache is None else cache.array
     at_BT = own_BT if context.valid_BT is None else jnp.where(context.valid_BT, own_BT, slots)
-    rows_B1 = jnp.arange(batch)[:, None]
-    return held_BPC.at[rows_B1, at_BT].set(k_BTC.astype(held_BPC.dtype), mode="drop")
+    return held_BPC.at[jnp.arange(batch)[:, None], at_BT].set(k_BTC.astype(held_BPC.dtype), mode="drop")

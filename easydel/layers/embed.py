@@ -12,7 +12,7 @@ from flax import nnx
 
 from easydel.layers.activations import activation
 from easydel.layers.linear import Embedding, Linear, buffer, parameter
-from easydel.layers.norm import AnyNorm
+from easydel.layers.norm import Affine, AnyNorm
 from easydel.policy import Policy
 
 
@@ -84,7 +84,7 @@ class Embed:
     """
 
     positions: Learned | Sinusoidal | None = None
-    norm: AnyNorm | None = None
+    norm: AnyNorm | Affine | None = None
     scale: float = 1.0
     width: int | None = None
     float32: bool = False
@@ -117,7 +117,7 @@ class Head:
     """Logits: the tied embedding or a kernel of its own, times `scale`, capped by tanh (Gemma 2).
 
     `width` is the width of the head's input where the model's features are projected first, as `Embed.width`. A `fixed`
-    bias is not learned.
+    bias is not learned. Logits beyond the first `rows` are left out: a vocabulary may be padded.
     """
 
     tied: bool
@@ -127,6 +127,7 @@ class Head:
     softcap: float | None = None
     width: int | None = None
     transform: Transform | None = None
+    rows: int | None = None
 
     def build(self, features: int, rows: int, policy: Policy) -> Any:
         """Returns the head's module; None if it has nothing but the tied embedding."""
@@ -156,6 +157,8 @@ class Head:
             logits = logits if bias is None else logits + bias[...].astype(logits.dtype)
         else:
             logits = lm_head(hidden_BTD)
+        if self.rows is not None:
+            logits = logits[..., : self.rows]
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)

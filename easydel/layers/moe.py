@@ -16,7 +16,7 @@ from easydel.errors import ConfigError
 from easydel.layers.context import Context
 from easydel.layers.linear import Float32Linear, Linear, buffer, contract, parameter
 from easydel.layers.mlp import GLU, MLP
-from easydel.layers.part import Part
+from easydel.layers.part import Handed, Part, handing, received
 from easydel.ops.ragged import ragged_dot
 from easydel.policy import Policy
 from easydel.sharding.axes import AxisName, axis_of, names_in
@@ -50,7 +50,8 @@ class Groups:
 class Router:
     """A record of the choice of experts.
 
-    It builds a module of (x [B, T, D], context) that returns weights and indices of the chosen experts, [B, T, K] each.
+    It builds a module of (x [B, T, D], context) that returns weights and indices of the chosen experts, [B, T, K] each,
+    perhaps as `Handed`, with values for later layers.
     A weight of 0 leaves an expert out, as does an index beyond the experts; no token is left out unless a router says
     so.
     """
@@ -64,6 +65,10 @@ class Router:
 
     def reads(self) -> Iterable[str]:
         """Lists fields of the context that the router reads, as `Part.reads` does: hash routers read ids_BT."""
+        return ()
+
+    def hands_on(self) -> Iterable[str]:
+        """Lists the names of the values that the router hands on, as `Part.hands_on` does."""
         return ()
 
 
@@ -140,6 +145,9 @@ class MoE(Part):
     def reads(self) -> Iterable[str]:
         return self.router.reads()
 
+    def hands_on(self) -> Iterable[str]:
+        return self.router.hands_on()
+
 
 class MoELayer(nnx.Module):
     def __init__(self, record: MoE, features: int, policy: Policy):
@@ -152,8 +160,8 @@ class MoELayer(nnx.Module):
         self.shared_expert_gate = Float32Linear(features, 1, policy) if record.shared_gate else None
         self.record = record
 
-    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        weights_BTK, chosen_BTK = self.gate(x_BTD, context)
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array | Handed, Any]:
+        (weights_BTK, chosen_BTK), values = received(self.gate(x_BTD, context))
         inputs_BTD = x_BTD if self.latent_in_proj is None else self.latent_in_proj(x_BTD)
         y_BTD = self.experts(inputs_BTD, weights_BTK, chosen_BTK)
         if self.record.zero:
@@ -162,11 +170,11 @@ class MoELayer(nnx.Module):
         if self.latent_out_proj is not None:
             y_BTD = self.latent_out_proj(y_BTD)
         if self.shared_expert is None:
-            return y_BTD, cache
+            return handing(y_BTD, values), cache
         shared, _ = self.shared_expert(x_BTD, context, None)
         if self.shared_expert_gate is not None:
             shared = shared * jax.nn.sigmoid(self.shared_expert_gate(x_BTD)).astype(shared.dtype)
-        return y_BTD + shared, cache
+        return handing(y_BTD + shared, values), cache
 
 
 class Gate(nnx.Module):

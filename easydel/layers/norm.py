@@ -51,6 +51,48 @@ class LayerNorm:
 AnyNorm = RMSNorm | LayerNorm
 
 
+@dataclass(frozen=True)
+class Affine:
+    """(x + bias) * scale, with learned numbers for each channel."""
+
+    def build(self, features: int, policy: Policy) -> AffineModule:
+        return AffineModule(features, policy)
+
+
+class AffineModule(nnx.Module):
+    def __init__(self, features: int, policy: Policy):
+        self.scale, self.bias = parameter((features,), policy), parameter((features,), policy)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the result in the dtype of `x`."""
+        return (x + self.bias[...].astype(x.dtype)) * self.scale[...].astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class L2Clip:
+    """x, or x * `scale` if `scaled`, shortened to the length `limit` where it is longer."""
+
+    limit: float
+    scaled: bool = False
+
+    def build(self, features: int | tuple[int, ...], policy: Policy) -> L2ClipModule:
+        return L2ClipModule(self, features, policy)
+
+
+class L2ClipModule(nnx.Module):
+    def __init__(self, record: L2Clip, features: int | tuple[int, ...], policy: Policy):
+        shape = (features,) if isinstance(features, int) else features
+        self.scale = parameter(shape, policy) if record.scaled else None
+        self.limit = record.limit
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)  # squares overflow or vanish in 16 bits
+        wide = wide if self.scale is None else wide * self.scale[...].astype(jnp.float32)
+        squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+        length = jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))  # a root has no gradient at zero
+        return (wide * jnp.minimum(self.limit / (length + 1e-6), 1.0)).astype(x.dtype)
+
+
 class Norm(nnx.Module):
     """The parameters of a norm record: `scale` and `bias`, each [features] or absent."""
 

@@ -95,3 +95,15 @@ class GrowingScale:
         """Returns the factors of `start` for queries at these positions, [B, T] in float32."""
         counted = positions_BT.astype(jnp.float32) + self.shift
         return 1 + self.growth * jnp.log1p(jnp.floor(counted / self.length))
+
+
+@dataclass(frozen=True)
+class LogGrowth:
+    """A factor that grows with the query's position from `length` on: 1 + `growth` * ln((position + 1) / `length`)."""
+
+    growth: float
+    length: float
+
+    def factors(self, positions_BT: jax.Array) -> jax.Array:
+        """Returns the factors for queries at these positions, [B, T] in float32."""
+        return 1 + self.growth * jnp.log(jnp.maximum((positions_BT.astype(jnp.float32) + 1) / self.length, 1.0))

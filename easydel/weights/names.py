@@ -77,7 +77,7 @@ class Names:
 
     "Ours" are canonical names, "theirs" the checkpoint's.
     `renames`: ours -> theirs, in one pass: from left to right, the longest row that matches at a part replaces it.
-    Ours are regular expressions; numbers stand in the name as `*`.
+    Ours are regular expressions; numbers stand in the name as `*`. In theirs, `{:-1}` is the next number less one.
     `fused`: tensors that hold several of our parameters.
     `transposed`: their modules whose weight is [in, out] (or [expert, in, out]).
     `stacked_experts`: their experts are one tensor [expert, ...]; otherwise there is one per expert, `experts.N.`.
@@ -116,7 +116,7 @@ class Names:
 
     def expression(self, path: str, shapes: Mapping[str, Shape]) -> Expression:
         """Returns the parameter at `path` ("model/layers/0/...") over their tensors; `shapes` are all parameters'."""
-        numbers, form, shape = NUMBER.findall(path), self._form(NUMBER.sub("*", path)), shapes[path]
+        numbers, form, shape = _numbers(path), self._form(NUMBER.sub("*", path)), shapes[path]
         rows = None if form.fused is None else self._rows(form.fused, path, shapes)
         if not form.one_by_one:
             return form.expression(form.name.format(*numbers), shape, rows)
@@ -125,7 +125,7 @@ class Names:
 
     def theirs(self, name: str) -> str:
         """Returns the checkpoint's spelling of a canonical dotted name."""
-        return self._spelled(NUMBER.sub("*", name)).format(*NUMBER.findall(name))
+        return self._spelled(NUMBER.sub("*", name)).format(*_numbers(name))
 
     @cached_property
     def _form(self) -> Callable[[str], Form]:
@@ -211,6 +211,17 @@ class Form(NamedTuple):
         if self.transposed:
             expression = Transpose(expression)
         return expression if self.fused is None or rows is None else Rows(expression, *rows, self.fused.dim(self.leaf))
+
+
+class _Number(str):
+    """A number in a name. As a format, "-1" is a number to add to it."""
+
+    def __format__(self, spec: str) -> str:
+        return str(int(self) + int(spec)) if spec else str(self)
+
+
+def _numbers(name: str) -> list[_Number]:
+    return [_Number(found) for found in NUMBER.findall(name)]
 
 
 def _joined(own: Any, more: Any) -> Any:

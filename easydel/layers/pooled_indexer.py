@@ -1,0 +1,119 @@
+"""Which blocks of keys a query sees, by the mean of the keys in each (Qwen Team 2026, the model card of Qwen4-Exp)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.errors import ConfigError
+from easydel.layers.block_indexer import by_position, held_positions
+from easydel.layers.context import Context
+from easydel.layers.indexer import by_pieces
+from easydel.layers.linear import Linear
+from easydel.layers.norm import AnyNorm
+from easydel.layers.part import Cached, Part, empty
+from easydel.layers.recurrent import refuse_segments
+from easydel.layers.rope import Rope
+from easydel.ops.attend import Select
+from easydel.policy import Policy
+
+# B batch, T queries of this call, R some of them, S slots, P positions, D model, H heads, C channels, L blocks,
+# K chosen blocks
+
+
+@dataclass(frozen=True)
+class PooledIndexer(Part):
+    """Chooses the `count` blocks of `block` neighbouring keys with the highest scores, and the last, unfinished block.
+
+    A score is the sum over `heads` of relu(query * key), with one key of `dim` channels for all heads: the normed mean
+    of a block's, rotated as its first token is. Padding is in no block: keys are cached by their positions.
+    """
+
+    name: ClassVar[str] = "indexer"
+    heads: int
+    dim: int
+    block: int
+    count: int
+    position: Rope
+    norm: AnyNorm
+
+    def __post_init__(self) -> None:
+        if self.position.dim > self.dim:
+            raise ConfigError(
+                f"an indexer's {self.dim} channels are fewer than the {self.position.dim} that are rotated"
+            )
+
+    def build(self, features: int, policy: Policy) -> PooledIndexerLayer:
+        return PooledIndexerLayer(self, features, policy)
+
+    def cache(self, batch: int, length: int, dtype: Any) -> Cached:
+        """Returns empty keys, [batch, length, dim]."""
+        return empty((batch, length, self.dim), dtype, "batch", None, None)
+
+    def ropes(self) -> Iterable[Rope]:
+        yield self.position
+
+    def rewinds(self, length: int, end: int) -> int | None:
+        return None
+
+
+class PooledIndexerLayer(nnx.Module):
+    def __init__(self, record: PooledIndexer, features: int, policy: Policy):
+        self.wq = Linear(features, record.heads * record.dim, policy)
+        self.wk = Linear(features, record.dim, policy)
+        self.q_norm, self.k_norm = record.norm.build(record.dim, policy), record.norm.build(record.dim, policy)
+        self.record, self.precision = record, policy.precision
+
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: Cached | None) -> tuple[Select | None, Cached | None]:
+        """Returns the choice of keys, or None where all are seen, and the new cache."""
+        record, x_BTD = self.record, jax.lax.stop_gradient(x_BTD)
+        held_BS, own_BT = held_positions(x_BTD.shape[1], context)
+        k_BPC = by_position(self.wk(x_BTD), own_BT, context, cache)
+        cache = None if cache is None else replace(cache, array=k_BPC)
+        blocks = k_BPC.shape[1] // record.block
+        if blocks <= record.count:  # of so few, all are chosen
+            return None, cache
+        refuse_segments(context, "attention to chosen blocks")
+        q_BTHC = self.q_norm(self.wq(x_BTD).reshape(*x_BTD.shape[:2], record.heads, record.dim))
+        q_BTHC = record.position.rotate(q_BTHC, context.angles(record.position))
+        chosen_BTK = self._chosen(q_BTHC, own_BT, self._pooled(k_BPC, blocks))
+        return self._select(jax.lax.stop_gradient(chosen_BTK), own_BT, held_BS), cache
+
+    def _pooled(self, k_BPC: jax.Array, blocks: int) -> jax.Array:
+        """Returns the keys of whole blocks [B, L, C]."""
+        position, size = self.record.position, self.record.block
+        k_BLSC = k_BPC[:, : blocks * size].reshape(k_BPC.shape[0], blocks, size, -1)
+        mean_BLC = jnp.mean(k_BLSC, axis=2, dtype=jnp.float32).astype(k_BPC.dtype)  # 16 bits would round each sum
+        first_1L = (jnp.arange(blocks) * size)[None]
+        return position.rotate(self.k_norm(mean_BLC)[:, :, None], position.angles(first_1L))[:, :, 0]
+
+    def _chosen(self, q_BTHC: jax.Array, own_BT: jax.Array, k_BLC: jax.Array) -> jax.Array:
+        """Returns the chosen blocks [B, T, K], computed for a few queries at a time."""
+        record = self.record
+        ends_L = (jnp.arange(k_BLC.shape[1]) + 1) * record.block
+
+        def choose(q_BRHC: jax.Array, own_BR: jax.Array) -> jax.Array:
+            wide: Any = {"precision": self.precision, "preferred_element_type": jnp.float32}
+            scores_BRHL = jax.nn.relu(jnp.einsum("BRHC,BLC->BRHL", q_BRHC, k_BLC, **wide))
+            whole_BRL = ends_L <= own_BR[..., None] + 1
+            return jax.lax.top_k(jnp.where(whole_BRL, jnp.sum(scores_BRHL, axis=2), -jnp.inf), record.count)[1]
+
+        return by_pieces(choose, q_BTHC, jnp.broadcast_to(own_BT, q_BTHC.shape[:2]))
+
+    def _select(self, chosen_BTK: jax.Array, own_BT: jax.Array, held_BS: jax.Array) -> Select:
+        size = self.record.block
+        block_B1S, last_BT = jnp.maximum(held_BS, 0)[:, None] // size, (own_BT + 1) // size
+
+        def select(start: jax.Array | int, queries: int) -> jax.Array:
+            own_BRK = jax.lax.dynamic_slice_in_dim(chosen_BTK, start, queries, axis=1)
+            last_BR = jax.lax.dynamic_slice_in_dim(last_BT, start, queries, axis=1)
+            chosen_BRS = jnp.any(own_BRK[..., None] == block_B1S[:, :, None], axis=-2)
+            # beyond the whole blocks is the unfinished one; causality leaves nothing else
+            return (chosen_BRS | (block_B1S >= last_BR[..., None]))[:, None]
+
+        return select
