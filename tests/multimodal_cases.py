@@ -7,6 +7,7 @@ from typing import Any
 
 from cases import FULL, SIZES, SLIDING, Case
 from cases.qwen3_next import DELTA, SPARSE
+from cases.qwen4_exp_text import NGRAMS, SMALL as QWEN4_SIZES
 
 Config = dict[str, Any]
 IMAGE: Config = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 40}
@@ -130,4 +131,5 @@ CASES = [
     ),
     # torch rounds the last few tokens by where a file's gates of shared experts lie in memory, unless 16 divides them
     replace(case("qwen3_5_moe", DELTA | SPARSE | {"num_experts_per_tok": 2}, SEEN | POSITIONS), length=16),
+    replace(case("qwen4_exp", QWEN4_SIZES | NGRAMS | {"num_experts_per_tok": 2}, SEEN | POSITIONS), length=16),
 ]

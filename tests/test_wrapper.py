@@ -114,7 +114,12 @@ FUYU_FLAT: Config = {
 }
 HUB = {"gemma 4b": GEMMA_4B, "gemma 27b": GEMMA_27B, "mistral small": MISTRAL_SMALL, "llava": LLAVA, "qwen": QWEN_FLAT}
 HUB |= {"fuyu": FUYU_FLAT}
-EMPTY = {f"{name} without keys": {"model_type": name, "text_config": {}} for name in sorted(all_wrappers())}
+# Keys without which transformers' own defaults are no model that runs.
+INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 64}
+NEEDED = {"qwen4_exp": INDEXER | {"indexer_compress_ratio": 8}}
+EMPTY = {
+    f"{name} without keys": {"model_type": name, "text_config": NEEDED.get(name, {})} for name in sorted(all_wrappers())
+}
 
 
 @pytest.mark.parametrize("written", [*HUB.values(), *EMPTY.values()], ids=[*HUB, *EMPTY])
@@ -156,6 +161,7 @@ def test_adapters_for_other_inputs_in_a_file_are_left_out():
 @pytest.mark.parametrize("inner", [None, False, True])
 def test_a_head_is_tied_where_transformers_ties_it(model_type: str, outer: bool | None, inner: bool | None):
     text, rest = ({} if value is None else {TIED: value} for value in (inner, outer))
+    text = NEEDED.get(model_type, {}) | text
     config = transformers.AutoConfig.for_model(theirs(model_type), text_config=dict(text), **rest)
     tied = getattr(config, TIED, False)
     if inner and outer is None:  # some of transformers' classes then make a head of random numbers

@@ -29,6 +29,7 @@ from easydel.layers.attention import AttentionLayer
 from easydel.layers.context import Context
 from easydel.layers.linear import parameter
 from easydel.layers.moe import ExpertLinear, MoELayer, Sorted
+from easydel.layers.part import Handed, handing, received
 from easydel.ops.attend import attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
 from easydel.sharding.placement import fit
@@ -111,9 +112,10 @@ class BiasedMoELayer(MoELayer):
         super().__init__(record, features, policy)
         self.bias = parameter((features,), policy)
 
-    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        y_BTD, cache = super().__call__(x_BTD, context, cache)
-        return y_BTD + self.bias[...].astype(y_BTD.dtype), cache
+    def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array | Handed, Any]:
+        result, cache = super().__call__(x_BTD, context, cache)
+        y_BTD, values = received(result)
+        return handing(y_BTD + self.bias[...].astype(y_BTD.dtype), values), cache
 
 
 NAMES = base.NAMES.extended(

@@ -34,6 +34,7 @@ ROWS = (
     Wrapper("qwen2_5_vl", "Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923)", qwen2_text, VISUAL),
     Wrapper("qwen3_5", "Qwen3.5 (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
     Wrapper("qwen3_5_moe", "Qwen3.5-MoE (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
+    Wrapper("qwen4_exp", "Qwen4-Exp (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
     Wrapper("qwen3_vl", "Qwen3-VL (Bai et al. 2025, arXiv:2511.21631)", text_as("qwen3"), VISUAL),
 )
 WRAPPERS = {row.model_type: row for row in ROWS}

@@ -98,8 +98,8 @@ def mixers(c: HFConfig) -> list[Part]:
     return [linear if kind == LINEAR else attending(c, norm) for kind in kinds]
 
 
-def ngrams(c: HFConfig, norm: RMSNorm, index: int) -> NGramInput:
-    """What the layer with that number, among those with vectors of n-grams, adds."""
+def ngrams(c: HFConfig, norm: RMSNorm, dim: int, index: int) -> NGramInput:
+    """What the layer with that number, among those with vectors of n-grams, adds: `dim` channels are its vectors'."""
     ends = c.get("eos_token_id")
     end = ends[0] if isinstance(ends, list) and ends else ends
     if not isinstance(end, int):
@@ -108,7 +108,7 @@ def ngrams(c: HFConfig, norm: RMSNorm, index: int) -> NGramInput:
         vocab=c.vocab_size,
         order=c.ngram_size,
         heads=c.heads_per_ngram,
-        dim=c.get("ple_embed_dim") or c.hidden_size,
+        dim=dim,
         base=c.ngram_vocab_size_base,
         divisor=c.make_ngram_vocab_size_divisible_by,
         parts=c.split_ngram_parts,
@@ -126,7 +126,8 @@ def qwen4_exp_text(c: HFConfig) -> Decoder:
     expert, shared = (GLU(size, c.hidden_act) for size in (c.moe_intermediate_size, c.shared_expert_intermediate_size))
     router = TopK(c.num_experts_per_tok, renormalize=c.norm_topk_prob)
     ffn = MoE(c.num_experts, expert, router, shared, shared_gate=True)
+    dim = c.get("ple_embed_dim") or c.hidden_size  # transformers writes it whether there are n-grams or not
     for layer, mixer in enumerate(mixers(c), start=1):
-        added = ngrams(c, norm, with_ngrams.index(layer)) if layer in with_ngrams else None
+        added = ngrams(c, norm, dim, with_ngrams.index(layer)) if layer in with_ngrams else None
         blocks.append(GatedStreamsBlock(mixer, ffn, streams=streams, ngrams=added))
     return replace(Decoder.from_hf(c, blocks=blocks, final_norm=None), stream=streams)
