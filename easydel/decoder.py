@@ -42,6 +42,7 @@ class Decoder:
     stream: Stream | None = None
     fed: ClassVar[str] = "input_ids"  # the argument that takes a new token
     has_encoder: ClassVar[bool] = False
+    marks: ClassVar[bool] = False  # it takes no global_attention_mask
     first_token: ClassVar[int | None] = None  # prompts come from the user
 
     @classmethod
@@ -92,6 +93,10 @@ class Decoder:
     def vocab_of(self, name: str) -> int:
         """Returns the number of tokens that the input `name` is chosen from."""
         return self.vocab + self.embed.extra
+
+    def longest_of(self, name: str) -> int | None:
+        """Returns `longest`, whatever the input."""
+        return self.longest
 
     @property
     def looks_ahead(self) -> bool:

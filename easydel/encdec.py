@@ -24,6 +24,7 @@ from flax import nnx
 
 from easydel.decoder import Cache, check_positions, empty_slots, make_context, unless_full
 from easydel.errors import ArgumentError, UnsupportedModelError
+from easydel.inputs import check_shapes
 from easydel.layers.block import Block
 from easydel.layers.context import Context, Cross
 from easydel.layers.embed import Embed, Head
@@ -125,6 +126,10 @@ class EncoderDecoder:
         """Returns the number of tokens that the input `name` is chosen from."""
         return self.encoder.vocab or self.vocab if name == "input_ids" else self.vocab
 
+    def longest_of(self, name: str) -> int | None:
+        """Returns the number of positions that there are vectors for in the tower that reads the input `name`."""
+        return self.encoder.embed.longest if name == "input_ids" else self.longest
+
     @property
     def layer_stacks(self) -> dict[str, tuple[Block, ...]]:
         """The layers' records, by the place of their parameters."""
@@ -143,9 +148,13 @@ class EncoderDecoder:
 
     @property
     def longest(self) -> int | None:
-        """Number of positions that there are vectors for; None if positions are computed."""
-        longest = [tower.embed.longest for tower in (self.encoder, self.decoder)]
-        return min((rows for rows in longest if rows is not None), default=None)
+        """Number of positions that the decoder has vectors for; None if positions are computed."""
+        return self.decoder.embed.longest
+
+    @property
+    def marks(self) -> bool:
+        """True if the encoder takes a `global_attention_mask`."""
+        return any("marked_BT" in block.reads() for block in self.encoder.blocks)
 
     @staticmethod
     def example(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -190,11 +199,13 @@ class EncoderDecoderModel(nnx.Module):
         labels: jax.Array | None = None,
         cache: Cache | None = None,
         segment_ids: jax.Array | None = None,
+        global_attention_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the decoder's hidden states and the new cache.
 
-        `input_ids`, `attention_mask` and `position_ids` belong to the encoder. With `encoder_outputs` [B, S, D] the
-        encoder is not run; with a `cache` that earlier calls filled neither is needed. `segment_ids` are refused.
+        `input_ids`, `attention_mask` and `position_ids` belong to the encoder, and so does `global_attention_mask`: the
+        tokens that see all others and are seen by all. With `encoder_outputs` [B, S, D] the encoder is not run; with a
+        `cache` that earlier calls filled neither is needed. `segment_ids` are refused.
         """
         if segment_ids is not None:
             hint = "pass one document in each row"
@@ -202,7 +213,11 @@ class EncoderDecoderModel(nnx.Module):
         if decoder_input_ids is None:
             decoder_input_ids = self.record.shift(input_ids, labels)
         if encoder_outputs is None and input_ids is not None:
-            encoder_outputs = self.encode(input_ids, attention_mask, position_ids)
+            encoder_outputs = self.encode(input_ids, attention_mask, position_ids, global_attention_mask)
+        elif global_attention_mask is not None:
+            raise ArgumentError(
+                "global_attention_mask is for the encoder, which does not run", hint="pass input_ids alone"
+            )
         cross = _cross(encoder_outputs, attention_mask, cache)
         shape, mask_name = decoder_input_ids.shape, "decoder_attention_mask"
         context, cache = make_context(shape, decoder_attention_mask, None, cache, mask_name=mask_name)
@@ -213,10 +228,22 @@ class EncoderDecoderModel(nnx.Module):
         return unless_full(x_BTD, cache), {**cache, "layers": layers, "cross_valid": cross.valid_BS}
 
     def encode(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, position_ids: jax.Array | None = None
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        global_attention_mask: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the encoder's hidden states [B, S, D]."""
         context, _ = make_context(input_ids.shape, attention_mask, position_ids, None)
+        if global_attention_mask is not None:
+            if not self.record.marks:
+                hint = "its tokens see all others in any case, or none may"
+                raise ArgumentError("the model takes no global_attention_mask", hint=hint)
+            check_shapes(input_ids.shape, {"global_attention_mask": global_attention_mask}, cached=False)
+            marked_BT = global_attention_mask.astype(bool)
+            marked_BT = marked_BT if context.valid_BT is None else marked_BT & context.valid_BT
+            context = replace(context, marked_BT=marked_BT)
         return self._pass(self.encoder, input_ids, context, None)[0]
 
     def _pass(self, tower: TowerModel, ids_BT: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
@@ -239,7 +266,11 @@ def _cross(states_BSD: jax.Array | None, attention_mask: jax.Array | None, cache
 
 
 def encode(
-    model: Any, params: Mapping[str, Any], input_ids: jax.Array, attention_mask: jax.Array | None = None
+    model: Any,
+    params: Mapping[str, Any],
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    global_attention_mask: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the encoder's hidden states [B, S, D], as a pure function of parameters and inputs, for `compiled`."""
-    return model.bound(params).model.encode(input_ids, attention_mask)
+    return model.bound(params).model.encode(input_ids, attention_mask, None, global_attention_mask)

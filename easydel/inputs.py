@@ -13,7 +13,8 @@ import numpy as np
 from easydel.errors import ArgumentError, listed
 
 IDS = ("input_ids", "decoder_input_ids")
-TOKEN_ARRAYS = (*IDS, "attention_mask", "decoder_attention_mask", "position_ids", "segment_ids", "labels")
+MASKS = ("attention_mask", "decoder_attention_mask", "global_attention_mask")
+TOKEN_ARRAYS = (*IDS, *MASKS, "position_ids", "segment_ids", "labels")
 
 
 EMBEDDED = "inputs_embeds"

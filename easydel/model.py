@@ -58,6 +58,7 @@ class BaseNNXModule(LanguageModel):
         seed: int | None = None,
         rng: jax.Array | None = None,
         tokenizer: Any = None,
+        global_attention_mask: Any = None,
         **arguments: Any,
     ) -> GenerateOutput:
         """Continues the prompts `input_ids` [batch, length]; the result's `.sequences` has prompts and new tokens.
@@ -75,6 +76,7 @@ class BaseNNXModule(LanguageModel):
                 result's `.seed` says which.
             rng: a key of `jax.random` instead of `seed`.
             tokenizer: what `stop_strings` need: an object with `decode`, ours or one of transformers.
+            global_attention_mask: 1 on an encoder's tokens that see all others and are seen by all (LED).
             **arguments: transformers' names, which take precedence over `generation_config`: max_new_tokens,
                 max_length, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
                 no_repeat_ngram_size, eos_token_id (one or several), pad_token_id, forced_bos_token_id,
@@ -100,6 +102,7 @@ class BaseNNXModule(LanguageModel):
             seed=seed,
             rng=rng,
             tokenizer=tokenizer,
+            global_attention_mask=global_attention_mask,
             **arguments,
         )
 

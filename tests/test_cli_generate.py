@@ -201,6 +201,17 @@ def test_generation_stops_when_nobody_reads_any_more(tiny: Path, monkeypatch: py
     assert len(made) < 10**4
 
 
+def test_first_tokens_of_a_prompt_may_see_all_others(tiny: Path):
+    calls: list[dict[str, Any]] = []
+    model: Any = SimpleNamespace(generate=lambda prompt, streamer, **given: calls.append(given))
+    for count in (0, 2):
+        answer(model, load_tokenizer(tiny), [5, 6, 7], {"global_tokens": count})
+    assert [{name: mask.tolist() for name, mask in given.items()} for given in calls] == [
+        {},
+        {"global_attention_mask": [[True, True, False]]},
+    ]
+
+
 def test_chat_remembers_what_was_said_until_it_is_cleared(reference: Any):
     first = expected_answer(reference, "the fox")
     second = expected_answer(reference, "the fox", first.strip(), "a dog")

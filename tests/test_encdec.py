@@ -33,6 +33,24 @@ def test_right_padded_batches_equal_transformers(loaded: Loaded):
     assert_close(loaded.model(**inputs).logits, logits_of(loaded.reference, **inputs), inputs[loaded.mask_name])
 
 
+@pytest.mark.parametrize("loaded", [CASES["led-untied"]], ids=lambda case: case.name, indirect=True)
+def test_marked_tokens_see_all_others_as_in_transformers(loaded: Loaded):
+    marks = np.zeros_like(loaded.ids)
+    marks[1, [4, 5, 12]] = 1
+    for side in (slice(None), slice(None, None, -1)):
+        masks = {name: array[:, side].copy() for name, array in loaded.padded.items() if "mask" in name}
+        inputs = loaded.inputs | masks | {"global_attention_mask": marks[:, side].copy()}
+        expected = logits_of(loaded.reference, **inputs)
+        if side.step is None:
+            row = {name: array[1:, 2 if "decoder" in name else 3 :] for name, array in inputs.items()}
+            expected[1, 2:] = logits_of(loaded.reference, **row)[0]
+        assert_close(loaded.model(**inputs).logits, expected, inputs["decoder_attention_mask"])
+    with pytest.raises(ArgumentError, match=r"global_attention_mask has shape \(1, 13\), expected \(2, 13\)"):
+        loaded.model(**loaded.inputs, global_attention_mask=marks[:1])
+    with pytest.raises(ArgumentError, match="global_attention_mask is for the encoder, which does not run"):
+        loaded.model(**loaded.inputs | {"input_ids": None}, global_attention_mask=marks)
+
+
 @EACH
 def test_cached_decode_without_masks_equals_transformers(loaded: Loaded):
     ours = loaded.decoded(loaded.model, loaded.params, attention_mask=None, decoder_attention_mask=None)
@@ -111,6 +129,13 @@ def test_without_decoder_inputs_t5_is_refused(flan_t5: tuple[Any, Path]):
     model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(flan_t5[1])
     with pytest.raises(ArgumentError, match="pass what is decoded so far"):
         model(**IDS)
+
+
+def test_marks_are_refused_where_no_encoder_reads_them(bart: tuple[Any, Path]):
+    model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(bart[1])
+    for call in (model, model.generate):
+        with pytest.raises(ArgumentError, match="the model takes no global_attention_mask"):
+            call(IDS["input_ids"], global_attention_mask=np.ones_like(IDS["input_ids"]))
 
 
 def test_more_tokens_than_positions_are_refused(bart: tuple[Any, Path]):

@@ -12,7 +12,9 @@ import pytest
 import torch
 from cases import Case
 from cases.bart import whole
+from cases.led import led
 from cases.llama import llama
+from cases.longt5 import longt5
 from cases.t5 import t5
 from parity import make_reference, padded_mask, random_ids
 
@@ -28,6 +30,10 @@ CASES = [
     llama("beams", num_hidden_layers=1),
     t5("beams", num_layers=1, num_decoder_layers=1),
     whole("bart", "beams", encoder_layers=1, decoder_layers=1, forced_bos_token_id=7),
+]
+LONG = [  # encoders of windows, blocks and tokens that see all
+    longt5("beams", encoder_attention_type="transient-global", global_block_size=3, num_layers=1, num_decoder_layers=1),
+    led("beams", encoder_layers=1, decoder_layers=1, attention_window=4),
 ]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ENDS = {"eos_token_id": [17, 44, 88, 5, 9], "max_new_tokens": 14}
@@ -71,6 +77,20 @@ def test_beams_find_transformers_texts_with_its_scores(case: Case, chosen: list[
     if case.seq2seq:  # what the checkpoint asks for
         expected = reference.generate(torch.tensor(ids), attention_mask=torch.tensor(mask))
         np.testing.assert_array_equal(model.generate(ids, mask).sequences, expected.numpy())
+
+
+@pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
+def test_behind_long_encoders_tokens_are_transformers(case: Case, tmp_path: Path):
+    reference = make_reference(case, tmp_path)
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
+    ids, mask = inputs_of(case)
+    masks = {"attention_mask": mask}
+    if case.model_type == "led":
+        masks["global_attention_mask"] = np.eye(*ids.shape, dtype=np.int64)
+    for beams in (1, 4):
+        settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": 8}
+        expected = reference.generate(torch.tensor(ids), **{k: torch.tensor(v) for k, v in masks.items()}, **settings)
+        np.testing.assert_array_equal(model.generate(ids, **masks, **settings).sequences, expected.numpy())
 
 
 @pytest.fixture(scope="module")

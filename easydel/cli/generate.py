@@ -54,6 +54,9 @@ def generate(
     beams: Annotated[
         int, typer.Option(min=1, help="Follow so many texts at a time, and print the best at the end.")
     ] = 1,
+    global_tokens: Annotated[
+        int, typer.Option(min=0, help="Let so many first tokens of PROMPT see all others, and be seen by all (LED).")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Print a model's answer to PROMPT while it is generated, or to each of the prompts in a file.
@@ -62,7 +65,7 @@ def generate(
     devices, or those of --mesh; a table on stderr shows the placement. --json prints an object with text, numbers of
     tokens and time in each line.
     """
-    arguments = {**sampling.arguments(), "num_beams": beams}
+    arguments = {**sampling.arguments(), "num_beams": beams, "global_tokens": global_tokens}
     asked = list(_asked(prompt, prompts))
     files = located(model, hub, adapter)
     from easydel.tokenizer import load_tokenizer

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from easydel.tokenizer import Tokenizer
 
 Tokens = SimpleQueue[int | None]
+GLOBAL = "global_tokens"
 
 
 def compiled_for(prompt: Sequence[int], arguments: dict[str, Any]) -> Callable[..., None]:
@@ -25,7 +26,7 @@ def compiled_for(prompt: Sequence[int], arguments: dict[str, Any]) -> Callable[.
     from easydel.generate import compile_ahead
 
     streamer = None if _searches(arguments) else lambda tokens: None
-    return compile_ahead(_batch(prompt), streamer=streamer, **arguments)
+    return compile_ahead(_batch(prompt), streamer=streamer, **_given(prompt, arguments))
 
 
 def answer(
@@ -43,7 +44,7 @@ def answer(
     """
     _check(prompt)
     if _searches(arguments):
-        found = model.generate(_batch(prompt), **arguments).sequences[0]
+        found = model.generate(_batch(prompt), **_given(prompt, arguments)).sequences[0]
         made = found[1 if model.record.has_encoder else len(prompt) :].tolist()
         text = tokenizer.decode(made)
         if not silent:
@@ -62,7 +63,7 @@ def answer(
             tokens.put(int(np.asarray(batch)[0]))
 
         try:
-            model.generate(_batch(prompt), streamer=arrived, **arguments)
+            model.generate(_batch(prompt), streamer=arrived, **_given(prompt, arguments))
         finally:
             tokens.put(None)
         return written.result(), count
@@ -79,6 +80,14 @@ def _searches(arguments: dict[str, Any]) -> bool:
 
 def _batch(prompt: Sequence[int]) -> np.ndarray:
     return np.asarray([prompt], np.int32)
+
+
+def _given(prompt: Sequence[int], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `generate` gets: `global_tokens` among the arguments counts the first tokens that see all others."""
+    given = {name: value for name, value in arguments.items() if name != GLOBAL}
+    if count := arguments.get(GLOBAL):
+        given["global_attention_mask"] = np.arange(len(prompt))[None] < count
+    return given
 
 
 def _write(tokenizer: Tokenizer, tokens: Tokens, silent: bool) -> str:

@@ -19,8 +19,10 @@ from easydel.layers.embed import Embed, Feature, Head, Learned, Sinusoidal, Tran
 from easydel.layers.gated_streams import GatedStreams, GatedStreamsBlock
 from easydel.layers.indexer import Indexer, SharedIndexer
 from easydel.layers.lightning import Lightning
+from easydel.layers.local import Local, Summaries
 from easydel.layers.mamba import Mamba
 from easydel.layers.mamba2 import GatedNorm, Mamba2
+from easydel.layers.marked import Marked
 from easydel.layers.merged import Merged
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP

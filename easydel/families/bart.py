@@ -1,5 +1,7 @@
 """BART (Lewis et al. 2020, arXiv:1910.13461): an encoder-decoder with norms after each part; or its decoder alone."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from easydel.families._parts import (
@@ -18,6 +20,7 @@ from easydel.families._parts import (
     LayerNorm,
     Learned,
     Names,
+    Part,
     Post,
     ShiftRight,
     Sight,
@@ -109,19 +112,25 @@ def whole(
     """
     heads, final = c.decoder_attention_heads, NORM if pre_norm else None
     cross = CrossAttention(heads, heads, c.d_model // heads, "qkvo")
-    reading = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, Around(), pre_norm=pre_norm)
-    writing = block(c, heads, c.decoder_ffn_dim, Causal(), cross, pre_norm=pre_norm)
+    reader = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, Around(), pre_norm=pre_norm)
+    writer = block(c, heads, c.decoder_ffn_dim, Causal(), cross, pre_norm=pre_norm)
     own = {
         "vocab": c.vocab_size,
         "features": c.d_model,
-        "encoder": Tower((reading,) * c.encoder_layers, encoder, final, source_vocab),
-        "decoder": Tower((writing,) * c.decoder_layers, decoder or encoder, final),
+        "encoder": Tower((reader,) * c.encoder_layers, encoder, final, source_vocab),
+        "decoder": Tower((writer,) * c.decoder_layers, decoder or encoder, final),
         "head": Head(c.tie_word_embeddings, bias=True, fixed=True),
         "shift": ShiftRight(c.get("decoder_start_token_id"), c.pad_token_id),
         "shared": c.tie_word_embeddings,
-        "max_length": c.max_position_embeddings,
+        "max_length": c.get("max_position_embeddings"),
     }
     return EncoderDecoder(**own | choices)
+
+
+def reading(record: EncoderDecoder, mixers: Sequence[Part]) -> EncoderDecoder:
+    """Returns the model with other mixers in its encoder, one for each layer."""
+    blocks = tuple(replace(block, mixer=mixer) for block, mixer in zip(record.encoder.blocks, mixers, strict=True))
+    return replace(record, encoder=replace(record.encoder, blocks=blocks))
 
 
 def alone(

@@ -1,7 +1,5 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683), T5 v1.1, Flan-T5: biases by relative position, scores are not scaled."""
 
-from functools import partial
-
 from easydel.families._parts import (
     GLU,
     MLP,
@@ -15,6 +13,7 @@ from easydel.families._parts import (
     Heads,
     HFConfig,
     Names,
+    Part,
     RelativeBias,
     RMSNorm,
     ShiftRight,
@@ -39,7 +38,7 @@ NAMES = Names(
         r"model\.embed_tokens": "shared",
         r"model\.(en|de)coder\.norm": r"\1coder.final_layer_norm",
         r"model\.(en|de)coder\.layers": r"\1coder.block",
-        r"model\.(en|de)coder\.relative_attention_bias": rf"\1coder.block.0.{SELF}.relative_attention_bias",
+        **{rf"model\.{name}\.{BIAS}": f"{name}.block.0.{SELF}.{BIAS}" for name in ("encoder", "decoder")},
         r"self_attn\.([qkvo])_proj": rf"{SELF}.\1",
         r"self_attn\.relative_attention_bias": rf"{SELF}.relative_attention_bias",
         r"cross_attn\.([qkvo])_proj": r"layer.1.EncDecAttention.\1",
@@ -68,15 +67,31 @@ def names(c: HFConfig) -> Names:
     return NAMES.extended(in_feed_forwards(r"mlp\.up_proj", f"DenseReluDense.{up}"))
 
 
-def whole(c: HFConfig, head: Head, shared: str | None = BIAS, ffn: GLU | MLP | None = None) -> EncoderDecoder:
-    """Both towers, with one table of biases for all layers of each, or (`shared` None) one for each layer."""
+def bias(c: HFConfig, *, bidirectional: bool, shared: str | None = BIAS) -> RelativeBias:
+    buckets, distance = c.relative_attention_num_buckets, c.relative_attention_max_distance
+    return RelativeBias(c.num_heads, buckets, distance, bidirectional, shared)
+
+
+def heads(c: HFConfig) -> Heads:
+    return Heads(c.num_heads, c.num_heads, c.d_kv)
+
+
+def whole(
+    c: HFConfig,
+    head: Head,
+    shared: str | None = BIAS,
+    ffn: GLU | MLP | None = None,
+    around: Part | None = None,
+) -> EncoderDecoder:
+    """Both towers, with one table of biases for all layers of each, or (`shared` None) one for each layer.
+
+    The encoder's mixer is `around`, by default attention to everything.
+    """
     norm, ffn = RMSNorm(c.layer_norm_epsilon), ffn or feed_forward(c)
-    heads, buckets = Heads(c.num_heads, c.num_heads, c.d_kv), c.relative_attention_num_buckets
-    bias = partial(RelativeBias, c.num_heads, buckets, c.relative_attention_max_distance, shared=shared)
-    around = Attention(heads, bias(bidirectional=True), Around(), Weights(1.0))
-    behind = Attention(heads, bias(bidirectional=False), weights=Weights(1.0))
+    whole = Attention(heads(c), bias(c, bidirectional=True, shared=shared), Around(), Weights(1.0))
+    behind = Attention(heads(c), bias(c, bidirectional=False, shared=shared), weights=Weights(1.0))
     cross = CrossAttention(c.num_heads, c.num_heads, c.d_kv, scale=1.0)
-    encoder = Block(around, ffn, attn_in=norm, ffn_in=norm)
+    encoder = Block(around or whole, ffn, attn_in=norm, ffn_in=norm)
     decoder = Block(behind, ffn, attn_in=norm, ffn_in=norm, cross=cross, cross_in=norm)
     return EncoderDecoder(
         vocab=c.vocab_size,
@@ -88,8 +103,12 @@ def whole(c: HFConfig, head: Head, shared: str | None = BIAS, ffn: GLU | MLP | N
     )
 
 
-@family("t5", names, encoder_decoder=True)
-def t5(c: HFConfig) -> EncoderDecoder:
+def head(c: HFConfig) -> Head:
     # Only tied heads read states times d_model ** -0.5. transformers saves that choice, and calls every head tied.
     tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
-    return whole(c, Head(tied, scale=c.d_model**-0.5 if tied else 1.0))
+    return Head(tied, scale=c.d_model**-0.5 if tied else 1.0)
+
+
+@family("t5", names, encoder_decoder=True)
+def t5(c: HFConfig) -> EncoderDecoder:
+    return whole(c, head(c))

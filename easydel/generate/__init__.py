@@ -68,13 +68,15 @@ def generate(
     seed: int | None = None,
     rng: jax.Array | None = None,
     tokenizer: Any = None,
+    global_attention_mask: Any = None,
     **arguments: Any,
 ) -> GenerateOutput:
     """Continues prompts, as `BaseNNXModule.generate` explains."""
     if input_ids is None:
         input_ids = arguments.pop("inputs", None)  # transformers' name of its first argument
     _drop_types(model, arguments)
-    run = _prepared(model, input_ids, attention_mask, generation_config, seed, rng, arguments)
+    masks = (attention_mask, global_attention_mask)
+    run = _prepared(model, input_ids, masks, generation_config, seed, rng, arguments)
     if params is None:
         params = model.params
     else:
@@ -131,6 +133,7 @@ def compile_ahead(
     seed: int | None = None,
     rng: jax.Array | None = None,
     tokenizer: Any = None,
+    global_attention_mask: Any = None,
     **arguments: Any,
 ) -> Callable[[LanguageModel, Mapping[str, Any]], None]:
     """Returns a function for `from_pretrained(while_loading=...)` that compiles the programs of `generate`.
@@ -141,7 +144,8 @@ def compile_ahead(
 
     def compile_for(model: LanguageModel, shapes: Mapping[str, Any]) -> None:
         seeded = 0 if seed is None else seed  # programs take any
-        run = _prepared(model, input_ids, attention_mask, generation_config, seeded, rng, arguments)
+        masks = (attention_mask, global_attention_mask)
+        run = _prepared(model, input_ids, masks, generation_config, seeded, rng, arguments)
         streamed = streamer is not None or _stop(run, tokenizer) is not None or run.rules.scored
         compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamed)
 
@@ -170,14 +174,14 @@ class _Run:
 def _prepared(
     model: LanguageModel,
     input_ids: Any,
-    attention_mask: Any,
+    masks: tuple[Any, Any],
     generation_config: Any,
     seed: int | None,
     rng: jax.Array | None,
     arguments: Mapping[str, Any],
 ) -> _Run:
     settings = resolve(model.generation_config, generation_config, arguments)
-    prompt, source = read_inputs(model, settings, input_ids, attention_mask)
+    prompt, source = read_inputs(model, settings, input_ids, *masks)
     new = new_tokens(model, settings, prompt, source)
     if rng is not None or not settings["do_sample"]:
         seed = None
@@ -191,7 +195,11 @@ def _prepared(
 
 
 def read_inputs(
-    model: LanguageModel, settings: GenerateSettings, input_ids: Any, attention_mask: Any
+    model: LanguageModel,
+    settings: GenerateSettings,
+    input_ids: Any,
+    attention_mask: Any,
+    global_attention_mask: Any = None,
 ) -> tuple[Prompt, Prompt | None]:
     """Returns the prompts, or the decoder's first tokens and the encoder's input; rows are repeated as requested."""
     repeats = settings["num_return_sequences"]
@@ -202,11 +210,14 @@ def read_inputs(
             f"num_return_sequences={repeats} without sampling", hint="pass do_sample=True, or as many num_beams"
         )
     record = model.record
+    if global_attention_mask is not None and not record.marks:
+        raise ArgumentError("the model takes no global_attention_mask", hint="call generate without it")
     if not record.has_encoder:
         ends, pad = ending(settings)
         padding = None if pad in ends else pad  # as in transformers: an end token may be part of a prompt
         return read_prompt(input_ids, attention_mask, record.vocab_of("input_ids"), padding).repeated(repeats), None
-    source = read_prompt(input_ids, attention_mask, record.vocab_of("input_ids"), None).repeated(repeats)
+    vocabulary = record.vocab_of("input_ids")
+    source = read_prompt(input_ids, attention_mask, vocabulary, None, global_attention_mask).repeated(repeats)
     known = (settings["decoder_start_token_id"], settings["bos_token_id"], record.first_token)
     first = next((token for token in known if token is not None), None)
     if first is None:

@@ -67,6 +67,8 @@ def prefill(
         inputs: dict[str, Any] = {"input_ids": prompt.ids_BT, "attention_mask": prompt.attended_BT}
     else:
         inputs = {"input_ids": source.ids_BT, "attention_mask": source.attended_BT, "decoder_input_ids": prompt.ids_BT}
+        if source.marked_BT is not None:
+            inputs["global_attention_mask"] = source.marked_BT
     hidden_BTD, cache = own.model(**inputs, cache=cache)
     logits_BV = own.record.logits(own.model, own.lm_head, hidden_BTD[:, -1:])[:, 0]
     return _first(model, cache, prompt, logits_BV, rules)

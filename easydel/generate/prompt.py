@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from easydel.inputs import check_array, check_tokens, host_array
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the mask of attended ones. Compiled programs take it too."""
+    """Token ids, the mask of attended ones, and perhaps of an encoder's that see all. Compiled programs take it too."""
 
     ids_BT: np.ndarray
     attended_BT: np.ndarray
+    marked_BT: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -35,26 +37,30 @@ class Prompt:
 
     def repeated(self, times: int) -> Prompt:
         """Returns the prompt with each row repeated `times` times."""
-        return self if times == 1 else Prompt(self.ids_BT.repeat(times, 0), self.attended_BT.repeat(times, 0))
+        return self if times == 1 else self._changed(lambda part: part.repeat(times, 0))
 
     def padded(self, length: int) -> Prompt:
         """Returns `length` tokens, padded on the left; rows that end in padding are moved to the right."""
-        ids, attended = self.ids_BT, self.attended_BT
-        if not attended[:, -1].all():
-            order = np.argsort(attended, axis=1, kind="stable")
-            ids, attended = (np.take_along_axis(part, order, axis=1) for part in (ids, attended))
-        return Prompt(ids, attended)._widened((length - self.length, 0))
+        prompt = self
+        if not self.attended_BT[:, -1].all():
+            order = np.argsort(self.attended_BT, axis=1, kind="stable")
+            prompt = self._changed(lambda part: np.take_along_axis(part, order, axis=1))
+        return prompt._widened((length - self.length, 0))
 
     def part(self, start: int, length: int) -> Prompt:
         """Returns `length` tokens of each row, from `start` on."""
-        return Prompt(*(part[:, start : start + length] for part in (self.ids_BT, self.attended_BT)))
+        return self._changed(lambda part: part[:, start : start + length])
 
     def extended(self, length: int) -> Prompt:
         """Returns `length` tokens, padded on the right."""
         return self._widened((0, length - self.length))
 
     def _widened(self, space: tuple[int, int]) -> Prompt:
-        return Prompt(*(np.pad(part, ((0, 0), space)) for part in (self.ids_BT, self.attended_BT)))
+        return self._changed(lambda part: np.pad(part, ((0, 0), space)))
+
+    def _changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Prompt:
+        marked = None if self.marked_BT is None else change(self.marked_BT)
+        return Prompt(change(self.ids_BT), change(self.attended_BT), marked)
 
 
 def start_tokens(token: int, rows: int) -> Prompt:
@@ -63,7 +69,9 @@ def start_tokens(token: int, rows: int) -> Prompt:
     return Prompt(ids, np.ones(ids.shape, bool))
 
 
-def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: int | None) -> Prompt:
+def read_prompt(
+    input_ids: Any, attention_mask: Any, vocabulary: int, padding: int | None, global_attention_mask: Any = None
+) -> Prompt:
     """Returns the prompts. Without `attention_mask`, all tokens that are not `padding` are attended.
 
     Raises ArgumentError unless `input_ids` [B, T] are tokens of the vocabulary, at least one of them attended in each
@@ -75,11 +83,14 @@ def read_prompt(input_ids: Any, attention_mask: Any, vocabulary: int, padding: i
         attended = np.ones(ids.shape, bool) if padding is None else ids != padding
     else:
         attended = _array("attention_mask", attention_mask).astype(bool)
-    if attended.shape != ids.shape:
-        raise ArgumentError(f"attention_mask has shape {attended.shape}, but input_ids {ids.shape}")
+    marked = global_attention_mask
+    marked = None if marked is None else _array("global_attention_mask", marked).astype(bool)
+    for name, mask in {"attention_mask": attended, "global_attention_mask": marked}.items():
+        if mask is not None and mask.shape != ids.shape:
+            raise ArgumentError(f"{name} has shape {mask.shape}, but input_ids {ids.shape}")
     if not attended.any(axis=1).all():
         raise ArgumentError(f"row {int(np.argmin(attended.any(axis=1)))} of the prompts is all padding")
-    return Prompt(ids.astype(np.int32), attended)
+    return Prompt(ids.astype(np.int32), attended, marked)
 
 
 def _array(name: str, value: Any) -> np.ndarray:

@@ -36,9 +36,10 @@ def ending(settings: GenerateSettings) -> tuple[list[int], int | None]:
 def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt, source: Prompt | None) -> int:
     """Returns the largest number of new tokens. Raises ArgumentError if there is no room for one, or for as many."""
     new, total, longest = settings["max_new_tokens"], settings["max_length"], model.record.longest
-    read = prompt.attended if source is None else max(prompt.attended, source.attended)
-    if longest is not None and read > longest:
-        raise ArgumentError(f"the prompt has {read} tokens, but the model has {longest} positions")
+    read = prompt.attended if source is None else source.attended
+    room = model.record.longest_of("input_ids")
+    if room is not None and read > room:
+        raise ArgumentError(f"the prompt has {read} tokens, but the model has {room} positions")
     made_for = model.config.get("max_position_embeddings")
     if source is None and isinstance(made_for, int) and read > made_for:
         told = "the prompt has %d tokens, and the model was made for %d: what follows may make no sense"

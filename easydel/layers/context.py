@@ -33,9 +33,10 @@ class Context:
     token t of this call is in slot `offset` + t. `valid_BS` marks slots that may be attended to (None: all of them);
     `valid_BT` is the same for this call's tokens. `starts_BT` is the slot where each token's segment begins, if several
     segments are packed into one row: tokens of different segments must not mix. `prefix_BS` marks slots that see each
-    other. `cross` is the input of a decoder's cross-attention. `entered_BTD` is the output of the embeddings. `each`
-    has inputs for every layer, [layers, B, T, ...] here and [B, T, ...] in the context that a layer gets. `shared` has
-    the modules of parts that several layers use. `handed` has values that earlier layers handed on.
+    other, `marked_BT` tokens that see all others and are seen by all. `cross` is the input of a decoder's cross-
+    attention. `entered_BTD` is the output of the embeddings. `each` has inputs for every layer, [layers, B, T, ...]
+    here and [B, T, ...] in the context that a layer gets. `shared` has the modules of parts that several layers use.
+    `handed` has values that earlier layers handed on.
     """
 
     positions_BT: jax.Array
@@ -46,6 +47,7 @@ class Context:
     cross: Cross | None = None
     ids_BT: jax.Array | None = None
     prefix_BS: jax.Array | None = None
+    marked_BT: jax.Array | None = None
     entered_BTD: jax.Array | None = None
     each: Mapping[str, jax.Array] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)

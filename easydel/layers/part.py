@@ -100,7 +100,7 @@ class Part:
         return ()
 
     def reads(self) -> Iterable[str]:
-        """Lists fields of the context that the part reads and few models need: ids_BT, entered_BTD, prefix_BS."""
+        """Lists context fields that the part reads and few models need: ids_BT, entered_BTD, prefix_BS, marked_BT."""
         return ()
 
     def looks_ahead(self) -> bool:

@@ -166,7 +166,7 @@ def _attend_chunk(
         return with_keys(keys.cut(first, size))
     if not isinstance(offset, jax.Array) or sight.after:
         return with_keys(keys)
-    return _switched(lambda size: with_keys(keys.cut(0, size)), slot + T, prefixes(keys.slots, SHORTEST_PREFIX))
+    return switched(lambda size: with_keys(keys.cut(0, size)), slot + T, prefixes(keys.slots, SHORTEST_PREFIX))
 
 
 def _within_segments(
@@ -182,7 +182,7 @@ def _within_segments(
     def with_last(size: int) -> jax.Array:
         return with_keys(keys.cut(jnp.clip(stop - size, 0, keys.slots - size), size))
 
-    return _switched(with_last, stop - first, prefixes(longest, queries))
+    return switched(with_last, stop - first, prefixes(longest, queries))
 
 
 def prefixes(slots: int, shortest: int) -> list[int]:
@@ -194,7 +194,7 @@ def prefixes(slots: int, shortest: int) -> list[int]:
     return sizes
 
 
-def _switched(with_size: Callable[[int], jax.Array], wanted: jax.Array, sizes: list[int]) -> jax.Array:
+def switched(with_size: Callable[[int], jax.Array], wanted: jax.Array, sizes: list[int]) -> jax.Array:
     """Calls `with_size` with the first of `sizes` that is not less than `wanted`."""
     which = sum((wanted > size).astype(jnp.int32) for size in sizes[:-1])
     branches = [partial(with_size, size) for size in sizes]

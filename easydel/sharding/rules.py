@@ -30,7 +30,7 @@ _TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)experts/down_proj/kernel$", ("expert", "hidden", "mlp")),
     (r"(^|/)experts/down_proj/bias$", ("expert", None)),
     (r"(^|/)embed_tokens[^/]*/embedding$", ("vocab", "hidden")),
-    (r"(^|/)relative_attention_bias/embedding$", (None, "head")),
+    (r"(^|/)(global_)?relative_attention_bias/embedding$", (None, "head")),
     (r"(^|/)embedding$", (None, "hidden")),
     (r"(^|/)lm_head/kernel$", ("vocab", "hidden")),
     (r"(^|/)lm_head/bias$", ("vocab",)),

@@ -26,6 +26,7 @@ from easydel.tree import Tree
 TOKENS = 512  # in a group, on one device: matrix products lose nothing, logits of 50,000 words take 100 MB
 INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
 DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")  # what encoder-decoders take besides
+MARKED = "global_attention_mask"  # and some of them this, of the encoder's shape
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +61,7 @@ def loss_sums(
     of at most `tokens` tokens on each device exist at a time. The loss has first derivatives only, of `objective` only.
     """
     targets_BT = targets(model, batch)
-    names = (*INPUTS, *DECODED) if model.record.has_encoder else INPUTS
+    names = (*INPUTS, MARKED, *DECODED) if model.record.has_encoder else INPUTS
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     hidden_BTD, _ = model.bound(params).model(**inputs)
     parts = head_params(model, params)

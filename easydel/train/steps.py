@@ -17,12 +17,12 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from easydel.errors import ArgumentError
-from easydel.inputs import check_params, check_tokens
+from easydel.inputs import MASKS, check_params, check_tokens
 from easydel.lora.dropout import dropout_keys, with_keys
 from easydel.module import LanguageModel
 from easydel.policy import Policy
 from easydel.sharding.placement import fit
-from easydel.train.loss import DECODED, INPUTS, TOKENS, LossSums, loss_sums, targets
+from easydel.train.loss import DECODED, INPUTS, MARKED, TOKENS, LossSums, loss_sums, targets
 from easydel.train.state import Optimizer, State, check_alive
 from easydel.train.summed import IGNORED, zero
 from easydel.tree import Tree, flatten, unflatten
@@ -89,8 +89,8 @@ class Step:
 
     `step(state, batch)` needs `input_ids` [B, T], and may get `labels` (-100: no loss), `attention_mask`,
     `position_ids` and `segment_ids`. Encoder-decoders need `input_ids` [B, S] and `labels` [B, T], and may get
-    `attention_mask`, `position_ids`, and for their decoder `decoder_input_ids` and `decoder_attention_mask`. With
-    several processes, each passes the whole batch.
+    `attention_mask`, `position_ids` (LED: `global_attention_mask`), and for their decoder `decoder_input_ids` and
+    `decoder_attention_mask`. With several processes, each passes the whole batch.
     """
 
     model: LanguageModel
@@ -143,7 +143,7 @@ class Step:
         if missing := [name for name in REQUIRED[: len(groups)] if name not in batch]:
             raise ArgumentError(f"the batch has {sorted(batch)}, and lacks {' and '.join(missing)}")
         arrays = {name: array if isinstance(array, jax.Array) else np.asarray(array) for name, array in batch.items()}
-        for name in {"attention_mask", "decoder_attention_mask"} & arrays.keys():  # of any dtype, as for the model
+        for name in {*MASKS} & arrays.keys():  # of any dtype, as for the model
             arrays[name] = arrays[name] != 0
         if floats := [name for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.inexact)]:
             raise ArgumentError(f"{', '.join(floats)} of the batch are no integers")
@@ -166,7 +166,8 @@ class Step:
     def _groups(self) -> list[tuple[str, ...]]:
         """Returns the names of a batch's arrays, those of equal shape together."""
         if self.model.record.has_encoder:
-            return [tuple(name for name in INPUTS if name != "segment_ids"), DECODED]
+            marked = (MARKED,) if self.model.record.marks else ()
+            return [(*(name for name in INPUTS if name != "segment_ids"), *marked), DECODED]
         return [(*INPUTS, "labels")]
 
     def _next(self, trained: Tree, moments: Any, count: jax.Array, frozen: Tree, batch: dict[str, jax.Array]) -> Any:

@@ -26,6 +26,7 @@ from easydel.train.evaluate import evaluator
 from easydel.train.examples import encoded
 from easydel.train.logs import opened, read_log
 from easydel.train.optimizer import Optimization
+from easydel.train.pairs import Pairs
 from easydel.train.rows import Source, arranged, check_source, measured, takes_segments
 from easydel.train.run import Held, Run
 from easydel.train.settings import Settings
@@ -130,7 +131,16 @@ class Trainer:
         tokens = source.tokens if isinstance(source, Pieces) else source.input_ids
         if tokens.size and (tokens.max() >= vocabulary or tokens.min() < 0):
             raise ArgumentError(f"tokens reach {tokens.max()}, and the model has {vocabulary}")
-        if longest is not None and self.settings.length > longest:
+        if isinstance(source, Pairs):  # as long as the longest of them
+            sides = {
+                "inputs": (source.input_ids, self.model.record.longest_of("input_ids")),
+                "targets": (source.labels, longest),
+            }
+            for name, (ids, rows) in sides.items():
+                if rows is not None and ids.shape[1] > rows:
+                    problem = f"{name} have up to {ids.shape[1]} tokens, and the model {rows} positions for them"
+                    raise ArgumentError(problem, hint=f"length={rows} cuts them")
+        elif longest is not None and self.settings.length > longest:
             raise ArgumentError(f"length={self.settings.length} is longer than the model's {longest} positions")
         return source
 
