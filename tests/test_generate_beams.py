@@ -15,6 +15,7 @@ from cases.bart import whole
 from cases.led import led
 from cases.llama import llama
 from cases.longt5 import longt5
+from cases.pegasus_x import SIZES as OWN_BLOCK
 from cases.t5 import t5
 from parity import make_reference, padded_mask, random_ids
 
@@ -34,6 +35,7 @@ CASES = [
 LONG = [  # encoders of windows, blocks and tokens that see all
     longt5("beams", encoder_attention_type="transient-global", global_block_size=3, num_layers=1, num_decoder_layers=1),
     led("beams", encoder_layers=1, decoder_layers=1, attention_window=4),
+    whole("pegasus_x", "beams", **OWN_BLOCK, encoder_layers=2, decoder_layers=1),
 ]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ENDS = {"eos_token_id": [17, 44, 88, 5, 9], "max_new_tokens": 14}

@@ -31,6 +31,7 @@ from easydel.layers.moe import Groups, MoE, TopK
 from easydel.layers.ngram_input import NGramInput
 from easydel.layers.ngram_table import NGramTable
 from easydel.layers.norm import Affine, AnyNorm, L2Clip, LayerNorm, RMSNorm
+from easydel.layers.own_block import GlobalTokens, OwnBlock
 from easydel.layers.part import Part
 from easydel.layers.per_layer import LayerInput, TokenInputs
 from easydel.layers.pooled_indexer import PooledIndexer

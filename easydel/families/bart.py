@@ -103,17 +103,18 @@ def whole(
     *,
     pre_norm: bool = False,
     source_vocab: int | None = None,
+    biased: str = "qkvo",
     **choices: Any,
 ) -> EncoderDecoder:
     """Both towers around their embeddings (one for both by default); `choices` override the model's fields.
 
     With `pre_norm`, norms stand before each part and after the last layer. `source_vocab` is the size of the encoder's
-    table, if it has its own.
+    table, if it has its own. `biased` names the projections of attention that have a bias.
     """
     heads, final = c.decoder_attention_heads, NORM if pre_norm else None
-    cross = CrossAttention(heads, heads, c.d_model // heads, "qkvo")
-    reader = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, Around(), pre_norm=pre_norm)
-    writer = block(c, heads, c.decoder_ffn_dim, Causal(), cross, pre_norm=pre_norm)
+    cross = CrossAttention(heads, heads, c.d_model // heads, biased)
+    reader = block(c, c.encoder_attention_heads, c.encoder_ffn_dim, Around(), pre_norm=pre_norm, biased=biased)
+    writer = block(c, heads, c.decoder_ffn_dim, Causal(), cross, pre_norm=pre_norm, biased=biased)
     own = {
         "vocab": c.vocab_size,
         "features": c.d_model,
