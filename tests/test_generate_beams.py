@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from cases import Case
 from cases.bart import whole
+from cases.bigbird_pegasus import BLOCKS
 from cases.led import led
 from cases.llama import llama
 from cases.longt5 import longt5
@@ -36,6 +38,7 @@ LONG = [  # encoders of windows, blocks and tokens that see all
     longt5("beams", encoder_attention_type="transient-global", global_block_size=3, num_layers=1, num_decoder_layers=1),
     led("beams", encoder_layers=1, decoder_layers=1, attention_window=4),
     whole("pegasus_x", "beams", **OWN_BLOCK, encoder_layers=2, decoder_layers=1),
+    replace(whole("bigbird_pegasus", "beams", **BLOCKS, encoder_layers=1, decoder_layers=1), length=25),
 ]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ENDS = {"eos_token_id": [17, 44, 88, 5, 9], "max_new_tokens": 14}

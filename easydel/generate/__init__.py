@@ -226,7 +226,10 @@ def read_inputs(
 
 
 def bucketed(prompt: Prompt, source: Prompt | None) -> tuple[Prompt, Prompt | None]:
-    """Returns both padded to lengths that programs are compiled for; a decoder always begins with one token."""
+    """Returns both padded on the left to lengths that programs are compiled for; a decoder begins with one token.
+
+    What is on the right stays: BigBird's last block is that of the longest row.
+    """
     if source is None:
         return prompt.padded(prompt_bucket(prompt.length)), None
-    return prompt, source.extended(prompt_bucket(source.length))
+    return prompt, source.preceded(prompt_bucket(source.length))

@@ -45,7 +45,7 @@ class Prompt:
         if not self.attended_BT[:, -1].all():
             order = np.argsort(self.attended_BT, axis=1, kind="stable")
             prompt = self._changed(lambda part: np.take_along_axis(part, order, axis=1))
-        return prompt._widened((length - self.length, 0))
+        return prompt.preceded(length)
 
     def part(self, start: int, length: int) -> Prompt:
         """Returns `length` tokens of each row, from `start` on."""
@@ -54,6 +54,10 @@ class Prompt:
     def extended(self, length: int) -> Prompt:
         """Returns `length` tokens, padded on the right."""
         return self._widened((0, length - self.length))
+
+    def preceded(self, length: int) -> Prompt:
+        """Returns `length` tokens, padded on the left."""
+        return self._widened((length - self.length, 0))
 
     def _widened(self, space: tuple[int, int]) -> Prompt:
         return self._changed(lambda part: np.pad(part, ((0, 0), space)))

@@ -53,7 +53,7 @@ class Blocks:
 
     These two see everything. Where the paper has blocks chosen at random (arXiv:2007.14062), transformers at inference
     has `again` more copies of the first block: its keys count that many times more. Rows of at most
-    (5 + 2 * `again`) * `size` tokens see everything. Tokens are counted without padding.
+    (5 + 2 * `again`) * `size` tokens see everything. Padding in front does not count, padding behind does.
     """
 
     size: int
@@ -61,9 +61,11 @@ class Blocks:
 
     def bias(self, context: Context, length: int) -> Bias:
         """Returns a bias, (first query, queries) -> [B or 1, 1, queries, S]: of whole sequences alone."""
-        valid_BS = jnp.ones((1, length), bool) if context.valid_BS is None else context.valid_BS
-        blocks_BS = jnp.maximum(counted(valid_BS, None), 0) // self.size
-        count_B11 = jnp.sum(valid_BS, axis=-1)[:, None, None]
+        first_B1 = (
+            jnp.zeros((1, 1), int) if context.valid_BS is None else jnp.argmax(context.valid_BS, 1, keepdims=True)
+        )
+        blocks_BS = jnp.maximum(jnp.arange(length) - first_B1, 0) // self.size
+        count_B11 = length - first_B1[:, None]
         last_B11 = (count_B11 - 1) // self.size
 
         def bias(start: jax.Array | int, queries: int) -> jax.Array:
