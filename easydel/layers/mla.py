@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from easydel.layers.activations import activation
+from easydel.layers.attention import Gate
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear
 from easydel.layers.norm import RMSNorm
@@ -32,7 +34,8 @@ class MLA(Part):
     (its `dim`; without a `position`, `unrotated_dim`). With `q_rank` queries come from a latent too. `norm` acts on the
     latents; `bias` belongs to the projections to them and to the output. `scale` defaults to head_dim ** -0.5. `select`
     is a part that chooses keys for each query, as in `Attention`. `latent_scale` multiplies the normed latent of keys
-    and values.
+    and values. The `gate` on the output reads the layer's input; if queries are made of `both`, of their latent after
+    its norm and before it, side by side, then so is the gate.
     """
 
     name: ClassVar[str] = "self_attn"
@@ -48,6 +51,8 @@ class MLA(Part):
     select: Part | None = None
     unrotated_dim: int = 0
     latent_scale: float = 1.0
+    gate: Gate | None = None
+    both: bool = False
 
     @property
     def rotated_dim(self) -> int:
@@ -100,18 +105,22 @@ class MLALayer(nnx.Module):
         else:
             self.q_a_proj = Linear(features, rank, policy, bias=record.bias)
             self.q_a_layernorm = record.norm.build(rank, policy)
-            self.q_b_proj = Linear(rank, wide, policy)
+            self.q_b_proj = Linear(rank * (2 if record.both else 1), wide, policy)
         self.kv_a_proj_with_mqa = Linear(features, record.kv_rank + record.rotated_dim, policy, bias=record.bias)
         self.kv_a_layernorm = record.norm.build(record.kv_rank, policy)
         self.kv_b_proj = Linear(record.kv_rank, record.heads * (record.plain_dim + record.value_dim), policy)
         self.o_proj = Linear(record.heads * record.value_dim, features, policy, bias=record.bias)
+        if record.gate is not None:
+            gates = record.heads * (1 if record.gate.per_head else record.value_dim)
+            read = 2 * rank if record.both and rank is not None else features
+            self.gate_proj = Linear(read, gates, policy, bias=record.gate.bias)
         if record.select is not None:
             setattr(self, record.select.name, record.select.build(features, policy))
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array | Handed, Any]:
         record = self.record
-        q_latent_BTR, q_BTNC = self._queries(x_BTD)
+        q_latent_BTR, read_BTE, q_BTNC = self._queries(x_BTD)
         q_BTNC, q_BTNP = jnp.split(q_BTNC, [record.plain_dim], axis=-1)
         latent_BTR, k_BTP = jnp.split(self.kv_a_proj_with_mqa(x_BTD), [record.kv_rank], axis=-1)
         if record.position is not None:
@@ -138,18 +147,24 @@ class MLALayer(nnx.Module):
         absorbs = record.absorbs(x_BTD.shape[1], latent_B1SL.shape[2])
         out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context, select)
         out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
+        if record.gate is not None:
+            gates_BTE = activation(record.gate.act)(self.gate_proj(read_BTE if record.both else x_BTD))
+            out_BTNV = out_BTNV * gates_BTE.reshape(*out_BTNV.shape[:3], -1)
         y_BTD = self.o_proj(out_BTNV.reshape(*x_BTD.shape[:2], -1))
         return handing(y_BTD, values), cache
 
-    def _queries(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the queries' latent (without one, the input itself) and the queries of all heads."""
+    def _queries(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the queries' latent (without one, the input itself), what queries are made of, and the queries."""
         record = self.record
         if record.q_rank is None:
-            latent_BTR, q = x_BTD, self.q_proj(x_BTD)
+            latent_BTR, read_BTE, q = x_BTD, x_BTD, self.q_proj(x_BTD)
         else:
-            latent_BTR = self.q_a_layernorm(self.q_a_proj(x_BTD))
-            q = self.q_b_proj(latent_BTR)
-        return latent_BTR, self.policy.shard_heads(q.reshape(*q.shape[:2], record.heads, record.head_dim))
+            raw_BTR = self.q_a_proj(x_BTD)
+            latent_BTR = self.q_a_layernorm(raw_BTR)
+            read_BTE = jnp.concatenate([latent_BTR, raw_BTR], axis=-1) if record.both else latent_BTR
+            q = self.q_b_proj(read_BTE)
+        heads = (record.heads, record.head_dim)
+        return latent_BTR, read_BTE, self.policy.shard_heads(q.reshape(*q.shape[:2], *heads))
 
     def _expanded(
         self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None

@@ -32,19 +32,21 @@ class Groups:
     """`count` equal groups of experts, of which only the `kept` best can be chosen from.
 
     A group's score is the sum of its `best` highest scores (DeepSeek-V2, arXiv:2405.04434: 1; V3, arXiv:2412.19437: 2).
+    Experts of other groups get the score `outside`.
     """
 
     count: int
     kept: int
     best: int = 1
+    outside: float = -jnp.inf
 
     def limit(self, scores_BTE: jax.Array) -> jax.Array:
-        """Returns the scores, with -inf for experts of the other groups."""
+        """Returns the scores, with `outside` for experts of the other groups."""
         grouped = scores_BTE.reshape(*scores_BTE.shape[:-1], self.count, -1)
         worth = jnp.sum(jax.lax.top_k(grouped, self.best)[0], axis=-1)
         _, kept = jax.lax.top_k(worth, self.kept)
         keep = jnp.any(kept[..., None] == jnp.arange(self.count), axis=-2)
-        return jnp.where(keep[..., None], grouped, -jnp.inf).reshape(scores_BTE.shape)
+        return jnp.where(keep[..., None], grouped, self.outside).reshape(scores_BTE.shape)
 
 
 class Router:
