@@ -43,6 +43,9 @@ IN_FLOATS = {
     "linear_attn/in_proj_b/kernel": "states are products of what it makes",
     "ngrams/table/embedding": "its rows are looked up as they are",
     "reader/write/kernel": "a few numbers say how much goes into each stream",
+    "attn_hc/kernel": "all layers' weights of streams depend on it, and in files it has 32 bits",
+    "ffn_hc/kernel": "as attn_hc",
+    "stream/weights/kernel": "as attn_hc",
     "mixer/A_log": "states decay by exponentials of its exponentials",
 }
 

@@ -12,11 +12,14 @@ from easydel.layers.block_indexer import BlockIndexer
 from easydel.layers.block_residual import BlockSums
 from easydel.layers.capacity import FirstChoice, TwoChoices
 from easydel.layers.cca import CCA
+from easydel.layers.compressed import CompressedAttention
+from easydel.layers.compressor import Compressor, EntryIndexer
 from easydel.layers.conv_attention import ConvAttention
 from easydel.layers.cross import CrossAttention
 from easydel.layers.delta import DeltaNet
 from easydel.layers.embed import Embed, Feature, Head, Learned, Sinusoidal, Transform
 from easydel.layers.gated_streams import GatedStreams, GatedStreamsBlock
+from easydel.layers.hyper import HyperBlock, HyperConnections, Sinkhorn
 from easydel.layers.indexer import Indexer, SharedIndexer
 from easydel.layers.lightning import Lightning
 from easydel.layers.local import Local, Summaries
@@ -25,7 +28,7 @@ from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.marked import Marked
 from easydel.layers.merged import Merged
 from easydel.layers.mla import MLA
-from easydel.layers.mlp import GLU, MLP
+from easydel.layers.mlp import GLU, MLP, LimitedGLU
 from easydel.layers.mlp_router import MLPRouter
 from easydel.layers.moe import Groups, MoE, TopK
 from easydel.layers.ngram_input import NGramInput
@@ -43,5 +46,6 @@ from easydel.layers.rope import LongRope, Rope, Yarn, rope_from_settings, yarn_g
 from easydel.layers.short_conv import ShortConv
 from easydel.layers.sink_moe import SinkMoE, SinkTopK
 from easydel.layers.token_bias import TokenBias
+from easydel.layers.token_router import ByToken
 from easydel.ops.attend import Around, Causal, Chunks, Sight
 from easydel.weights.names import GATE_UP, QKV, Fused, Names, concatenated, grouped, interleaved, one_row

@@ -82,26 +82,40 @@ class IndexerLayer(nnx.Module):
         if slots <= record.count:  # of so few, all are chosen
             chosen_BTK = jnp.zeros((*x_BTD.shape[:2], 0), jnp.int32)
         else:
-            chosen_BTK = jax.lax.stop_gradient(self._chosen(q_BTHC, weights_BTH, k_BSC, context))
+            last_BT = jnp.broadcast_to(context.offset + jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+            first_BT = jnp.zeros_like(last_BT) if context.starts_BT is None else context.starts_BT
+            seen = (first_BT, last_BT)
+            found = best_keys(q_BTHC, weights_BTH, k_BSC, seen, context.valid_BS, record.count, self.precision)
+            chosen_BTK = jax.lax.stop_gradient(found)
         return Handed(selected(chosen_BTK, slots), {CHOSEN: chosen_BTK}), cache
 
-    def _chosen(self, q_BTHC: jax.Array, weights_BTH: jax.Array, k_BSC: jax.Array, context: Context) -> jax.Array:
-        """[B, T, K] slots, computed for a few queries at a time."""
-        batch, length = q_BTHC.shape[:2]
-        starts_BT = jnp.zeros((batch, length), jnp.int32) if context.starts_BT is None else context.starts_BT
-        slots_BT = jnp.broadcast_to(context.offset + jnp.arange(length), (batch, length))
 
-        def choose(q_BRHC: jax.Array, weights_BRH: jax.Array, slots_BR: jax.Array, starts_BR: jax.Array) -> jax.Array:
-            wide: Any = {"precision": self.precision, "preferred_element_type": jnp.float32}
-            scores_BRHS = jax.nn.relu(jnp.einsum("BRHC,BSC->BRHS", q_BRHC, k_BSC, **wide))
-            scores_BRS = jnp.einsum("BRHS,BRH->BRS", scores_BRHS, weights_BRH, precision=self.precision)
-            keys_S = jnp.arange(k_BSC.shape[1])
-            seen_BRS = (keys_S <= slots_BR[..., None]) & (keys_S >= starts_BR[..., None])
-            if context.valid_BS is not None:
-                seen_BRS = seen_BRS & context.valid_BS[:, None]
-            return jax.lax.top_k(jnp.where(seen_BRS, scores_BRS, -jnp.inf), self.record.count)[1]
+def best_keys(
+    q_BTHC: jax.Array,
+    weights_BTH: jax.Array,
+    k_BSC: jax.Array,
+    seen: tuple[jax.Array, jax.Array],
+    valid_BS: jax.Array | None,
+    count: int,
+    precision: Any,
+) -> jax.Array:
+    """Returns the `count` keys with the highest scores for each query, [B, T, K], computed for a few queries at a time.
 
-        return by_pieces(choose, q_BTHC, weights_BTH, slots_BT, starts_BT)
+    `seen` are the first and the last key that each query may see, [B, T] both. Where a query sees fewer than `count`,
+    others are among them.
+    """
+
+    def choose(q_BRHC: jax.Array, weights_BRH: jax.Array, first_BR: jax.Array, last_BR: jax.Array) -> jax.Array:
+        wide: Any = {"precision": precision, "preferred_element_type": jnp.float32}
+        scores_BRHS = jax.nn.relu(jnp.einsum("BRHC,BSC->BRHS", q_BRHC, k_BSC, **wide))
+        scores_BRS = jnp.einsum("BRHS,BRH->BRS", scores_BRHS, weights_BRH, precision=precision)
+        keys_S = jnp.arange(k_BSC.shape[1])
+        seen_BRS = (keys_S <= last_BR[..., None]) & (keys_S >= first_BR[..., None])
+        if valid_BS is not None:
+            seen_BRS = seen_BRS & valid_BS[:, None]
+        return jax.lax.top_k(jnp.where(seen_BRS, scores_BRS, -jnp.inf), count)[1]
+
+    return by_pieces(choose, q_BTHC, weights_BTH, *seen)
 
 
 @dataclass(frozen=True)

@@ -107,14 +107,29 @@ def update(
         valid_BP = _valid_in_window(valid_BS, P, first_B1, offset)
         everything = replace(scores, sight=Around())
         return cache, seen(cache["k"].array, cache["v"].array, valid_BP, None, 0, everything)
-    before = 0 if not isinstance(offset, jax.Array) and offset == 0 else window - 1
-    earlier = (offset - before + jnp.arange(before)) % P
-    k_BKSC, v_BKSC = (jnp.concatenate([jnp.take(cache[name].array, earlier, 2), new[name]], 2) for name in ("k", "v"))
-    padded_BS = jnp.pad(valid_BS, ((0, 0), (before, 0)))  # slots below zero are not valid
-    valid_BS = jax.lax.dynamic_slice_in_dim(padded_BS, offset, before + T, axis=1)
+    cache, with_last, valid_BS, before = with_earlier(cache, new, context, window - 1)
     starts_BT = None if starts_BT is None else starts_BT - offset + before
-    cache = _rolled(cache, new, offset, context.valid_BT)
-    return cache, seen(k_BKSC, v_BKSC, valid_BS, starts_BT, before, scores)
+    return cache, seen(with_last["k"], with_last["v"], valid_BS, starts_BT, before, scores)
+
+
+def with_earlier(
+    cache: KVCache, new: dict[str, jax.Array], context: Context, count: int
+) -> tuple[KVCache, dict[str, jax.Array], jax.Array, int]:
+    """Returns the cache with this call's arrays [B, K, T, C] in it, and these arrays behind those of earlier slots.
+
+    Also returns which of those slots are valid, and how many are earlier: `count`, or none if nothing is before this
+    call.
+    """
+    assert context.valid_BS is not None
+    offset = context.offset
+    before = 0 if not isinstance(offset, jax.Array) and offset == 0 else count
+    P, T = next(iter(cache.values())).array.shape[2], next(iter(new.values())).shape[2]
+    earlier = (offset - before + jnp.arange(before)) % P
+    joined = {name: jnp.concatenate([jnp.take(cache[name].array, earlier, 2), new[name]], 2) for name in new}
+    padded_BS = jnp.pad(context.valid_BS, ((0, 0), (before, 0)))  # slots below zero are not valid
+    valid_BS = jax.lax.dynamic_slice_in_dim(padded_BS, offset, before + T, axis=1)
+    cache = _written(cache, new, offset % P) if T == 1 else _rolled(cache, new, offset, context.valid_BT)
+    return cache, joined, valid_BS, before
 
 
 def _written(cache: KVCache, new: dict[str, jax.Array], place: jax.Array | int) -> KVCache:
@@ -130,7 +145,7 @@ def _rolled(cache: KVCache, new: dict[str, jax.Array], offset: jax.Array | int, 
     Padding at the end is left out: real tokens may be written to its slots later, and must still see the tokens that
     the padding would have overwritten.
     """
-    P, T = cache["k"].array.shape[2], new["k"].shape[2]
+    P, T = next(iter(cache.values())).array.shape[2], next(iter(new.values())).shape[2]
     count = T if valid_BT is None else jnp.max(jnp.where(valid_BT, jnp.arange(1, T + 1), 0))
     first_P = (jnp.arange(P) - offset) % P  # a place gets this token, and those P, 2 P, ... later
     last_P = first_P + jnp.maximum(count - 1 - first_P, 0) // P * P

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -40,6 +41,17 @@ class GLU(Part):
         """Returns the input of `down`, from the outputs of the projections in `inner`."""
         gate, up = saved(gate), saved(up)
         return activation(self.act)(gate) * up
+
+
+@dataclass(frozen=True)
+class LimitedGLU(GLU):
+    """A GLU with limits before the activation: on `gate` from above, on `up` on both sides (DeepSeek-V4)."""
+
+    limit: float = 10.0
+
+    def combine(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate, up = saved(gate), saved(up)
+        return activation(self.act)(jnp.minimum(gate, self.limit)) * jnp.clip(up, -self.limit, self.limit)
 
 
 @dataclass(frozen=True)

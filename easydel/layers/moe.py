@@ -86,7 +86,7 @@ class TopK(Router):
     k: int
     renormalize: bool = False
     scale: float = 1.0
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
     corrected: bool = False
     groups: Groups | None = None
     bias: bool = False
@@ -106,15 +106,25 @@ class TopK(Router):
 
     def choose(self, logits_BTE: jax.Array, correction_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns weights and indices of the chosen experts, [B, T, K] each, from float32 logits."""
-        scores = jax.nn.softmax(logits_BTE) if self.score == "softmax" else jax.nn.sigmoid(logits_BTE)
+        scores = self.scores(logits_BTE)
         eligible = scores if correction_E is None else scores + correction_E
         if self.groups is not None:
             eligible = self.groups.limit(eligible)
         _, chosen_BTK = jax.lax.top_k(eligible, self.k)
-        weights_BTK = jnp.take_along_axis(scores, chosen_BTK, axis=-1)
+        return self.weights(scores, chosen_BTK), chosen_BTK
+
+    def scores(self, logits_BTE: jax.Array) -> jax.Array:
+        """Returns how well each expert fits."""
+        if self.score == "sqrtsoftplus":
+            return jnp.sqrt(jax.nn.softplus(logits_BTE))
+        return jax.nn.softmax(logits_BTE) if self.score == "softmax" else jax.nn.sigmoid(logits_BTE)
+
+    def weights(self, scores_BTE: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
+        """Returns the weights of the chosen experts, [B, T, K]."""
+        weights_BTK = jnp.take_along_axis(scores_BTE, chosen_BTK, axis=-1)
         if self.renormalize:
             weights_BTK = weights_BTK / (jnp.sum(weights_BTK, axis=-1, keepdims=True) + self.floor)
-        return weights_BTK * self.scale, chosen_BTK
+        return weights_BTK * self.scale
 
 
 @dataclass(frozen=True)

@@ -123,13 +123,17 @@ Scaling = LinearScaling | DynamicNTK | Yarn | LongRope | Llama3 | Proportional
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotation of the first `dim` channels of each head. `gain` multiplies cos and sin (YaRN's attention factor)."""
+    """Rotation of the first `dim` channels of each head, or of the last ones if it is `trailing`.
+
+    `gain` multiplies cos and sin (YaRN's attention factor).
+    """
 
     dim: int
     theta: float = 10000.0
     scaling: Scaling | None = None
     gain: float = 1.0
     interleaved: bool = False
+    trailing: bool = False
 
     def frequencies(self, positions_BT: jax.Array) -> jax.Array | np.ndarray:
         if self.scaling is None:
@@ -144,9 +148,11 @@ class Rope:
         return jnp.cos(angle_BTH) * self.gain, jnp.sin(angle_BTH) * self.gain
 
     def rotate(self, x_BTNC: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Rotates queries or keys; channels from `dim` on pass unchanged."""
+        """Rotates queries or keys; the other channels pass unchanged."""
         cos, sin = (part[:, :, None, :].astype(x_BTNC.dtype) for part in angles)
-        turned, rest = x_BTNC[..., : self.dim], x_BTNC[..., self.dim :]
+        others = x_BTNC.shape[-1] - self.dim
+        first, second = jnp.split(x_BTNC, [others if self.trailing else self.dim], axis=-1)
+        rest, turned = (first, second) if self.trailing else (second, first)
         if self.interleaved:
             first, second = turned[..., 0::2], turned[..., 1::2]
         else:
@@ -156,7 +162,9 @@ class Rope:
             turned = jnp.stack([first, second], axis=-1).reshape(turned.shape)
         else:
             turned = jnp.concatenate([first, second], axis=-1)
-        return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+        if not others:
+            return turned
+        return jnp.concatenate([rest, turned] if self.trailing else [turned, rest], axis=-1)
 
 
 def rope_from_settings(settings: Mapping[str, Any], head_dim: int, *, interleaved: bool = False) -> Rope:
