@@ -22,10 +22,14 @@ def indexers(c: HFConfig) -> list[str]:
         kinds = c.get(key)
     elif pattern is not None:
         key, kinds = "index_topk_pattern", [str(PATTERN.get(kind, kind)) for kind in pattern]
+    return checked_indexers(c, f"{key} (or index_topk_freq, index_skip_topk_offset)", kinds)
+
+
+def checked_indexers(c: HFConfig, key: str, kinds: Sequence[str]) -> list[str]:
+    """Returns `kinds`, one for each layer, of which the first has an indexer."""
     found = list(checked_types(c, key, kinds, (INDEXES, SHARES)))
     if found[0] == SHARES:
-        problem = f"{key} (or index_topk_freq, index_skip_topk_offset): no layer before the first has an indexer"
-        raise ConfigError(problem, file=c.file)
+        raise ConfigError(f"{key}: no layer before the first has an indexer", file=c.file)
     return found
 
 

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from easydel.layers.activations import activation
 from easydel.layers.attention import Gate
 from easydel.layers.context import Context
-from easydel.layers.linear import Linear
+from easydel.layers.linear import Linear, parameter
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Handed, HeadSizes, Part, empty, handing, received
 from easydel.layers.rope import Rope
@@ -35,7 +35,7 @@ class MLA(Part):
     latents; `bias` belongs to the projections to them and to the output. `scale` defaults to head_dim ** -0.5. `select`
     is a part that chooses keys for each query, as in `Attention`. `latent_scale` multiplies the normed latent of keys
     and values. The `gate` on the output reads the layer's input; if queries are made of `both`, of their latent after
-    its norm and before it, side by side, then so is the gate.
+    its norm and before it, side by side, then so is the gate. `sinks` are as in `Weights`.
     """
 
     name: ClassVar[str] = "self_attn"
@@ -53,6 +53,7 @@ class MLA(Part):
     latent_scale: float = 1.0
     gate: Gate | None = None
     both: bool = False
+    sinks: bool = False
 
     @property
     def rotated_dim(self) -> int:
@@ -114,6 +115,7 @@ class MLALayer(nnx.Module):
             gates = record.heads * (1 if record.gate.per_head else record.value_dim)
             read = 2 * rank if record.both and rank is not None else features
             self.gate_proj = Linear(read, gates, policy, bias=record.gate.bias)
+        self.sinks = parameter((record.heads,), policy) if record.sinks else None
         if record.select is not None:
             setattr(self, record.select.name, record.select.build(features, policy))
         self.record, self.policy = record, policy
@@ -199,6 +201,7 @@ class MLALayer(nnx.Module):
         scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
         scores = Scores(scale, precision=self.policy.precision)
         masks: Any = {"offset": context.offset, "valid_BS": context.valid_BS, "starts_BT": context.starts_BT}
+        masks |= {"sinks_N": None if self.sinks is None else self.sinks[...]}
         return attend(
             q_BTNC, k_BKSC, v_BKSV, scores, select=select, mesh=self.policy.mesh, ring=self.policy.ring, **masks
         )
