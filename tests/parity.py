@@ -134,6 +134,11 @@ def accepts_positions(model: Any) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
+def kept(dtype: np.dtype) -> np.dtype:
+    """The dtype of what was read as `dtype`: JAX has no integers wider than 32 bits."""
+    return np.dtype(np.int32) if dtype == np.int64 else dtype
+
+
 def assert_close(ours: Any, reference: np.ndarray, where: np.ndarray | None = None) -> None:
     """max|difference| <= 2e-4 * max|reference| + 1e-5, on positions `where` the mask is 1."""
     ours = np.asarray(ours, np.float32)

@@ -18,7 +18,7 @@ from easydel.layers.linear import Linear, parameter
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Handed, HeadSizes, Part, empty, handing, received
 from easydel.layers.rope import Rope
-from easydel.ops.attend import Scores, Select, attend
+from easydel.ops.attend import Causal, Scores, Select, attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T query length, S key slots, D model, N heads, C unrotated head channels, P rotated ones, V value channels,
@@ -36,6 +36,8 @@ class MLA(Part):
     is a part that chooses keys for each query, as in `Attention`. `latent_scale` multiplies the normed latent of keys
     and values. The `gate` on the output reads the layer's input; if queries are made of `both`, of their latent after
     its norm and before it, side by side, then so is the gate. `sinks` are as in `Weights`.
+    `key_norm` acts on the rotated key, before its rotation. With a `window` a query sees that many tokens, its own
+    included; the cache keeps all.
     """
 
     name: ClassVar[str] = "self_attn"
@@ -54,6 +56,8 @@ class MLA(Part):
     gate: Gate | None = None
     both: bool = False
     sinks: bool = False
+    key_norm: RMSNorm | None = None
+    window: int | None = None
 
     @property
     def rotated_dim(self) -> int:
@@ -80,7 +84,7 @@ class MLA(Part):
             yield from self.select.ropes()
 
     def head_sizes(self) -> Iterable[HeadSizes]:
-        return (HeadSizes(self.heads, self.heads, self.head_dim),)
+        return (HeadSizes(self.heads, self.heads, self.head_dim, self.window),)
 
     def hands_on(self) -> Iterable[str]:
         return () if self.select is None else self.select.hands_on()
@@ -109,6 +113,7 @@ class MLALayer(nnx.Module):
             self.q_b_proj = Linear(rank * (2 if record.both else 1), wide, policy)
         self.kv_a_proj_with_mqa = Linear(features, record.kv_rank + record.rotated_dim, policy, bias=record.bias)
         self.kv_a_layernorm = record.norm.build(record.kv_rank, policy)
+        self.k_norm = None if record.key_norm is None else record.key_norm.build(record.rotated_dim, policy)
         self.kv_b_proj = Linear(record.kv_rank, record.heads * (record.plain_dim + record.value_dim), policy)
         self.o_proj = Linear(record.heads * record.value_dim, features, policy, bias=record.bias)
         if record.gate is not None:
@@ -125,6 +130,7 @@ class MLALayer(nnx.Module):
         q_latent_BTR, read_BTE, q_BTNC = self._queries(x_BTD)
         q_BTNC, q_BTNP = jnp.split(q_BTNC, [record.plain_dim], axis=-1)
         latent_BTR, k_BTP = jnp.split(self.kv_a_proj_with_mqa(x_BTD), [record.kv_rank], axis=-1)
+        k_BTP = k_BTP if self.k_norm is None else self.k_norm(k_BTP)
         if record.position is not None:
             angles = context.angles(record.position)
             q_BTNP = record.position.rotate(q_BTNP, angles)
@@ -199,7 +205,7 @@ class MLALayer(nnx.Module):
         self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context, select: Select | None
     ) -> jax.Array:
         scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
-        scores = Scores(scale, precision=self.policy.precision)
+        scores = Scores(scale, sight=Causal(self.record.window), precision=self.policy.precision)
         masks: Any = {"offset": context.offset, "valid_BS": context.valid_BS, "starts_BT": context.starts_BT}
         masks |= {"sinks_N": None if self.sinks is None else self.sinks[...]}
         return attend(
