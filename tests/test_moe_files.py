@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from cases.deepseek_v3 import CASES as DEEPSEEK_V3
+from cases.deepseek_v4 import CASES as DEEPSEEK_V4
 from hub_configs import HUB_CONFIGS
 from parity import assert_close, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file, save_file
@@ -232,6 +235,36 @@ def test_layers_that_predict_further_ahead_are_ignored_and_no_others(tmp_path: P
     save_file(tensors | beyond, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"model\.layers\.4\.\S+ \[.*has no place in the model"):
         AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_deepseek_v4_is_read_by_the_names_and_in_the_numbers_of_its_files_on_the_hub(tmp_path: Path):
+    make_reference(replace(DEEPSEEK_V4[0], config=DEEPSEEK_V4[0].config | {"moe_intermediate_size": 32}), tmp_path)
+    plain, tensors = tmp_path / "model.safetensors", {}
+    expected = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)[1])
+    for name, tensor in load_file(plain).items():
+        hub = name.removeprefix("model.").replace("embed_tokens", "embed").replace("hc_head.hc_", "hc_head_")
+        tensors[hub] = tensor
+    tensors |= {"mtp.0.norm.weight": np.zeros(3, np.float32)}
+    rng = np.random.default_rng(3)
+    codes, scale = rng.integers(0, 256, (48, 16), np.uint8), np.full((48, 1), 2.0**-3)
+    numbers = np.stack([codes & 15, codes >> 4], -1).reshape(48, 32).view(ml_dtypes.float4_e2m1fn)
+    tensors |= {"layers.1.ffn.experts.4.w2.weight": codes.view(np.int8)}
+    tensors |= {"layers.1.ffn.experts.4.w2.scale": scale.astype(ml_dtypes.float8_e8m0fnu)}
+    wide = tensors["layers.2.attn.wq_b.weight"].astype(ml_dtypes.float8_e4m3fn)
+    tensors |= {"layers.2.attn.wq_b.weight": wide}
+    tensors |= {"layers.2.attn.wq_b.scale": np.full((1, 1), 4.0).astype(ml_dtypes.float8_e8m0fnu)}
+    save_file(tensors, plain)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"expert_dtype": "fp4"}))
+    found = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, dequantize=True)[1])
+    expected["model/layers/2/self_attn/q_b_proj/kernel"] = wide.astype(np.float32) * 4
+    experts = np.array(expected["model/layers/1/mlp/experts/down_proj/kernel"])
+    experts[4] = numbers.astype(np.float32) * scale
+    expected["model/layers/1/mlp/experts/down_proj/kernel"] = experts
+    assert found.keys() == expected.keys()
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
 def test_a_correction_is_float32_in_a_model_of_16_bits(tmp_path: Path):

@@ -25,6 +25,7 @@ def latent_attention(c: HFConfig, *, interleaved: bool = True, value_dim: int | 
     """
     settings, plain, rotated, heads = c.rope(), c.qk_nope_head_dim, c.qk_rope_head_dim, c.num_attention_heads
     c.only("num_key_value_heads", heads, default=heads)
+    c.only("qk_head_dim", plain + rotated)
     position, scale = rope_from_settings(settings, rotated, interleaved=interleaved), (plain + rotated) ** -0.5
     if isinstance(position.scaling, Yarn) and settings.get("mscale_all_dim"):
         scale *= yarn_gain(position.scaling.factor, settings["mscale_all_dim"]) ** 2

@@ -43,6 +43,8 @@ NAMES = Names(
     | {r"self_attn\.indexer\.q_b_proj": "attn.indexer.wq_b", r"self_attn\.indexer": "attn.indexer"}
     | {"mlp": "ffn", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2", "shared_expert": "shared_experts"}
     | {r"gate\.correction_bias": "gate.bias", r"gate\.experts_of_token": "gate.tid2eid"},
+    substitutes={"model.embed_tokens.weight": ("model.embed.weight",)}
+    | {f"model.hc_head.hc_{theirs}": (f"model.hc_head_{theirs}",) for theirs in HYPER.values()},
     ignored=(r"(model\.)?mtp\..*",),
 )
 INERT = {"attention_bias": "transformers has none", "mlp_bias": "transformers has none"}
@@ -52,7 +54,8 @@ INERT |= {"num_nextn_predict_layers": "layers that predict tokens further ahead,
 def ropes(c: HFConfig) -> tuple[Rope, Rope]:
     """The rotation in layers that see single tokens alone, and in the others, where alone it is stretched."""
     nested = "main" in c.get("rope_parameters", {})
-    factor = c.get("partial_rotary_factor") or c.get("qk_rope_head_dim", 64 * c.head_dim / 512) / c.head_dim
+    rotated = c.get("qk_rope_head_dim", c.head_dim * 64 / 512)
+    factor = c.get("partial_rotary_factor", rotated / c.head_dim)
     stated: dict[str, Any] = {} if nested else c.rope()
     if stated.get("rope_type") == "yarn" and not stated.get("attention_factor"):
         stated["attention_factor"] = 1.0  # DeepSeek's code multiplies angles by nothing
@@ -68,8 +71,9 @@ def attentions(c: HFConfig) -> list[CompressedAttention]:
     norm, (plain, stretched) = RMSNorm(c.rms_norm_eps), ropes(c)
     c.only("num_key_value_heads", 1)
     sizes = (c.num_attention_heads, c.head_dim, c.q_lora_rank, c.sliding_window)
-    stated = dict(c.get("compress_rates", RATES))
-    rates = {SPARSE: c.get("compress_rate_csa") or stated[SPARSE], HEAVY: c.get("compress_rate_hca") or stated[HEAVY]}
+    stated = c.inside("compress_rates")
+    rates = {kind: stated.get(kind, rate) for kind, rate in RATES.items()}
+    rates = {SPARSE: c.get("compress_rate_csa", rates[SPARSE]), HEAVY: c.get("compress_rate_hca", rates[HEAVY])}
     sliding = CompressedAttention(*sizes, plain, norm, c.o_groups, c.o_lora_rank)
     entries, few = (Compressor(rates[kind], c.head_dim, stretched, norm) for kind in (SPARSE, HEAVY))
     entries = replace(entries, overlapping=True)

@@ -47,13 +47,14 @@ def kinds(c: HFConfig) -> Sequence[str]:
 def sizes(c: HFConfig, kinds: Sequence[str]) -> list[dict[str, int]]:
     """The sizes of each layer's attention. The first files have those of sliding layers as `swa_...`."""
     stated = c.inside("per_layer_config")
-    by_layer = {int(key): dict(stated.inside(key).to_dict()) for key in stated}
+    by_layer = {int(key): stated.inside(key) for key in stated}
     common = {key: getattr(c, key) for key in (*SIZES, ROTATED)}
     sliding = {key: c.get(f"swa_{key}", value) for key, value in SLIDING_SIZES.items()}
     left = c.get("swa_head_dim", 256) - sliding["qk_nope_head_dim"]
     sliding[ROTATED] = c.get(f"swa_{ROTATED}", left)
     if by_layer:
-        return [common | by_layer.get(layer, {}) for layer in range(len(kinds))]
+        own = [by_layer.get(layer, common) for layer in range(len(kinds))]
+        return [{key: one.get(key, value) for key, value in common.items()} for one in own]
     return [sliding if kind == SLIDING else common for kind in kinds]
 
 

@@ -120,7 +120,6 @@ def longcat_flash(c: HFConfig) -> Decoder:
     c.only("router_bias", False)
     c.only("qk_rope_head_dim", c.head_dim)
     mixer = v2.latent_attention(c)
-    c.only("qk_head_dim", mixer.head_dim)
     assert mixer.scale is not None
     scale = mixer.scale * (c.hidden_size / c.q_lora_rank) ** 0.5
     mixer = replace(mixer, scale=scale, latent_scale=(c.hidden_size / c.kv_lora_rank) ** 0.5)

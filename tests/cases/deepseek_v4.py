@@ -54,7 +54,7 @@ CASES = [
         tie_word_embeddings=True,
     ),
     compressed(
-        "default-kinds",
+        "default-kinds-scored",
         num_hidden_layers=4,
         mlp_layer_types=["moe"] * 4,
         hc_sinkhorn_iters=1,

@@ -17,7 +17,7 @@ OWN |= {"head_dim": 16, "qk_rope_head_dim": 8}
 CASES = [
     case(
         "dots3_note_text",
-        "sizes-of-layers",
+        "own-sizes",
         EXPERTS | OURS,
         layer_types=[INDEXED, SLIDING, FULL],
         per_layer_config={"1": OWN},

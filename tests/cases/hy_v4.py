@@ -23,6 +23,5 @@ CASES = [
         hc_eps=0.01,
         rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
         attention_bias=True,
-        tie_word_embeddings=True,
     ),
 ]
