@@ -54,6 +54,10 @@ class ArgumentError(EasyDeLError):
     """An argument of a public function has a value or name that it does not take."""
 
 
+class ProcessError(EasyDeLError):
+    """A process of a job of several is gone, or does something else than the others."""
+
+
 def listed(problems: Sequence[str], limit: int = 20) -> str:
     """Returns `problems` as an indented list; past `limit`, the number of the others."""
     shown = [f"\n  - {problem}" for problem in problems[:limit]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from easydel.module import LanguageModel
 from easydel.options import LoadOptions, Reading
 from easydel.policy import Policy
 from easydel.prepare import Prepared, prepare
+from easydel.processes import agree, digest
 from easydel.progress import progress_bar
 from easydel.report import print_sizes
 from easydel.sharding import check_heads
@@ -89,6 +91,7 @@ def load_weights(
     `check_others` is called now and then, and raises if another process failed.
     """
     prepared = prepare(model, source, options)
+    agree_on(model, source, prepared, check_others)
     params = read(prepared, model, source, options, check_others)
     source.check_same()
     if options.reading.verbose:
@@ -97,6 +100,27 @@ def load_weights(
     bind(model, tree)
     annotate(model, tree)
     return tree
+
+
+def agree_on(
+    model: BaseNNXModule, source: CheckpointSource, prepared: Prepared, check_others: Callable[[], None]
+) -> None:
+    """Raises ProcessError unless all processes have the same mesh, and on one that they share, the same model on it."""
+    policy, leaves = model.policy, prepared.shapes
+    shared = not all(leaf.sharding.is_fully_addressable for leaf in leaves.values() if leaf.sharding is not None)
+    mesh = "none" if policy.mesh is None else dict(policy.mesh.shape)
+    agree(
+        "load a model", {"mesh": mesh, "devices": "of several processes" if shared else "of one process"}, check_others
+    )
+    if not shared:
+        return
+    tensors = sorted((name, tensor.shape, str(tensor.dtype)) for name, tensor in source.checkpoint.items())
+    parameters = [(path, leaf.shape, str(leaf.dtype), str(leaf.sharding)) for path, leaf in leaves.items()]
+    choices = {name: getattr(policy, name) for name in ("dtype", "param_dtype", "precision", "scan_layers", "remat")}
+    settings = {f"generation_config.{key}": value for key, value in model.generation_config.to_dict().items()}
+    config = {f"config.{key}": json.dumps(value) for key, value in model.config.to_dict().items()}
+    sums = {"tensors of the checkpoint": digest(tensors), "parameters": digest(parameters)}
+    agree("load a model", config | settings | choices | sums, check_others)
 
 
 def read(

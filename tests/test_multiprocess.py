@@ -84,6 +84,27 @@ def test_a_failure_in_one_process_is_raised_by_all(directory: Path, tmp_path: Pa
     assert healthy["seconds"] < 30
 
 
+def test_processes_that_differ_are_told_how_in_all_of_them(directory: Path, tmp_path: Path):
+    results = run_both((directory, directory), "disagreeing", tmp_path)
+    expected = {
+        "mesh": "mesh: {'dp': 1, 'fsdp': 2, 'tp': 2, 'sp': 2} in process 1, {'dp': 1, 'fsdp': 8, 'tp': 1, 'sp': 1}",
+        "devices": "mesh: none in process 1, {'dp': 1, 'fsdp': 8, 'tp': 1, 'sp': 1} in process 0",
+        "config": "config.rms_norm_eps: 0.001 in process 1, 1e-05 in process 0",
+        "dtype": "dtype: bfloat16 in process 1, float32 in process 0",
+        "prompts": "prompts, ids_BT: int32[1, 8], digest ",
+        "settings": "do_sample: True in process 1, False in process 0",
+        "batch": "labels: int32[8, 8], digest ",
+        "step": "process 1 is about to generate, process 0 to take a step of training",
+    }
+    for result in results:
+        assert result.keys() == expected.keys()
+        for name, text in expected.items():
+            assert result[name]["kind"] == "ProcessError", name
+            assert text in result[name]["error"]
+            assert result[name]["seconds"] < 30
+    assert "max_new_tokens: 3 in process 1, 2 in process 0" in results[0]["settings"]["error"]
+
+
 def tensors(directory: Path) -> dict[str, np.ndarray]:
     return {tensor.name: tensor.read() for tensor in open_checkpoint(find_checkpoint(directory)).values()}
 

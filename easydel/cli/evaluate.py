@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from easydel.cli.distributed import Processes
 from easydel.cli.examples import read_examples, told
 from easydel.cli.models import load_model, located
 from easydel.cli.options import Adapter, Hub, Json, Languages, Loading, Model
@@ -24,6 +25,7 @@ def evaluate(
     loading: Loading,
     hub: Hub,
     languages: Languages,
+    processes: Processes,
     adapter: Adapter = None,
     batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens in a sequence; longer chats are cut off.")] = 512,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from easydel.cli.distributed import Processes
 from easydel.cli.models import located
 from easydel.cli.options import Adapter, Hub, Model, full_dtype
 from easydel.cli.tables import size
@@ -21,6 +22,7 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; it must not exist yet, or be empty.")],
     hub: Hub,
+    processes: Processes,
     adapter: Adapter = None,
     dtype: Annotated[str | None, typer.Option(help="Dtype of the written weights. Default: as stored.")] = None,
 ) -> None:
@@ -39,7 +41,9 @@ def export(
 
     stored = open_checkpoint(find_checkpoint(path, follow_links=hub.follow_links))
     chosen = full_dtype(dtype) if dtype else "float32" if is_quantized(path) else lossless_dtype(stored)
-    loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path, param_dtype=chosen, **files.arguments)
+    loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(
+        path, param_dtype=chosen, auto_shard_params=processes.distributed, **files.arguments
+    )
     loaded.export(out, dtype=chosen)
     written = sum(file.stat().st_size for file in out.iterdir())
     print(f"wrote {out}: {size(written)}, weights as {chosen}", file=sys.stderr)

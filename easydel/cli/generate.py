@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from easydel.cli.distributed import Processes
 from easydel.cli.models import load_model, located
 from easydel.cli.options import Adapter, Hub, Json, Languages, Loading, ModelOption, Sampling
 from easydel.errors import ArgumentError
@@ -39,6 +40,7 @@ def generate(
     loading: Loading,
     hub: Hub,
     languages: Languages,
+    processes: Processes,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads stdin.", show_default=False)
     ] = None,

@@ -109,7 +109,7 @@ def load_model(path: Path, loading: Loading, **more: Any) -> BaseNNXModule:
     split = math.prod(sizes) > 1
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(
         path,
-        device=jax.devices()[0],
+        device=jax.local_devices()[0],
         dtype=full_dtype(loading.dtype),
         param_dtype=full_dtype(loading.param_dtype),
         sharding_axis_dims=sizes,

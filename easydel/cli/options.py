@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from easydel.cli.distributed import Processes
 from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -192,7 +194,11 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
             name: record(**{field.name: values.pop(field.name) for field in fields(record)})
             for name, record in records.items()
         }
-        command(**values, **made)
+        with ExitStack() as around:
+            for record in made.values():
+                if isinstance(record, Processes):
+                    around.enter_context(record.joined())
+            command(**values, **made)
 
     parameters = [
         flat for parameter in signature(command).parameters.values() for flat in _flat(parameter, hints, records)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from easydel.cli.compiled import Compiling, report
+from easydel.cli.distributed import Processes
 from easydel.cli.models import headers
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
 from easydel.cli.reads import Reads, facts_of, print_reads
@@ -62,6 +63,7 @@ def plan(
     hub: Hub,
     loading: Loading,
     compiling: Compiling,
+    processes: Processes,
     device_memory: Annotated[str | None, typer.Option(help="Memory of each device, such as 16GiB.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     length: Annotated[

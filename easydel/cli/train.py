@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from easydel.cli.course import Course, Rates, Watch
+from easydel.cli.distributed import Processes
 from easydel.cli.examples import Examples, read_examples, told
 from easydel.cli.models import load_model, local_files
 from easydel.cli.options import Hub, Languages, Loading
@@ -135,6 +136,7 @@ def train(
     loading: Loading,
     hub: Hub,
     languages: Languages,
+    processes: Processes,
 ) -> None:
     """Fine-tune MODEL on the chats or the text in FILE, and write a model that transformers loads, or adapters that
     PEFT loads.

@@ -23,6 +23,7 @@ from easydel.generate.streamers import listener
 from easydel.inputs import check_params, donations_explained, host_array
 from easydel.module import LanguageModel
 from easydel.ops.sampling import Rules
+from easydel.processes import check_inputs, losses_told
 from easydel.tree import flatten
 
 __all__ = ["GenerateOutput", "PromptCache", "compile_ahead", "generate", "read_defaults"]
@@ -87,7 +88,7 @@ def generate(
         return _searched(model, params, run, streamer, prompt_cache)
     stop = _stop(run, tokenizer)
     options: dict[str, Any] = {"stop": stop, "kept": prompt_cache, "chunk": run.chunk}
-    with donations_explained(), listener(streamer, run.given_BT) as listen:
+    with losses_told(), donations_explained(), listener(streamer, run.given_BT) as listen:
         made, scores = decode(model, params, run.prompt, run.source, run.rules, run.new, listen, **options)
     kept = tuple(scores[: made.shape[1]]) if run.rules.scored else None
     return GenerateOutput(np.concatenate([run.given_BT, made], axis=1), run.seed, kept)
@@ -119,7 +120,7 @@ def _searched(
     if idle := [name for name, is_given in given.items() if is_given]:
         problem = f"{' and '.join(idle)} with several beams, of which only the end tells the best"
         raise ArgumentError(problem, hint="pass num_beams=1, or call generate without it")
-    with donations_explained():
+    with losses_told(), donations_explained():
         made, scores = search(model, params, run.prompt, run.source, run.rules, run.new, run.returned, run.chunk)
     return GenerateOutput(np.concatenate([run.given_BT.repeat(run.returned, 0), made], axis=1), sequences_scores=scores)
 
@@ -143,9 +144,8 @@ def compile_ahead(
     """
 
     def compile_for(model: LanguageModel, shapes: Mapping[str, Any]) -> None:
-        seeded = 0 if seed is None else seed  # programs take any
         masks = (attention_mask, global_attention_mask)
-        run = _prepared(model, input_ids, masks, generation_config, seeded, rng, arguments)
+        run = _prepared(model, input_ids, masks, generation_config, seed, rng, arguments, ahead=True)
         streamed = streamer is not None or _stop(run, tokenizer) is not None or run.rules.scored
         compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamed)
 
@@ -179,14 +179,21 @@ def _prepared(
     seed: int | None,
     rng: jax.Array | None,
     arguments: Mapping[str, Any],
+    *,
+    ahead: bool = False,
 ) -> _Run:
+    """Returns the call that the arguments ask for; `ahead`, one that only its programs are wanted of."""
     settings = resolve(model.generation_config, generation_config, arguments)
     prompt, source = read_inputs(model, settings, input_ids, *masks)
+    if not ahead:
+        given = {f"prompts, {name}": array for name, array in vars(prompt).items()}
+        given |= {} if source is None else {f"encoder, {name}": array for name, array in vars(source).items()}
+        check_inputs(model.policy.mesh, "generate", {**given, **settings, "seed": seed, "rng": rng})
     new = new_tokens(model, settings, prompt, source)
     if rng is not None or not settings["do_sample"]:
         seed = None
     elif seed is None:
-        seed = drawn_seed()
+        seed = 0 if ahead else drawn_seed()  # programs take any
     key = random_key(seed, rng) if settings["do_sample"] else None
     rules = make_rules(settings, key, model.record.vocab, length=prompt.length, new=new)
     chunk, returned = settings["prefill_chunk_size"], settings["num_return_sequences"] or 1

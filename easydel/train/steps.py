@@ -21,6 +21,7 @@ from easydel.inputs import MASKS, check_params, check_tokens
 from easydel.lora.dropout import dropout_keys, with_keys
 from easydel.module import LanguageModel
 from easydel.policy import Policy
+from easydel.processes import check_inputs
 from easydel.sharding.placement import fit
 from easydel.train.loss import DECODED, INPUTS, MARKED, TOKENS, LossSums, loss_sums, targets
 from easydel.train.state import Optimizer, State, check_alive
@@ -161,6 +162,7 @@ class Step:
         B = len(ids)
         if B % self.accumulate:
             raise ArgumentError(f"{B} sequences cannot be cut into accumulate={self.accumulate} equal parts")
+        check_inputs(self.model.policy.mesh, "take a step of training", arrays)
         return {name: placed(array, self.model.policy) for name, array in arrays.items()}
 
     def _groups(self) -> list[tuple[str, ...]]:

@@ -19,6 +19,7 @@ import jax
 from easydel.errors import ArgumentError
 from easydel.lora.places import adapted_places, record_of
 from easydel.module import LanguageModel
+from easydel.processes import agree, losses_told
 from easydel.tokenizer import Tokenizer
 from easydel.train.checkpoints import checkpoints, marked
 from easydel.train.data import Pieces, shuffled
@@ -85,6 +86,7 @@ class Trainer:
         choices = {"accumulate": settings.accumulate, "clip": settings.clip, "z_weight": settings.z_weight}
         advance = step(self.model, optimizer, **choices)
         marks = marked(state, self.source, self._marks())  # once: a run does not change them
+        agree("train", {**marks, "steps": steps})
         told = progress is not False and jax.process_index() == 0
         with checkpoints(folder, marks, steps=steps, keep=settings.keep, best=settings.patience is not None) as saved:
             state, planned = saved.resumed(state, data)
@@ -96,7 +98,8 @@ class Trainer:
                 with opened(folder, start, steps, settings.log, progress) as log:
                     if held is not None:
                         held.lines.extend(line for line in read_log(folder) if "eval_loss" in line)
-                    run.to_the_end(log)
+                    with losses_told():
+                        run.to_the_end(log)
             finally:
                 bind(self.model, run.params)  # the first step consumed the parameters that the model had
             bind(self.model, run.result())

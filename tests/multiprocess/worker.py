@@ -22,7 +22,7 @@ import optax  # noqa: E402
 
 from easydel import AutoEasyDeLModelForCausalLM, EasyDeLError  # noqa: E402
 from easydel.lora import LoRA, add_adapters, save_adapters  # noqa: E402
-from easydel.train import Settings, Trainer  # noqa: E402
+from easydel.train import Settings, Trainer, init_state, step  # noqa: E402
 from easydel.tree import flatten  # noqa: E402
 
 folder = Path(sys.argv[5]).parent
@@ -87,7 +87,31 @@ def trained() -> dict[str, Any]:
     return {"steps": int(state.count)}
 
 
+def disagreeing() -> dict[str, Any]:
+    """What is said where the processes differ: in their mesh, config, prompts, settings, batches, or next step."""
+    other = process == 1
+    found = {
+        "mesh": failure(lambda: load("mixed" if other else "fsdp")),
+        "devices": failure(lambda: AutoEasyDeLModelForCausalLM.from_pretrained(directory, auto_shard_params=not other)),
+        "config": failure(lambda: load("fsdp", config_kwargs={"rms_norm_eps": 1e-3 if other else 1e-5})),
+        "dtype": failure(lambda: load("fsdp", dtype="bfloat16" if other else "float32")),
+    }
+    model, params = load("fsdp")
+    ids = np.arange(8, dtype=np.int32).reshape(1, 8)
+    optimizer = optax.sgd(1e-3)
+    advance, state = step(model, optimizer), init_state(model, params, optimizer)
+    batch = {"input_ids": ids.repeat(8, 0), "labels": ids.repeat(8, 0)}
+    return found | {
+        "prompts": failure(lambda: model.generate(ids + other, max_new_tokens=2)),
+        "settings": failure(lambda: model.generate(ids, max_new_tokens=2 + other, do_sample=other)),
+        "batch": failure(lambda: advance(state, batch | {"labels": batch["labels"] + other})),
+        "step": failure(lambda: model.generate(ids, max_new_tokens=2) if other else advance(state, batch)),
+    }
+
+
 def run() -> dict[str, Any]:
+    if mode == "disagreeing":
+        return disagreeing()
     if mode == "failing":
         return failure(lambda: AutoEasyDeLModelForCausalLM.from_pretrained(directory, auto_shard_params=True))
     if mode in ("saved", "trained"):

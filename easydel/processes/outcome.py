@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +14,10 @@ import jax
 import numpy as np
 
 from easydel import errors
-from easydel.errors import EasyDeLError
+from easydel.errors import EasyDeLError, ProcessError
+from easydel.processes.client import client_of
+from easydel.processes.signs import await_all
 
-POLL_SECONDS = 0.02
 T = TypeVar("T")
 # Loads are numbered: every process loads the same models in the same order, as it must run the same programs.
 _numbers = count()
@@ -28,9 +28,10 @@ def one_outcome() -> Iterator[Callable[[], None]]:
     """Runs the same work in every process of `jax.distributed`; yields a function to call now and then meanwhile.
 
     If the work of one process fails, that function, or the end of the `with`, raises its error in all others too,
-    naming the process; other exceptions arrive as an EasyDeLError. Without `jax.distributed` it does nothing.
+    naming the process; other exceptions arrive as an EasyDeLError. If a process is gone, the others raise an error that
+    says so. Without `jax.distributed` it does nothing.
     """
-    client = _client()
+    client = client_of()
     if client is None:
         yield lambda: None
         return
@@ -42,9 +43,7 @@ def one_outcome() -> Iterator[Callable[[], None]]:
         _raise_reported(client, prefix)  # of several failures all raise the one that was reported first
         raise
     client.key_value_set(f"{prefix}/done/{jax.process_index()}", "")
-    while len(client.key_value_dir_get(f"{prefix}/done/")) < jax.process_count():
-        _raise_reported(client, prefix)
-        time.sleep(POLL_SECONDS)
+    await_all(client, f"{prefix}/done", lambda: _raise_reported(client, prefix))
 
 
 def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable[[], T]]], None]) -> None:
@@ -75,17 +74,11 @@ def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable
             told(end)
 
 
-def _client() -> Any:
-    """Returns the client of the coordination service that `jax.distributed.initialize` started, or None."""
-    from jax._src import distributed  # it has no public name; orbax reaches it the same way
-
-    return distributed.global_state.client
-
-
 def _report(client: Any, prefix: str, error: Exception) -> None:
     if not isinstance(error, EasyDeLError):
         error = EasyDeLError(f"{type(error).__name__}: {error}")
-    problem = f"process {jax.process_index()}: {error.problem}"
+    told = isinstance(error, ProcessError)  # it is about all processes
+    problem = error.problem if told else f"process {jax.process_index()}: {error.problem}"
     fields = {"kind": type(error).__name__, "problem": problem, "file": error.file, "tensor": error.tensor}
     try:
         client.key_value_set(f"{prefix}/failed/error", json.dumps(fields | {"hint": error.hint}))
