@@ -33,7 +33,7 @@ class HFConfig:
     def __init__(
         self, values: Mapping[str, Any], *, file: Path | None = None, declared: Keys = NOTHING, path: str = ""
     ):
-        self._values = dict(values)
+        self._values = {str(key): value for key, value in values.items()}  # as JSON has them: id2label counts
         self._file = file
         self._declared = declared
         self._path = path
