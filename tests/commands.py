@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from built_tokenizers import BACKENDS, save
@@ -57,6 +59,7 @@ def invoke_json(*arguments: object) -> Any:
     return json.loads(result.stdout)
 
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 # A shell starts its background jobs with SIGINT ignored, and what they start inherits that. This gives a process
 # Ctrl-C back. (Popen's preexec_fn would do it too, but makes Popen fork, which JAX's threads forbid.)
 INTERRUPTIBLE = (
@@ -64,8 +67,10 @@ INTERRUPTIBLE = (
 )
 
 
-def start(*arguments: object, devices: int = 1, **options: Any) -> subprocess.Popen[str]:
-    """The installed command as a process of its own, on CPU devices."""
+def start(
+    *arguments: object, devices: int = 1, places: Mapping[str, str] = NOTHING, **options: Any
+) -> subprocess.Popen[str]:
+    """The installed command as a process of its own, on CPU devices; `places` are further environment variables."""
     script = Path(sysconfig.get_path("scripts")) / "easydel"
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
@@ -74,7 +79,7 @@ def start(*arguments: object, devices: int = 1, **options: Any) -> subprocess.Po
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **places},
         **options,
     )
 

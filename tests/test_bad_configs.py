@@ -17,6 +17,13 @@ NEEDED = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 5, "num_experts_per_tok": 2},
     "glm4_moe": {"num_attention_heads": 32},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_head_dim": 512,
+        "indexer_compress_ratio": 16,
+        "indexer_budget": 64,
+    },
+    "xmod": {"default_language": "en_XX"},
     "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
 }
 SPELLINGS = {

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -61,6 +61,7 @@ class Processes:
         if not self.distributed:
             yield
             return
+        out = _own_output()
         _join(self.coordinator, self.num_processes, self.process_id)
         import jax
 
@@ -75,7 +76,7 @@ class Processes:
 
         watch = watched(client_of())
         watch.tell = told
-        with _silent(jax.process_index() != 0):
+        with _printing(out if jax.process_index() == 0 else None):
             try:
                 yield
             except Exception as error:
@@ -84,13 +85,24 @@ class Processes:
                 raise
 
 
+def _own_output() -> TextIO:
+    """Returns this process's stdout, and sends to stderr what libraries write there past Python, as Gloo does.
+
+    It stays so: what they have written may still be in a buffer of C until the process ends.
+    """
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    return open(own, "w", encoding=sys.stdout.encoding)
+
+
 @contextmanager
-def _silent(wanted: bool) -> Iterator[None]:
-    """Drops what is printed, as process 0 prints the same; not what is printed after an exception."""
+def _printing(out: TextIO | None) -> Iterator[None]:
+    """Prints to `out`; without it prints nothing, not on stderr either, until there is an exception."""
     with ExitStack() as ways:
-        if wanted:
-            nowhere = ways.enter_context(open(os.devnull, "w"))
-            ways.enter_context(redirect_stdout(nowhere))
+        nowhere = ways.enter_context(open(os.devnull, "w"))
+        ways.enter_context(redirect_stdout(out or nowhere))
+        if out is None:
             ways.enter_context(redirect_stderr(nowhere))
         yield
 

@@ -1,12 +1,13 @@
 """Layers of several kinds: the kind of each layer, its window, and its rotary settings."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from easydel.expected import shown
 from easydel.families._parts import ConfigError, HandOn, HFConfig, TakeOver, UnsupportedModelError
 from easydel.keys import FULL
 
+K = TypeVar("K")
 SLIDING = "sliding_attention"
 LINEAR = "linear_attention"
 
@@ -16,14 +17,15 @@ def layer_types(c: HFConfig, default: Sequence[str] | None, known: Sequence[str]
     return checked_types(c, "layer_types", c.get("layer_types") or default, known)
 
 
-def checked_types(c: HFConfig, key: str, kinds: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+def checked_types(c: HFConfig, key: str, kinds: Sequence[K] | None, known: Sequence[K]) -> Sequence[K]:
     """Returns `kinds`, the value of `key`, checked to be one of `known` for each layer."""
     if not isinstance(kinds, list | tuple):
         raise ConfigError(f"{key} is {shown(kinds)}, expected a list with the kind of each layer", file=c.file)
     if len(kinds) != c.num_hidden_layers:
         raise ConfigError(f"{len(kinds)} {key} for {c.num_hidden_layers} layers", file=c.file)
-    if unknown := sorted(set(kinds) - set(known)):
-        raise UnsupportedModelError(f"{key} has {', '.join(unknown)}, known are {', '.join(known)}", file=c.file)
+    if unknown := sorted({str(kind) for kind in kinds if kind not in known}):
+        names = ", ".join(map(str, known))
+        raise UnsupportedModelError(f"{key} has {', '.join(unknown)}, known are {names}", file=c.file)
     return kinds
 
 

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from easydel.families import axk1, deepseek_v2 as v2, deepseek_v32 as v32, llama as base
-from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, corrected_router
+from easydel.families._experts import CORRECTED, corrected_router
 from easydel.families._parts import Decoder, Fused, Gate, HFConfig, MoE, Names, RMSNorm, family, grouped
 from easydel.layers.linear import Float32Linear
 from easydel.policy import Policy
@@ -46,7 +46,7 @@ def names(c: HFConfig) -> Names:
     return v2.NAMES.extended(CORRECTED | RENAMES, fused=(together,))
 
 
-@family("axk2", names, inert={"head_dim": v32.INERT["head_dim"]}, peft_lacks=FUSED_BY_PEFT)
+@family("axk2", names, inert={"head_dim": v32.INERT["head_dim"]})
 def axk2(c: HFConfig) -> Decoder:
     mixer, router = replace(v32.attention(c), gate=Gate(), both=True), corrected_router(c)
     router = replace(router, groups=router.groups and replace(router.groups, outside=0.0))

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._layers import SLIDING, checked_types
 from easydel.families._parts import (
     Block,
@@ -83,10 +82,16 @@ def attentions(c: HFConfig) -> list[CompressedAttention]:
     kinds = {SLIDING: sliding, SPARSE: sparse, HEAVY: heavy}
     layers, ratios = c.num_hidden_layers, {0: SLIDING} | {rate: kind for kind, rate in RATES.items()}
     default = [SPARSE if i > 1 and (i - 2) % 2 else HEAVY for i in range(layers)]
-    if c.get("compress_ratios"):
-        default = [ratios.get(ratio, "") for ratio in c.compress_ratios]
-    types = list(c.get("layer_types") or default)[:layers]
-    return [kinds[kind] for kind in checked_types(c, "layer_types", types, tuple(kinds))]
+    if not c.get("layer_types") and c.get("compress_ratios"):
+        stated = checked_types(c, "compress_ratios", _first(c.compress_ratios, layers), tuple(ratios))
+        default = [ratios[ratio] for ratio in stated]
+    stated = _first(c.get("layer_types") or default, layers)
+    return [kinds[kind] for kind in checked_types(c, "layer_types", stated, tuple(kinds))]
+
+
+def _first(values: Any, layers: int) -> Any:
+    """Files also list the layers that predict further tokens, which are left out."""
+    return values[:layers] if isinstance(values, list) else values
 
 
 def ffns(c: HFConfig) -> list[MoE]:
@@ -101,7 +106,7 @@ def ffns(c: HFConfig) -> list[MoE]:
     return [kinds[kind] for kind in checked_types(c, "mlp_layer_types", types, tuple(kinds))]
 
 
-@family("deepseek_v4", NAMES, inert=INERT, peft_lacks=FUSED_BY_PEFT)
+@family("deepseek_v4", NAMES, inert=INERT)
 def deepseek_v4(c: HFConfig) -> Decoder:
     norm = RMSNorm(c.rms_norm_eps)
     mix = Sinkhorn(c.hc_sinkhorn_iters)

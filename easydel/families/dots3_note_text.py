@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easydel.families import deepseek_v2 as v2, deepseek_v32 as v32, llama as base
-from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, corrected_router
+from easydel.families._experts import CORRECTED, corrected_router
 from easydel.families._layers import FULL, SLIDING, checked_types
 from easydel.families._parts import (
     GLU,
@@ -70,7 +70,9 @@ def rope(c: HFConfig, kind: str, rotated: int) -> Rope:
 def attention(c: HFConfig, kind: str, sizes: Mapping[str, int]) -> MLA:
     heads, kv_heads, q_rank, rank, plain, values = (sizes[key] for key in SIZES)
     if kv_heads != heads:
-        raise ConfigError(f"latent attention of {heads} heads has {kv_heads} key heads", file=c.file)
+        prefix = "swa_" if kind == SLIDING and not c.get("per_layer_config") else ""
+        found = f"{prefix}num_attention_heads is {heads!r}, {prefix}num_key_value_heads is {kv_heads!r}"
+        raise ConfigError(f"{found}: latent attention has as many key heads as heads", file=c.file)
     position, window = rope(c, kind, sizes[ROTATED]), c.get("sliding_window") or c.get("sliding_window_size", 512)
     norm, count = RMSNorm(c.rms_norm_eps), (c.index_n_heads, c.index_head_dim, c.index_topk)
     indexer = Indexer(*count, q_rank, position, LayerNorm(1e-6))
@@ -100,7 +102,7 @@ def names(c: HFConfig) -> Names:
     return v2.NAMES.extended(CORRECTED | ours, ignored=ahead)
 
 
-@family("dots3_note_text", names, inert=INERT, peft_lacks=FUSED_BY_PEFT)
+@family("dots3_note_text", names, inert=INERT)
 def dots3_note_text(c: HFConfig) -> Decoder:
     types = kinds(c)
     mixers = [attention(c, kind, own) for kind, own in zip(types, sizes(c, types), strict=True)]

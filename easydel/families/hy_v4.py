@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from easydel.families import deepseek_v2 as v2, deepseek_v32 as v32, glm_moe_dsa as glm
-from easydel.families._experts import CORRECTED, FUSED_BY_PEFT, by_type, corrected_router, experts
+from easydel.families._experts import CORRECTED, by_type, corrected_router, experts
 from easydel.families._parts import (
     GLU,
     Block,
@@ -59,7 +59,7 @@ def mixers(c: HFConfig) -> list[Part]:
     return [own if kind == glm.INDEXES else replace(own, select=SharedIndexer()) for kind in kinds]
 
 
-@family("hy_v4", names, inert=INERT, peft_lacks=FUSED_BY_PEFT)
+@family("hy_v4", names, inert=INERT)
 def hy_v4(c: HFConfig) -> Decoder:
     norm = RMSNorm(c.rms_norm_eps)
     expert = LimitedGLU(c.moe_intermediate_size, c.hidden_act, limit=c.swiglu_limit)

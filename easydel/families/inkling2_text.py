@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from easydel.families import llama as base
-from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._layers import layer_types
 from easydel.families._parts import (
     GLU,
@@ -155,7 +154,7 @@ def mixers(c: HFConfig) -> dict[str, Part]:
     return found
 
 
-@family("inkling2_text", NAMES, peft_lacks=FUSED_BY_PEFT)
+@family("inkling2_text", NAMES)
 def inkling2_text(c: HFConfig) -> Decoder:
     check(c)
     c.only("scoring_func", "sigmoid")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from easydel.families import llama as base
-from easydel.families._experts import CORRECTED, FUSED_BY_PEFT
+from easydel.families._experts import CORRECTED
 from easydel.families._layers import checked_types, layer_types
 from easydel.families._parts import (
     GLU,
@@ -143,7 +143,7 @@ def ffns(c: HFConfig) -> list[Part]:
     return [dense if kind == "dense" else sparse for kind in kinds]
 
 
-@family("inkling_text", NAMES, peft_lacks=FUSED_BY_PEFT)
+@family("inkling_text", NAMES)
 def inkling_text(c: HFConfig) -> Decoder:
     check(c)
     norm, own = RMSNorm(c.rms_norm_eps), {"conv": ResidualConv(c.conv_kernel_size), "features": c.hidden_size}

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from easydel.families import llama as base
-from easydel.families._experts import CORRECTED, FUSED_BY_PEFT
+from easydel.families._experts import CORRECTED
 from easydel.families._layers import FULL, checked_types, layer_types
 from easydel.families._parts import (
     GATE_UP,
@@ -70,13 +70,13 @@ def ffns(c: HFConfig) -> list[Part]:
     choice = {"renormalize": True, "scale": c.routed_scaling_factor, "score": "sigmoid", "corrected": True}
     router = TopK(c.num_experts_per_tok, **choice)
     sparse = MoE(c.num_local_experts, clamped(c.intermediate_size), router, clamped(c.shared_intermediate_size))
-    stated = c.get("moe_layer_freq") or [1] * c.num_hidden_layers
+    stated = checked_types(c, "moe_layer_freq", c.get("moe_layer_freq") or [1] * c.num_hidden_layers, (0, 1))
     kinds = c.get("mlp_layer_types") or ["sparse" if has else "dense" for has in stated]
     dense, known = clamped(c.dense_intermediate_size), ("dense", "sparse")
     return [sparse if kind == "sparse" else dense for kind in checked_types(c, "mlp_layer_types", kinds, known)]
 
 
-@family("minimax_m3_vl_text", NAMES, inert=INERT, peft_lacks=FUSED_BY_PEFT)
+@family("minimax_m3_vl_text", NAMES, inert=INERT)
 def minimax_m3_vl_text(c: HFConfig) -> Decoder:
     norm = RMSNorm(c.rms_norm_eps, offset=1.0)
     blocks = [Block(mixer, ffn, attn_in=norm, ffn_in=norm) for mixer, ffn in zip(mixers(c), ffns(c), strict=True)]

@@ -2,11 +2,12 @@
 n-grams, and attention to blocks of keys that an indexer chooses."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from easydel.expected import is_whole
 from easydel.families import qwen3_5_text as dense
-from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._layers import FULL, LINEAR, layer_types
 from easydel.families._parts import (
     GLU,
@@ -61,22 +62,24 @@ def flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (math.prod(shape),)
 
 
+INDEXER = ("indexer_n_heads", "indexer_head_dim", "indexer_compress_ratio", "indexer_budget")
+
+
 def names(c: HFConfig) -> Names:
     changes: dict[str, Any] = {"fused": (INDEX,), "ignored": (COMPUTED,), "listed": ("ple.table",)}
     return dense.names(c).extended(RENAMES, reshaped=dict.fromkeys(FLAT, flat), **changes)
 
 
-def attending(c: HFConfig, norm: RMSNorm) -> Part:
+def attending(c: HFConfig, norm: RMSNorm, sizes: Sequence[Any]) -> Part:
     """Gated attention to what an indexer chooses."""
     own = attention(c, norms=QKNorm(norm), gate=Gate(bias=c.attention_bias), biased=c.attention_bias)
     assert isinstance(own.position, Rope)
     c.only("indexer_kv_heads", 1)
-    sizes = [c.get(f"indexer_{name}") for name in ("n_heads", "head_dim", "compress_ratio", "budget")]
-    if not all(sizes):
-        raise ConfigError("layers of indexed attention need indexer_n_heads, _head_dim, _compress_ratio and _budget")
+    if not all(is_whole(size) and size > 0 for size in sizes):
+        raise ConfigError(f"layers of indexed attention need {', '.join(INDEXER)}, found {sizes}", file=c.file)
     heads, dim, block, budget = sizes
     if budget % block:
-        raise ConfigError(f"indexer_budget={budget} is no multiple of indexer_compress_ratio={block}")
+        raise ConfigError(f"indexer_budget={budget} is no multiple of indexer_compress_ratio={block}", file=c.file)
     return replace(own, select=PooledIndexer(heads, dim, block, budget // block, own.position, norm))
 
 
@@ -95,7 +98,8 @@ def mixers(c: HFConfig) -> list[Part]:
     default = [INDEXED if (layer + 1) % period == 0 else LINEAR for layer in range(c.num_hidden_layers)]
     kinds = layer_types(c, default, (LINEAR, INDEXED, FULL))  # older files call indexed layers full
     norm = RMSNorm(c.rms_norm_eps, offset=1.0)
-    return [linear if kind == LINEAR else attending(c, norm) for kind in kinds]
+    sizes = [c.get(key) for key in INDEXER]
+    return [linear if kind == LINEAR else attending(c, norm, sizes) for kind in kinds]
 
 
 def ngrams(c: HFConfig, norm: RMSNorm, dim: int, index: int) -> NGramInput:
@@ -119,7 +123,7 @@ def ngrams(c: HFConfig, norm: RMSNorm, dim: int, index: int) -> NGramInput:
     return NGramInput(table, c.ple_conv_kernel_size, norm, c.hc_count, c.hidden_size)
 
 
-@family("qwen4_exp_text", names, peft_lacks=FUSED_BY_PEFT)
+@family("qwen4_exp_text", names)
 def qwen4_exp_text(c: HFConfig) -> Decoder:
     norm, blocks = RMSNorm(c.rms_norm_eps, offset=1.0), []
     streams, with_ngrams = GatedStreams(c.hc_count, c.hc_lowrank, norm), sorted(set(c.get("ple_layer_ids") or []))

@@ -9,7 +9,6 @@ import jax
 from flax import nnx
 
 from easydel.families import llama as base
-from easydel.families._experts import FUSED_BY_PEFT
 from easydel.families._layers import layer_types
 from easydel.families._parts import (
     CCA,
@@ -85,7 +84,7 @@ class ScaledJoinsLayer(BlockLayer):
         return self.joins["ffn"](x_BTD, run("ffn", self.post_attention_layernorm(x_BTD)))
 
 
-@family("zaya", NAMES, peft_lacks=FUSED_BY_PEFT)
+@family("zaya", NAMES)
 def zaya(c: HFConfig) -> Decoder:
     c.only("num_experts_per_tok", 1)
     norm, blocks = RMSNorm(c.rms_norm_eps), []
