@@ -10,7 +10,8 @@ from easydel.errors import HubError
 from easydel.hub.verify import Digest
 
 HELD_BYTES = 512 << 20  # of ranges that wait for those before them: a few threads' work, and no more
-BRIDGED_BYTES = 16 << 20  # of a file that nobody needed: as many are received for the hash alone
+# Of a file that nobody needed: as many bytes are received for the hash alone.
+BRIDGED_BYTES, BRIDGED_SHARE = 16 << 20, 1 / 50
 
 
 class RangeHash:
@@ -59,7 +60,7 @@ class RangeHash:
         `read_into` fills memory with the bytes from some place on: the few that were not needed are received by it.
         """
         missing = self._size - self._position - sum(map(len, self._held.values()))
-        if not self._reason and missing > BRIDGED_BYTES:
+        if not self._reason and missing > min(BRIDGED_BYTES, self._size * BRIDGED_SHARE):
             self.leave(f"{missing:,} bytes of it were not needed")
         while not self._reason:
             stop = min(self._held, default=self._size)
