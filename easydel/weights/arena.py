@@ -1,4 +1,4 @@
-"""Memory for parameters, in huge pages: the first touch of small pages costs three times the copy itself."""
+"""Memory for parameters, in few large pieces whose pages are chosen: their first touch can cost more than the copy."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from math import prod
 
 import numpy as np
 
+from easydel.weights.pages import ADVISED, HUGE_PAGE, Pages
+
 ALIGNMENT = 64  # JAX uses host memory without a copy only at addresses that are multiples of this
-HUGE_PAGE = 2 << 20
 ARENA_BYTES = 64 << 20
 
 
-def allocate(size: int) -> np.ndarray:
+def allocate(size: int, pages: Pages) -> np.ndarray:
     """Returns `size` bytes that start at a huge page. They live as long as any array that views them."""
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % HUGE_PAGE
     filled = size // HUGE_PAGE * HUGE_PAGE  # a huge page for the rest would waste memory
-    if hasattr(mmap, "MADV_HUGEPAGE") and filled:
-        memory.madvise(mmap.MADV_HUGEPAGE, start, filled)
+    if ADVISED:
+        pages.choose(memory, whole, start, filled)
     return whole[start : start + size]
 
 
@@ -37,10 +38,10 @@ def groups(sizes: Sequence[int]) -> Iterator[range]:
         yield range(start, len(sizes))
 
 
-def carve(shapes: Sequence[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
+def carve(shapes: Sequence[tuple[tuple[int, ...], np.dtype]], pages: Pages) -> list[np.ndarray]:
     """Returns arrays of those shapes and dtypes in one new arena, each aligned."""
     sizes = [prod(shape) * dtype.itemsize for shape, dtype in shapes]
-    arena, offset = allocate(sum(map(padded, sizes))), 0
+    arena, offset = allocate(sum(map(padded, sizes)), pages), 0
     arrays = []
     for (shape, dtype), size in zip(shapes, sizes, strict=True):
         arrays.append(arena[offset : offset + size].view(dtype).reshape(shape))

@@ -1,6 +1,6 @@
 """Executes a plan: each device's part of each parameter is mapped, or read, cast and quantized into its own memory.
 
-A few threads fill the parts, in arenas of huge pages. On CPUs that memory then is the array: nothing is copied again.
+A few threads fill the parts, in arenas. On CPUs that memory then is the array: nothing is copied again.
 At most `WINDOW` arenas are in progress, which bounds the data in flight to accelerators.
 """
 
@@ -24,6 +24,7 @@ from easydel.weights.arena import carve, groups
 from easydel.weights.arrays import Arrays, Arrived
 from easydel.weights.expressions import Index, source_names
 from easydel.weights.fill import Filler, Finite
+from easydel.weights.pages import Pages
 from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
 
@@ -246,10 +247,10 @@ def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart],
     """Yields filled parts, arena by arena, with their share of the work; at least `least` threads fill them."""
     pool = ThreadPoolExecutor(max(thread_count(MAX_THREADS), least))
     pending: deque[tuple[list[DevicePart], list[Future[None]]]] = deque()
-    total = max(sum(part.nbytes for job in jobs for part in job.parts), 1)
+    total, pages = max(sum(part.nbytes for job in jobs for part in job.parts), 1), Pages()
     try:
         for group in groups([job.nbytes for job in jobs]):
-            pending.append(_start([jobs[item] for item in group], pool))
+            pending.append(_start([jobs[item] for item in group], pool, pages))
             if len(pending) > WINDOW:
                 yield _finished(*pending.popleft(), total)
         while pending:
@@ -258,9 +259,9 @@ def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart],
         pool.shutdown(cancel_futures=True)
 
 
-def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> tuple[list[DevicePart], list[Future[None]]]:
+def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor, pages: Pages) -> tuple[list[DevicePart], list[Future[None]]]:
     unplaced = [part for job in jobs for part in job.unplaced]
-    for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced]), strict=True):
+    for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced], pages), strict=True):
         part.values = memory
     futures = [pool.submit(job.fill, *piece) for job in jobs if job.fill is not None for piece in job.pieces()]
     return [part for job in jobs for part in job.parts if part.devices], futures

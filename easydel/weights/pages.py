@@ -1,0 +1,84 @@
+"""Fresh memory in huge or in small pages, whichever the machine gives faster at the moment.
+
+The first touch of a huge page usually takes a third of the time of the small ones in its place. On a machine whose host
+took free memory back, or that has to move memory to have 2 MiB in one piece, it can take ten times longer, while small
+pages come out of pieces that are there. Which of them it is changes within a load, so it is measured.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Protocol
+
+import numpy as np
+
+HUGE_PAGE, SMALL_PAGE = 2 << 20, 4 << 10
+ADVISED = hasattr(mmap, "MADV_HUGEPAGE")
+HUGE = getattr(mmap, "MADV_HUGEPAGE", 14)
+SMALL = getattr(mmap, "MADV_NOHUGEPAGE", 15)
+FIRST = 4  # pages of each kind that are touched before the first choice
+STRETCH = 64 << 20  # bytes for which a choice holds
+RARELY = 20  # the other kind is looked at again when the usual one took this many times what looking costs
+
+
+class Memory(Protocol):
+    """What `mmap.mmap` can do."""
+
+    def madvise(self, option: int, start: int, length: int, /) -> None: ...
+
+
+def touched(memory: np.ndarray) -> float:
+    """Touches each small page, and returns the seconds of the processor that it took: waiting for a turn is none."""
+    started = time.thread_time()
+    memory[::SMALL_PAGE] = 0
+    return max(time.thread_time() - started, 1e-9)
+
+
+@dataclass
+class Pages:
+    """What the first touches of a load's memory took so far, in seconds for a huge page and the small ones like it."""
+
+    seconds: dict[int, float] = field(default_factory=dict)
+    touch: Callable[[np.ndarray], float] = touched
+    _since: float = 0  # seconds that the usual kind took since the other one was looked at
+
+    @property
+    def usual(self) -> int:
+        """The kind of pages that is faster, as far as is known: the advice for it."""
+        return min((HUGE, SMALL), key=lambda kind: self.seconds.get(kind, 0))
+
+    def choose(self, memory: Memory, whole: np.ndarray, start: int, size: int) -> None:
+        """Chooses the pages of `size` bytes from `start` on, which are at huge pages, and touches some of them.
+
+        `whole` is all of the memory as an array.
+        """
+        stop = start + size
+        while start < stop:
+            end = min(start + STRETCH, stop)
+            for kind in self._looked_at():
+                if start == end:
+                    break
+                memory.madvise(kind, start, HUGE_PAGE)
+                self._note(kind, self.touch(whole[start : start + HUGE_PAGE]))
+                start += HUGE_PAGE
+            if start < end:
+                memory.madvise(self.usual, start, end - start)
+                self._since += self.seconds[self.usual] * (end - start) / HUGE_PAGE
+            start = end
+
+    def _looked_at(self) -> list[int]:
+        """Returns the kind of the next pages to touch and time."""
+        if not self.seconds:
+            return [HUGE, SMALL] * FIRST
+        other = HUGE + SMALL - self.usual
+        due = self._since >= RARELY * self.seconds.get(other, 0)
+        self._since = 0 if due else self._since
+        return [self.usual, other] if due else [self.usual]
+
+    def _note(self, kind: int, seconds: float) -> None:
+        # the geometric mean: one page that took long, where others do not, is forgotten after a few
+        self.seconds[kind] = sqrt(self.seconds.get(kind, seconds) * seconds)

@@ -1,0 +1,81 @@
+"""The pages of fresh memory: huge ones or small ones, whichever the machine gives faster at the moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from easydel.weights import pages
+from easydel.weights.arena import carve
+from easydel.weights.pages import HUGE, HUGE_PAGE, SMALL, Pages
+
+MiB = 1 << 20
+pytestmark = pytest.mark.skipif(not pages.ADVISED, reason="this system gives no choice of pages")
+
+
+@dataclass
+class Machine:
+    """Memory that takes `seconds` to touch a huge page, or the small pages in its place; counts what each kind got."""
+
+    seconds: dict[int, float]
+    got: dict[int, int] = field(default_factory=lambda: {HUGE: 0, SMALL: 0})
+    spent: float = 0
+    _kind: int = HUGE
+
+    def madvise(self, kind: int, start: int, length: int) -> None:
+        assert start % HUGE_PAGE == 0 < length
+        self._kind = kind
+        self.got[kind] += length
+
+    def touch(self, _: np.ndarray) -> float:
+        self.spent += self.seconds[self._kind]
+        return self.seconds[self._kind]
+
+    def give(self, size: int, kept: Pages | None = None) -> Pages:
+        kept = kept or Pages()
+        kept.touch = self.touch
+        kept.choose(self, np.empty(0, np.uint8), 0, size)
+        return kept
+
+
+@pytest.mark.parametrize(("huge", "small", "faster"), [(0.0004, 0.001, HUGE), (0.004, 0.001, SMALL)])
+def test_memory_comes_in_the_pages_that_are_faster_and_looking_costs_little(huge: float, small: float, faster: int):
+    machine = Machine({HUGE: huge, SMALL: small})
+    machine.give(2048 * MiB)
+    assert sum(machine.got.values()) == 2048 * MiB
+    assert machine.got[faster] > 0.95 * 2048 * MiB
+    least = 1024 * machine.seconds[faster]
+    other = machine.got[HUGE + SMALL - faster] / HUGE_PAGE * max(huge, small)
+    assert other < 0.1 * least + pages.FIRST * max(huge, small)
+
+
+@pytest.mark.parametrize(("before", "after"), [((0.004, 0.001), (0.0004, 0.001)), ((0.0004, 0.001), (0.004, 0.001))])
+def test_it_is_looked_at_again_as_the_load_goes_on(before: tuple[float, float], after: tuple[float, float]):
+    kinds = (HUGE, SMALL)
+    machine = Machine(dict(zip(kinds, before, strict=True)))
+    kept = machine.give(1024 * MiB)
+    later = Machine(dict(zip(kinds, after, strict=True)))
+    later.give(2048 * MiB, kept)
+    faster = min(kinds, key=later.seconds.__getitem__)
+    assert later.got[faster] > 0.7 * 2048 * MiB
+
+
+def test_one_slow_page_is_soon_forgotten():
+    machine = Machine({HUGE: 0.0004, SMALL: 0.001})
+    kept = machine.give(64 * MiB)
+    Machine({HUGE: 0.02, SMALL: 0.02}).give(2 * MiB, kept)
+    machine.got.clear()
+    machine.got |= {HUGE: 0, SMALL: 0}
+    machine.give(2048 * MiB, kept)
+    assert machine.got[HUGE] > 0.7 * 2048 * MiB
+
+
+@pytest.mark.parametrize("seconds", [{HUGE: 2.0, SMALL: 1.0}, {HUGE: 1.0, SMALL: 2.0}])
+def test_arrays_of_both_kinds_of_pages_are_memory_like_any_other(seconds: dict[int, float]):
+    a, b = carve([((5 * MiB + 3,), np.dtype(np.uint8)), ((2, 3), np.dtype(np.float32))], Pages(dict(seconds)))
+    a[:], b[...] = 7, 1
+    assert a.min() == 7
+    assert b.shape == (2, 3)
+    assert b.ctypes.data % 64 == 0
