@@ -1,15 +1,19 @@
-"""Measures loading, as ratios to copying the same bytes from the page cache (the limit) in the same process.
+"""Measures loading, warmed and as users have it, as ratios to other engines and to copying the same bytes.
 
-    python benchmarks/load.py [--size 1.1b|135m] [--repeat 11] [--output out.json]
+    python benchmarks/load.py [--size 1.1b|135m] [--repeat 11] [--pairs 5] [--output out.json]
 
-Memory that was free for a while may have gone back to the host, and its first touch then costs 10 to 20 times more. So
-the memory is touched once, and then two copies, of which the second is timed, and a load take turns: each finds the
-memory that the one before has just freed. Turns in which the host still took its time (steal in /proc/stat) do not
-count and are repeated: they may take ten times longer, and the longer a case takes, the more of them it has. Each
-engine runs in a process of its own.
-Our ratios are to the copy right before each load. Other engines leave memory in small pieces, which slows the next copy
-down: their ratios are to the median of our copies. Mapped files cost more at their first use, so the time to touch each
-page of the result is measured with every load. A busy machine is refused unless --force.
+Memory that was free for a while may have gone back to the host: its first touch then costs 10 to 20 times more.
+
+Warmed: the memory is touched once, and then two copies, of which the second is timed, and a load take turns in one
+process: each finds the memory that the one before has just freed. Our ratios are to the copy right before each load.
+Other engines leave memory in small pieces, which slows the next copy down: theirs are to the median of our copies.
+
+Unwarmed: one load in a process of its own, right after the imports, with whatever memory the machine gives. All cases
+take turns, and a ratio is of two loads of the same round.
+
+All turns count. In some the host takes time from this machine (steal in /proc/stat), and the table says in how many.
+Mapped files cost more at their first use, so the time to touch each page of the result is measured with every load. A
+busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -24,49 +28,61 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+from checkpoints import KINDS, SIZES, make_checkpoint
 from measured import Measured, quiet_machine, show, stolen, write
 
-SIZES = {  # vocabulary, features, hidden, layers, heads, kv heads
-    "1.1b": (32000, 2048, 5632, 22, 32, 4),
-    "135m": (49152, 576, 1536, 30, 12, 4),
-}
-SHARDS = 5
-ATTEMPTS, LEAST = 4, 5  # turns per counted turn, at most; with fewer counted turns than LEAST nothing is reported
-Results = dict[str, list[dict[str, float]]]
-OURS = {
+Turn = dict[str, float]
+Results = Mapping[str, Sequence[Turn]]
+TORCH_F32, TORCH_BF16, PLAIN = "transformers torch, f32", "transformers torch, bf16", "Hub files, bf16"
+OURS = {  # case -> checkpoint, arguments
     "own aligned files, bf16": ("own", "dict(param_dtype=jnp.bfloat16, from_torch=False)"),
-    "Hub files, bf16": ("hub", "dict(param_dtype=jnp.bfloat16)"),
+    PLAIN: ("hub", "dict(param_dtype=jnp.bfloat16)"),
     "Hub files, bf16 -> f32": ("hub", "dict()"),
     "Hub files, bf16 -> int8": ("hub", "dict(param_dtype=jnp.bfloat16, load_in_8bit=True)"),
+    "4 bits, kept": ("4 bits", "dict(param_dtype=jnp.bfloat16)"),
+    "float8, kept": ("float8", "dict(param_dtype=jnp.bfloat16)"),
     "8 devices, tensor parallel": (
         "hub",
         "dict(param_dtype=jnp.bfloat16, auto_shard_params=True, sharding_axis_dims=(1, 2, 4, 1))",
     ),
     "stacked for scan": ("hub", "dict(param_dtype=jnp.bfloat16, scan_layers=True)"),
 }
-LIMITS = {
+LIMITS = {  # of the warmed seconds to load / seconds to copy
     "own aligned files, bf16": 0.25,
-    "Hub files, bf16": 1.2,
+    PLAIN: 1.2,
     "Hub files, bf16 -> f32": 2.4,
     "Hub files, bf16 -> int8": 3.5,
     "8 devices, tensor parallel": 1.8,
     "stacked for scan": 1.2,
 }
+WARMED = {  # the share of another case's time that ours may take
+    "own aligned files, bf16": (TORCH_BF16, 1.0),
+    "Hub files, bf16 -> f32": (TORCH_F32, 0.7),
+    "4 bits, kept": (TORCH_F32, 0.35),
+    "float8, kept": (PLAIN, 1.0),
+}
+UNWARMED = {  # the first touch of all weights included: a mapped file is only read then
+    PLAIN: (TORCH_BF16, 1.5),
+    "Hub files, bf16 -> f32": (TORCH_F32, 1.0),
+    "Hub files, bf16 -> int8": (TORCH_F32, 1.0),
+    "4 bits, kept": (TORCH_F32, 0.35),
+    "float8, kept": (PLAIN, 1.0),
+}
 TORCH = """
 import torch, transformers
+from transformers.models.llama import modeling_llama
 load = lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.{dtype})
 arrays = lambda model: [part.detach().flatten().view(torch.uint8).numpy() for part in model.parameters()]
 """
 PEERS = {
-    "transformers torch, bf16": TORCH.format(dtype="bfloat16"),
-    "transformers torch, f32": TORCH.format(dtype="float32"),
+    TORCH_BF16: TORCH.format(dtype="bfloat16"),
+    TORCH_F32: TORCH.format(dtype="float32"),
     "safetensors.numpy + jnp.asarray": """
 import glob, jax, ml_dtypes, numpy as np, jax.numpy as jnp
 from safetensors.numpy import load_file
@@ -89,71 +105,15 @@ def above(loaded):
     report, owned = loaded[0].load_report, sum(array.nbytes for array in arrays(loaded))
     return report.peak_bytes - (owned - report.bytes_mapped)
 """
-VERSUS = {  # the share of another engine's time that ours may take
-    "own aligned files, bf16": ("transformers torch, bf16", 1.0),
-    "Hub files, bf16 -> f32": ("transformers torch, f32", 0.7),
-}
-INT8_LIMIT = 1.4 * 2**30
-INT8_PROGRAM = """
+LIMITED = {"Hub files, bf16 -> int8": 1.4 * 2**30, "4 bits, kept": 0.9 * 2**30}  # bytes of data of the whole process
+LIMITED_PROGRAM = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))
 import jax, jax.numpy as jnp
 from easydel import AutoEasyDeLModelForCausalLM
-_, params = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[1], param_dtype=jnp.bfloat16, load_in_8bit=True)
+_, params = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[1], **{arguments})
 print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 """
-
-
-def make_checkpoint(directory: Path, size: str) -> None:
-    """Makes a random Llama in bfloat16, in shards whose data starts wherever their header ends, as on the Hub."""
-    from safetensors.numpy import save_file
-
-    vocab, features, hidden, layers, heads, kv_heads = SIZES[size]
-    narrow = features // heads * kv_heads
-    shapes = {"model.embed_tokens.weight": (vocab, features), "model.norm.weight": (features,)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        for name, shape in {
-            "self_attn.q_proj": (features, features),
-            "self_attn.k_proj": (narrow, features),
-            "self_attn.v_proj": (narrow, features),
-            "self_attn.o_proj": (features, features),
-            "mlp.gate_proj": (hidden, features),
-            "mlp.up_proj": (hidden, features),
-            "mlp.down_proj": (features, hidden),
-            "input_layernorm": (features,),
-            "post_attention_layernorm": (features,),
-        }.items():
-            shapes[f"{prefix}{name}.weight"] = shape
-    shapes["lm_head.weight"] = (vocab, features)
-    random, names, weight_map = np.random.default_rng(0), list(shapes), {}
-    for shard in range(SHARDS):
-        file = f"model-{shard + 1:05d}-of-{SHARDS:05d}.safetensors"
-        own = names[shard * len(names) // SHARDS : (shard + 1) * len(names) // SHARDS]
-        weight_map |= dict.fromkeys(own, file)
-        save_file(
-            {n: normal(random, shapes[n]) for n in own}, directory / file, metadata={"format": "pt", "n": "x" * shard}
-        )
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": vocab,
-        "hidden_size": features,
-        "intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-
-
-def normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return (random.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
 
 
 def touch(size: int) -> None:
@@ -184,33 +144,34 @@ def copy_seconds(files: list[Path]) -> float:
     return seconds
 
 
-def measure(loader: str, directory: str, repeat: int) -> list[dict[str, float]]:
-    """Returns, for turns that count, seconds to copy, load and touch, and the bytes above the parameters."""
+def measure(loader: str, directory: str, repeat: int) -> list[Turn]:
+    """Returns what each warmed turn took; without turns to `repeat`, the one load of an unwarmed process."""
     scope: dict[str, Any] = {}
     exec(loader, scope)
-    load: Callable[[str], Any] = scope["load"]
     files = sorted(Path(directory).glob("*.safetensors"))
-    footprint = 4 * sum(file.stat().st_size for file in files)
-    runs: list[dict[str, float]] = []
-    touch(footprint)
-    for turn in range(1 + ATTEMPTS * repeat):  # the first turn imports and compiles
+    if not repeat:
+        return [one_turn(scope, directory)[0]]
+    turns: list[Turn] = []
+    touch(4 * sum(file.stat().st_size for file in files))
+    for turn in range(1 + repeat):  # the first turn compiles
         copy_seconds(files)  # frees memory for the next copy, whatever the host has taken since the last turn
-        before, copied = stolen(), copy_seconds(files)
-        started = time.perf_counter()
-        loaded = load(directory)
-        seconds = time.perf_counter() - started
-        touched = first_touch(scope["arrays"](loaded))
-        if turn and stolen() == before:
-            result = {"copy": copied, "load": seconds, "touch": touched}
-            runs.append(result | ({"above": scope["above"](loaded)} if "above" in scope else {}))
-        if len(runs) == repeat:
-            break
+        copied = copy_seconds(files)
+        found, loaded = one_turn(scope, directory)
+        if turn:
+            turns.append(found | {"copy": copied})
         del loaded
-        gc.collect()  # now, and not in the middle of the next run
-    if len(runs) < min(LEAST, repeat):
-        turns = ATTEMPTS * repeat
-        raise SystemExit(f"the host disturbed all but {len(runs)} of {turns} turns: ratios would mean little")
-    return runs
+        gc.collect()  # now, and not in the middle of the next turn
+    return turns
+
+
+def one_turn(scope: Mapping[str, Any], directory: str) -> tuple[Turn, Any]:
+    """Returns seconds to load and to touch, the bytes above the parameters, and what was loaded."""
+    load: Callable[[str], Any] = scope["load"]
+    before, started = stolen(), time.perf_counter()
+    loaded = load(directory)
+    found: Turn = {"load": time.perf_counter() - started}
+    found |= {"touch": first_touch(scope["arrays"](loaded)), "disturbed": float(stolen() != before)}
+    return found | ({"above": scope["above"](loaded)} if "above" in scope else {}), loaded
 
 
 def first_touch(arrays: list[np.ndarray]) -> float:
@@ -221,9 +182,13 @@ def first_touch(arrays: list[np.ndarray]) -> float:
     return time.perf_counter() - started
 
 
-def run_case(python: str, loader: str, directory: Path, repeat: int) -> list[dict[str, float]]:
-    command = [python, __file__, "--measure", loader, str(directory), "--repeat", str(repeat)]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "HF_HUB_OFFLINE": "1"}
+def run_case(loader: str, directory: Path, repeat: int) -> list[Turn]:
+    command = [sys.executable, __file__, "--measure", loader, str(directory), "--repeat", str(repeat)]
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "HF_HUB_OFFLINE": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{loader}\n{done.stderr}")
@@ -239,87 +204,117 @@ def make_own(source: Path, target: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def int8_under_limit(directory: Path) -> int | None:
-    """Returns the bytes of int8 parameters, loaded with data limited to `INT8_LIMIT`; None if that failed."""
-    program = INT8_PROGRAM.format(limit=int(INT8_LIMIT))
-    done = subprocess.run([sys.executable, "-c", program, str(directory)], capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.returncode == 0 else None
+def under_limit(name: str, folder: Path) -> str:
+    """Returns how a load ended in a process whose data is limited."""
+    kind, arguments = OURS[name]
+    program = LIMITED_PROGRAM.format(limit=int(LIMITED[name]), arguments=arguments)
+    command = [sys.executable, "-c", program, str(folder / kind)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    outcome = f"{int(done.stdout) / 2**20:.0f} MiB of parameters" if done.returncode == 0 else "FAILED"
+    return f"{name}, with the process's data limited to {LIMITED[name] / 2**20:.0f} MiB: {outcome}."
 
 
 def with_copies(results: Results) -> Results:
-    """Adds to each run the copy that the load is compared with."""
-    own = [run["copy"] for name in results if name in OURS for run in results[name]]
+    """Adds to each turn the copy that the load is compared with."""
+    own = [turn["copy"] for name in results if name in OURS for turn in results[name]]
     typical = {"copy": statistics.median(own)} if own else {}
-    return {name: runs if name in OURS else [run | typical for run in runs] for name, runs in results.items()}
+    return {name: turns if name in OURS else [turn | typical for turn in turns] for name, turns in results.items()}
 
 
-def ratios(runs: list[dict[str, float]], what: str) -> list[float]:
-    return [run[what] / run["copy"] for run in runs]
+def ratios(turns: Sequence[Turn], what: str) -> list[float]:
+    return [turn[what] / turn["copy"] for turn in turns]
 
 
-def seconds(runs: list[dict[str, float]]) -> float:
-    return statistics.median(run["load"] for run in runs)
+def warmed_share(name: str, results: Results) -> str:
+    """Returns a case's median time relative to another one's, with the largest allowed ratio."""
+    peer, most = WARMED.get(name, ("", 0.0))
+    if peer not in results:
+        return ""
+    own, other = (statistics.median(turn["load"] for turn in results[case]) for case in (name, peer))
+    return f"{own / other:.2f} ({most})"
 
 
-def against(name: str, results: Results) -> str:
-    """Returns a case's time relative to transformers', with the largest allowed ratio."""
-    peer, most = VERSUS.get(name, ("", 0.0))
-    return f"{seconds(results[name]) / seconds(results[peer]):.2f} ({most})" if peer in results else ""
+def unwarmed_share(name: str, results: Results) -> str:
+    """Returns the median of a case's times relative to another one's of the same rounds."""
+    peer, most = UNWARMED.get(name, ("", 0.0))
+    if peer not in results:
+        return ""
+    pairs = zip(results[name], results[peer], strict=True)
+    found = [(own["load"] + own["touch"]) / (other["load"] + other["touch"]) for own, other in pairs]
+    return f"{statistics.median(found):.2f} ({most})"
 
 
-def table(results: Results, limited: int | None, *, partial: bool) -> Measured:
-    columns = ("case", "seconds", "x copy", "min", "max", "at most", "x torch", "first touch", "MiB above")
+def table(warmed: Results, unwarmed: Results, notes: list[str]) -> Measured:
+    columns = ("case", "warmed s", "x copy", "min", "max", "at most", "x other", "unwarmed s", "min", "max", "x other")
     rows = []
-    for name, runs in results.items():
-        row = [f"{f(ratios(runs, 'load')):.2f}" for f in (statistics.median, min, max)]
-        above = f"{max(run['above'] for run in runs) / 2**20:.0f}" if "above" in runs[0] else ""
-        touched = f"{statistics.median(ratios(runs, 'touch')):.2f}"
-        limits = (str(LIMITS.get(name, "")), against(name, results))
-        rows.append((name, f"{seconds(runs):.3f}", *row, *limits, touched, above))
-    outcome = "FAILED" if limited is None else f"{limited / 2**20:.0f} MiB of parameters"
-    notes = [] if partial else [f"int8 with the process's data limited to {INT8_LIMIT / 2**20:.0f} MiB: {outcome}."]
-    copied = statistics.median(run["copy"] for runs in results.values() for run in runs)
-    counted = [len(runs) for runs in results.values()]
-    notes.append(f"Turns in which the host took time do not count; {min(counted)} to {max(counted)} of each case do.")
-    notes.append(f"Copying the bytes, with two threads into fresh huge pages, took {copied:.2f} s (median).")
-    notes.append("MiB above: how far the process's own memory was above that of the parameters, at most.")
-    bars = {name: statistics.median(ratios(runs, "load")) for name, runs in results.items()}
-    return Measured("Loading", columns, rows, bars, "seconds to load / seconds to copy the bytes", notes)
+    for name, turns in warmed.items():
+        times, fresh = ratios(turns, "load"), [turn["load"] + turn["touch"] for turn in unwarmed.get(name, ())]
+        rows.append(
+            (
+                name,
+                f"{statistics.median(turn['load'] for turn in turns):.3f}",
+                *[f"{f(times):.2f}" for f in (statistics.median, min, max)],
+                str(LIMITS.get(name, "")),
+                warmed_share(name, warmed),
+                *[f"{f(fresh):.2f}" if fresh else "" for f in (statistics.median, min, max)],
+                unwarmed_share(name, unwarmed) if fresh else "",
+                f"{statistics.median(ratios(turns, 'touch')):.2f}",
+                f"{max(turn['above'] for turn in turns) / 2**20:.0f}" if "above" in turns[0] else "",
+                f"{disturbed(turns)}, {disturbed(unwarmed.get(name, ()))}",
+            )
+        )
+    copied = statistics.median(turn["copy"] for turns in warmed.values() for turn in turns)
+    told = [
+        f"Copying the bytes, with two threads into fresh huge pages, took {copied:.2f} s (median).",
+        "Unwarmed: one load in a fresh process, and the first touch of all weights.",
+        "First touch: of warmed turns, x copy.",
+        "MiB above: how far the process's own memory was above that of the parameters, at most.",
+        "Disturbed: warmed and unwarmed turns in which the host took time. They count like the others.",
+    ]
+    bars = {name: statistics.median(ratios(turns, "load")) for name, turns in warmed.items()}
+    more = ("first touch", "MiB above", "disturbed")
+    return Measured("Loading", (*columns, *more), rows, bars, "seconds to load / seconds to copy", [*notes, *told])
+
+
+def disturbed(turns: Sequence[Turn]) -> str:
+    return f"{sum(int(turn['disturbed']) for turn in turns)} of {len(turns)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="1.1b")
-    parser.add_argument("--repeat", type=int, default=11)
+    parser.add_argument("--repeat", type=int, default=11, help="warmed turns")
+    parser.add_argument("--pairs", type=int, default=5, help="unwarmed turns")
     parser.add_argument("--output", type=Path, help="for benchmarks/report.py")
-    parser.add_argument("--scratch", type=Path, help="where to make the checkpoints (4.4 GB); default: as tempfile")
+    parser.add_argument("--scratch", type=Path, help="where to make the checkpoints (6.5 GB); default: as tempfile")
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
-    parser.add_argument("--only", help="cases whose name contains this")
+    parser.add_argument("--only", nargs="+", help="cases whose names contain one of these")
     parser.add_argument("--measure", nargs=2, metavar=("LOADER", "DIRECTORY"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments.repeat)))
+    chosen = parser.parse_args()
+    if chosen.measure:
+        print(json.dumps(measure(*chosen.measure, chosen.repeat)))
         return
-    machine = quiet_machine(force=arguments.force)
-    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-        hub, own = Path(folder, "hub"), Path(folder, "own")
-        hub.mkdir()
-        make_checkpoint(hub, arguments.size)
-        make_own(hub, own)
-        cases = {
-            name: (OUR_LOADER.replace("{arguments}", a), own if w == "own" else hub) for name, (w, a) in OURS.items()
-        }
-        cases |= {name: (loader, hub) for name, loader in PEERS.items()}
-        results = {
-            name: run_case(sys.executable, loader, directory, arguments.repeat)
-            for name, (loader, directory) in cases.items()
-            if not arguments.only or arguments.only in name
-        }
-        limited = None if arguments.only else int8_under_limit(hub)
-    measured = table(with_copies(results), limited, partial=bool(arguments.only))
-    show(measured)
-    if arguments.output:
-        write(arguments.output, measured, machine, size=arguments.size, results=results, int8_under_limit=limited)
+    machine = quiet_machine(force=chosen.force)
+    with tempfile.TemporaryDirectory(dir=chosen.scratch) as name:
+        folder = Path(name)
+        cases = {case: (OUR_LOADER.replace("{arguments}", a), folder / kind) for case, (kind, a) in OURS.items()}
+        cases |= {case: (loader, folder / "hub") for case, loader in PEERS.items()}
+        cases = {case: run for case, run in cases.items() if any(part in case for part in chosen.only or [""])}
+        for kind in KINDS:
+            (folder / kind).mkdir()
+            make_checkpoint(folder / kind, chosen.size, kind)
+        make_own(folder / "hub", folder / "own")
+        rounds = [
+            {case: run_case(*run, 0)[0] for case, run in cases.items() if case in UNWARMED or case in PEERS}
+            for _ in range(chosen.pairs)
+        ]
+        unwarmed = {case: [one[case] for one in rounds] for case in (rounds[0] if rounds else ())}
+        warmed = with_copies({case: run_case(*run, chosen.repeat) for case, run in cases.items()})
+        notes = [under_limit(case, folder) for case in LIMITED if case in cases]
+    found = table(warmed, unwarmed, notes)
+    show(found)
+    if chosen.output:
+        write(chosen.output, found, machine, size=chosen.size, results=warmed, unwarmed=unwarmed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ NARROW = {
 }
 WIDE = tuple(map(np.dtype, (np.int8, np.uint8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)))
 CODES = {dtype.name: dtype for dtype in (*NARROW, *WIDE)}
-SCALE, OFFSET = "_scale", "_offset"  # endings of the parameters beside a kernel of codes
+# Endings of the parameters beside a kernel of codes.
+SCALE, OFFSET, FACTOR, ORDER, GAIN = BESIDE = ("_scale", "_offset", "_factor", "_order", "_gain")
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,23 @@ class Form:
 
     W[r, c] = (value(code[r, c]) - zero[block]) * scale[block] * factor + offset[block], where the block of r, c is
     (r // block[0], c // block[1]); a block may stand out over the matrix's end. Leading dimensions (experts) are apart.
-    Parameters have no factor, their blocks divide the matrix, and a block of all columns is of one row.
+    Of parameters blocks divide the matrix, and a block of all columns is of one row. What they may have besides, the
+    same for all rows: a factor of each whole matrix, the order of its columns (at place c is column order[c] of W, and
+    blocks are of places), and a gain, by which each column of W is multiplied.
 
     Attributes:
         code: the dtype of one code: int8, uint8, int4, uint4, int2, uint2, float8_e4m3fn or float4_e2m1fn.
         block: rows and columns of a block.
         table: the value of each code from 0 on; empty where the code's number is its value.
         shift: what blocks have besides a scale: a "zero" (a code's value that means 0), an "offset", or nothing.
+        extra: the endings of what else a parameter has beside it, in the order of `BESIDE`.
     """
 
     code: np.dtype
     block: tuple[int, int]
     table: tuple[float, ...] = ()
     shift: Literal["", "zero", "offset"] = ""
+    extra: tuple[str, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -70,13 +76,20 @@ class Form:
         """Returns the shape of the parameter of scales: that of `blocks`, or [..., rows] of a scale for each row."""
         return shape[:-1] if self.is_by_rows(shape[-1]) else self.blocks(shape)
 
+    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the arrays that make a matrix of that shape, by the endings of their names."""
+        shift = {OFFSET: self.scales_shape(shape)} if self.shift else {}
+        extra = {end: shape[:-2] if end == FACTOR else (*shape[:-2], shape[-1]) for end in self.extra}
+        return {"": self.codes_shape(shape), SCALE: self.scales_shape(shape), **shift, **extra}
+
     def is_by_rows(self, columns: int) -> bool:
         """True if each row has one scale."""
         return self.block == (1, columns)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the form as JSON has it."""
-        return {"code": self.code.name, "block": list(self.block), "table": list(self.table), "shift": self.shift}
+        found = {"code": self.code.name, "block": list(self.block), "table": list(self.table), "shift": self.shift}
+        return found | ({"extra": list(self.extra)} if self.extra else {})
 
     @classmethod
     def from_json(cls, found: Any) -> Form:
@@ -86,7 +99,10 @@ class Form:
             raise ValueError(f"a block of {rows!r} x {columns!r}")
         if found["shift"] not in ("", "zero", "offset") or len(table) not in (0, 1 << NARROW.get(code, 8)):
             raise ValueError(f"shift {found['shift']!r}, a table of {len(table)}")
-        return cls(code, (rows, columns), table, found["shift"])
+        extra = tuple(found.get("extra", ()))
+        if extra != tuple(end for end in (FACTOR, ORDER, GAIN) if end in extra):
+            raise ValueError(f"extra {extra!r}")
+        return cls(code, (rows, columns), table, found["shift"], extra)
 
 
 def by_rows(code: np.dtype, columns: int) -> Form:
@@ -116,9 +132,9 @@ def unpacked(held: np.ndarray, form: Form) -> np.ndarray:
     return (codes >> (8 - form.bits)).view(form.code)
 
 
-def floats_of(held: np.ndarray, scales: np.ndarray, shifts: np.ndarray | None, form: Form) -> np.ndarray:
-    """Returns the float32 matrix [..., rows, columns] of a parameter's arrays."""
-    codes = unpacked(held, form)
+def floats_of(arrays: Mapping[str, np.ndarray], form: Form) -> np.ndarray:
+    """Returns the float32 matrix [..., rows, columns] of a parameter's arrays, by the endings of their names."""
+    codes, scales, shifts = unpacked(arrays[""], form), arrays[SCALE], arrays.get(OFFSET)
     *lead, rows, columns = codes.shape
     values = np.asarray(form.table, np.float32)[codes.view(np.uint8)] if form.table else codes.astype(np.float32)
     height, width = form.block
@@ -129,7 +145,13 @@ def floats_of(held: np.ndarray, scales: np.ndarray, shifts: np.ndarray | None, f
 
     if shifts is not None and form.shift == "zero":
         blocks -= spread(shifts)
+    if FACTOR in arrays:
+        factor = arrays[FACTOR].astype(np.float32)
+        scales = scales.astype(np.float32) * factor.reshape(*factor.shape, *[1] * (scales.ndim - factor.ndim))
     blocks *= spread(scales)
     if shifts is not None and form.shift == "offset":
         blocks += spread(shifts)
-    return blocks.reshape(codes.shape)
+    floats = blocks.reshape(codes.shape)
+    if ORDER in arrays:
+        floats = np.take_along_axis(floats, np.argsort(arrays[ORDER], axis=-1)[..., None, :], axis=-1)
+    return floats * arrays[GAIN].astype(np.float32)[..., None, :] if GAIN in arrays else floats

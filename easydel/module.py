@@ -18,7 +18,7 @@ from flax import nnx
 from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError
-from easydel.forms import OFFSET, SCALE
+from easydel.forms import BESIDE
 from easydel.inputs import check_flags, check_params, donations_explained, token_array
 from easydel.layers.linear import Buffer
 from easydel.layers.stack import stacks
@@ -113,10 +113,10 @@ class LanguageModel(nnx.Module):
     def num_params(self) -> int:
         """Number of values in the parameters.
 
-        A tied embedding counts once. Scales and offsets of codes, and buffers, do not count.
+        A tied embedding counts once. What is beside codes, and buffers, do not count.
         """
         leaves, stored = flatten(self.params), storable(self)
-        beside = {f"{path}{end}" for path in stored for end in (SCALE, OFFSET)} | self.buffers
+        beside = {f"{path}{end}" for path in stored for end in BESIDE} | self.buffers
         sizes = {path: leaf.size for path, leaf in leaves.items() if path not in beside}
         return sum((sizes | {path: prod(owner.shape) for path, owner in stored.items() if path in sizes}).values())
 

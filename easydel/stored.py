@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from easydel.forms import OFFSET, SCALE, Form
+from easydel.forms import BESIDE, FACTOR, GAIN, OFFSET, ORDER, SCALE, Form
 from easydel.ops.coded import Coded
 from easydel.tree import flatten, params_of, unfilled
 
@@ -20,8 +20,8 @@ Split = Callable[[Mapping[str, Any]], Mapping[str, jax.sharding.Sharding]]
 class Stored(nnx.Module):
     """A module with one large parameter, named `matrix`, that may be stored by codes.
 
-    Then `form` says how, the parameter holds the codes, and beside it are `<matrix>_scale` and perhaps
-    `<matrix>_offset`.
+    Then `form` says how, the parameter holds the codes, and beside it are `<matrix>_scale` and what else the form has:
+    `<matrix>_offset`, `<matrix>_factor`, `<matrix>_order`, `<matrix>_gain`.
     """
 
     matrix = "kernel"
@@ -35,19 +35,10 @@ class Stored(nnx.Module):
 
     def store(self, form: Form, scale: np.dtype, shift: np.dtype | None = None) -> None:
         """Declares the parameter, which has no values yet, as codes with scales and shifts of these dtypes."""
-        shape = self.shape
-        setattr(self, self.matrix, unfilled(form.codes_shape(shape), form.held))
-        setattr(self, f"{self.matrix}{SCALE}", unfilled(form.scales_shape(shape), scale))
-        if shift is not None:
-            setattr(self, f"{self.matrix}{OFFSET}", unfilled(form.scales_shape(shape), shift))
+        dtypes = {"": form.held, SCALE: scale, OFFSET: shift, ORDER: np.int32, FACTOR: np.float32, GAIN: np.float32}
+        for end, shape in form.parts(self.shape).items():
+            setattr(self, f"{self.matrix}{end}", nnx.data(unfilled(shape, dtypes[end])))
         self.form = form
-
-    def take_over(self, other: Stored) -> None:
-        """Gives this module the parameter of another one, as it is stored there."""
-        for name in (self.matrix, f"{self.matrix}{SCALE}", f"{self.matrix}{OFFSET}"):
-            found = getattr(other, name)
-            setattr(self, name, nnx.data(None) if found is None else found)
-        self.form = other.form
 
     def weight(self) -> jax.Array | Coded:
         """Returns the matrix: its floats, or its codes."""
@@ -57,8 +48,9 @@ class Stored(nnx.Module):
         """Returns the matrix made of the module's parameters `leaves`, which may be parts of its own."""
         if self.form is None:
             return leaves[self.matrix]
-        name = self.matrix
-        return Coded(leaves[name], leaves[f"{name}{SCALE}"], leaves.get(f"{name}{OFFSET}"), self.form)
+        scales, *others = (leaves.get(f"{self.matrix}{end}") for end in BESIDE)
+        assert scales is not None, f"{self.matrix} is codes without scales"
+        return Coded(leaves[self.matrix], scales, *others, form=self.form)
 
 
 def storable(module: Any, prefix: str = "") -> dict[str, Stored]:

@@ -14,7 +14,7 @@ import numpy as np
 from easydel.auto import choose_family
 from easydel.checkpoint.write import write_safetensors
 from easydel.config import HFConfig
-from easydel.forms import CODES, OFFSET, SCALE, Form, packed
+from easydel.forms import BESIDE, CODES, FACTOR, GAIN, OFFSET, ORDER, SCALE, Form, packed
 from easydel.model import BaseNNXModule
 from easydel.ops.coded import Coded
 from easydel.policy import Policy
@@ -41,15 +41,15 @@ CONFIG = {
     "max_position_embeddings": 64,
 }
 FORMS = {
-    "q_proj": Form(CODES["float8_e4m3fn"], (32, 16)),
-    "k_proj": Form(CODES["int4"], (1, 32)),
+    "q_proj": Form(CODES["float8_e4m3fn"], (32, 16), extra=(GAIN,)),
+    "k_proj": Form(CODES["int4"], (1, 32), extra=(FACTOR, ORDER, GAIN)),
     "v_proj": Form(CODES["uint4"], (1, 16), NF4),
-    "o_proj": Form(CODES["uint2"], (8, 16), (), "zero"),
-    "gate_proj": Form(CODES["float4_e2m1fn"], (1, 32)),
+    "o_proj": Form(CODES["uint2"], (8, 16), (), "zero", (ORDER,)),
+    "gate_proj": Form(CODES["float4_e2m1fn"], (1, 32), extra=(FACTOR, ORDER)),
     "up_proj": Form(CODES["uint8"], (1, 64), (), "offset"),
-    "down_proj": Form(CODES["int4"], (1, 16), (), "offset"),
-    "embed_tokens": Form(CODES["int8"], (1, 32)),
-    "lm_head": Form(CODES["float8_e4m3fn"], (1, 64)),
+    "down_proj": Form(CODES["int4"], (1, 16), (), "offset", (GAIN,)),
+    "embed_tokens": Form(CODES["int8"], (1, 32), extra=(ORDER, GAIN)),
+    "lm_head": Form(CODES["float8_e4m3fn"], (1, 64), extra=(FACTOR,)),
 }
 
 
@@ -61,6 +61,7 @@ class Made:
     codes: np.ndarray
     scales: np.ndarray
     shifts: np.ndarray | None
+    more: dict[str, np.ndarray]
 
     @classmethod
     def random(cls, form: Form, shape: tuple[int, ...], rng: np.random.Generator) -> Made:
@@ -73,13 +74,25 @@ class Made:
         largest = 1.0 if form.table or "float" in form.code.name else 1 << form.bits
         scales = (rng.uniform(0.5, 1.5, blocks) / largest / 4).astype(np.float32)
         shifts = {"zero": rng.uniform(0, 3, blocks), "offset": rng.standard_normal(blocks) / 8 - 0.1}.get(form.shift)
-        return cls(form, codes, scales, None if shifts is None else shifts.astype(np.float32))
+        *lead, _, columns = shape
+        more = {
+            FACTOR: rng.uniform(0.5, 1, lead).astype(np.float32),
+            ORDER: rng.permuted(np.broadcast_to(np.arange(columns, dtype=np.int32), (*lead, columns)), axis=-1),
+            GAIN: rng.uniform(0.5, 1, (*lead, columns)).astype(np.float32),
+        }
+        kept = {end: more[end] for end in form.extra}
+        return cls(form, codes, scales, None if shifts is None else shifts.astype(np.float32), kept)
 
     @property
     def floats(self) -> np.ndarray:
         values = np.asarray(self.form.table, np.float32)[self.codes.astype(int)] if self.form.table else self.codes
         values, scales, shifts = values.astype(np.float32), self._wide(self.scales), self._wide(self.shifts)
-        return (values - shifts) * scales if self.form.shift == "zero" else values * scales + shifts
+        scales = scales * self.more.get(FACTOR, np.float32(1))[..., None, None]
+        floats = (values - shifts) * scales if self.form.shift == "zero" else values * scales + shifts
+        if ORDER in self.more:
+            ordered, floats = floats, np.empty_like(floats)
+            np.put_along_axis(floats, np.broadcast_to(self.more[ORDER][..., None, :], floats.shape), ordered, axis=-1)
+        return floats * self.more[GAIN][..., None, :] if GAIN in self.more else floats
 
     def _wide(self, numbers: np.ndarray | None) -> Any:
         rows, columns = self.form.block
@@ -88,11 +101,11 @@ class Made:
     def arrays(self) -> dict[str, np.ndarray]:
         shape = self.form.scales_shape(self.codes.shape)
         found = {"": packed(self.codes, self.form), SCALE: self.scales.reshape(shape)}
-        return found if self.shifts is None else found | {OFFSET: self.shifts.reshape(shape)}
+        return (found if self.shifts is None else found | {OFFSET: self.shifts.reshape(shape)}) | self.more
 
     def on_device(self) -> Coded:
         arrays = {name: jnp.asarray(array) for name, array in self.arrays().items()}
-        return Coded(arrays[""], arrays[SCALE], arrays.get(OFFSET), self.form)
+        return Coded(arrays[""], *(arrays.get(end) for end in BESIDE), form=self.form)  # type: ignore[arg-type]
 
 
 @dataclass

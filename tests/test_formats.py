@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -19,7 +20,10 @@ from easydel import AutoEasyDeLModelForCausalLM
 from easydel.checkpoint import open_checkpoint
 from easydel.config import HFConfig
 from easydel.errors import CheckpointError, EasyDeLError, UnsupportedModelError
+from easydel.forms import BESIDE, FACTOR
 from easydel.source import open_source, quantization
+from easydel.stored import forms_of
+from easydel.tree import flatten
 from easydel.weights import coded
 from easydel.weights.coded import CodedTensor
 from easydel.weights.formats import unpacked
@@ -36,7 +40,7 @@ Damage = Callable[[Scaled], object]
 
 
 @pytest.mark.parametrize("directory", CHECKPOINTS, ids=lambda path: path.name)
-def test_weights_and_logits_are_those_of_the_tool(directory: Path):
+def test_weights_and_logits_are_those_of_the_tool(directory: Path, caplog: pytest.LogCaptureFixture):
     with np.load(directory / "reference.npz") as file:
         reference = dict(file)
     tensors = open_source(directory, saved=False).tensors
@@ -47,6 +51,24 @@ def test_weights_and_logits_are_those_of_the_tool(directory: Path):
     logits = reference["logits"]
     tolerance = 2e-4 * float(np.abs(logits).max()) + 1e-5
     np.testing.assert_allclose(model(reference["input_ids"]).logits, logits, rtol=0, atol=tolerance)
+    floats = [line for line in caplog.text.splitlines() if " because " in line]
+    assert all("its module computes with floats" in line for line in floats), floats  # routers
+    leaves, held, least = flatten(model.params), 0, 0.0
+    for path in forms_of(model):
+        held += sum(leaf.nbytes for end in ("", *BESIDE) if (leaf := leaves.get(f"{path}{end}")) is not None)
+    for tensor in tensors.values():
+        if isinstance(tensor, CodedTensor) and ".gate.weight" not in tensor.name:
+            least += bytes_of_codes_and_scales(tensor)
+    assert held <= 1.02 * least
+
+
+def bytes_of_codes_and_scales(tensor: CodedTensor) -> float:
+    """As dtypes of JAX have them: codes of 3 bits take 4. Rows have at least a scale each, and zeros are bytes."""
+    *lead, rows, columns = tensor.shape
+    blocks = max(prod(tensor.form.blocks(tensor.shape)), prod(lead) * rows)
+    of_block = tensor.scale_dtype.itemsize + (max(tensor.shift_dtype.itemsize, 1) if tensor.form.shift else 0)
+    beside = sum(4 * prod(lead) * (1 if end == FACTOR else columns) for end in tensor.extra())
+    return prod(tensor.shape) * tensor.form.bits / 8 + blocks * of_block + beside
 
 
 def written(made: Scaled, directory: Path) -> dict[str, TensorSource]:

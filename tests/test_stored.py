@@ -14,7 +14,7 @@ import pytest
 from coded_files import FORMS, NF4, Made
 
 import easydel.ops.coded
-from easydel.forms import CODES, Form, packed, unpacked
+from easydel.forms import BESIDE, CODES, FACTOR, GAIN, ORDER, Form, packed, unpacked
 from easydel.ops.coded import Coded
 from easydel.ops.lookup import look_up
 from easydel.ops.ragged import ragged_dot
@@ -29,6 +29,7 @@ KINDS = [
     Form(CODES["uint4"], (1, 96), (), "zero"),
     Form(CODES["uint8"], (1, 32), (), "offset"),
     Form(CODES["int4"], (8, 4), (), "offset"),
+    Form(CODES["float4_e2m1fn"], (1, 16), extra=(FACTOR, ORDER, GAIN)),
 ]
 
 
@@ -55,7 +56,7 @@ def test_products_look_ups_and_gradients_are_those_of_the_floats(form: Form, mon
     np.testing.assert_allclose(rows, made.floats[index], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["k_proj", "q_proj", "lm_head"])
+@pytest.mark.parametrize("name", ["k_proj", "v_proj", "up_proj"])
 def test_grouped_products_are_those_of_the_floats(name: str):
     rng = np.random.default_rng(0)
     made = Made.random(FORMS[name], (3, 32, 64), rng)
@@ -165,7 +166,8 @@ def test_codes_and_scales_of_any_part_are_read_through_the_parameters_own_expres
                     part = (slice(r * height, (r + 1) * height), slice(c * width, (c + 1) * width))
                     index = (*(slice(0, dim) for dim in lead), *part)[: array.ndim]
                     array[index] = read(kept, path, array.dtype, index)
-        matrix = Coded(arrays["w"], arrays["w_scale"], arrays.get("w_offset"), stored.form)  # type: ignore[arg-type]
+        beside = (arrays.get(f"w{end}") for end in BESIDE)
+        matrix = Coded(arrays["w"], *beside, form=stored.form)  # type: ignore[arg-type]
         np.testing.assert_allclose(matrix.whole(np.float32), floats, rtol=1e-6, atol=1e-7)
 
 

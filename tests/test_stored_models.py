@@ -80,7 +80,7 @@ def test_saving_again_and_exporting_lose_nothing(checkpoint: Checkpoint, tmp_pat
     first, again = (flatten(load(path).params) for path in (checkpoint.codes, tmp_path / "again"))
     assert first.keys() == again.keys()
     for path, leaf in first.items():
-        np.testing.assert_array_equal(np.asarray(again[path]).view(np.uint8), np.asarray(leaf).view(np.uint8))
+        np.testing.assert_array_equal(*(np.atleast_1d(one).view(np.uint8) for one in (again[path], leaf)))
     model.export(tmp_path / "exported")
     exported = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path / "exported")[0]
     for path, leaf in flatten(exported.params).items():

@@ -213,12 +213,12 @@ def stored_bits(model: BaseNNXModule) -> dict[str, dict[str, float]]:
     """Returns for each dtype of codes, and of floats, the number of values and the bits of each, with its scales."""
     import numpy as np
 
-    from easydel.forms import OFFSET, SCALE
+    from easydel.forms import BESIDE
     from easydel.stored import storable
     from easydel.tree import flatten
 
     leaves, places = flatten(model.params), storable(model)
-    beside = {f"{path}{end}": path for path in places for end in (SCALE, OFFSET)}
+    beside = {f"{path}{end}": path for path in places for end in BESIDE}
     found: dict[str, list[int]] = {}
     for path, leaf in leaves.items():
         owner = places.get(beside.get(path, path))

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from easydel.sharding import Footprint
 
 GROUPS = ("embedding", "attention", "mlp", "experts", "mixer", "norms", "other", "head")
+BESIDE = ("_scale", "_offset", "_factor", "_order", "_gain")
 _MLP = ("mlp", "gate", "router", "shared_expert", "shared_experts")
-BESIDE = ("_scale", "_offset")
 
 
 @dataclass(frozen=True)

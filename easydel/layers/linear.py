@@ -84,8 +84,6 @@ class Linear(Stored):
 
     def __init__(self, inputs: int, outputs: int, policy: Policy, *, bias: bool = False):
         self.kernel = parameter((outputs, inputs), policy)
-        self.kernel_scale: nnx.Param | None = nnx.data(None)  # data: `store` puts a Param here
-        self.kernel_offset: nnx.Param | None = nnx.data(None)
         self.bias = parameter((outputs,), policy) if bias else None
         self.policy = policy
 
@@ -121,8 +119,6 @@ class Embedding(Stored):
 
     def __init__(self, rows: int, features: int, policy: Policy, *, words: bool = False):
         self.embedding = parameter((rows, features), policy)
-        self.embedding_scale: nnx.Param | None = nnx.data(None)
-        self.embedding_offset: nnx.Param | None = nnx.data(None)
         self.policy, self.words = policy, words
 
     def __call__(self, index: jax.Array) -> jax.Array:

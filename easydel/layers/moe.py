@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from easydel.errors import ConfigError
+from easydel.forms import FACTOR, GAIN, ORDER
 from easydel.layers.context import Context
 from easydel.layers.linear import Float32Linear, Linear, buffer, contract, parameter
 from easydel.layers.mlp import GLU, MLP
@@ -215,8 +216,6 @@ class ExpertLinear(Stored):
 
     def __init__(self, experts: int, inputs: int, outputs: int, policy: Policy, *, bias: bool):
         self.kernel = parameter((experts, outputs, inputs), policy)
-        self.kernel_scale: nnx.Param | None = nnx.data(None)
-        self.kernel_offset: nnx.Param | None = nnx.data(None)
         self.bias = parameter((experts, outputs), policy) if bias else None
         self.adapter_scale = 1.0  # of the product of `lora_A` [experts, r, in] and `lora_B` [experts, out, r], if any
 
@@ -273,7 +272,7 @@ class Experts(nnx.Module):
         for name, leaves in params.items():
             stored = (expert, hidden, mlp) if name == "down_proj" else (expert, mlp, hidden)
             split = PartitionSpec(expert, None, mlp) if name == "down_proj" else PartitionSpec(expert, mlp, None)
-            specs[name] = {leaf: PartitionSpec(*split[: leaves[leaf].ndim]) for leaf in leaves}
+            specs[name] = {leaf: _spec(leaf, array.ndim, split) for leaf, array in leaves.items()}
             if "lora_A" in leaves:
                 specs[name] |= {"lora_A": PartitionSpec(expert, None, split[2]), "lora_B": PartitionSpec(*split[:2])}
             # kernels stored whole (experts that cannot be divided) are cut before the hidden dimension is gathered
@@ -293,14 +292,19 @@ class Experts(nnx.Module):
         return mapped(cut, x_BTD, weights, chosen)
 
     def _inner(self, params: Tree) -> int:
-        """Returns the largest number that divides the inner dimension of all kernels and of their scales."""
+        """Returns the largest number that divides the inner dimension of all kernels and of their scales.
+
+        It is 1 if the inputs of the last kernel are in an order of their own, which a device could not make.
+        """
+        if f"kernel{ORDER}" in params["down_proj"]:
+            return 1
         dims = {"down_proj": 2}
         return gcd(
             *(
                 leaf.shape[dims.get(name, 1)]
                 for name, leaves in params.items()
-                for leaf in leaves.values()
-                if leaf.ndim > dims.get(name, 1)
+                for end, leaf in leaves.items()
+                if leaf.ndim > dims.get(name, 1) and not end.endswith((FACTOR, ORDER, GAIN))
             )
         )
 
@@ -323,6 +327,13 @@ class Experts(nnx.Module):
             return jnp.sum(y_BTKD, axis=-2, dtype=jnp.float32).astype(self.policy.dtype)
         # weights are float32, and so is the sum
         return jnp.sum(y_BTKD * weights_BTK[..., None], axis=-2).astype(self.policy.dtype)
+
+
+def _spec(leaf: str, dims: int, split: PartitionSpec) -> PartitionSpec:
+    """Returns the split of an array of a kernel that is split so: some lack dimensions of the kernel."""
+    if leaf.endswith((ORDER, GAIN)):
+        return PartitionSpec(split[0], split[2])
+    return PartitionSpec(*split[:dims])
 
 
 def _rows(table_EO: jax.Array, expert_M: jax.Array) -> jax.Array:

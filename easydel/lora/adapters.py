@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from easydel.errors import ArgumentError
+from easydel.forms import BESIDE
 from easydel.layers.linear import Embedding
 from easydel.lora.modules import AdaptedEmbedding, AdaptedLinear, lengths, plain_module
 from easydel.lora.places import Place, adapt, adapted_places, give, rebind, targeted
@@ -71,7 +72,7 @@ def merge_adapters(model: LanguageModel, params: Mapping[str, Any] | None = None
             return copy.effective().astype(model.policy.param_dtype)
 
         leaves[place.matrix] = jax.jit(whole, out_shardings=own[place.leaf].sharding)(own)
-        for leaf in (*ADAPTERS, f"{place.leaf}_scale", f"{place.leaf}_offset"):
+        for leaf in (*ADAPTERS, *(f"{place.leaf}{end}" for end in BESIDE)):
             leaves.pop(f"{prefix}{leaf}", None)
         setattr(place.owner, place.name, plain_module(module, model.policy))
     model.merged = True

@@ -25,15 +25,18 @@ FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Coded:
-    """A matrix [..., rows, columns] as arrays of codes, scales and perhaps zeros or offsets, as `form` says.
+    """A matrix [..., rows, columns] as arrays of codes, scales and what else `form` says, of equal leading dimensions.
 
-    Leading dimensions are those of all three.
+    `order` and `gains` change the inputs of a product in place of the matrix: see `inputs`.
     """
 
     codes: jax.Array
     scales: jax.Array
-    shifts: jax.Array | None
-    form: Form = field(metadata={"static": True})
+    shifts: jax.Array | None = None
+    factors: jax.Array | None = None
+    order: jax.Array | None = None
+    gains: jax.Array | None = None
+    form: Form = field(kw_only=True, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,7 +50,35 @@ class Coded:
     @property
     def scales_outputs(self) -> bool:
         """True if scales can multiply the outputs of a product in place of the matrix."""
-        return self.by_rows and self.shifts is None
+        return self.by_rows and self.shifts is None and self.factors is None
+
+    @property
+    def changes_inputs(self) -> bool:
+        """True if `inputs` changes them."""
+        return self.order is not None or self.gains is not None
+
+    def inputs(self, x: jax.Array) -> jax.Array:
+        """Returns what stands for inputs x [..., columns] in products with the matrix `bare` of order and gains.
+
+        The leading dimensions of order and gains, if any, are those of `x`.
+        """
+        if self.gains is not None:
+            x = x * self.gains.astype(x.dtype)
+        if self.order is None:
+            return x
+        if self.order.ndim == 1:
+            return jnp.take(x, self.order, axis=-1, mode="clip")
+        return jnp.take_along_axis(x, self.order, axis=-1, mode="clip")
+
+    def of_groups(self, group: jax.Array) -> Coded:
+        """Returns matrices of experts, with the order and gains of the expert of each number in `group`."""
+        own = {name: getattr(self, name) for name in ("order", "gains")}
+        return replace(self, **{name: part[group] for name, part in own.items() if part is not None})
+
+    @property
+    def bare(self) -> Coded:
+        """The matrix without order and gains."""
+        return replace(self, order=None, gains=None)
 
     def rows(self, index: jax.Array, look_up: Callable[[jax.Array, jax.Array], jax.Array]) -> Coded:
         """Returns rows of one matrix, [*index, columns]; `look_up` gives the rows of a table with two dimensions."""
@@ -62,13 +93,22 @@ class Coded:
     def whole(self, dtype: Any, *, scaled: bool = True) -> jax.Array:
         """Returns the floats, [..., rows, columns], or what scales have not multiplied yet."""
         parts = self._parts(dtype, scaled=scaled)
-        return parts[0] if len(parts) == 1 else jnp.stack(parts, axis=-1).reshape(self.shape)
+        floats = parts[0] if len(parts) == 1 else jnp.stack(parts, axis=-1).reshape(self.shape)
+        if self.order is not None:
+            place = jnp.argsort(self.order, axis=-1)
+            if place.ndim == 1:
+                floats = jnp.take(floats, place, axis=-1)
+            else:
+                floats = jnp.take_along_axis(floats, place[..., None, :], axis=-1)
+        return floats if self.gains is None else floats * self.gains[..., None, :].astype(dtype)
 
     def times(self, x: jax.Array, precision: Any, *, split: bool) -> jax.Array:
         """Returns x [..., columns] times the transpose of one matrix [rows, columns], in the dtype of `x`.
 
         On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh.
         """
+        if self.changes_inputs:
+            return self.bare.times(self.inputs(x), precision, split=split)
         at_once = partial(_product, precision=precision)
         rows = max(BLOCK_BYTES // (4 * self.shape[1]) // self.form.block[0], 1) * self.form.block[0]
         if split or self.shape[0] <= 2 * rows:
@@ -92,7 +132,7 @@ class Coded:
 
     def _of(self, codes: jax.Array, pick: Any) -> Coded:
         shifts = None if self.shifts is None else pick(self.shifts)
-        return Coded(codes, pick(self.scales), shifts, self.form)
+        return replace(self, codes=codes, scales=pick(self.scales), shifts=shifts)
 
     def _parts(self, dtype: Any, *, scaled: bool) -> list[jax.Array]:
         """Returns the floats of each place in a byte, [..., rows, columns / places]. Computed in float32."""
@@ -100,6 +140,8 @@ class Coded:
         if not scaled:
             return [part.astype(dtype) for part in parts]
         scales = self.scales.astype(jnp.float32)
+        if self.factors is not None:
+            scales = scales * self.factors.reshape(*self.factors.shape, *[1] * (scales.ndim - self.factors.ndim))
         shifts = None if self.shifts is None else self.shifts.astype(jnp.float32)
         return [self._scaled(part, scales, shifts).astype(dtype) for part in parts]
 

@@ -25,10 +25,14 @@ def ragged_dot(x_MI: jax.Array, kernel_EOI: jax.Array | Coded, sizes_E: jax.Arra
     Rows are sorted by group: the first `sizes_E[0]` belong to group 0, and so on. Rows past the last group give zeros.
     A kernel may be stored by codes, which get no gradient.
     """
-    y_MO = _differentiable(x_MI, kernel_EOI, sizes_E, precision)
-    if not isinstance(kernel_EOI, Coded) or not kernel_EOI.scales_outputs:
-        return y_MO
+    if not isinstance(kernel_EOI, Coded) or not (kernel_EOI.scales_outputs or kernel_EOI.changes_inputs):
+        return _differentiable(x_MI, kernel_EOI, sizes_E, precision)
     group_M = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(x_MI.shape[0]), side="right", method="compare_all")
+    if kernel_EOI.changes_inputs:
+        x_MI = kernel_EOI.of_groups(group_M).inputs(x_MI)
+    y_MO = _differentiable(x_MI, kernel_EOI.bare, sizes_E, precision)
+    if not kernel_EOI.scales_outputs:
+        return y_MO
     return y_MO * kernel_EOI.scales.at[group_M].get(mode="fill", fill_value=0).astype(y_MO.dtype)
 
 

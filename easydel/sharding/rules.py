@@ -5,7 +5,7 @@ A rule is a regular expression, searched in the path, and a PartitionSpec; the f
 its last dimensions: stacked layers have one more in front, which is never split. Scales and offsets of parameters
 that are stored by codes (`kernel_scale`, `kernel_offset`, `embedding_scale`, ...) follow the rule of the codes: their
 blocks lie in the same order. If there is one per row, they have one dimension less, and the rule's last entry is left
-out.
+out. What is the same for all rows (`kernel_factor`, `kernel_order`, `kernel_gain`) is small, and whole everywhere.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ _TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Norms, the other biases, and small vectors such as A_log, D, dt_bias.
     (r"", ()),
 )
+_FOR_ALL_ROWS = re.compile(r".*/(?:kernel|embedding)_(?:factor|order|gain)")
 _BESIDE_CODES = re.compile(r"(.*/(?:kernel|embedding))_(?:scale|offset)")
 
 
@@ -110,6 +111,8 @@ def _find(
     path: str, rules: Sequence[tuple[re.Pattern[str], PartitionSpec]]
 ) -> tuple[str, PartitionSpec, str | None] | None:
     """Returns the first rule for `path`, and the path of the codes if the rule is for those that `path` scales."""
+    if _FOR_ALL_ROWS.fullmatch(path):
+        return "", PartitionSpec(), None
     scaled = match[1] if (match := _BESIDE_CODES.fullmatch(path)) else None
     for pattern, spec in rules:
         if scaled is not None and pattern.search(scaled):

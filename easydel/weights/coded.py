@@ -10,14 +10,23 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from easydel.forms import Form, packed
+from easydel.forms import FACTOR, GAIN, OFFSET, ORDER, SCALE, Form, packed
 from easydel.weights.expressions import Index, with_ends
 from easydel.weights.sources import FLOAT32, TensorSource
 
 INTEGERS = [np.dtype(kind) for kind in (np.int8, np.uint8)]
 INTEGERS += [np.dtype(getattr(ml_dtypes, kind)) for kind in ("int4", "uint4", "int2", "uint2")]
 PAIRED = 1 << 16  # more numbers are looked up two at a time, in a table that takes as long to make
-Kind = Literal["codes", "scales", "shifts"]
+Kind = Literal["codes", "scales", "shifts", "factors", "order", "gains"]
+# what the arrays of a parameter are, by the endings of their names
+KINDS: dict[str, Kind] = {
+    "": "codes",
+    SCALE: "scales",
+    OFFSET: "shifts",
+    FACTOR: "factors",
+    ORDER: "order",
+    GAIN: "gains",
+}
 
 
 class CodedTensor(ABC):
@@ -90,6 +99,20 @@ class CodedTensor(ABC):
     def groups(self, columns: slice) -> np.ndarray | None:
         """Returns the block, counted along a row, of each of these columns; None where blocks lie in order."""
         return None
+
+    def arranged(self) -> np.ndarray | None:
+        """Returns all columns (int32), put so that those of a block stand together; None where they lie so."""
+        columns = self.shape[-1]
+        groups = self.groups(slice(0, columns, 1))
+        if groups is None or np.array_equal(groups, np.arange(columns) // self.form.block[1]):
+            return None
+        return np.argsort(groups, kind="stable").astype(np.int32)
+
+    def extra(self) -> tuple[str, ...]:
+        """Returns the endings of what a parameter of this tensor has besides codes and numbers of blocks."""
+        columns = slice(0, self.shape[-1], 1)
+        has = {FACTOR: self.has_factors, ORDER: self.arranged() is not None, GAIN: self.gains(columns) is not None}
+        return tuple(end for end, there in has.items() if there)
 
     def gains(self, columns: slice) -> np.ndarray | None:
         """Returns a float32 factor of each of these columns; None where there is none."""

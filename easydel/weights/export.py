@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from easydel.forms import OFFSET, SCALE, Form, floats_of
+from easydel.forms import BESIDE, Form, floats_of
 from easydel.inputs import donations_explained
 from easydel.processes import put_together
 from easydel.weights.expressions import assemble, source_names
@@ -40,7 +40,7 @@ class Parameters:
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
-        beside = {f"{path}{end}" for path in self.forms for end in (SCALE, OFFSET)}
+        beside = {f"{path}{end}" for path in self.forms for end in BESIDE}
         stacked = {path: parts != [path] for path, parts in self.layer_paths.items()}
         self._homes = {
             part: (path, row if stacked[path] else None)
@@ -75,12 +75,11 @@ class Parameters:
 
     def _fetch(self, part: str) -> np.ndarray:
         path, row = self._homes[part]
-        values = on_host(self.leaves[path], row)
         form = self.forms.get(path) if self.dequantized else None
         if form is None:
-            return values
-        scales, shifts = (self.leaves.get(f"{path}{end}") for end in (SCALE, OFFSET))
-        return floats_of(values, on_host(scales, row), None if shifts is None else on_host(shifts, row), form)
+            return on_host(self.leaves[path], row)
+        found = {end: self.leaves.get(f"{path}{end}") for end in ("", *BESIDE)}
+        return floats_of({end: on_host(leaf, row) for end, leaf in found.items() if leaf is not None}, form)
 
 
 def on_host(array: Any, row: int | None = None) -> np.ndarray:

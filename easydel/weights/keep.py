@@ -12,30 +12,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import gcd, prod
-from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
-from easydel.forms import OFFSET, SCALE, Form, packed
-from easydel.weights.coded import CodedTensor, Kind
+from easydel.forms import FACTOR, GAIN, OFFSET, ORDER, SCALE, Form
+from easydel.weights.coded import KINDS, CodedTensor, Kind
+from easydel.weights.coded_parts import FOR_ALL_ROWS, Block, Part, dtype_of
 from easydel.weights.expressions import (
     Expression,
-    Index,
     Reshape,
     Rows,
     Source,
     Stack,
     Transpose,
     source_names,
-    with_ends,
 )
 from easydel.weights.plan import Plan
 from easydel.weights.sources import FLOAT32, TensorSource
 
-Block = tuple[int, int]
 Shape = tuple[int, ...]
-BYTES = (np.int8, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -83,13 +78,9 @@ def keep(plan: Plan, kept: Mapping[str, Kept]) -> Plan:
     for path, stored in kept.items():
         shape, form = plan.shapes[path], stored.form
         build = _Parts(plan.tensors, form, form.is_by_rows(shape[-1]))
-        parts: dict[str, tuple[Kind, Shape]] = {"": ("codes", form.codes_shape(shape))}
-        parts[SCALE] = ("scales", form.scales_shape(shape))
-        if stored.shift is not None:
-            parts[OFFSET] = ("shifts", form.scales_shape(shape))
-        for end, (kind, own) in parts.items():
-            expression = build.expression(plan.expressions[path], shape, kind)
-            whole = form.codes_shape(shape) if kind == "codes" else form.blocks(shape)
+        for end, own in form.parts(shape).items():
+            expression = build.expression(plan.expressions[path], shape, KINDS[end])
+            whole = form.blocks(shape) if end in (SCALE, OFFSET) else own
             expressions[f"{path}{end}"] = expression if whole == own else Reshape(expression, whole, own)
             shapes[f"{path}{end}"] = own
         tensors |= build.made
@@ -103,18 +94,21 @@ def _form(expression: Expression, shape: Shape, tensors: Mapping[str, TensorSour
     if isinstance(expression, Stack):
         return _common([_form(part, shape[1:], tensors) for part in expression.of])
     if isinstance(expression, Transpose):
-        found = _form(expression.of, _swapped(shape), tensors)
+        found = _without_order(_form(expression.of, _swapped(shape), tensors))
         return _with_block(found, (found.form.block[1], found.form.block[0]))
     if isinstance(expression, Reshape):
         found = _form(expression.of, expression.theirs, tensors)
         if expression.theirs[-1] != expression.ours[-1]:
             raise NotKept(f"{list(expression.theirs)} is read as {list(expression.ours)}")
+        if expression.theirs[:-2] != expression.ours[:-2]:
+            found = _without_factor(_without_order(found))
         return _with_block(found, (1, found.form.block[1]))
     found = _form(expression.of, _unpicked(expression, shape), tensors)
     rows, columns = found.form.block
     if expression.dim == -1:
         if columns != expression.total or found.form.per_byte > 1:
             raise NotKept("its columns are in another order")
+        found = _without_order(found)
         return _with_block(found, (rows, shape[-1]))
     return _with_block(found, (1, columns) if expression.dim == -2 else (rows, columns))
 
@@ -122,41 +116,41 @@ def _form(expression: Expression, shape: Shape, tensors: Mapping[str, TensorSour
 def _form_of(tensor: TensorSource) -> Kept:
     assert isinstance(tensor, CodedTensor)
     form, (rows, columns) = tensor.form, tensor.shape[-2:]
-    every = slice(0, columns, 1)
-    if tensor.gains(every) is not None:
-        raise NotKept("each column has a factor")
-    groups = tensor.groups(every)
-    if groups is not None and not np.array_equal(groups, np.arange(columns) // form.block[1]):
-        raise NotKept("columns of a group lie apart")
-    block = (min(form.block[0], rows), min(form.block[1], columns))
-    return Kept(replace(form, block=block), _dtype(tensor, "scales"), _dtype(tensor, "shifts") if form.shift else None)
+    order, width, groups = tensor.arranged(), min(form.block[1], columns), tensor.groups(slice(0, columns, 1))
+    if order is not None and groups is not None and not np.array_equal(groups[order], np.arange(columns) // width):
+        raise NotKept("its groups of columns are of several sizes")
+    form = replace(form, block=(min(form.block[0], rows), width), extra=tensor.extra())
+    return Kept(form, dtype_of(tensor, "scales"), dtype_of(tensor, "shifts") if form.shift else None)
 
 
-def _dtype(tensor: CodedTensor, kind: Kind) -> np.dtype:
-    """Returns the dtype of a tensor's scales or shifts as they are stored: no integers of less than a byte."""
-    if kind == "scales" and tensor.has_factors:
-        return FLOAT32
-    dtype = tensor.scale_dtype if kind == "scales" else tensor.shift_dtype
-    if dtype.name.startswith(("int", "uint")):
-        small = ml_dtypes.iinfo(dtype)
-        return next((np.dtype(wide) for wide in BYTES if _holds(wide, small.min, small.max)), FLOAT32)
-    return dtype if dtype.itemsize <= FLOAT32.itemsize else FLOAT32
+def _without_order(kept: Kept) -> Kept:
+    if {ORDER, GAIN} & {*kept.form.extra}:
+        raise NotKept("columns that have an order or factors of their own are not the columns of the parameter")
+    return kept
 
 
-def _holds(wide: type, least: int, most: int) -> bool:
-    return np.iinfo(wide).min <= least and most <= np.iinfo(wide).max
+def _without_factor(kept: Kept) -> Kept:
+    """Returns the same with factors multiplied into the scales."""
+    if FACTOR not in kept.form.extra:
+        return kept
+    extra = tuple(end for end in kept.form.extra if end != FACTOR)
+    return replace(kept, form=replace(kept.form, extra=extra), scale=FLOAT32)
 
 
 def _common(parts: Iterable[Kept]) -> Kept:
     first, *others = dict.fromkeys(parts)
     for other in others:
-        if replace(other.form, block=(1, 1)) != replace(first.form, block=(1, 1)):
+        if replace(other.form, block=(1, 1), extra=()) != replace(first.form, block=(1, 1), extra=()):
             raise NotKept(f"{first.form.code} and {other.form.code} with other tables or shifts are in one parameter")
     blocks = [part.form.block for part in (first, *others)]
+    found = {end for part in (first, *others) for end in part.form.extra}
+    extra = tuple(end for end in (FACTOR, ORDER, GAIN) if end in found)
+    if ORDER in extra and len({*blocks}) > 1:
+        raise NotKept("columns are in the order of groups of several sizes")
     block = tuple(reduce(gcd, sizes) for sizes in zip(*blocks, strict=True))
     alike = all((part.scale, part.shift) == (first.scale, first.shift) for part in others)
     scale, shift = (first.scale, first.shift) if alike else (FLOAT32, first.shift and FLOAT32)
-    return Kept(replace(first.form, block=block), scale, shift)
+    return Kept(replace(first.form, block=block, extra=extra), scale, shift)
 
 
 def _with_block(kept: Kept, block: Block) -> Kept:
@@ -196,6 +190,8 @@ class _Parts:
             return self._source(of.name, kind, turned)
         if isinstance(of, Stack):
             return Stack(tuple(self.expression(part, shape[1:], kind, turned=turned) for part in of.of))
+        if kind in FOR_ALL_ROWS:
+            return self._for_all_rows(of, shape, kind)
         if isinstance(of, Transpose):
             return Transpose(self.expression(of.of, _swapped(shape), kind, turned=not turned))
         if isinstance(of, Reshape):
@@ -206,6 +202,16 @@ class _Parts:
             return inner  # one block of all columns, in whatever order
         return replace(of, of=inner)
 
+    def _for_all_rows(self, of: Transpose | Reshape | Rows, shape: Shape, kind: Kind) -> Expression:
+        """Returns the expression of what has only the leading dimensions, and perhaps that of columns."""
+        if isinstance(of, Transpose):
+            return self.expression(of.of, _swapped(shape), kind)
+        if isinstance(of, Reshape):
+            return self.expression(of.of, of.theirs, kind)
+        inner = self.expression(of.of, _unpicked(of, shape), kind)
+        gone = 2 if kind == "factors" else 1  # dimensions of the matrix that it lacks
+        return inner if of.dim >= -2 else replace(of, of=inner, dim=of.dim + gone)
+
     def _counted(self, shape: Shape, kind: Kind) -> Shape:
         """Returns a shape of matrices as a shape of what is stored for them: a Reshape keeps columns."""
         columns = self.form.per_byte if kind == "codes" else shape[-1] if self.by_rows else self.form.block[1]
@@ -214,7 +220,8 @@ class _Parts:
     def _source(self, name: str, kind: Kind, turned: bool) -> Source:
         tensor = self.tensors[name]
         assert isinstance(tensor, CodedTensor)
-        part = Part(tensor, kind, self._unit(tensor, kind, turned), turned)
+        whole = FACTOR not in self.form.extra
+        part = Part(tensor, kind, self._unit(tensor, kind, turned), turned, ORDER in self.form.extra, whole)
         plain = tensor.plain(kind)
         self.made[part.name] = part if plain is None or not part.is_plain else plain
         return Source(part.name)
@@ -225,86 +232,3 @@ class _Parts:
         if kind != "codes" and self.by_rows:  # all columns of the tensor, of which the parameter may have some
             columns = tensor.shape[-2 if turned else -1]
         return (columns, rows) if turned else (rows, columns)
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The codes, scales or shifts of a tensor as a tensor: one number for each `unit` (rows, columns) of the tensor.
-
-    Scales and shifts are repeated for units that are parts of a block. `turned` packs codes along rows.
-    """
-
-    of: CodedTensor
-    kind: Kind
-    unit: Block
-    turned: bool = False
-
-    @property
-    def name(self) -> str:
-        unit = "" if self.kind == "codes" else f" of {self.unit[0]} x {self.unit[1]}"
-        return f"{self.of.name} ({self.kind}{unit}{', turned' if self.turned else ''})"
-
-    @property
-    def file(self) -> Path:
-        return self.of.file
-
-    @property
-    def shape(self) -> Shape:
-        *lead, rows, columns = self.of.shape
-        return (*lead, rows // self.unit[0], columns // self.unit[1])
-
-    @property
-    def is_plain(self) -> bool:
-        """True if it is the tensor's own array: nothing is repeated, multiplied or packed in another direction."""
-        if self.kind == "codes":
-            return not (self.turned and self.of.form.per_byte > 1)
-        return self.unit == self.of.form.block and not (self.kind == "scales" and self.of.has_factors)
-
-    @property
-    def dtype(self) -> np.dtype:
-        if self.kind == "codes":
-            return self.of.form.held
-        return _dtype(self.of, self.kind)
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
-
-    def read(self, index: Index = ()) -> np.ndarray:
-        index = with_ends(index, self.shape)
-        return self._codes(index) if self.kind == "codes" else self._numbers(index)
-
-    def _codes(self, index: Index) -> np.ndarray:
-        *lead, rows, columns = index
-        if not self.turned:
-            return self.of.packed((*lead, rows, _widened(columns, self.unit[1])))
-        codes = self.of.codes((*lead, _widened(rows, self.unit[0]), columns))
-        return packed(codes.swapaxes(-1, -2), self.of.form).swapaxes(-1, -2)
-
-    def _numbers(self, index: Index) -> np.ndarray:
-        *lead, rows, columns = index
-        spread = [
-            _blocks(part, unit, size)
-            for part, unit, size in zip((rows, columns), self.unit, self.of.form.block, strict=True)
-        ]
-        blocks = (*lead, *(touched for touched, _ in spread))
-        found = self.of.scales(blocks) if self.kind == "scales" else self.of.shifts(blocks)
-        for dim, (_, places) in zip((-2, -1), spread, strict=True):
-            if not np.array_equal(places, np.arange(found.shape[dim])):
-                found = np.take(found, places, axis=dim)
-        if self.kind == "scales" and (factors := self.of.factors(tuple(lead))) is not None:
-            found = found.astype(np.float32) * factors[..., None, None]
-        return found.astype(self.dtype)
-
-
-def _widened(part: slice, size: int) -> slice:
-    assert (part.step or 1) == 1, part
-    return slice(part.start * size, part.stop * size)
-
-
-def _blocks(part: slice, unit: int, size: int) -> tuple[slice, np.ndarray]:
-    """Returns the blocks of that size that a slice of units touches, and for each unit its block among those."""
-    places = np.arange(part.start, part.stop, part.step or 1) * unit // size
-    if not len(places):
-        return slice(0, 0), places
-    return slice(int(places[0]), int(places[-1]) + 1), places - places[0]

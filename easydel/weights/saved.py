@@ -13,9 +13,9 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.problems import Problems
 from easydel.errors import CheckpointError
-from easydel.forms import OFFSET, SCALE, Form, by_rows, unpacked
-from easydel.weights.coded import CodedTensor, Kind
-from easydel.weights.expressions import Index
+from easydel.forms import FACTOR, GAIN, OFFSET, ORDER, SCALE, Form, by_rows, unpacked
+from easydel.weights.coded import KINDS, CodedTensor, Kind
+from easydel.weights.expressions import Index, with_ends
 from easydel.weights.sources import TensorSource
 
 MANIFEST = "easydel.json"
@@ -78,12 +78,11 @@ def coded(tensors: Mapping[str, TensorSource], manifest: Manifest, file: Path) -
     problems = Problems(file)
     for path, form in manifest.forms.items():
         name = path.replace("/", ".")
-        ends = ("", SCALE, *((OFFSET,) if form.shift else ()))
-        parts = [found.pop(f"{name}{end}", None) for end in ends]
-        if any(part is None for part in parts):
-            problems.add("is listed with a form, and lacks codes, scales or offsets", name)
+        parts = {end: found.pop(f"{name}{end}", None) for end in form.parts((0, 0))}
+        if lacking := [f"{name}{end}" for end, part in parts.items() if part is None]:
+            problems.add(f"is listed with a form, and lacks codes, scales or offsets ({', '.join(lacking)})", name)
             continue
-        tensor = SavedTensor(name, form, tuple(part for part in parts if isinstance(part, Tensor)))
+        tensor = SavedTensor(name, form, {end: part for end, part in parts.items() if isinstance(part, Tensor)})
         if problem := tensor.problem():
             problems.add(problem, name)
         found[name] = tensor
@@ -93,69 +92,93 @@ def coded(tensors: Mapping[str, TensorSource], manifest: Manifest, file: Path) -
 
 @dataclass(frozen=True, eq=False)
 class SavedTensor(CodedTensor):
-    """A parameter that was stored by codes: `parts` are its codes, scales, and shifts if it has them."""
+    """A parameter that was stored by codes: its arrays by the endings of their names."""
 
     name: str
     form: Form
-    parts: tuple[Tensor, ...]
+    parts: Mapping[str, Tensor]
 
     @property
     def file(self) -> Path:
-        return self.parts[0].file
+        return self.parts[""].file
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+        return sum(part.nbytes for part in self.parts.values())
 
     @property
     def shape(self) -> tuple[int, ...]:
-        *lead, columns = self.parts[0].shape
+        *lead, columns = self.parts[""].shape
         return (*lead, columns * self.form.per_byte)
 
     @property
     def scale_dtype(self) -> np.dtype:
-        return self.parts[1].dtype
+        return self.parts[SCALE].dtype
 
     @property
     def shift_dtype(self) -> np.dtype:
-        return self.parts[2].dtype
+        return self.parts[OFFSET].dtype
+
+    @property
+    def has_factors(self) -> bool:
+        return FACTOR in self.parts
 
     def problem(self) -> str | None:
         """Returns the reason why the parts do not make a matrix, or None."""
-        held, *others = self.parts
+        held, shapes = self.parts[""], self.form.parts(self.shape)
         if held.dtype != self.form.held or len(held.shape) < 2:
             return f"is {held.dtype} {list(held.shape)}, expected {self.form.held} of 2 or more dimensions"
-        wanted = self.form.scales_shape(self.shape)
-        for part in others:
-            if part.shape != wanted:
-                return f"has {part.name} of {list(part.shape)}, expected {list(wanted)}"
+        for end, part in self.parts.items():
+            if part.shape != shapes[end]:
+                return f"has {part.name} of {list(part.shape)}, expected {list(shapes[end])}"
+        if ORDER in self.parts and self.parts[ORDER].source is None:
+            found, columns = np.sort(self.parts[ORDER].read(), axis=-1), self.shape[-1]
+            if not np.array_equal(found, np.broadcast_to(np.arange(columns), found.shape)):
+                return f"has {self.parts[ORDER].name} that is no order of {columns} columns"
         return None
 
+    def extra(self) -> tuple[str, ...]:
+        return self.form.extra
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        """Returns a slice as float32. Codes are in the order of their blocks, if they have an order."""
+        if not {ORDER, GAIN} & {*self.parts}:
+            return super().read(index)
+        *lead, rows, columns = with_ends(index, self.shape)
+        floats = super().read((*lead, rows, slice(None)))
+        if ORDER in self.parts:
+            place = np.argsort(self.parts[ORDER].read(tuple(lead)), axis=-1)[..., None, :]
+            floats = np.take_along_axis(floats, np.broadcast_to(place, (*floats.shape[:-1], place.shape[-1])), axis=-1)
+        if GAIN in self.parts:
+            floats *= self.parts[GAIN].read(tuple(lead)).astype(np.float32)[..., None, :]
+        return floats[..., columns]
+
     def plain(self, kind: Kind) -> TensorSource | None:
-        part = self._part(kind)
-        return part if len(part.shape) == len(self.shape) else None
+        part = next((part for end, part in self.parts.items() if KINDS[end] == kind), None)
+        if part is None:
+            return None
+        return part if kind not in ("scales", "shifts") or len(part.shape) == len(self.shape) else None
 
     def packed(self, index: Index) -> np.ndarray:
         *lead, columns = index
         places = self.form.per_byte
-        return self.parts[0].read((*lead, slice(columns.start // places, columns.stop // places)))
+        return self.parts[""].read((*lead, slice(columns.start // places, columns.stop // places)))
 
     def codes(self, index: Index) -> np.ndarray:
         *lead, columns = index
         places = self.form.per_byte
         first, last = columns.start // places, -(-columns.stop // places)
-        codes = unpacked(self.parts[0].read((*lead, slice(first, last))), self.form)
+        codes = unpacked(self.parts[""].read((*lead, slice(first, last))), self.form)
         return codes[..., columns.start - first * places : columns.stop - first * places : columns.step]
 
     def scales(self, index: Index) -> np.ndarray:
-        return self._read("scales", index)
+        return self._read(self.parts[SCALE], index)
 
     def shifts(self, index: Index) -> np.ndarray:
-        return self._read("shifts", index)
+        return self._read(self.parts[OFFSET], index)
 
-    def _part(self, kind: Kind) -> Tensor:
-        return self.parts[("codes", "scales", "shifts").index(kind)]
+    def factors(self, index: Index) -> np.ndarray | None:
+        return self.parts[FACTOR].read(index) if FACTOR in self.parts else None
 
-    def _read(self, kind: Kind, index: Index) -> np.ndarray:
-        part = self._part(kind)
+    def _read(self, part: Tensor, index: Index) -> np.ndarray:
         return part.read(index) if len(part.shape) == len(self.shape) else part.read(index[:-1])[..., None]

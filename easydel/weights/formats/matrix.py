@@ -66,7 +66,7 @@ class Matrix(CodedTensor):
         return self.factor is not None
 
     def plain(self, kind: Kind) -> Tensor | None:
-        part = {"codes": self.code, "scales": self.scale, "shifts": self.shift}[kind]
+        part = {"codes": self.code, "scales": self.scale, "shifts": self.shift}.get(kind)
         return part if isinstance(part, Tensor) and (kind != "codes" or part.dtype == self.form.held) else None
 
     def codes(self, index: Index) -> np.ndarray:
