@@ -16,7 +16,7 @@ from easydel.checkpoint import open_checkpoint
 from easydel.errors import EasyDeLError
 from easydel.weights.coded import CodedTensor
 from easydel.weights.formats import unpacked
-from easydel.weights.sources import TensorSource
+from easydel.weights.sources import TensorSource, Turned
 
 SLICES = 30
 
@@ -51,6 +51,34 @@ def test_any_slice_is_the_slice_of_the_weights_that_a_layout_stands_for(name: st
         assert tensor.codes(index).dtype == tensor.form.code
         assert tensor.codes(index).shape == tensor.shape
         assert tensor.scales(blocks).shape == tensor.form.blocks(tensor.shape)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_bytes_that_are_held_are_those_of_the_codes_however_they_were_read(name: str, tmp_path: Path):
+    rng = np.random.default_rng(5)
+    tensor = written(WRITERS[name](rng), tmp_path)
+    tensor = tensor.of if isinstance(tensor, Turned) else tensor
+    if not isinstance(tensor, CodedTensor) or tensor.form.per_byte == 1:
+        return
+    for turned in (False, True):
+        dim = len(tensor.shape) - (2 if turned else 1)
+        for start, stop, step in ((0, 8, 1), (8, 24, 1), (4, 28, 1), (16, 16, 1), (0, 32, 2), (2, 10, 1), (1, 9, 1)):
+            index = tuple(slice(start, stop, step) if i == dim else slice(0, n, 1) for i, n in enumerate(tensor.shape))
+            count = len(range(*index[dim].indices(tensor.shape[dim])))
+            if stop > tensor.shape[dim] or count % tensor.form.per_byte:
+                continue
+            expected = CodedTensor.packed(tensor, index, turned=turned)
+            np.testing.assert_array_equal(tensor.packed(index, turned=turned), expected)
+
+
+def test_streams_that_are_held_as_they_lie_are_not_taken_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("easydel.weights.formats.parts.unpacked_bits", None)
+    for name, turned in (("gptq-4", False), ("mlx-4", False), ("mlx-mxfp4", False)):
+        (tmp_path / name).mkdir()
+        tensor = written(WRITERS[name](np.random.default_rng(5)), tmp_path / name)
+        tensor = tensor.of if isinstance(tensor, Turned) else tensor
+        assert isinstance(tensor, CodedTensor)
+        tensor.packed(tuple(slice(0, size, 1) for size in tensor.shape), turned=turned)
 
 
 def changed(name: str, change: Callable[[Packed], None], directory: Path) -> pytest.ExceptionInfo[EasyDeLError]:

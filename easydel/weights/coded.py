@@ -76,9 +76,13 @@ class CodedTensor(ABC):
         """
         return None
 
-    def packed(self, index: Index) -> np.ndarray:
-        """Returns codes as they are held: of narrow ones, several in a byte. `index` counts codes."""
-        return packed(self.codes(index), self.form)
+    def packed(self, index: Index, *, turned: bool = False) -> np.ndarray:
+        """Returns codes as they are held: of narrow ones, several in a byte. `index` counts codes.
+
+        `turned` returns those of the transposed matrix, [..., columns, rows].
+        """
+        codes = self.codes(index)
+        return packed(codes.swapaxes(-1, -2) if turned else codes, self.form)
 
     @abstractmethod
     def codes(self, index: Index) -> np.ndarray:

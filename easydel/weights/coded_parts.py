@@ -120,8 +120,7 @@ class Part:
             return packed(np.take(near, taken - first, axis=-1), self.of.form)
         if not self.turned:
             return self.of.packed((*lead, rows, _widened(columns, self.unit[1])))
-        codes = self.of.codes((*lead, _widened(rows, self.unit[0]), columns))
-        return packed(codes.swapaxes(-1, -2), self.of.form).swapaxes(-1, -2)
+        return self.of.packed((*lead, _widened(rows, self.unit[0]), columns), turned=True).swapaxes(-1, -2)
 
     def _numbers(self, index: Index) -> np.ndarray:
         *lead, rows, columns = index

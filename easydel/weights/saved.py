@@ -159,7 +159,9 @@ class SavedTensor(CodedTensor):
             return None
         return part if kind not in ("scales", "shifts") or len(part.shape) == len(self.shape) else None
 
-    def packed(self, index: Index) -> np.ndarray:
+    def packed(self, index: Index, *, turned: bool = False) -> np.ndarray:
+        if turned:
+            return super().packed(index, turned=True)
         *lead, columns = index
         places = self.form.per_byte
         return self.parts[""].read((*lead, slice(columns.start // places, columns.stop // places)))

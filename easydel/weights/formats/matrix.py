@@ -72,6 +72,12 @@ class Matrix(CodedTensor):
     def codes(self, index: Index) -> np.ndarray:
         return self.code.read(index)
 
+    def packed(self, index: Index, *, turned: bool = False) -> np.ndarray:
+        held = None
+        if isinstance(self.code, Stream | Arranged) and self.form.per_byte > 1:
+            held = self.code.held(index, self.form.bits, len(self.shape) - (2 if turned else 1))
+        return super().packed(index, turned=turned) if held is None else held
+
     def values(self, index: Index) -> np.ndarray:
         if isinstance(self.code, Stream) and self.code.dtype == FLOAT4:
             return self.code.read_floats(index)

@@ -39,6 +39,10 @@ def integers(bits: int, *, signed: bool) -> np.dtype:
     return np.dtype(name if width == BYTE else getattr(ml_dtypes, name))
 
 
+# The highest bit of each number in a byte, by the bits of a number.
+HIGHEST = {2: np.uint8(0b10101010), 4: np.uint8(0b10001000)}
+
+
 @dataclass(frozen=True, eq=False)
 class Stream:
     """Numbers of `bits` bits in one little-endian stream along dimension `dim` of an integer array.
@@ -64,6 +68,28 @@ class Stream:
         packed, inside = self._window(index)
         numbers = unpacked_bits(packed, self.bits, inside.stop)[..., inside]
         return np.moveaxis(as_codes(numbers, self.minus, self.dtype), -1, self.dim)
+
+    def held(self, index: Index, bits: int, dim: int) -> np.ndarray | None:
+        """Returns the bytes of a slice with `bits` bits a number along `dim`, which is put last: the stream's own.
+
+        None where the stream has other bytes: numbers of another size, or along another dimension, or a slice that
+        begins or ends within a byte.
+        """
+        part, together = index[self.dim], BYTE // bits
+        whole = (
+            part.step in (1, None) and part.start % together == 0 == part.stop % together and part.stop >= part.start
+        )
+        if (
+            dim != self.dim
+            or bits != self.bits
+            or bits not in HIGHEST
+            or not whole
+            or self.minus not in (0, 1 << (bits - 1))
+        ):
+            return None
+        packed, _ = self._window(index)
+        own = packed[..., : (part.stop - part.start) // together]
+        return own ^ HIGHEST[bits] if self.minus else own  # half of their range less: the highest bit the other way
 
     def read_floats(self, index: Index) -> np.ndarray:
         """Returns FP4 numbers as float32: both of a byte are looked up at once."""
@@ -165,6 +191,14 @@ class Arranged:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(1 if dim is None else self.of.shape[dim] for dim in self.dims)
+
+    def held(self, index: Index, bits: int, dim: int) -> np.ndarray | None:
+        """Returns what the array returns, if that is a stream; None where its other dimensions are in another order."""
+        own = self.dims[dim]
+        others = [other for other in self.dims if other != own]
+        if not isinstance(self.of, Stream) or own is None or others != [one for one in range(len(index)) if one != own]:
+            return None
+        return self.of.held(tuple(index[self.dims.index(one)] for one in range(len(index))), bits, own)
 
     def read(self, index: Index = ()) -> np.ndarray:
         own = [slice(0, 1)] * len(self.of.shape)
