@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -104,8 +104,9 @@ class CodedTensor(ABC):
         """Returns the block, counted along a row, of each of these columns; None where blocks lie in order."""
         return None
 
+    @cached_property
     def arranged(self) -> np.ndarray | None:
-        """Returns all columns (int32), put so that those of a block stand together; None where they lie so."""
+        """All columns (int32), put so that those of a block stand together; None where they lie so. Read once."""
         columns = self.shape[-1]
         groups = self.groups(slice(0, columns, 1))
         if groups is None or np.array_equal(groups, np.arange(columns) // self.form.block[1]):
@@ -115,7 +116,7 @@ class CodedTensor(ABC):
     def extra(self) -> tuple[str, ...]:
         """Returns the endings of what a parameter of this tensor has besides codes and numbers of blocks."""
         columns = slice(0, self.shape[-1], 1)
-        has = {FACTOR: self.has_factors, ORDER: self.arranged() is not None, GAIN: self.gains(columns) is not None}
+        has = {FACTOR: self.has_factors, ORDER: self.arranged is not None, GAIN: self.gains(columns) is not None}
         return tuple(end for end, there in has.items() if there)
 
     def gains(self, columns: slice) -> np.ndarray | None:

@@ -82,7 +82,7 @@ class Part:
 
     @cached_property
     def _order(self) -> np.ndarray | None:
-        return self.of.arranged() if self.ordered else None
+        return self.of.arranged if self.ordered else None
 
     @property
     def _multiplies(self) -> bool:

@@ -116,7 +116,7 @@ def _form(expression: Expression, shape: Shape, tensors: Mapping[str, TensorSour
 def _form_of(tensor: TensorSource) -> Kept:
     assert isinstance(tensor, CodedTensor)
     form, (rows, columns) = tensor.form, tensor.shape[-2:]
-    order, width, groups = tensor.arranged(), min(form.block[1], columns), tensor.groups(slice(0, columns, 1))
+    order, width, groups = tensor.arranged, min(form.block[1], columns), tensor.groups(slice(0, columns, 1))
     if order is not None and groups is not None and not np.array_equal(groups[order], np.arange(columns) // width):
         raise NotKept("its groups of columns are of several sizes")
     form = replace(form, block=(min(form.block[0], rows), width), extra=tensor.extra())
