@@ -22,6 +22,7 @@ import easydel.families
 import easydel.layers
 from easydel.families import all_families
 from easydel.layers.norm import LayerNorm, RMSNorm
+from easydel.layers.part import Part
 
 # Dataclasses that no model is made of.
 OTHERS = {"Run", "Cached", "Context", "Cross", "Seen", "Family", "Wrapper"}
@@ -47,7 +48,8 @@ def records() -> list[type]:
         names += [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
     modules = [importlib.import_module(name) for name in names]
     found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
-    return [one for one in found if is_dataclass(one) and one.__module__ in names and one.__name__ not in OTHERS]
+    found = {one for one in found if is_dataclass(one) and one.__module__ in names and one.__name__ not in OTHERS}
+    return [one for one in found if getattr(one, "build", None) is not Part.build]  # others have it in common
 
 
 @cache

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from easydel.errors import ConfigError
-from easydel.layers.context import Context, counted
+from easydel.layers.context import Context
 from easydel.layers.indexer import by_pieces
-from easydel.layers.linear import Linear
-from easydel.layers.norm import AnyNorm
-from easydel.layers.part import Cached, Part, empty
+from easydel.layers.key_blocks import ChoosesBlocks, ChoosesBlocksLayer, by_position, held_positions
+from easydel.layers.part import Cached
 from easydel.layers.recurrent import refuse_segments
-from easydel.layers.rope import Rope
 from easydel.ops.attend import Select
 from easydel.policy import Policy
 
@@ -26,69 +22,44 @@ from easydel.policy import Policy
 
 
 @dataclass(frozen=True)
-class BlockIndexer(Part):
+class BlockIndexer(ChoosesBlocks):
     """Chooses the `count` blocks of `block` neighbouring keys that have the highest scores, for each query and head.
 
     A block's score is its best key's: query * key, with one key of `dim` channels for all `heads`. The `local` blocks
     up to the query's own come before all others. The attention's `readers` heads are split evenly among `heads`, and
-    see what theirs chose. Padding is in no block: keys are cached by their positions.
+    see what theirs chose.
     """
 
-    name: ClassVar[str] = "indexer"
-    heads: int
-    dim: int
-    block: int
-    count: int
     local: int
     readers: int
-    position: Rope
-    norm: AnyNorm
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.readers % self.heads:
             raise ConfigError(f"{self.readers} heads cannot be split among {self.heads} of an indexer")
-        if self.position.dim > self.dim:
-            raise ConfigError(
-                f"an indexer's {self.dim} channels are fewer than the {self.position.dim} that are rotated"
-            )
 
     def build(self, features: int, policy: Policy) -> BlockIndexerLayer:
         return BlockIndexerLayer(self, features, policy)
 
-    def cache(self, batch: int, length: int, dtype: Any) -> Cached:
-        """Returns empty keys, [batch, length, dim]."""
-        return empty((batch, length, self.dim), dtype, "batch", None, None)
 
-    def ropes(self) -> Iterable[Rope]:
-        yield self.position
-
-    def rewinds(self, length: int, end: int) -> int | None:
-        return None
-
-
-class BlockIndexerLayer(nnx.Module):
+class BlockIndexerLayer(ChoosesBlocksLayer):
     def __init__(self, record: BlockIndexer, features: int, policy: Policy):
-        self.wq = Linear(features, record.heads * record.dim, policy)
-        self.wk = Linear(features, record.dim, policy)
-        self.q_norm, self.k_norm = record.norm.build(record.dim, policy), record.norm.build(record.dim, policy)
-        self.record, self.precision = record, policy.precision
+        super().__init__(record, features, policy)
+        self.record = record
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Cached | None) -> tuple[Select | None, Cached | None]:
         """Returns the choice of keys, or None where all are seen, and the new cache."""
         record, x_BTD = self.record, jax.lax.stop_gradient(x_BTD)
-        k_BTC = self._turned(self.k_norm(self.wk(x_BTD))[:, :, None], context)[:, :, 0]
+        k_BT1C = self.k_norm(self.wk(x_BTD))[:, :, None]
+        k_BTC = record.position.rotate(k_BT1C, context.angles(record.position))[:, :, 0]
         held_BS, own_BT = held_positions(x_BTD.shape[1], context)
         k_BPC = by_position(k_BTC, own_BT, context, cache)
         cache = None if cache is None else replace(cache, array=k_BPC)
         if k_BPC.shape[1] <= record.count * record.block:  # of so few, all are chosen
             return None, cache
         refuse_segments(context, "attention to chosen blocks")
-        q_BTHC = self.q_norm(self.wq(x_BTD).reshape(*x_BTD.shape[:2], record.heads, record.dim))
-        chosen_BTHK = jax.lax.stop_gradient(self._chosen(self._turned(q_BTHC, context), own_BT, k_BPC))
-        return self._select(chosen_BTHK, held_BS), cache
-
-    def _turned(self, x_BTHC: jax.Array, context: Context) -> jax.Array:
-        return self.record.position.rotate(x_BTHC, context.angles(self.record.position))
+        chosen_BTHK = self._chosen(self.queries(x_BTD, record, context), own_BT, k_BPC)
+        return self._select(jax.lax.stop_gradient(chosen_BTHK), held_BS), cache
 
     def _chosen(self, q_BTHC: jax.Array, own_BT: jax.Array, k_BPC: jax.Array) -> jax.Array:
         """Returns the chosen blocks [B, T, H, K], computed for a few queries at a time."""
@@ -118,20 +89,3 @@ class BlockIndexerLayer(nnx.Module):
             return jnp.repeat(seen_BRHS.swapaxes(1, 2), record.readers // record.heads, axis=1)
 
         return select
-
-
-def held_positions(length: int, context: Context) -> tuple[jax.Array, jax.Array]:
-    """Returns the position of each slot [B or 1, S], counting attended tokens, and those of this call's [B or 1, T]."""
-    valid_BS = context.valid_BS
-    held_BS = jnp.arange(length)[None] if valid_BS is None else counted(valid_BS, None)
-    return held_BS, jax.lax.dynamic_slice_in_dim(held_BS, context.offset, length, axis=1)
-
-
-def by_position(k_BTC: jax.Array, own_BT: jax.Array, context: Context, cache: Cached | None) -> jax.Array:
-    """Returns keys by their positions [B, P, C]: those of the cache, with this call's; those of padding are nowhere."""
-    if context.valid_BS is None:
-        return k_BTC
-    (batch, slots), dim = context.valid_BS.shape, k_BTC.shape[-1]
-    held_BPC = jnp.zeros((batch, slots, dim), k_BTC.dtype) if cache is None else cache.array
-    at_BT = own_BT if context.valid_BT is None else jnp.where(context.valid_BT, own_BT, slots)
-    return held_BPC.at[jnp.arange(batch)[:, None], at_BT].set(k_BTC.astype(held_BPC.dtype), mode="drop")

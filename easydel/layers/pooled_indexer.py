@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from easydel.errors import ConfigError
-from easydel.layers.block_indexer import by_position, held_positions
 from easydel.layers.context import Context
 from easydel.layers.indexer import by_pieces
-from easydel.layers.linear import Linear
-from easydel.layers.norm import AnyNorm
-from easydel.layers.part import Cached, Part, empty
+from easydel.layers.key_blocks import ChoosesBlocks, ChoosesBlocksLayer, by_position, held_positions
+from easydel.layers.part import Cached
 from easydel.layers.recurrent import refuse_segments
-from easydel.layers.rope import Rope
 from easydel.ops.attend import Select
 from easydel.policy import Policy
 
@@ -27,47 +21,21 @@ from easydel.policy import Policy
 
 
 @dataclass(frozen=True)
-class PooledIndexer(Part):
+class PooledIndexer(ChoosesBlocks):
     """Chooses the `count` blocks of `block` neighbouring keys with the highest scores, and the last, unfinished block.
 
     A score is the sum over `heads` of relu(query * key), with one key of `dim` channels for all heads: the normed mean
-    of a block's, rotated as its first token is. Padding is in no block: keys are cached by their positions.
+    of a block's, rotated as its first token is.
     """
-
-    name: ClassVar[str] = "indexer"
-    heads: int
-    dim: int
-    block: int
-    count: int
-    position: Rope
-    norm: AnyNorm
-
-    def __post_init__(self) -> None:
-        if self.position.dim > self.dim:
-            raise ConfigError(
-                f"an indexer's {self.dim} channels are fewer than the {self.position.dim} that are rotated"
-            )
 
     def build(self, features: int, policy: Policy) -> PooledIndexerLayer:
         return PooledIndexerLayer(self, features, policy)
 
-    def cache(self, batch: int, length: int, dtype: Any) -> Cached:
-        """Returns empty keys, [batch, length, dim]."""
-        return empty((batch, length, self.dim), dtype, "batch", None, None)
 
-    def ropes(self) -> Iterable[Rope]:
-        yield self.position
-
-    def rewinds(self, length: int, end: int) -> int | None:
-        return None
-
-
-class PooledIndexerLayer(nnx.Module):
+class PooledIndexerLayer(ChoosesBlocksLayer):
     def __init__(self, record: PooledIndexer, features: int, policy: Policy):
-        self.wq = Linear(features, record.heads * record.dim, policy)
-        self.wk = Linear(features, record.dim, policy)
-        self.q_norm, self.k_norm = record.norm.build(record.dim, policy), record.norm.build(record.dim, policy)
-        self.record, self.precision = record, policy.precision
+        super().__init__(record, features, policy)
+        self.record = record
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Cached | None) -> tuple[Select | None, Cached | None]:
         """Returns the choice of keys, or None where all are seen, and the new cache."""
@@ -79,9 +47,7 @@ class PooledIndexerLayer(nnx.Module):
         if blocks <= record.count:  # of so few, all are chosen
             return None, cache
         refuse_segments(context, "attention to chosen blocks")
-        q_BTHC = self.q_norm(self.wq(x_BTD).reshape(*x_BTD.shape[:2], record.heads, record.dim))
-        q_BTHC = record.position.rotate(q_BTHC, context.angles(record.position))
-        chosen_BTK = self._chosen(q_BTHC, own_BT, self._pooled(k_BPC, blocks))
+        chosen_BTK = self._chosen(self.queries(x_BTD, record, context), own_BT, self._pooled(k_BPC, blocks))
         return self._select(jax.lax.stop_gradient(chosen_BTK), own_BT, held_BS), cache
 
     def _pooled(self, k_BPC: jax.Array, blocks: int) -> jax.Array:
