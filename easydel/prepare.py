@@ -22,6 +22,7 @@ from easydel.source import CheckpointSource
 from easydel.stored import Split, forms_of
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights.expressions import source_names
+from easydel.weights.formats.finite import check_scales
 from easydel.weights.gguf_codes import by_codes
 from easydel.weights.kept import kept
 from easydel.weights.mlx_names import as_mlx_saves
@@ -52,6 +53,8 @@ def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions
     split = options.placement.sharding
     choices = {"dequantize": options.dequantize, "split": split, "ignore": options.ignore}
     plan, rounded = plan_for(model, source, options.quantize, **choices)
+    if not options.reading.allow_nonfinite:
+        check_scales(plan.tensors.values())
     leaves = flatten(model.params)
     placed = options.placement.shardings_of(leaves)
     trace(model, options.input_shape)

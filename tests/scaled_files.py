@@ -240,7 +240,8 @@ def torchao(rng: np.random.Generator) -> Scaled:
     codes, scales = rng.integers(-128, 128, (ROWS, COLUMNS)).astype(np.int8), scales_of(rng, ROWS, 3)
     zeros = rng.integers(-5, 5, (ROWS, 3)).astype(np.int8)
     tensors = {"m._weight_qdata": codes, "m._weight_scale": scales, "m._weight_zero_point": zeros}
-    kind = {"_type": "IntxUnpackedToInt8Tensor", "_data": {"block_size": [1, 32]}}
+    told = {"block_size": [1, 32], "target_dtype": {"_type": "torch.dtype", "_data": "int4"}}
+    kind = {"_type": "IntxUnpackedToInt8Tensor", "_data": told}
     weight = (codes - spread(zeros, 1, 32)) * spread(scales, 1, 32)
     return Scaled(tensors, {"quant_method": "torchao"}, {"m.weight": weight}, {"m.weight": json.dumps(kind)})
 

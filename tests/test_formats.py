@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import packed_files
 import pytest
 from safetensors.numpy import save_file
-from scaled_files import FP8, WRITERS, Scaled, fp8_codes, scales_of
+from scaled_files import COLUMNS, FP8, ROWS, WRITERS, Scaled, fp8_codes, scales_of
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.checkpoint import open_checkpoint
@@ -26,7 +27,8 @@ from easydel.stored import forms_of
 from easydel.tree import flatten
 from easydel.weights import coded
 from easydel.weights.coded import CodedTensor
-from easydel.weights.formats import unpacked
+from easydel.weights.formats import READERS, unpacked
+from easydel.weights.formats.finite import check_scales
 from easydel.weights.formats.matrix import Turned
 from easydel.weights.sources import TensorSource
 
@@ -37,6 +39,10 @@ CT = {"quant_method": "compressed-tensors"}
 JUNK = (None, -1, 0, 10**9, 1.5, "x", [], {}, [1, 2], [0, 0], {"x": 1}, True)
 DTYPES = (np.uint8, np.int8, np.int32, np.int64, np.float16, np.float32, np.bool_, ml_dtypes.bfloat16, FP8)
 Damage = Callable[[Scaled], object]
+ALL = [*WRITERS, *packed_files.WRITERS]
+NOT_READ = (".input_scale", ".k_scale", ".v_scale", "_activation_scale", ".packing")
+# Zeros of symmetric weights are not looked at; ten words of ten numbers less one are the 96 numbers in one stream.
+AS_WELL = (("gptq-sym", "m.qzeros"), ("ct-int3-fields", "m.weight_packed"))
 
 
 @pytest.mark.parametrize("directory", CHECKPOINTS, ids=lambda path: path.name)
@@ -199,6 +205,18 @@ def setting(**changes: Any) -> Damage:
         ("modelopt-awq", cut("m.pre_quant_scale", 0), "m.weight", r"pre_quant_scale \[95\], expected \[96\]"),
         ("torchao-groups", lambda made: made.metadata.clear(), "m._weight_qdata", "tensor without a description"),
         ("torchao-groups", without("m._weight_scale"), "m._weight_qdata", "with a _weight_scale beside it"),
+        (
+            "torchao-groups",
+            instead("m._weight_zero_point", np.full((40, 3), 8, np.int8)),
+            "m._weight_zero_point",
+            "has zero points 8 to 8, expected -8 to 7 for 4 bits",
+        ),
+        (
+            "ct-int4-tensor",
+            instead("m.weight_zero_point", np.array([-9], np.int8)),
+            "m.weight_zero_point",
+            "has zero points -9 to -9, expected -8 to 7",
+        ),
         ("quanto-int8", without("m.weight._scale"), "m.weight._data", "with a weight._scale beside it"),
         ("bnb-int8", instead("m.weight_format", np.uint8(2)), "m.weight", r"in a GPU's order \(weight_format \[2\]\)"),
         ("bnb-int8", cut("m.SCB", 0), "m.weight", r"its scales are \[39, 1\]"),
@@ -294,7 +312,68 @@ def one_of(kind: str) -> Scaled:
     return Scaled(made.tensors, made.settings, {"m.weight": made.weight})
 
 
-@pytest.mark.parametrize("kind", [*WRITERS, *packed_files.WRITERS])
+def test_every_reader_has_a_writer_here():
+    methods = {one_of(kind).settings["quant_method"] for kind in ALL}
+    assert {READERS[method] for method in methods} == {*READERS.values()}
+
+
+def shortened(made: Scaled) -> Iterator[tuple[str, Scaled]]:
+    """Yields the tensors with one of them a row or a column shorter, and that one's name."""
+    for name, array in made.tensors.items():
+        for dim in range(array.ndim):
+            short = array[tuple(slice(0, -1) if at == dim else slice(None) for at in range(array.ndim))]
+            yield name, replace(made, tensors=made.tensors | {name: short})
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_tensor_cut_short_is_refused_or_gives_another_shape_which_no_model_has(kind: str, tmp_path: Path):
+    whole = one_of(kind)
+    for name, made in shortened(whole):
+        found = shapes_or_error(made, tmp_path)
+        if isinstance(found, EasyDeLError):
+            assert found.file == str(tmp_path / "model.safetensors")
+            assert str(found.tensor).split(".")[0] == name.split(".")[0]
+        else:
+            same = found == {name: weights.shape for name, weights in whole.weights.items()}
+            assert not same or (kind, name) in AS_WELL or name.endswith(NOT_READ), name
+
+
+def shapes_or_error(made: Scaled, directory: Path) -> Mapping[str, tuple[int, ...]] | EasyDeLError:
+    try:
+        return {name: tensor.shape for name, tensor in written(made, directory).items()}
+    except EasyDeLError as error:
+        return error
+
+
+def spoiled(array: np.ndarray) -> np.ndarray | None:
+    """Returns the array with its last number NaN; None if its dtype has none."""
+    if array.dtype.kind in "iu" or not array.size:
+        return None
+    changed = array.copy()
+    changed.reshape(-1)[-1] = np.nan
+    return changed
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_scales_that_are_no_numbers_are_told_by_file_and_tensor_before_weights_are_read(kind: str, tmp_path: Path):
+    whole = one_of(kind)
+    with np.errstate(invalid="ignore"):
+        check_scales(bare(written(whole, tmp_path)))
+    for name, array in whole.tensors.items():
+        codes = prod(array.shape) * array.itemsize > ROWS * COLUMNS // 8 or (kind, name) == ("bnb-fp4", "m.weight")
+        if codes or name.endswith(NOT_READ) or (bad := spoiled(array)) is None:
+            continue
+        with pytest.raises(CheckpointError, match="NaN or Inf") as caught:
+            check_scales(bare(written(replace(whole, tensors=whole.tensors | {name: bad}), tmp_path)))
+        assert caught.value.file == str(tmp_path / "model.safetensors")
+        assert str(caught.value.tensor) in (name, "m.weight")  # bitsandbytes' table
+
+
+def bare(tensors: Mapping[str, TensorSource]) -> list[TensorSource]:
+    return [tensor.turned if isinstance(tensor, Turned) else tensor for tensor in tensors.values()]
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_damage_of_any_kind_raises_nothing_but_our_errors(kind: str, tmp_path: Path):
     rng = np.random.default_rng(crc32(kind.encode()))
     for _ in range(DAMAGES):

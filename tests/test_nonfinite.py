@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from bad_inputs.valid import WEIGHTS, Q, header, payload, safetensors, tensors, write_config, write_safetensors
+from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
 from easydel.checkpoint.tensor import has_nonfinite
@@ -95,6 +98,24 @@ def test_an_export_whose_dtype_cannot_hold_the_weights_leaves_what_was_there(tmp
         assert caught.value.file == str(tmp_path / "out")
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
     model.export(tmp_path / "out", params, dtype="bfloat16")
+
+
+def test_scales_that_are_no_numbers_are_found_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    formats = Path(__file__).parent / "formats"
+    for kind, name in (("awq_gemm_g128_llama", ".scales"), ("bnb_nf4_double_llama", ".nested_absmax")):
+        shutil.copytree(formats / kind, tmp_path / kind)
+        file = tmp_path / kind / WEIGHTS
+        arrays = load_file(file)
+        for key in [key for key in arrays if key.endswith(name)][:2]:
+            arrays[key].reshape(-1)[-1] = np.nan
+        save_file(arrays, file)
+        with monkeypatch.context() as patched:
+            patched.setattr("easydel.loading.execute", None)
+            with pytest.raises(CheckpointError) as caught:
+                load(tmp_path / kind)
+        assert re.search(rf"2 problems[^$]*{name}'[^$]*{name}'[^$]*allow_nonfinite=True", str(caught.value))
+        assert caught.value.file == str(file)
+        assert load(tmp_path / kind, allow_nonfinite=True)
 
 
 def test_mapped_files_of_others_are_checked_and_our_own_were(tmp_path: Path):

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from easydel.checkpoint import Tensor
+from easydel.weights.formats.unpacking import Unpacking
 
 BYTE, WORD = np.dtype(np.uint8), np.dtype(np.int32)
 FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32))
@@ -20,6 +21,17 @@ def misshapen(tensor: Tensor, what: str, shape: tuple[int, ...], *dtypes: np.dty
         yield f"{what} {list(tensor.shape)}, expected {list(shape)}"
     if dtypes and tensor.dtype not in dtypes:
         yield f"{what} {tensor.dtype}, expected {' or '.join(map(str, dtypes))}"
+
+
+def beyond(it: Unpacking, zero: Tensor, bits: int) -> str | None:
+    """Returns what is wrong with zero points that signed codes of that many bits do not reach, or None.
+
+    Zero points on another machine are not looked at.
+    """
+    found, half = it.small(zero), 1 << (bits - 1)
+    if found is None or not found.size or (found.min() >= -half and found.max() < half):
+        return None
+    return f"has zero points {found.min()} to {found.max()}, expected {-half} to {half - 1} for {bits} bits"
 
 
 def is_group(size: object) -> TypeGuard[int]:

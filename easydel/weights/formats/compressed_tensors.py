@@ -16,6 +16,7 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import UnsupportedModelError
+from easydel.weights.formats.checks import beyond
 from easydel.weights.formats.fp8 import MX_COLUMNS, fp4
 from easydel.weights.formats.matrix import FLOAT8, Pieces, groups_of, if_fitting, pair_of, put, with_units
 from easydel.weights.formats.parts import FLOAT6, Arranged, Computed, Fields, Part, Stream, integers
@@ -160,16 +161,18 @@ def _words(
     if code is None:
         it.refuse(packed, f"has {packed.shape[-1]} words in a row, too few for {columns} numbers of {bits} bits")
         return
-    zeros = None if zero is None else _zeros(zero, packed.shape, scale.shape, bits)
+    zeros = None if zero is None else _zeros(it, zero, packed.shape, scale.shape, bits)
     if isinstance(zeros, str):
         it.refuse(zero or packed, zeros)
         return
     put(it, name, stored, Pieces(code, scale, (None, None) if alone else (1, group), zero=zeros, order=order))
 
 
-def _zeros(zero: Tensor, packed: tuple[int, ...], scale: tuple[int, ...], bits: int) -> Part | str:
+def _zeros(it: Unpacking, zero: Tensor, packed: tuple[int, ...], scale: tuple[int, ...], bits: int) -> Part | str:
     """Returns zero points, or what is wrong with them: packed along rows, but int8 where there is one for all."""
     if zero.dtype == np.int8:
+        if (problem := beyond(it, zero, bits)) is not None:
+            return problem
         return Arranged(zero, with_units(zero, len(packed)))
     expected = (*packed[:-2], -(-packed[-2] * bits // WORD), scale[-1] if scale else 1)
     if zero.shape != expected or zero.dtype != np.int32:

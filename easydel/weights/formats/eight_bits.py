@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 
+from easydel.weights.formats.checks import beyond
 from easydel.weights.formats.fp8 import OF_ACTIVATIONS
 from easydel.weights.formats.matrix import FLOAT8, Pieces, pair_of, put
-from easydel.weights.formats.parts import Computed
+from easydel.weights.formats.parts import BYTE, Computed
 from easydel.weights.formats.unpacking import Unpacking
 
 TORCHAO_KINDS = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
@@ -22,24 +24,27 @@ def read_torchao(it: Unpacking) -> None:
         it.take(code.name)
         scale, zero = it.take(f"{stem}._weight_scale"), it.take(f"{stem}._weight_zero_point")
         gain = it.take(f"{stem}._weight_act_pre_scale")
-        kind, block = _torchao_kind(it, f"{stem}.weight")
+        kind, block, bits = _torchao_kind(it, f"{stem}.weight")
         if kind not in TORCHAO_KINDS:
             it.refuse(code, f"is torchao's {kind}, whose layout is not known here: {', '.join(TORCHAO_KINDS)} are")
         elif scale is None or code.dtype not in (np.int8, *FLOAT8):
             it.refuse(code, f"is {code.dtype}, expected int8 or float8 with a _weight_scale beside it")
+        elif zero is not None and zero.dtype == np.int8 and (problem := beyond(it, zero, bits)) is not None:
+            it.refuse(zero, problem)
         else:
             pieces = Pieces(code, scale, block, zero=zero, gain=gain)
             put(it, f"{stem}.weight", (code, scale, zero, gain), pieces)
 
 
-def _torchao_kind(it: Unpacking, name: str) -> tuple[str, tuple[int | None, int | None]]:
-    """Returns the class of a tensor, and its block size if the metadata has one."""
+def _torchao_kind(it: Unpacking, name: str) -> tuple[str, tuple[int | None, int | None], int]:
+    """Returns the class of a tensor, its block size if the metadata has one, and the bits of the codes in its bytes."""
     try:
         entry = json.loads(it.metadata.get(name, "null"))
-        kind, block = entry["_type"], entry["_data"].get("block_size")
+        kind, block, target = entry["_type"], *(entry["_data"].get(key) for key in ("block_size", "target_dtype"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return "tensor without a description", (None, None)
-    return str(kind)[:100], pair_of(block)
+        return "tensor without a description", (None, None), BYTE
+    narrow = re.search(r"int([1-8])\b", str(target)[:100])
+    return str(kind)[:100], pair_of(block), int(narrow[1]) if narrow else BYTE
 
 
 def read_quanto(it: Unpacking) -> None:

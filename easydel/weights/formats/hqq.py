@@ -205,12 +205,16 @@ class Columns:
     dtype: np.dtype = FLOAT32
 
     @property
+    def stored(self) -> tuple[Tensor, ...]:
+        return self.groups.packed, self.scale, self.zero
+
+    @property
     def file(self) -> Path:
         return self.groups.packed.file
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.groups.packed, self.scale, self.zero))
+        return sum(tensor.nbytes for tensor in self.stored)
 
     def read(self, index: Index = ()) -> np.ndarray:
         """Returns a slice as float32. Slices may lack ends, and have positive steps."""
