@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import Mesh
 
@@ -49,3 +51,39 @@ def sent_by(model: Any, traced: Any) -> list[Collective]:
 
 def as_large_as(elements: int, found: Sequence[Collective]) -> list[Collective]:
     return [one for one in found if one.largest >= elements]
+
+
+OPERATION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(([^)]*)\)")
+ARRAY = re.compile(r"\b[a-z]+(\d+)\[([\d,]*)\](\{[^}]*\})?")
+MOVES_NOTHING = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "custom-call")
+
+
+def read_from_memory(text: str) -> float:
+    """Bytes that a TPU program reads from its memory (HBM), by its text: operands not in VMEM, which is `S(1)`.
+
+    Programs with loops are not counted right. XLA's own "bytes accessed" counts VMEM, too.
+    """
+    kinds: dict[str, str] = {}
+    total = 0.0
+    for line in text[text.index("\nENTRY") :].splitlines():
+        if (found := OPERATION.match(line)) is None:
+            continue
+        name, kind, operation, operands = found.groups()
+        kinds[name] = kind
+        if operation in MOVES_NOTHING or operation.endswith("-done"):
+            continue
+        if operation == "slice-start":  # of an array: (that, the slice, ...)
+            total += [size for size, _ in _arrays(kind)][1]
+            continue
+        arrays = (
+            array for operand in re.findall(r"%([\w.\-]+)", operands) for array in _arrays(kinds.get(operand, ""))
+        )
+        total += sum(size for size, in_vmem in arrays if not in_vmem)
+    return total
+
+
+def _arrays(kind: str) -> Iterator[tuple[float, bool]]:
+    """The bytes of each array of a type, and whether it is in fast memory."""
+    for bits, sizes, layout in ARRAY.findall(kind):
+        count = np.prod([int(size) for size in sizes.split(",") if size])
+        yield float(count) * int(bits) / 8, "S(" in layout

@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from foretold import as_large_as, built, llama, needs_libtpu, sent_by
+from foretold import as_large_as, built, llama, needs_libtpu, read_from_memory, sent_by
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from easydel.aot.cost import bytes_on_each
 from easydel.aot.flops import flops
 from easydel.aot.hlo import Collective, collectives
 from easydel.aot.topology import topology_mesh
-from easydel.aot.tracing import cache_of, trace_step, trace_training
+from easydel.aot.tracing import cache_of, placed_shapes, trace_step, trace_training
 from easydel.errors import ArgumentError
 from easydel.ops.sampling import Rules, Sampling
+from easydel.quantize import make_int4, make_int8
 from easydel.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("flags_kept")
@@ -169,6 +170,21 @@ def test_on_a_tpu_one_row_takes_no_longer_than_eight():
     model, params = built(llama(hidden_size=1024, intermediate_size=2048, num_hidden_layers=1), mesh)
     one, eight = (cycles(trace_step(model, params, batch, 128)) for batch in (1, 8))
     assert one < 1.05 * eight
+
+
+@needs_libtpu
+def test_a_step_reads_fewer_bytes_the_fewer_bits_weights_have():
+    """No kernel is unpacked to a copy of its own, or read twice."""
+    mesh, sizes = topology_mesh("v5e:2x2", (1, 1, 4, 1)), {"hidden_size": 2048, "intermediate_size": 5632}
+    config = llama(**sizes, num_hidden_layers=1, num_attention_heads=16, vocab_size=1024)
+    found = []
+    for store in (lambda model: None, lambda model: make_int8(model, None), lambda model: make_int4(model, None)):
+        model, _ = built(config, mesh)
+        store(model)
+        found.append(read_from_memory(trace_step(model, placed_shapes(model), 8, 128).lower().compile().as_text()))
+    floats, int8, int4 = found
+    assert int8 < 0.56 * floats
+    assert int4 < 0.33 * floats
 
 
 @needs_libtpu
