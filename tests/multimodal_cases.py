@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cases import FULL, SIZES, SLIDING, Case
+from cases.dots3_note_text import CASES as DOTS3
 from cases.qwen3_next import DELTA, SPARSE
 from cases.qwen4_exp_text import NGRAMS, SMALL as QWEN4_SIZES
 
@@ -118,6 +119,12 @@ CASES = [
     ),
     case("qwen3_5", DELTA, SEEN | POSITIONS),
     case("emu3", {"pad_token_id": 0}, {}, vq_config=VQ, vocabulary_map={"<image>": 90}),
+    case(
+        "dots3_note",
+        DOTS3[0].config,
+        IMAGE | {"adapter_in_dim": 32, "adapter_out_dim": 48, "mlp_layer_types": ["dense"], "patch_size": 14},
+        audio_config=AUDIO | {"adapter_input_size": 32, "adapter_out_dim": 48, "downsample_hidden_size": 8},
+    ),
     case("fuyu", {"num_key_value_heads": 6}, {}, patch_size=2),
     case(
         "mllama",

@@ -98,7 +98,7 @@ MIXERS = pytest.mark.parametrize(
     "mixer",
     [
         DeltaNet(4, 2, 6, 10, 4, "silu", NORM),
-        DeltaNet(4, 4, 6, 6, 3, "silu", NORM, rank=5),
+        DeltaNet(4, 4, 6, 6, 3, "silu", NORM, by_channel=True, rank=5),
         Lightning(4, 6, "silu", NORM, 0.7),
         ShortConv(16, 3),
     ],

@@ -245,6 +245,16 @@ def test_a_broken_text_config_is_a_config_error(gemma: Path, tmp_path: Path, tex
         AutoEasyDeLConfig.from_pretrained(tmp_path)
 
 
+def test_settings_among_the_outer_ones_are_those_of_a_text_config(tmp_path: Path):
+    text = next(case.config for case in CASES if case.model_type == "dots3_note")
+    outer: Config = {"model_type": "dots3_note", "vision_config": {}, "audio_config": {}}
+    configs = []
+    for keys in (text, {"text_config": text}):
+        (tmp_path / "config.json").write_text(json.dumps(outer | keys))
+        configs.append(dict(AutoEasyDeLConfig.from_pretrained(tmp_path)))
+    assert configs[0] == configs[1]
+
+
 def test_packed_weights_of_the_language_model_are_refused(gemma: Path, tmp_path: Path):
     packed = {"quantization_config": {"quant_method": "aqlm"}}
     rewritten(gemma, tmp_path, change=lambda config: config | {"text_config": config["text_config"] | packed})

@@ -43,9 +43,11 @@ from easydel.layers.relative import RelativeBias
 from easydel.layers.residual import FromRead, Parallel, Post, Sequential
 from easydel.layers.residual_conv import ResidualConv, TokenConv
 from easydel.layers.rope import LongRope, Rope, Yarn, rope_from_settings, yarn_gain
+from easydel.layers.scaled_joins import ScaledJoins
 from easydel.layers.short_conv import ShortConv
 from easydel.layers.sink_moe import SinkMoE, SinkTopK
 from easydel.layers.token_bias import TokenBias
 from easydel.layers.token_router import ByToken
+from easydel.layers.value_bias import ValueBiased
 from easydel.ops.attend import Around, Causal, Chunks, Sight
 from easydel.weights.names import GATE_UP, QKV, Fused, Names, concatenated, grouped, interleaved, one_row

@@ -63,7 +63,7 @@ def linear(c: HFConfig) -> DeltaNet:
     own = c.inside("linear_attn_config")
     heads, dim = own.get("num_heads", c.linear_num_heads), own.get("head_dim", c.linear_head_dim)
     width, norm = own.get("short_conv_kernel_size", c.linear_conv_kernel_dim), RMSNorm(c.rms_norm_eps)
-    return DeltaNet(heads, heads, dim, dim, width, c.hidden_act, norm, gate_act="sigmoid", rank=dim)
+    return DeltaNet(heads, heads, dim, dim, width, c.hidden_act, norm, "sigmoid", by_channel=True, rank=dim)
 
 
 def latent_attention(c: HFConfig) -> MLA:

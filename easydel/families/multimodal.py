@@ -1,6 +1,6 @@
 """Models of images or sound, of which only the language model is read. A row for each type."""
 
-from easydel.families import fuyu, mllama, phi4_multimodal as phi4
+from easydel.families import dots3_note as dots3, fuyu, mllama, phi4_multimodal as phi4
 from easydel.families.qwen2_vl import VISUAL, qwen2_text, text_as
 from easydel.multimodal import Wrapper, text_config
 
@@ -10,10 +10,12 @@ AHEAD = r"mtp\..*"  # layers that predict tokens further ahead
 SEEN_BY_LLAMA = (r"(model\.)?vision_model\..*", *IMAGES)
 HEARD = (r"(model\.)?(audio_tower|multi_modal_projector)\..*",)
 VISION = "Llama 3.2 Vision (Llama Team 2024, arXiv:2407.21783)"
+DOTS = "Dots 3 Note with images and sound (dots studio 2026, the model card of dots-studio/dots3-note-prev)"
 PHI = "Phi-4-multimodal (Microsoft 2025, arXiv:2503.01743)"
 NEWLINE = r"(model\.)?image_newline"
 TOKENIZER = (r"(model\.)?vqmodel\..*",)
 ROWS = (
+    Wrapper("dots3_note", DOTS, dots3.dots3_note_text_config, dots3.IGNORED),
     Wrapper("emu3", "Emu3 (Wang et al. 2024, arXiv:2409.18869)", text_as("llama"), TOKENIZER),
     Wrapper("fuyu", "Fuyu (Adept 2023, adept.ai/blog/fuyu-8b)", fuyu.fuyu_text, fuyu.IMAGES),
     Wrapper("gemma3", "Gemma 3 with images (Gemma Team 2025, arXiv:2503.19786)", text_config(tied=True), IMAGES),

@@ -1,20 +1,11 @@
 """ZAYA1 (Zyphra 2025, arXiv:2511.17127): convolutions in attention, routers that are MLPs, and scaled residuals."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
-
-import jax
-from flax import nnx
-
 from easydel.families import llama as base
 from easydel.families._layers import layer_types
 from easydel.families._parts import (
     CCA,
     GLU,
     Affine,
-    Block,
     Causal,
     Decoder,
     Embed,
@@ -25,11 +16,10 @@ from easydel.families._parts import (
     MLPRouter,
     MoE,
     RMSNorm,
+    ScaledJoins,
     family,
     rope_from_settings,
 )
-from easydel.layers.block import BlockLayer
-from easydel.policy import Policy
 
 PLAIN, WINDOWED = "hybrid", "hybrid_sliding"
 ATTENTION = {
@@ -58,32 +48,6 @@ FUSED = Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"))
 NAMES = base.NAMES.extended(ATTENTION | ROUTER | RESIDUALS | EXPERTS, fused=(FUSED,), stacked_experts=True)
 
 
-@dataclass(frozen=True)
-class ScaledJoins(Block):
-    """A block that scales both what a part made and what it is added to, by learned numbers for each channel."""
-
-    def build(self, features: int, policy: Policy) -> ScaledJoinsLayer:
-        return ScaledJoinsLayer(self, features, policy)
-
-
-class Join(nnx.Module):
-    def __init__(self, features: int, policy: Policy):
-        self.branch, self.read = Affine().build(features, policy), Affine().build(features, policy)
-
-    def __call__(self, x_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
-        return self.branch(branch_BTD.astype(x_BTD.dtype)) + self.read(x_BTD)
-
-
-class ScaledJoinsLayer(BlockLayer):
-    def __init__(self, record: ScaledJoins, features: int, policy: Policy):
-        super().__init__(record, features, policy)
-        self.joins = nnx.Dict(mixer=Join(features, policy), ffn=Join(features, policy))
-
-    def _sequential(self, x_BTD: jax.Array, run: Any) -> jax.Array:
-        x_BTD = self.joins["mixer"](x_BTD, run("mixer", self.input_layernorm(x_BTD)))
-        return self.joins["ffn"](x_BTD, run("ffn", self.post_attention_layernorm(x_BTD)))
-
-
 @family("zaya", NAMES)
 def zaya(c: HFConfig) -> Decoder:
     c.only("num_experts_per_tok", 1)
@@ -95,6 +59,6 @@ def zaya(c: HFConfig) -> Decoder:
         mixer = CCA(c.hidden_size, heads, position, (c.cca_time0, c.cca_time1), sight)
         router = MLPRouter(c.router_hidden_size, norm, follows=layer > 0)
         ffn = MoE(c.num_experts, GLU(c.moe_intermediate_size, c.hidden_act), router)
-        blocks.append(ScaledJoins(mixer, ffn, attn_in=norm, ffn_in=norm))
+        blocks.append(ScaledJoins(mixer, ffn, attn_in=norm, ffn_in=norm, read=Affine(), branch=Affine()))
     head, embed = Head(c.tie_word_embeddings, bias=c.lm_head_bias), Embed(norm=Affine(), float32=True)
     return Decoder.from_hf(c, blocks=blocks, final_norm=norm, head=head, embed=embed)

@@ -212,7 +212,7 @@ class AttentionLayer(nnx.Module):
             seen.v_BKSC,
             self._scores(seen.scores.sight),
             **seen.masks(),
-            bias=self._bias(context, seen.k_BKSC.shape[2]),
+            bias=self._bias(context, seen),
             select=select,
             sinks_N=None if self.sinks is None else self.sinks[...],
             mesh=self.policy.mesh,
@@ -291,8 +291,8 @@ class AttentionLayer(nnx.Module):
         select, values = received(result)
         return select, cache, values
 
-    def _bias(self, context: Context, slots: int) -> Bias | None:
-        position = self.record.position
+    def _bias(self, context: Context, seen: Seen) -> Bias | None:
+        position, slots = self.record.position, seen.k_BKSC.shape[2]
         if isinstance(position, ALiBi | Blocks):
             return position.bias(context, slots)
         if not isinstance(position, RelativeBias):

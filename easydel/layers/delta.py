@@ -29,7 +29,8 @@ class DeltaNet(Part):
 
     Queries, keys and values go through convolutions over `width` tokens and `act`. What states answer is normed by head
     and multiplied by `gate_act` of a gate. With `negative`, the strengths of updates reach from 0 to 2, not to 1. With
-    a `rank` each channel of a key decays by itself (KDA); these decays and the gate come from latents of that rank.
+    `by_channel` each channel of a key decays by itself (KDA). Decays and the gate come from latents of a `rank`, if one
+    is given. `least` is the lowest logarithm of a decay, if there is one: then sigmoids of the steps are its shares.
     """
 
     name: ClassVar[str] = "linear_attn"
@@ -42,7 +43,9 @@ class DeltaNet(Part):
     norm: RMSNorm
     gate_act: str = "silu"
     negative: bool = False
+    by_channel: bool = False
     rank: int | None = None
+    least: float | None = None
 
     @property
     def convolved(self) -> dict[str, int]:
@@ -67,7 +70,7 @@ class DeltaNetLayer(nnx.Module):
         for part, channels in record.convolved.items():
             setattr(self, f"in_proj_{part}", Linear(features, channels, policy))
             setattr(self, f"{part}_conv1d", CausalConv(channels, record.width, policy, bias=False))
-        decays = record.heads * (1 if record.rank is None else record.key_dim)
+        decays = record.heads * (record.key_dim if record.by_channel else 1)
         if record.rank is not None:
             self.a_latent_proj = Linear(features, latent, policy)
             self.z_latent_proj = Linear(features, latent, policy)
@@ -113,9 +116,13 @@ class DeltaNetLayer(nnx.Module):
     def _log_decays(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         """[B, T, N, 1], or [B, T, N, C] where each channel has its own: below zero, and zero for padding."""
         steps_BTE = self.in_proj_a(self._latent("a", x_BTD)) + self.dt_bias[...].astype(jnp.float32)
-        steps_BTE = attended(jax.nn.softplus(steps_BTE), context)
         steps_BTNA = steps_BTE.reshape(*x_BTD.shape[:2], self.record.heads, -1)
-        return -jnp.exp(self.A_log[...].astype(jnp.float32))[:, None] * steps_BTNA
+        rates_N1 = jnp.exp(self.A_log[...].astype(jnp.float32))[:, None]
+        least = self.record.least
+        free = (
+            -rates_N1 * jax.nn.softplus(steps_BTNA) if least is None else least * jax.nn.sigmoid(rates_N1 * steps_BTNA)
+        )
+        return attended(free.reshape(steps_BTE.shape), context).reshape(free.shape)
 
     def _latent(self, name: str, x_BTD: jax.Array) -> jax.Array:
         return x_BTD if self.record.rank is None else getattr(self, f"{name}_latent_proj")(x_BTD)

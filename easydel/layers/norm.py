@@ -53,19 +53,23 @@ AnyNorm = RMSNorm | LayerNorm
 
 @dataclass(frozen=True)
 class Affine:
-    """(x + bias) * scale, with learned numbers for each channel."""
+    """(x + bias) * scale, with learned numbers for each channel; x * scale, if it is not `shifted`."""
+
+    shifted: bool = True
 
     def build(self, features: int, policy: Policy) -> AffineModule:
-        return AffineModule(features, policy)
+        return AffineModule(self, features, policy)
 
 
 class AffineModule(nnx.Module):
-    def __init__(self, features: int, policy: Policy):
-        self.scale, self.bias = parameter((features,), policy), parameter((features,), policy)
+    def __init__(self, record: Affine, features: int, policy: Policy):
+        self.scale = parameter((features,), policy)
+        self.bias = parameter((features,), policy) if record.shifted else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the result in the dtype of `x`."""
-        return (x + self.bias[...].astype(x.dtype)) * self.scale[...].astype(x.dtype)
+        x = x if self.bias is None else x + self.bias[...].astype(x.dtype)
+        return x * self.scale[...].astype(x.dtype)
 
 
 @dataclass(frozen=True)
