@@ -116,6 +116,11 @@ class Keys:
         return own not in self.defaults and not inert and not private and not _is_off(key, value)
 
 
+def causal_types() -> list[str]:
+    """Returns the model types that transformers counts among causal language models."""
+    return sorted(name for name, row in _file().items() if "causal_lm" in row)
+
+
 @cache
 def is_inert(key: str) -> bool:
     return any(re.fullmatch(pattern, key) for pattern in INERT.values())

@@ -15,7 +15,7 @@ import easydel
 from easydel.cli.options import GREEDY, Sampling, parse_mesh
 from easydel.cli.tables import parse_size, size
 from easydel.errors import ArgumentError
-from easydel.families import all_families, all_wrappers
+from easydel.families import REFUSED, all_families, all_wrappers
 
 COMMANDS = ("generate", "chat", "inspect", "plan", "train", "verify", "export", "families", "doctor")
 
@@ -64,6 +64,18 @@ def test_families_are_all_listed():
     assert next(row for row in listed if row["model_type"] == "deepseek_v3")["gguf"] == ["deepseek2"]
     shown = invoke("families").stdout
     assert all(row["model_type"] in shown for row in listed)
+
+
+def test_every_causal_language_model_of_transformers_is_listed_or_refused_with_a_reason():
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    listed = invoke_json("families", "--all")
+    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) <= {row["model_type"] for row in listed}
+    refused = {row["model_type"]: row["description"] for row in listed if row["refused"]}
+    assert refused.keys() == REFUSED.keys()
+    assert all(REFUSED[name].endswith(reason) for name, reason in refused.items())
+    loaded = len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - len(refused)
+    assert f"{loaded} load and {len(refused)} do not" in invoke("families", "--all").stdout
 
 
 def test_doctor_tells_versions_devices_caches_and_formats(monkeypatch: pytest.MonkeyPatch):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from easydel.cli.options import Json
 from easydel.cli.tables import print_table
@@ -15,23 +17,28 @@ from easydel.cli.tables import print_table
 CHECKPOINTS = Path(__file__).parents[1] / "families" / "checkpoints.json"  # known repositories on the Hub
 
 
-def families(as_json: Json = False) -> None:
+All = Annotated[bool, typer.Option("--all", help="Also the causal language models of transformers that do not load.")]
+
+
+def families(as_json: Json = False, everything: All = False) -> None:
     """List the model types that can be loaded (the model_type of a config.json), with checkpoints and GGUF's names.
 
     All of them are read from safetensors, PyTorch and quantized files, sharded, scanned, trained, adapted, stored in 8
     bits and exported.
     """
-    found = rows()
+    found = sorted([*rows(), *refused()], key=itemgetter("model_type")) if everything else rows()
     if as_json:
         print(json.dumps(found, indent=2))
         return
     print_table(
         ("model_type", "kind", "gguf", "checkpoint", "description"),
         [
-            (row["model_type"], kind(row), ", ".join(row["gguf"]) or "-", row["checkpoints"][0], row["description"])
+            (row["model_type"], kind(row), listed(row["gguf"]), listed(row["checkpoints"][:1]), row["description"])
             for row in found
         ],
     )
+    if everything:
+        print(f"\n{summary()}")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -55,8 +62,28 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
+def refused() -> list[dict[str, Any]]:
+    """Returns the causal language models of transformers that do not load, each with the reason as its description."""
+    from easydel.families import REFUSED
+    from easydel.keys import causal_types
+
+    missing = sorted({*causal_types(), *REFUSED} - {row["model_type"] for row in rows()})
+    reasons = {name: REFUSED.get(name, "is not implemented").split(": ")[-1] for name in missing}
+    return [_facts(name, reasons[name], refused=True) | {"gguf": [], "checkpoints": []} for name in missing]
+
+
+def summary() -> str:
+    """Returns how many of transformers' causal language models load."""
+    from easydel.keys import causal_types
+
+    known, lost = causal_types(), len(refused())
+    return f"Of the {len(known)} causal language models of transformers, {len(known) - lost} load and {lost} do not."
+
+
 def kind(row: Mapping[str, Any]) -> str:
     """Returns what is loaded of a model type."""
+    if row["refused"]:
+        return "refused"
     return "encoder-decoder" if row["encoder_decoder"] else "text of it" if row["multimodal"] else "decoder"
 
 
@@ -65,13 +92,24 @@ def _description(function: Callable[..., Any]) -> str:
     return (sys.modules[function.__module__].__doc__ or "").strip().split("\n")[0]
 
 
+def listed(names: Sequence[str]) -> str:
+    """Returns the names for a column of the table."""
+    return ", ".join(names) or "-"
+
+
 def _facts(
-    model_type: str, description: str, *, encoder_decoder: bool = False, multimodal: bool = False
+    model_type: str,
+    description: str,
+    *,
+    encoder_decoder: bool = False,
+    multimodal: bool = False,
+    refused: bool = False,
 ) -> dict[str, Any]:
     """Returns a row of the table. `multimodal` marks models of which only the language model is loaded."""
     return {
         "model_type": model_type,
         "encoder_decoder": encoder_decoder,
         "multimodal": multimodal,
+        "refused": refused,
         "description": description,
     }
