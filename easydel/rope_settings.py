@@ -60,8 +60,8 @@ def problems(settings: Settings) -> list[str]:
     if settings.get(ORIGINAL, 0) is None:
         found.append(f"{settings['rope_type']} needs max_position_embeddings, which is missing")
     low, high = settings.get("low_freq_factor"), settings.get("high_freq_factor")
-    if not found and low is not None and high is not None and low >= high:
-        found.append(f"low_freq_factor is {low}, expected less than high_freq_factor, {high}")
+    if not found and low is not None and high is not None and low > high:
+        found.append(f"low_freq_factor is {low}, expected at most high_freq_factor, {high}")
     return found
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import gguf
 import numpy as np
+from gguf_files import llama3_factors
 from safetensors.numpy import load_file
+from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 PERMUTED = ("llama", "mistral3", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee")
-MAMBA2 = ("mamba2", "granitehybrid", "nemotron_h")
+MAMBA2 = ("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1")
+RAISED = ("nemotron", "qwen3next", "qwen35", "qwen35moe")
 Arrays = Iterator[tuple[str, np.ndarray]]
 # config key -> metadata key, as the converters' base class writes them, and those of single models
 KEYS = {
@@ -38,12 +41,12 @@ KEYS = {
     "expert_shared_count": ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts"),
     "expert_feed_forward_length": ("moe_intermediate_size",),
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size", "shared_intermediate_size"),
-    "expert_weights_scale": ("routed_scaling_factor",),
-    "expert_weights_norm": ("norm_topk_prob",),
-    "expert_group_count": ("n_group",),
+    "expert_weights_scale": ("routed_scaling_factor", "route_scale"),
+    "expert_weights_norm": ("norm_topk_prob", "route_norm"),
+    "expert_group_count": ("n_group", "num_expert_group"),
     "expert_group_used_count": ("topk_group",),
     "leading_dense_block_count": ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
-    "interleave_moe_layer_step": ("moe_layer_interval",),
+    "interleave_moe_layer_step": ("moe_layer_interval", "interleave_moe_layer_step"),
     "shortconv.l_cache": ("conv_L_cache",),
     "ssm.conv_kernel": ("conv_kernel", "mamba_d_conv", "linear_conv_kernel_dim"),
     "ssm.state_size": ("state_size", "mamba_d_state", "ssm_state_size", "linear_key_head_dim"),
@@ -75,9 +78,14 @@ def convert(directory: Path, arch: str, config: Any, file: Path, metadata: Mappi
     arrays = load_file(directory / "model.safetensors")
     if config.tie_word_embeddings:
         arrays.pop("lm_head.weight", None)
-    for name, array in changed(arch, config, stacked(arrays)):
+    for number in ("alpha_p", "alpha_n", "beta", "eps") if arch == "apertus" else ():
+        found = [arrays.pop(f"model.layers.{i}.mlp.act_fn.{number}") for i in range(config.num_hidden_layers)]
+        writer.add_array(f"xielu.{number}", [array.item() for array in found])
+    for name, array in changed(arch, config, stacked(folded(arch, config, arrays))):
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(mapped or name, np.ascontiguousarray(array))
+    for name, array in tables(arch, config, metadata).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -85,16 +93,41 @@ def convert(directory: Path, arch: str, config: Any, file: Path, metadata: Mappi
     return file
 
 
+def tables(arch: str, config: Any, metadata: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Factors by which rotary frequencies are slowed."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    whole = rope.get("full_attention", rope)
+    if arch == "gemma4":
+        half = metadata["attention.key_length"] // 2
+        rotated = int(half * whole.get("partial_rotary_factor", 1))
+        return {"rope_freqs.weight": np.array([1.0] * rotated + [1e30] * (half - rotated), np.float32)}
+    if whole.get("rope_type") == "llama3":
+        return {"rope_freqs.weight": llama3_factors(whole, config.head_dim)}
+    return {}
+
+
 def described(config: Any) -> dict[str, Any]:
     """The metadata of the sizes in a config."""
-    found = {key: next((getattr(config, n) for n in names if hasattr(config, n)), None) for key, names in KEYS.items()}
+    found = {
+        key: next((value for n in names if (value := stated(config, n)) is not None), None)
+        for key, names in KEYS.items()
+    }
     rope = getattr(config, "rope_parameters", None) or {}
+    found["rope.freq_base_swa"] = rope.get("sliding_attention", {}).get("rope_theta")
     rope = rope.get("full_attention", rope)
     found["rope.freq_base"] = rope.get("rope_theta")
     if (share := rope.get("partial_rotary_factor")) is not None:
         dim = found["attention.key_length"] or config.hidden_size // config.num_attention_heads
         found["rope.dimension_count"] = int(share * dim)
     return {key: float(value) if key.endswith("scale") and value else value for key, value in found.items()}
+
+
+def stated(config: Any, name: str) -> Any:
+    """A value of the config, or None; one that may differ by layer is as the whole config has it."""
+    try:
+        return getattr(config, name, None)
+    except AmbiguousGlobalPerLayerAttributeError:
+        return config.to_dict().get(name)
 
 
 def stacked(arrays: dict[str, np.ndarray]) -> Arrays:
@@ -116,7 +149,7 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
         if arch in PERMUTED and stem in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if stem == "q_proj" else config.num_key_value_heads
             yield name, array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-        elif arch == "nemotron" and name.endswith("norm.weight"):
+        elif arch in RAISED and name.endswith("norm.weight") and "linear_attn" not in name:
             yield name, array + 1
         elif "query_key_value" in name and arch in ("bloom", "gptneox"):
             heads = getattr(config, "n_head", None) or config.num_attention_heads
@@ -129,8 +162,6 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             groups = array.reshape(kv, config.num_attention_heads // kv + 2, dim, -1)
             parts = [groups[:, :-2], groups[:, -2:-1], groups[:, -1:]]
             yield name, np.concatenate([part.reshape(-1, array.shape[1]) for part in parts])
-        elif arch == "qwen3next" and name.endswith("norm.weight") and "linear_attn" not in name:
-            yield name, array + 1
         elif "in_proj_qkvz" in name:
             groups, key = config.linear_num_key_heads, config.linear_key_head_dim
             value = config.linear_num_value_heads // groups * config.linear_value_head_dim
@@ -138,10 +169,29 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             *qkv, gate = (part.reshape(-1, array.shape[1]) for part in parts)
             yield f"blk.{layer}.attn_qkv.weight", np.concatenate(qkv)
             yield f"blk.{layer}.attn_gate.weight", gate
+        elif arch.startswith("qwen35") and "linear_attn" in name and "norm" not in name:
+            yield from in_turns(config, name, array, layer)
+        elif arch == "gemma4" and (place := OF_GEMMA4.get(name.partition(f"layers.{layer}.")[2])):
+            yield f"blk.{layer}.{place}", array
+        elif arch == "llama4" and name.endswith("gate_up_proj"):
+            for part, half in zip(("gate", "up"), np.split(array, 2, axis=2), strict=True):
+                yield f"blk.{layer}.ffn_{part}_exps.weight", half.swapaxes(1, 2)
+        elif re.search(r"block_sparse_moe\.(gate|up|down)_proj", name):  # dense, in files of transformers
+            yield name.replace("block_sparse_moe", "mlp"), array
+        elif arch == "kimi-linear" and name.endswith("A_log"):
+            yield f"blk.{layer}.ssm_a", -np.exp(array)
+        elif re.search(r"[qkv]_conv1d", name):
+            yield name, array.reshape(1, array.shape[0], 1, -1)
+        elif "sub_norm" in name:
+            yield f"blk.{layer}.{'attn' if 'attn' in stem else 'ffn'}_sub_norm.weight", array
+        elif "mixer.experts" in name:
+            yield f"blk.{layer}.ffn_{'up' if 'up_proj' in name else 'down'}_exps.weight", array
+        elif stem == "pre_ff_layernorm" and arch == "falcon-h1":
+            yield f"blk.{layer}.ffn_norm.weight", array
         elif name.endswith("A_log"):
             values = -np.exp(array)
             yield f"blk.{layer}.ssm_a", values[:, None] if arch in MAMBA2 else values
-        elif name.endswith("mixer.D"):
+        elif name.endswith(("mixer.D", "mamba.D")):
             yield f"blk.{layer}.ssm_d", array[:, None] if arch in MAMBA2 else array
         elif name.endswith("dt_bias"):
             yield f"blk.{layer}.ssm_dt.bias", array
@@ -166,11 +216,11 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             yield f"blk.{layer}.ffn_down_exps.bias", array
         elif name.endswith("correct_output_scale"):
             yield f"blk.{layer}.altup_correct_scale.weight", array
-        elif name.endswith("sinks"):
+        elif name.endswith(("sinks", "sink_bias")):
             yield f"blk.{layer}.attn_sinks.weight", array
         elif name.endswith(("correction_bias", "expert_bias")):
             yield f"blk.{layer}.exp_probs_b.bias", array.reshape(-1)
-        elif name.endswith("kv_b_proj.weight") and arch == "deepseek2":
+        elif name.endswith("kv_b_proj.weight") and arch != "minicpm3":
             both = array.reshape(config.num_attention_heads, -1, array.shape[1])
             nope = config.qk_nope_head_dim
             yield f"blk.{layer}.attn_k_b.weight", both[:, :nope].swapaxes(1, 2)
@@ -181,6 +231,55 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             yield name, array[0]
         else:
             yield own_name(name) if arch == "bloom" else name, array
+
+
+OF_GEMMA4 = {
+    "layer_scalar": "layer_output_scale.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+}
+
+
+def in_turns(config: Any, name: str, array: np.ndarray, layer: str) -> Arrays:
+    """Qwen3.5's heads of values: the first one of each key, the second one of each, ..."""
+    keys, dim = config.linear_num_key_heads, config.linear_value_head_dim
+    each, before = config.linear_num_value_heads // keys, 2 * keys * config.linear_key_head_dim
+    part = name.partition("linear_attn.")[2].removesuffix(".weight")
+    if part == "out_proj":
+        yield name, array.reshape(-1, keys, each, dim).swapaxes(1, 2).reshape(array.shape)
+        return
+    if part == "conv1d":
+        array = array[:, 0]
+    skipped = before if part in ("in_proj_qkv", "conv1d") else 0
+    size = dim if part in ("in_proj_qkv", "conv1d", "in_proj_z") else 1
+    others, heads = array[:skipped], array[skipped:]
+    turned = heads.reshape(keys, each, size, *heads.shape[1:]).swapaxes(0, 1).reshape(heads.shape)
+    places = {"A_log": f"blk.{layer}.ssm_a", "dt_bias": f"blk.{layer}.ssm_dt.bias"}
+    array = np.concatenate([others, turned])
+    yield places.get(part, name), -np.exp(array) if part == "A_log" else array
+
+
+def folded(arch: str, config: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Falcon-H1's weights, times the multipliers of its config."""
+    if arch != "falcon-h1":
+        return arrays
+    inner, group = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
+    parts = [inner, inner, group, group, config.mamba_n_heads]
+    factors = {
+        "gate_proj": config.mlp_multipliers[0],
+        "down_proj": config.mlp_multipliers[1],
+        "q_proj": config.attention_in_multiplier,
+        "k_proj": config.attention_in_multiplier * config.key_multiplier,
+        "v_proj": config.attention_in_multiplier,
+        "o_proj": config.attention_out_multiplier,
+        "out_proj": config.ssm_out_multiplier,
+        "in_proj": config.ssm_in_multiplier * np.repeat(config.ssm_multipliers, parts)[:, None].astype(np.float32),
+        "lm_head": config.lm_head_multiplier,
+        "embed_tokens": config.embedding_multiplier,
+    }
+    return {name: array * factors.get(name.split(".")[-2], 1) for name, array in arrays.items()}
 
 
 def own_name(name: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import EXPERTS, FULL, SIZES, SLIDING, Case
+from cases import EXPERTS, FULL, LLAMA3, SIZES, SLIDING, Case
 from gguf_convert import KEYS, convert
 from gguf_files import TINY
-from parity import make_reference
+from parity import make_reference, random_ids, reference_logits
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.checkpoint import open_checkpoint
@@ -85,6 +85,43 @@ STRETCHED = {
 UNSCALED = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0}
 NORM_EPSILON = {"attention.layer_norm_epsilon": 1e-5}
 SIGMOID = {"expert_gating_func": 2}
+SECTIONS = {"rope.dimension_sections": [1, 1, 2, 0]}
+GEMMA4 = {
+    "attention.key_length": 12,
+    "attention.value_length": 12,
+    "attention.key_length_swa": 8,
+    "attention.value_length_swa": 8,
+    "rope.dimension_count": 12,
+    "rope.dimension_count_swa": 8,
+}
+DELTA = SECTIONS | {"ssm.inner_size": 60, "ssm.time_step_rank": 6, "full_attention_interval": 2}
+QWEN35 = {
+    "full_attention_interval": 2,
+    "head_dim": 12,
+    "partial_rotary_factor": 0.5,
+    "linear_num_value_heads": 6,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+}
+WITHIN = {"ssm.inner_size": 60, "ssm.time_step_rank": 6, "embedding_scale": None}
+FALCON_H1 = {
+    "mamba_n_heads": 6,
+    "mamba_d_state": 5,
+    "mamba_n_groups": 2,
+    "mamba_d_ssm": 60,
+    "mamba_d_head": 10,
+    "mamba_norm_before_gate": False,
+    "lm_head_multiplier": 0.7,
+    "embedding_multiplier": 3.0,
+    "mlp_multipliers": [0.8, 0.6],
+    "key_multiplier": 0.5,
+    "attention_out_multiplier": 0.7,
+    "attention_in_multiplier": 1.2,
+    "ssm_multipliers": [0.7, 1.2, 0.8, 1.3, 0.6],
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.4,
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +138,10 @@ def row(arch: str, model_type: str, metadata: Mapping[str, Any], sizes: Any = SI
     return Row(arch, Case(f"{arch}-{model_type}", model_type, {**special, **sizes, **config}), metadata)
 
 
+FOLDED = [  # models whose constants are in their files' weights
+    row("falcon-h1", "falcon_h1", WITHIN, **FALCON_H1, mamba_rms_norm=True),
+    row("falcon-h1", "falcon_h1", WITHIN, **FALCON_H1, mamba_rms_norm=False),
+]
 ROWS = [
     row(
         "mistral3",
@@ -331,6 +372,198 @@ ROWS = [
         num_shared_experts=1,
         first_k_dense_replace=1,
     ),
+    row("qwen2vl", "qwen2", SECTIONS),
+    row("qwen3vl", "qwen3", SECTIONS | {"n_deepstack_layers": 3}, head_dim=10),
+    row("qwen3vlmoe", "qwen3_moe", SECTIONS, MOE, num_experts=5, norm_topk_prob=True),
+    row("jais2", "jais2", {"rope.dimension_count": 10}, head_dim=10),
+    row("apertus", "apertus", {}, rope_parameters=LLAMA3 | {"original_max_position_embeddings": 8192}, head_dim=10),
+    row("bitnet", "bitnet", UNSCALED | {"rope.scaling.type": "linear"}, hidden_act="silu", tie_word_embeddings=True),
+    row(
+        "minicpm3",
+        "minicpm3",
+        {"attention.key_length": 16, "rope.dimension_count": 6, "logit_scale": None},
+        num_key_value_heads=6,
+        q_lora_rank=18,
+        kv_lora_rank=20,
+        qk_nope_head_dim=10,
+        qk_rope_head_dim=6,
+        v_head_dim=8,
+        scale_emb=12,
+        scale_depth=1.4,
+        dim_model_base=256,
+    ),
+    row(
+        "gemma4",
+        "gemma4_text",
+        GEMMA4
+        | {
+            "attention.sliding_window_pattern": [True, False, True, True, False, False],
+            "feed_forward_length": [80, 80, 80, 160, 160, 160],
+            **dict.fromkeys([key for key in KEYS if "expert" in key]),
+        },
+        num_hidden_layers=6,
+        layer_types=[SLIDING, FULL, SLIDING, SLIDING, FULL, FULL],
+        num_kv_shared_layers=3,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=10,
+        vocab_size_per_layer_input=97,
+        tie_word_embeddings=True,
+        head_dim=8,
+        global_head_dim=12,
+        sliding_window=5,
+    ),
+    row(
+        "gemma4",
+        "gemma4_text",
+        GEMMA4
+        | {
+            "attention.sliding_window_pattern": [True, False, False],
+            "attention.head_count_kv": [2, 3, 3],
+            "expert_used_count": 2,
+        },
+        layer_types=[SLIDING, FULL, FULL],
+        hidden_size_per_layer_input=0,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=3,
+        rope_parameters={
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 5000.0},
+            SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+        },
+        enable_moe_block=True,
+        num_experts=5,
+        top_k_experts=2,
+        moe_intermediate_size=28,
+        final_logit_softcapping=3.0,
+        head_dim=8,
+        global_head_dim=12,
+        sliding_window=5,
+    ),
+    row(
+        "llama4",
+        "llama4_text",
+        {
+            "feed_forward_length": 56,
+            "expert_feed_forward_length": 40,
+            "leading_dense_block_count": 0,
+            "rope.dimension_count": 12,
+        },
+        EXPERTS,
+        intermediate_size_mlp=56,
+        head_dim=12,
+        num_local_experts=5,
+        num_hidden_layers=4,
+        interleave_moe_layer_step=2,
+        rope_parameters=LLAMA3
+        | {"rope_theta": 500000.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192},
+    ),
+    row(
+        "afmoe",
+        "afmoe",
+        SIGMOID,
+        MOE,
+        num_hidden_layers=4,
+        num_experts=5,
+        num_shared_experts=2,
+        num_dense_layers=1,
+        mup_enabled=True,
+        route_scale=1.7,
+        sliding_window=5,
+        head_dim=10,
+    ),
+    row(
+        "mimo2",
+        "mimo_v2_flash",
+        {
+            "attention.head_count_kv": [2, 4, 4],
+            "attention.sliding_window_pattern": [0, 1, 1],
+            "attention.value_length": 10,
+            "attention.value_scale": 0.7,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.dimension_count": 6,
+            "rope.freq_base_swa": 100.0,
+        },
+        EXPERTS,
+        num_attention_heads=8,
+        head_dim=12,
+        v_head_dim=10,
+        moe_intermediate_size=24,
+        n_routed_experts=6,
+        sliding_window=5,
+        attention_value_scale=0.7,
+        layer_types=[FULL, SLIDING, SLIDING],
+        rope_parameters={
+            FULL: {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+            SLIDING: {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    row("qwen35", "qwen3_5_text", DELTA, **QWEN35),
+    row(
+        "qwen35moe",
+        "qwen3_5_moe_text",
+        DELTA,
+        {key: value for key, value in MOE.items() if key != "intermediate_size"},
+        num_experts=5,
+        shared_expert_intermediate_size=36,
+        **QWEN35,
+    ),
+    row(
+        "nemotron_h_moe",
+        "nemotron_h",
+        {
+            "ssm.inner_size": 60,
+            "ssm.time_step_rank": 6,
+            "attention.head_count_kv": [0, 0, 2, 0],
+            "feed_forward_length": [0, 40, 0, 0],
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "expert_shared_feed_forward_length": 56,
+            "moe_latent_size": 20,
+        },
+        layers_block_type=["linear_attention", "moe", FULL, "linear_attention"],
+        head_dim=10,
+        mamba_num_heads=6,
+        mamba_head_dim=10,
+        n_groups=2,
+        ssm_state_size=5,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=3,
+        moe_intermediate_size=40,
+        moe_shared_expert_intermediate_size=56,
+        moe_latent_size=20,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+    ),
+    row(
+        "kimi-linear",
+        "kimi_linear",
+        {
+            **SIGMOID,
+            "attention.head_count_kv": [0, 1, 0],
+            "attention.key_length": 14,
+            "attention.key_length_mla": 10,
+            "attention.value_length_mla": 8,
+            "rope.dimension_count": 4,
+            "kda.head_dim": 10,
+            "ssm.conv_kernel": 3,
+            "leading_dense_block_count": 1,
+            "expert_weights_norm": None,
+        },
+        EXPERTS,
+        kv_lora_rank=10,
+        qk_nope_head_dim=6,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        num_key_value_heads=6,
+        linear_num_heads=6,
+        linear_head_dim=10,
+        linear_conv_kernel_dim=3,
+        layer_types=["linear_attention", FULL, "linear_attention"],
+        num_experts=6,
+        moe_intermediate_size=24,
+        num_shared_experts=2,
+        routed_scaling_factor=1.5,
+    ),
 ]
 
 
@@ -348,8 +581,17 @@ def test_a_file_is_the_model_of_the_checkpoint_it_was_converted_from(tmp_path: P
         np.testing.assert_allclose(found[path], array, rtol=rounded, atol=rounded, err_msg=path)
 
 
+@pytest.mark.parametrize("row", FOLDED, ids=["normed", "plain"])
+def test_a_file_with_constants_in_its_weights_computes_what_the_checkpoint_does(tmp_path: Path, row: Row):
+    reference = make_reference(row.case, tmp_path)
+    file = convert(tmp_path, row.arch, reference.config, tmp_path / "model.gguf", row.metadata)
+    model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(file, progress=False)
+    ids = random_ids(row.case)
+    np.testing.assert_allclose(model(ids).logits, reference_logits(reference, ids), rtol=1e-4, atol=1e-4)
+
+
 def test_every_architecture_is_tested():
-    tested = {tiny.arch for tiny in TINY.values()} | {row.arch for row in ROWS}
+    tested = {tiny.arch for tiny in TINY.values()} | {row.arch for row in [*ROWS, *FOLDED]}
     assert tested == {arch for names in gguf_architectures().values() for arch in names}
     assert {row.case.model_type for row in ROWS} <= gguf_architectures().keys()
 

@@ -48,7 +48,8 @@ def mixers(c: HFConfig) -> Beside:
     attention = base.attention(c, biased=c.attention_bias)
     scale = attention.heads.dim**-0.5 * c.key_multiplier
     inner, norm = c.get("mamba_d_ssm", c.mamba_expand * c.hidden_size), RMSNorm(c.rms_norm_eps)
-    gated = GatedNorm(norm, c.mamba_n_groups, c.mamba_norm_before_gate) if c.mamba_rms_norm else None
+    where = c.mamba_norm_before_gate  # files without a norm have it too
+    gated = GatedNorm(norm, c.mamba_n_groups, where) if c.mamba_rms_norm else None
     scales = multipliers(c, "ssm_multipliers", 5)
     parts = (
         replace(attention, weights=replace(attention.weights, scale=scale)),

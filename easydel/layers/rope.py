@@ -92,7 +92,10 @@ class LongRope:
 
 @dataclass(frozen=True)
 class Llama3:
-    """Slow channels divided by `factor`, with a smooth transition between two wavelengths (Llama 3.1)."""
+    """Slow channels divided by `factor`, with a smooth transition between two wavelengths (Llama 3.1).
+
+    Equal wavelengths are a step (Llama 4 Scout).
+    """
 
     factor: float
     low: float
@@ -102,7 +105,8 @@ class Llama3:
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
         kept = frequencies(dim, theta)
         turns = self.length * kept / np.float32(2 * math.pi)  # within the original length
-        smooth = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        ramp = (turns - self.low) / (self.high - self.low) if self.high > self.low else turns >= self.low
+        smooth = np.clip(ramp, np.float32(0), np.float32(1))
         return ((1 - smooth) * kept / self.factor + smooth * kept).astype(np.float32)
 
 

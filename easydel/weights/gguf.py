@@ -16,7 +16,7 @@ from easydel.weights.gguf_architecture import Architecture
 from easydel.weights.gguf_architectures import find_architecture
 from easydel.weights.gguf_config import AHEAD, hf_config
 from easydel.weights.gguf_rope import TABLES
-from easydel.weights.gguf_tensors import HFTensor, expert
+from easydel.weights.gguf_tensors import HFTensor, Numbers, expert
 from easydel.weights.gguf_tokenizer import chat_templates, special_tokens, tokenizer_json
 from easydel.weights.sources import TensorSource
 
@@ -38,6 +38,7 @@ def hf_tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, T
     layers = _layers(checkpoint, file)
     names = _hf_names(name, architecture, layers)
     tensors, used = _joined(checkpoint, architecture, config, layers)
+    tensors |= _numbers(checkpoint, architecture, layers)
     problems = Problems(file)
     for tensor in checkpoint.values():
         if tensor.name in TABLES:
@@ -113,6 +114,19 @@ def _joined(
     return tensors, used
 
 
+def _numbers(checkpoint: Checkpoint, architecture: Architecture, layers: int) -> dict[str, TensorSource]:
+    """Returns the tensors that are numbers of the metadata."""
+    tensors: dict[str, TensorSource] = {}
+    for name, (key, shape) in architecture.numbers.items():
+        if (values := checkpoint.metadata.get(key)) is None:
+            continue
+        if not isinstance(values, np.ndarray) or values.shape != (layers,):
+            raise ConfigError(f"{key} is not one number for each of {layers} layers", file=checkpoint.files[0])
+        for layer, value in enumerate(values.tolist()):
+            tensors[name.format(layer)] = Numbers(key, shape, checkpoint.files[0], value)
+    return tensors
+
+
 def _restored(
     tensor: Tensor, place: str, architecture: Architecture, config: Mapping[str, Any]
 ) -> dict[str, TensorSource]:
@@ -132,11 +146,12 @@ def _as_it_is(tensor: Tensor, config: Mapping[str, Any]) -> HFTensor:
 
 def _check_table(tensor: Tensor, config: Mapping[str, Any]) -> None:
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type")
+    scaling = scaling.get("full_attention", scaling)
+    kind, known = scaling.get("rope_type") or scaling.get("type"), TABLES[tensor.name]
     unscaled = tensor.name == "rope_freqs.weight" and not kind and bool(np.all(tensor.read() == 1))
-    if kind != TABLES[tensor.name] and not unscaled:
+    if kind not in known and not unscaled:
         raise UnsupportedModelError(
-            f"holds rotary factors, and the config's scaling is {kind!r}, not {TABLES[tensor.name]!r}",
+            f"holds rotary factors, and the config's scaling is {kind!r}, not {' or '.join(map(repr, known))}",
             file=tensor.file,
             tensor=tensor.name,
             hint="make the config with hf_config(checkpoint.metadata, checkpoint)",

@@ -8,10 +8,11 @@ from typing import Any
 from easydel.errors import UnsupportedModelError
 from easydel.weights.gguf_architecture import Architecture
 from easydel.weights.gguf_dense import DENSE
+from easydel.weights.gguf_gemma import GEMMA
 from easydel.weights.gguf_hybrids import HYBRIDS
 from easydel.weights.gguf_mixtures import MIXTURES
 
-ARCHITECTURES: dict[str, Architecture] = DENSE | MIXTURES | HYBRIDS
+ARCHITECTURES: dict[str, Architecture] = DENSE | GEMMA | MIXTURES | HYBRIDS
 _SIGMOID = 2  # of `expert_gating_func`
 # Kinds of models that share a name: the metadata key (after "<name>.") or tensor that the second kind has.
 _KINDS: Mapping[str, tuple[str, str]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from easydel.weights.gguf_architecture import (
     ATTENTION,
     BIASES,
@@ -21,20 +23,8 @@ from easydel.weights.gguf_architecture import (
 )
 from easydel.weights.gguf_tensors import by_group, by_head, convolution, exponential, flat, transposed
 
-_GELU = {"hidden_activation": "gelu_pytorch_tanh"}
-_GEMMA = {
-    **RMS,
-    **WINDOW,
-    "final_logit_softcapping": "final_logit_softcapping",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-}
-_FFN_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+SECTIONS = ("rope.dimension_sections", "n_deepstack_layers")
 _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")  # of parts: OLMo 2 and EXAONE 4 have none before
-_GEMMA3N = (
-    *(f"altup.{name}" for name in ("correction_coefs", "modality_router", "prediction_coefs", "router_norm")),
-    *(f"laurel.{name}" for name in ("linear_left", "linear_right", "post_laurel_norm")),
-    *("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"),
-)
 _GPT2 = {
     "context_length": "n_positions",
     "block_count": "n_layer",
@@ -115,47 +105,13 @@ DENSE: dict[str, Architecture] = {
         "ministral3", LLAMA_MODULES, {**RMS, **WINDOW}, constants=SILU, changes=ROTARY, mscale=1.0
     ),
     "qwen2": Architecture("qwen2", LLAMA_MODULES, constants=SILU),
+    # of Qwen-VL, whose text has one position for all sections of its rope
+    "qwen2vl": Architecture("qwen2", LLAMA_MODULES, constants=SILU, ignored=SECTIONS),
     "qwen3": Architecture(
         "qwen3",
         decoder(*NORMS, *ATTENTION, *QK_NORMS, *GLU),
         constants=SILU,
         switches={"attention_bias": "blk.0.attn_q.bias"},
-    ),
-    "gemma": Architecture(
-        "gemma",
-        LLAMA_MODULES,
-        constants={**_GELU, "hidden_act": "gelu_pytorch_tanh"},
-        changes=ONE_MORE,
-    ),
-    "gemma2": Architecture(
-        "gemma2", decoder(*NORMS, *_FFN_NORMS, *ATTENTION, *GLU), _GEMMA, constants=_GELU, changes=ONE_MORE
-    ),
-    "gemma3": Architecture(
-        "gemma3_text",
-        decoder(*NORMS, *_FFN_NORMS, *ATTENTION, *QK_NORMS, *GLU),
-        _GEMMA,
-        constants=_GELU,
-        changes=ONE_MORE,
-    ),
-    "gemma3n": Architecture(
-        "gemma3n_text",
-        (
-            *("model.embed_tokens_per_layer", "model.per_layer_model_projection", "model.per_layer_projection_norm"),
-            *decoder(*NORMS, *_FFN_NORMS, *ATTENTION, *QK_NORMS, *GLU, *_GEMMA3N),
-        ),
-        {
-            **_GEMMA,
-            "attention.shared_kv_layers": "num_kv_shared_layers",
-            "embedding_length_per_layer_input": "hidden_size_per_layer_input",
-            "altup.active_idx": "altup_active_idx",
-            "altup.num_inputs": "altup_num_inputs",
-        },
-        constants=_GELU,
-        exact={
-            "blk.{}.altup_correct_scale.weight": "model.layers.{}.altup.correct_output_scale",
-            "altup_proj.weight": "model.altup_projections.{}.weight",
-            "altup_unembd_proj.weight": "model.altup_unembed_projections.{}.weight",
-        },
     ),
     "phi2": Architecture(
         "phi",
@@ -249,6 +205,35 @@ DENSE: dict[str, Architecture] = {
     ),
     "exaone4": Architecture(
         "exaone4", decoder(*_AFTER, *ATTENTION, *QK_NORMS, *GLU), {**RMS, **WINDOW}, constants=SILU
+    ),
+    "jais2": Architecture(
+        "jais2",
+        decoder(*NORMS, *ATTENTION, "mlp.up_proj", "mlp.down_proj"),
+        LAYER_NORM,
+        constants={"hidden_act": "relu2"},
+        switches=BIASES,
+    ),
+    "bitnet": Architecture(
+        "bitnet",
+        LLAMA_MODULES,
+        constants=SILU,
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        exact={
+            "blk.{}.attn_sub_norm.weight": "model.layers.{}.self_attn.attn_sub_norm.weight",
+            "blk.{}.ffn_sub_norm.weight": "model.layers.{}.mlp.ffn_sub_norm.weight",
+        },
+    ),
+    "apertus": Architecture(
+        "apertus",
+        decoder(
+            *("attention_layernorm", "feedforward_layernorm", *ATTENTION, *QK_NORMS, "mlp.up_proj", "mlp.down_proj")
+        ),
+        constants={"hidden_act": "xielu"},
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        numbers={
+            **{f"model.layers.{{}}.mlp.act_fn.alpha_{side}": (f"xielu.alpha_{side}", (1,)) for side in "pn"},
+            **{f"model.layers.{{}}.mlp.act_fn.{name}": (f"xielu.{name}", ()) for name in ("beta", "eps")},
+        },
     ),
     "smollm3": Architecture("smollm3", LLAMA_MODULES, constants=SILU, switches=BIASES, changes=ROTARY),
     "ernie4_5": Architecture("ernie4_5", LLAMA_MODULES, constants=SILU, switches={"use_bias": "blk.0.attn_q.bias"}),
@@ -380,4 +365,5 @@ DENSE: dict[str, Architecture] = {
     ),
     "lfm2": Architecture("lfm2", CONV_MODULES, CONV, {"block_auto_adjust_ff_dim": False}, changes=CONV_CHANGES),
 }
-DENSE["mamba with norms"] = Architecture(**{**vars(DENSE["mamba"]), "model_type": "falcon_mamba"})
+DENSE["qwen3vl"] = replace(DENSE["qwen3"], ignored=SECTIONS)
+DENSE["mamba with norms"] = replace(DENSE["mamba"], model_type="falcon_mamba")

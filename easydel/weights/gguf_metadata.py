@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.errors import ConfigError, UnsupportedModelError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class Metadata:
@@ -47,6 +49,10 @@ class Metadata:
             raise ConfigError(f"{self.name}.{key} has {len(value)} values for {layers} layers", file=self.file)
         return value[:layers].tolist()
 
+    def rows(self, keys: Mapping[str, str]) -> dict[str, int]:
+        """Returns the number of rows of the tensors that the file has, under the keys of the config."""
+        return {key: self.tensors[name].shape[0] for key, name in keys.items() if name in self.tensors}
+
     def number(self, key: str, default: Any = None) -> Any:
         """Returns a positive number. Raises ConfigError for anything else."""
         value = self.get(key, default)
@@ -57,3 +63,26 @@ class Metadata:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+Extra = Callable[[Metadata, Mapping[str, Any]], dict[str, Any]]
+
+
+def every_nth(number: int) -> Extra:
+    """Windows in all but every n-th layer, unless the file has a list of its own."""
+
+    def layers(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+        count = config["num_hidden_layers"]
+        own = metadata.by_layer("attention.sliding_window_pattern", count)
+        slides = own or [bool((layer + 1) % number) for layer in range(count)]
+        if not config.get("sliding_window"):
+            slides = [False] * count
+        return {"layer_types": [SLIDING if one else FULL for one in slides]}
+
+    return layers
+
+
+def kv_heads(metadata: Metadata, layers: int) -> list[int]:
+    """The number of heads with keys in each layer: 0 in those without attention."""
+    single = [metadata.raw("attention.head_count_kv")] * layers
+    return metadata.by_layer("attention.head_count_kv", layers) or [int(count or 0) for count in single]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from easydel.weights.gguf_architecture import (
     ATTENTION,
     GATED,
@@ -16,8 +18,8 @@ from easydel.weights.gguf_architecture import (
     decoder,
     experts,
 )
-from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE, SSM_CHANGES
-from easydel.weights.gguf_tensors import after, latent, row, transposed, woven
+from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE, SECTIONS, SSM_CHANGES
+from easydel.weights.gguf_tensors import after, beside, latent, row, transposed, woven
 
 _EXPERTS = experts("mlp.experts", *GATED)
 _SPARSE = experts("block_sparse_moe.experts", "w1", "w2", "w3")
@@ -47,10 +49,13 @@ _LATENT = {
     "attention.kv_lora_rank": "kv_lora_rank",
     "rope.dimension_count": "qk_rope_head_dim",
 }
+_LATENT_PROJECTIONS = (
+    *("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj", "o_proj"),
+    *("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj"),
+)
 _LATENT_MODULES = decoder(
     *(*NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.shared_experts.{name}" for name in GATED)),
-    *(f"self_attn.{name}" for name in ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj", "o_proj")),
-    *(f"self_attn.{name}" for name in ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")),
+    *(f"self_attn.{name}" for name in _LATENT_PROJECTIONS),
 )
 _LATENT_KV = {"model.layers.{}.self_attn.kv_b_proj.weight": ("attn_k_b.weight", "attn_v_b.weight", latent)}
 _SHARED = (*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.shared_experts.{n}" for n in GATED))
@@ -270,4 +275,69 @@ MIXTURES: dict[str, Architecture] = {
         exact={"blk.{}.exp_probs_b.bias": "model.layers.{}.feed_forward.expert_bias"},
         changes=CONV_CHANGES,
     ),
+    "llama4": Architecture(
+        "llama4_text",
+        decoder(
+            *(*NORMS, *ATTENTION, "feed_forward.router", *(f"feed_forward.{name}" for name in GATED)),
+            *(f"feed_forward.shared_expert.{name}" for name in GATED),
+        ),
+        {
+            **RMS,
+            **_LOCAL,
+            "feed_forward_length": "intermediate_size_mlp",
+            "expert_feed_forward_length": "intermediate_size",
+            "interleave_moe_layer_step": "interleave_moe_layer_step",
+        },
+        constants={**SILU, "attn_temperature_tuning": True},
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        exact={"blk.{}.ffn_down_exps.weight": "model.layers.{}.feed_forward.experts.down_proj"},
+        changes={r"ffn_down_exps\.weight": transposed},
+        joined={
+            "model.layers.{}.feed_forward.experts.gate_up_proj": ("ffn_gate_exps.weight", "ffn_up_exps.weight", beside)
+        },
+        ignored=("leading_dense_block_count",),
+    ),
+    "afmoe": Architecture(
+        "afmoe",
+        decoder(
+            *("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm", *ATTENTION),
+            *(*QK_NORMS, "self_attn.gate_proj", *GLU, "mlp.router.gate", *_EXPERTS),
+            *(f"mlp.shared_experts.{name}" for name in GATED),
+        ),
+        {
+            **QWEN_EXPERTS,
+            **WINDOW,
+            "expert_shared_count": "num_shared_experts",
+            "leading_dense_block_count": "num_dense_layers",
+            "expert_weights_norm": "route_norm",
+            "expert_weights_scale": "route_scale",
+        },
+        constants={**SILU, "mup_enabled": True},
+        switches={"attention_bias": "blk.0.attn_q.bias"},
+        exact={"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.expert_bias"},
+        ignored=("expert_group_count", "expert_group_used_count"),
+    ),
+    "mimo2": Architecture(
+        "mimo_v2_flash",
+        decoder(*NORMS, *ATTENTION, *GLU, "mlp.gate", *_EXPERTS),
+        {
+            **{key: theirs for key, theirs in _DEEPSEEK.items() if "head_count_kv" not in key and "dense" not in key},
+            **WINDOW,
+            "attention.value_scale": "attention_value_scale",
+        },
+        constants=SILU,
+        exact=_CORRECTED | {"blk.{}.attn_sinks.weight": "model.layers.{}.self_attn.attention_sink_bias"},
+        rotary=None,
+    ),
+    "minicpm3": Architecture(
+        "minicpm3",
+        decoder(*NORMS, *GLU, *(f"self_attn.{name}" for name in _LATENT_PROJECTIONS)),
+        {
+            **{key: theirs for key, theirs in RMS.items() if "head_count_kv" not in key and "key_length" not in key},
+            **{key: theirs for key, theirs in _LATENT.items() if "lora" in key or "rope" in key},
+        },
+        constants={**SILU, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},  # as in llama.cpp's code
+        rotary="latent",
+    ),
 }
+MIXTURES["qwen3vlmoe"] = replace(MIXTURES["qwen3moe"], ignored=SECTIONS)

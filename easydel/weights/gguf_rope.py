@@ -19,8 +19,10 @@ from easydel.errors import UnsupportedModelError
 
 LLAMA3_TABLE = "rope_freqs.weight"
 LONG_TABLE, SHORT_TABLE = "rope_factors_long.weight", "rope_factors_short.weight"
-TABLES = {LLAMA3_TABLE: "llama3", LONG_TABLE: "longrope", SHORT_TABLE: "longrope"}
+TABLES = {LLAMA3_TABLE: ("llama3", "proportional"), LONG_TABLE: ("longrope",), SHORT_TABLE: ("longrope",)}
+_UNROTATED = 1e30  # the factor of channels that are not rotated, in files of Gemma 4
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LLAMA4 = {**_LLAMA3, "high_freq_factor": 1.0}  # Scout's: no frequency is blended
 _CLOSE = 1e-4  # tables are float32, and were computed in it
 
 
@@ -56,11 +58,22 @@ def rope_scaling(
     raise UnsupportedModelError(f"its rotary scaling {dict(settings)} is not supported", file=file)
 
 
+def rotated_share(tensors: Mapping[str, Tensor], dim: int) -> float:
+    """Returns the share of a head's `dim` channels that Gemma 4's full layers rotate: those whose factor is 1."""
+    if LLAMA3_TABLE not in tensors:
+        return 1.0
+    table = _table(tensors[LLAMA3_TABLE], dim)
+    if not np.all((table == 1) | (table == np.float32(_UNROTATED))):
+        found = f"has factors other than 1 and {_UNROTATED:g}"
+        raise UnsupportedModelError(found, file=tensors[LLAMA3_TABLE].file, tensor=LLAMA3_TABLE)
+    return float(np.mean(table == 1))
+
+
 def llama3_table(scaling: Mapping[str, Any], theta: float, dim: int) -> np.ndarray:
     """Returns the factors by which the dim / 2 frequencies are slowed, as llama.cpp's converter computes them."""
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] / _wavelengths(theta, dim)
-    share = np.clip((turns - low) / (high - low), 0, 1)
+    share = np.clip((turns - low) / (high - low), 0, 1) if high != low else (turns >= low).astype(float)
     return 1 / ((1 - share) / factor + share)
 
 
@@ -81,7 +94,8 @@ def _llama3(table: np.ndarray, theta: float, dim: int, file: Path | None) -> dic
     factor = _shortest(float(table.max()))
     if factor == 1:
         return None
-    for candidate in [{"rope_type": "llama3", "factor": factor, **_LLAMA3}, *_solved(table, factor, theta, dim)]:
+    usual = [{"rope_type": "llama3", "factor": factor, **settings} for settings in (_LLAMA3, _LLAMA4)]
+    for candidate in [*usual, *_solved(table, factor, theta, dim)]:
         if np.allclose(llama3_table(candidate, theta, dim), table, rtol=_CLOSE, atol=0):
             return candidate
     raise UnsupportedModelError(

@@ -178,6 +178,24 @@ class LatentKV:
         return both.reshape(-1, both.shape[-1])[wanted - heads.start * each]
 
 
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """A tensor all of whose numbers are one in the file's metadata, under the key `name`."""
+
+    name: str
+    shape: tuple[int, ...]
+    file: Path
+    value: float
+    dtype: np.dtype = FLOAT32
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        return np.full(self.shape, self.value, self.dtype)[(*index, ...)]
+
+
 Change = Callable[[Tensor, Config], TensorSource]
 Join = Callable[[Tensor, Tensor, Config], TensorSource]
 
@@ -211,22 +229,22 @@ def transposed(tensor: Tensor, config: Config) -> HFTensor:
 
 def exponential(tensor: Tensor, config: Config) -> HFTensor:
     """Undoes A = -exp(A_log); Mamba 2's has a dimension of 1 at its end."""
-    return HFTensor(_reshaped(tensor, tensor.shape[:1]) if tensor.shape[1:] == (1,) else tensor, log=True)
+    return HFTensor(reshaped(tensor, tensor.shape[:1]) if tensor.shape[1:] == (1,) else tensor, log=True)
 
 
 def flat(tensor: Tensor, config: Config) -> TensorSource:
     """Undoes that a vector was cut into groups."""
-    return _reshaped(tensor, (int(np.prod(tensor.shape)),))
+    return reshaped(tensor, (int(np.prod(tensor.shape)),))
 
 
-def convolution(tensor: Tensor, config: Config) -> TensorSource:
+def convolution(tensor: Tensor, config: Config) -> Tensor:
     """Undoes that a kernel of a convolution by channels lost its middle dimension."""
-    return _reshaped(tensor, (tensor.shape[0], 1, *tensor.shape[1:]))
+    return reshaped(tensor, (tensor.shape[0], 1, *tensor.shape[1:]))
 
 
 def row(tensor: Tensor, config: Config) -> TensorSource:
     """Undoes that a dimension of 1 in front was left out."""
-    return _reshaped(tensor, (1, *tensor.shape)) if len(tensor.shape) == 1 else tensor
+    return reshaped(tensor, (1, *tensor.shape)) if len(tensor.shape) == 1 else tensor
 
 
 def by_head(key: str) -> Change:
@@ -259,6 +277,13 @@ def after(first: Tensor, second: Tensor, config: Config) -> TensorSource:
     return Joined(first, second, axis, np.arange(first.shape[axis] + second.shape[axis]))
 
 
+def beside(first: Tensor, second: Tensor, config: Config) -> TensorSource:
+    """Joins columns of a gate and of what it gates, which are [experts, in, out] on the Hub."""
+    if len(first.shape) != 3:
+        raise ConfigError(f"is {list(first.shape)}, expected one matrix for each expert", tensor=first.name)
+    return Joined(first, second, 1, np.arange(first.shape[1] + second.shape[1]), swapped=True)
+
+
 def woven(first: Tensor, second: Tensor, config: Config) -> TensorSource:
     """Joins in turns, as in GPT-OSS: rows of matrices, which are [in, out] on the Hub, or entries of biases."""
     order = np.arange(2 * first.shape[1]).reshape(2, -1).T.ravel()
@@ -285,7 +310,7 @@ def latent(first: Tensor, second: Tensor, config: Config) -> TensorSource:
     return LatentKV(first, second)
 
 
-def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tensor.encoding is not None:  # no converter quantizes these
         raise ConfigError(f"is quantized as {tensor.encoding}", file=tensor.file, tensor=tensor.name)
     return replace(tensor, shape=shape, strides=row_major(shape, tensor.dtype.itemsize))

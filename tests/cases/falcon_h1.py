@@ -11,6 +11,7 @@ CASES = [
         "multiplied-biased",
         SIZES | MAMBA,
         mamba_d_ssm=60,
+        mamba_norm_before_gate=False,
         projectors_bias=True,
         attention_bias=True,
         mlp_bias=True,

@@ -26,7 +26,7 @@ CASES = [
         use_qk_norm=False,
         attention_bias=True,
         moe_layers=[0, 3],
-        rope_parameters=LLAMA3,
+        rope_parameters=LLAMA3 | {"high_freq_factor": 1.0},  # a step, as in Scout
         tie_word_embeddings=True,
     ),
     llama4("without-tuning", no_rope_layer_interval=2, attn_temperature_tuning=False),
