@@ -137,16 +137,18 @@ class BaseNNXModule(LanguageModel):
         params: Mapping[str, Any] | None = None,
         *,
         dtype: Any = None,
+        quantized: bool = False,
         allow_nonfinite: bool = False,
     ) -> None:
         """Writes a Hugging Face checkpoint that transformers loads: bit for bit the original where nothing was cast.
 
-        Parameters stored by codes become floats (float32, or `dtype`). `dtype` None keeps each parameter's own dtype;
-        buffers always keep theirs. Parameters that are NaN or Inf are refused, unless `allow_nonfinite`, and so are
-        numbers that float16 cannot hold. If parameters are spread over processes, every process has to call this, and
-        the first one writes.
+        Parameters stored by codes become floats (float32, or `dtype`). If `quantized`, kernels of int8, float8 and
+        integers of 2 to 8 bits stay codes, in compressed-tensors' format. `dtype` None keeps each parameter's own
+        dtype; buffers and codes always keep theirs. Parameters that are NaN or Inf are refused, unless
+        `allow_nonfinite`, and so are numbers that float16 cannot hold. If parameters are spread over processes, every
+        process has to call this, and the first one writes.
         """
-        check_flags(allow_nonfinite=allow_nonfinite)
+        check_flags(quantized=quantized, allow_nonfinite=allow_nonfinite)
         export(
             directory,
             self._stored(params),
@@ -158,6 +160,7 @@ class BaseNNXModule(LanguageModel):
             origin=self.origin,
             tokenizer=self.tokenizer_origin,
             dtype=None if dtype is None else float_dtype("dtype", dtype),
+            quantized=quantized,
             allow_nonfinite=allow_nonfinite,
         )
 

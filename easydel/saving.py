@@ -28,6 +28,7 @@ from easydel.tokenizer.written import write_gguf_companions
 from easydel.tree import ADAPTERS, flatten
 from easydel.weights.casts import assign
 from easydel.weights.export import Entry, Parameters, entries, write_whole
+from easydel.weights.export_codes import CodedExport, with_codes
 from easydel.weights.expressions import source_names
 from easydel.weights.names import OWN, Names
 from easydel.weights.saved import Manifest
@@ -119,20 +120,29 @@ def export(
     origin: Path | None,
     tokenizer: Path | None = None,
     dtype: np.dtype | None = None,
+    quantized: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_nonfinite: bool = False,
 ) -> None:
     """Writes a directory that transformers loads, in its names and layouts: codes as the floats they stand for.
 
-    `dtype` None keeps each parameter's dtype; parameters in `fixed` keep theirs in any case.
+    `dtype` None keeps each parameter's dtype; parameters in `fixed` keep theirs in any case. If `quantized`, codes stay
+    codes where compressed-tensors has such; ArgumentError if it has for none.
     Raises CheckpointError, and leaves the old files, if a tensor is NaN or Inf, or too large for float16.
     """
-    place, parameters = as_path(directory), Parameters(_without_adapters(params), layer_paths, forms, dequantized=True)
+    place, leaves = as_path(directory), _without_adapters(params)
+    parameters = Parameters(leaves, layer_paths, forms, dequantized=True)
     tensors = entries(parameters, names)
-    kept = _tensors_of(fixed, parameters, names)
+    kept = set(_tensors_of(fixed, parameters, names))
+    values = config.to_dict()
+    if quantized:
+        coded = with_codes(tensors, Parameters(leaves, layer_paths, forms), names)
+        _tell_floats(coded)
+        tensors, kept = coded.entries, kept | coded.coded
+        values["quantization_config"] = coded.settings
     floats = [entry for entry in tensors if entry[0] not in kept]
     largest = max(floats, key=lambda entry: np.prod(entry[1], dtype=np.int64))
-    values = config.to_dict() | {"dtype": str(largest[2] if dtype is None else dtype)}
+    values |= {"dtype": str(largest[2] if dtype is None else dtype)}
     values.pop("torch_dtype", None)
 
     def write(tensors: Sequence[Entry]) -> None:
@@ -141,6 +151,18 @@ def export(
         _write(place, checked, values, None, (origin, tokenizer), max_shard_bytes)
 
     write_whole(parameters.leaves, tensors, write)
+
+
+def _tell_floats(coded: CodedExport) -> None:
+    """Warns of codes that become floats. Raises ArgumentError if all do."""
+    if not coded.coded:
+        raise ArgumentError(
+            "quantized=True, and no parameter is stored by codes that compressed-tensors has",
+            hint="load with load_in_8bit=True or load_in_4bit=True, or export floats",
+        )
+    if coded.floats:
+        told = "%d tensors of codes are exported as floats, since compressed-tensors has no such codes: %s"
+        logger.warning(told, len(coded.floats), ", ".join(sorted(coded.floats)[:3]))
 
 
 def _tensors_of(paths: Collection[str], parameters: Parameters, names: Names) -> Collection[str]:

@@ -109,6 +109,13 @@ def test_export_casts_on_request_and_takes_the_tokenizer_along(tiny: Path, tmp_p
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
 
 
+def test_export_of_codes_is_read_as_codes(tiny: Path, tmp_path: Path):
+    assert "add --quantized" in invoke("export", tiny, tmp_path / "out", "--int4").stderr
+    assert invoke("export", tiny, tmp_path / "out", "--quantized", "--int8").exit_code == 0
+    facts = invoke_json("inspect", tmp_path / "out")
+    assert (facts["dtypes"].keys() >= {"int8", "float32"}, facts["loads"]) == (True, True)
+
+
 def test_export_of_mixed_types_loses_nothing(halved: Path, tmp_path: Path):
     mixed = load_file(halved / "model.safetensors")
     mixed["model.norm.weight"] = mixed["model.norm.weight"].float() + 1e-4

@@ -25,12 +25,20 @@ def export(
     processes: Processes,
     adapter: Adapter = None,
     dtype: Annotated[str | None, typer.Option(help="Dtype of the written weights. Default: as stored.")] = None,
+    quantized: Annotated[
+        bool, typer.Option("--quantized", help="Keep codes of quantized weights, in compressed-tensors' format.")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize kernels to int8, with --quantized.")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="Quantize kernels to int4, with --quantized.")] = False,
 ) -> None:
     """Write a model as a Hugging Face checkpoint, which transformers loads.
 
     Without --dtype, 16-bit weights stay as they are, bit for bit; those of mixed types and quantized ones (GGUF, int8,
-    GPTQ and their like) become float32. Adapters, named in place of the model or by --adapter, are merged into it.
+    GPTQ and their like) become float32. With --quantized, kernels of int8, float8 and integers of 2 to 8 bits stay what
+    they are. Adapters, named in place of the model or by --adapter, are merged into it.
     """
+    if (int8 or int4) and not quantized:
+        raise ArgumentError("--int8 and --int4 choose the codes that --quantized writes", hint="add --quantized")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArgumentError("exists, and is not an empty directory", file=out, hint="choose another, or remove it")
     files = located(model, hub, adapter)
@@ -40,11 +48,13 @@ def export(
     from easydel.source import is_quantized
 
     stored = open_checkpoint(find_checkpoint(path, follow_links=hub.follow_links))
-    chosen = full_dtype(dtype) if dtype else "float32" if is_quantized(path) else lossless_dtype(stored)
+    floats = is_quantized(path) and not quantized
+    chosen = full_dtype(dtype) if dtype else "float32" if floats else lossless_dtype(stored)
+    codes = {"load_in_8bit": int8, "load_in_4bit": int4, **({"bit_targeted_params": ["kernel"]} if int8 else {})}
     loaded, _ = AutoEasyDeLModelForCausalLM.from_pretrained(
-        path, param_dtype=chosen, auto_shard_params=processes.distributed, **files.arguments
+        path, param_dtype=chosen, auto_shard_params=processes.distributed, **codes, **files.arguments
     )
-    loaded.export(out, dtype=chosen)
+    loaded.export(out, dtype=chosen, quantized=quantized)
     written = sum(file.stat().st_size for file in out.iterdir())
     print(f"wrote {out}: {size(written)}, weights as {chosen}", file=sys.stderr)
 
