@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from easydel.checkpoint import open_checkpoint
 from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.weights.gguf import chat_templates, special_tokens, tokenizer_json
-from easydel.weights.gguf_tokenizer import SPLITS
+from easydel.weights.gguf_splits import SPLITS
 
 TEXTS = [
     "",
@@ -93,7 +93,9 @@ def write(file: Path, tokenizer: Tokenizer, kind: str, arch: str = "llama", **va
         writer.add_token_scores([-float(rank[token]) if token in rank else -1e6 for token in tokens])
     writer.add_chat_template(TEMPLATE)
     for key, value in values.items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}[type(value)]
+        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}[
+            type(value)
+        ]
         add(f"tokenizer.ggml.{key}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -140,14 +142,32 @@ def original(pre: str) -> Tokenizer:
         return trained([pre_tokenizers.Digits(individual_digits=True), GPT2] if split.digits else [GPT2])
     normalizer = normalizers.NFC() if split.nfc else None
     patterns = (split.pattern,) if isinstance(split.pattern, str) else split.pattern
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-    return trained([*cuts, BYTES], normalizer)
+    before, after = ([pre_tokenizers.Split(Regex(p), "isolated") for p in found] for found in (patterns, split.after))
+    return trained([*before, BYTES, *after], normalizer)
 
 
 def test_numbers_and_words_are_cut_as_the_models_cut_them(tmp_path: Path):
     cut = {
         "deepseek-v3": ["Hello", ",", " ", "123", "45", " ", "\u4f60\u597d", " world", "!\n", "x"],
         "bloom": ["Hello", ",", " 12345", " \u4f60\u597d", " world", "!\n", "x"],
+        "deepseek-llm": [
+            "Hello",
+            ",",
+            " ",
+            "12345",
+            " ",
+            "\u4f60\u597d",
+            " world",
+            "!",
+            "\n",
+            "x",
+            " \U0001d400",
+            "  ",
+        ],
+        "deepseek-coder": ["Hello", ",", " ", "1", "2", " ", "\u4f60\u597d", " w\u00f6rld", "!", "\n", "x", "+"],
+        "kimi-k2": ["Hello", ",", " ", "123", "45", " ", "\u4f60\u597d", "w\u00f6rld'S", "!\n", "x", "Yz"],
+        "qwen35": ["Hello", " ", "1", "2", " \u0915\u093f", "!\n", "x"],
+        "seed-coder": ["Hello", " ", "1", "2", "!", "\n", "x"],
     }
     for pre, expected in cut.items():
         tokenizer = ours(write(tmp_path / f"{pre}.gguf", original(pre), "gpt2", pre=pre))
@@ -156,8 +176,23 @@ def test_numbers_and_words_are_cut_as_the_models_cut_them(tmp_path: Path):
         assert [text[slice(*span)] for _, span in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == expected
 
 
+def test_falcon_cuts_digits_out_of_bytes_as_its_own_tokenizer_does(tmp_path: Path):
+    theirs = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation("contiguous"),
+            GPT2,
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    )
+    found = ours(write(tmp_path / "falcon.gguf", original("falcon"), "gpt2", pre="falcon")).pre_tokenizer
+    assert found is not None
+    for text in [*TEXTS, *DIGITS, "\u00fcber \u00b212345", "a  12 ($x-1)"]:
+        assert found.pre_tokenize_str(text) == theirs.pre_tokenize_str(text), text
+
+
 @pytest.mark.parametrize(
-    "pre", ["default", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "dbrx", "deepseek-v3", "bloom"]
+    "pre", ["default", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "dbrx", "deepseek-v3", "bloom", "falcon"]
 )
 def test_byte_level_tokenizer_equals_the_one_that_was_converted(tmp_path: Path, pre: str):
     expected = original(pre)
@@ -189,6 +224,16 @@ def test_sentencepiece_tokenizer_without_space_prefix_adds_none(tmp_path: Path):
     expected = sentencepiece(prefix="never")
     file = write(tmp_path / "m.gguf", expected, "llama", add_space_prefix=False, unknown_token_id=0)
     assert list(differences(ours(file), expected, [*TEXTS, *DIGITS])) == []
+
+
+def test_merges_of_gemma_4_are_those_of_the_file(tmp_path: Path):
+    expected = sentencepiece()
+    merges = [" ".join(merge) for merge in json.loads(expected.to_str())["model"]["merges"]]
+    files = [
+        write(tmp_path / "4.gguf", expected, "gemma4", "gemma4", bos_token_id=1, unknown_token_id=0, merges=merges),
+        write(tmp_path / "2.gguf", expected, "llama", "gemma2", bos_token_id=1, unknown_token_id=0, merges=merges),
+    ]
+    assert list(differences(ours(files[0]), ours(files[1]), [*TEXTS, *DIGITS], special=True)) == []
 
 
 @pytest.mark.parametrize("arch", ["gemma2", "phi3"])

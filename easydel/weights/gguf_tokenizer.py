@@ -1,21 +1,20 @@
 """The tokenizer in the metadata of a GGUF file.
 
-There are two kinds: "gpt2", byte-level BPE with its merges, where `tokenizer.ggml.pre` names the way to split text; and
-"llama", SentencePiece BPE without merges, which follow from the vocabulary's scores. The names are explained in
-llama.cpp (src/llama-vocab.cpp), and by the tokenizer.json that each was made from.
+There are three kinds: "gpt2", byte-level BPE with its merges, where `tokenizer.ggml.pre` names the way to split text;
+"llama", SentencePiece BPE without merges, which follow from the vocabulary's scores; "gemma4", the same with merges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from easydel.errors import ConfigError, UnsupportedModelError
+from easydel.weights.gguf_splits import SPLITS
 
 ROLES = {
     "bos_token": "bos_token_id",
@@ -25,69 +24,6 @@ ROLES = {
 }
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece's character for a space
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_ENDINGS}"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Cuts of one another's pieces: numbers, Chinese and Japanese, then the rest.
-_DEEPSEEK_V3 = (
-    r"\p{N}{1,3}",
-    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
-
-
-@dataclass(frozen=True)
-class Split:
-    """The way in which byte-level BPE cuts text before merging: by `pattern`, or like GPT-2, after single `digits`.
-
-    Of several patterns each cuts the pieces that the ones before left.
-
-    `whole`: a piece that is a token is not merged again. `bos`: texts begin with it unless the file says no.
-    """
-
-    pattern: str | tuple[str, ...] | None = None
-    digits: bool = False
-    nfc: bool = False
-    whole: bool = False
-    bos: bool = False
-
-
-_SPLITS: dict[Split, tuple[str, ...]] = {
-    Split(): ("default", "gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling"),
-    Split(digits=True): ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    Split(_LLAMA3, whole=True, bos=True): (
-        "llama-bpe",
-        "llama3",
-        "llama-v3",
-        "falcon3",
-        "falcon-h1",
-        "pixtral",
-        "lfm2",
-    ),
-    Split(_LLAMA3): ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
-    Split(_QWEN2, nfc=True): ("qwen2", "deepseek-r1-qwen", "kormo", "megrez"),
-    Split(_QWEN2): ("stablelm2", "hunyuan", "solar-open"),
-    Split(_TEKKEN, whole=True, bos=True): ("tekken",),
-    Split(_GPT4O): ("gpt-4o", "llama4", "minimax-m2"),
-    Split(_DEEPSEEK_V3): ("deepseek-v3", "hunyuan-dense"),
-    Split(_BLOOM): ("bloom",),
-}
-SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
 
 
 def tokenizer_json(metadata: Mapping[str, Any], file: Path | None = None) -> Tokenizer:
@@ -99,9 +35,11 @@ def tokenizer_json(metadata: Mapping[str, Any], file: Path | None = None) -> Tok
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         return _byte_level(vocabulary)
-    if kind == "llama":
+    if kind in ("llama", "gemma4"):
         return _sentencepiece(vocabulary)
-    raise UnsupportedModelError(f"its tokenizer is of kind {str(kind)[:100]!r}", file=file, hint="known: gpt2, llama")
+    raise UnsupportedModelError(
+        f"its tokenizer is of kind {str(kind)[:100]!r}", file=file, hint="known: gpt2, llama, gemma4"
+    )
 
 
 def special_tokens(metadata: Mapping[str, Any], file: Path | None = None) -> dict[str, str]:
@@ -198,20 +136,9 @@ def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
     tokenizer = vocabulary.bpe(vocab, merges, ignore_merges=split.whole)
     if split.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(split)
+    tokenizer.pre_tokenizer = split.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     return vocabulary.finish(tokenizer, vocab, bos=split.bos)
-
-
-def _pre_tokenizer(split: Split) -> pre_tokenizers.PreTokenizer:
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.pattern is None)
-    if split.digits:
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    if split.pattern is not None:
-        patterns = (split.pattern,) if isinstance(split.pattern, str) else split.pattern
-        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-        return pre_tokenizers.Sequence([*cuts, byte_level])
-    return byte_level
 
 
 def _byte_spelled(vocabulary: _Vocabulary) -> Iterator[tuple[str, int]]:
