@@ -193,12 +193,12 @@ BAD = [
     text("utf16", json.dumps(CONFIG).encode("utf-16"), "JSON"),
     text("byte-order-mark", b"\xef\xbb\xbf" + json.dumps(CONFIG).encode(), "JSON"),
     keys(
-        "llama3-empty-range",
+        "llama3-inverted-range",
         {
             "rope_scaling": {
                 "rope_type": "llama3",
                 "factor": 8.0,
-                "low_freq_factor": 4.0,
+                "low_freq_factor": 8.0,
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 64,
             }
