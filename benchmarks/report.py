@@ -18,7 +18,8 @@ TARGET = ROOT / "docs" / "performance.md"
 HEAD = """# Performance
 
 Measured by the scripts in `benchmarks/`, each on a quiet machine, engines in turn within one run. Compare ratios, never
-seconds: machines differ. This page is made by `benchmarks/report.py` from `benchmarks/results/`, with the raw numbers.
+seconds: machines differ. What is about TPUs is compiled, not run. This page is made by `benchmarks/report.py` from
+`benchmarks/results/`, with the raw numbers.
 """
 
 
@@ -33,10 +34,11 @@ def main() -> None:
 def section(file: Path, found: dict[str, Any]) -> str:
     picture = plot(found, TARGET.parent / "plots" / f"{file.stem}.svg")
     machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items() if name != "load")
+    load = f"; load average {found['machine']['load']:.1f} at the start" if "load" in found["machine"] else ""
     lines = [
         f"## {found['title']}",
         "",
-        f"`python benchmarks/{file.stem}.py`; {machine}; load average {found['machine']['load']:.1f} at the start.",
+        f"`python benchmarks/{file.stem}.py`; {machine}{load}.",
         "",
         *markdown(found["columns"], found["rows"]),
         "",

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply|true_computation|false
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # TPUs spread one operation over the fusions that it runs beside: each part has its channel and the name of the chain.
 _CHAIN = re.compile(r'\bchannel_id=(\d+),.*chain_id="(\d+)"')
 # The ways in which XLA writes groups of devices: axes of a mesh, a transposed grid, and lists.
@@ -65,12 +67,32 @@ def collectives(text: str, sizes: Mapping[str, int]) -> list[Collective]:
     return list(found.values())
 
 
+def cycles(text: str) -> int:
+    """Returns the compiler's estimate of a TPU program's clock cycles: loops multiplied out, the longest of branches.
+
+    Left out are Pallas kernels, and waiting for other chips.
+    """
+    program = dict(_computations(text))
+
+    @cache
+    def of(name: str) -> int:
+        return sum(map(of_line, program.get(name, ())))
+
+    def of_line(line: str) -> int:
+        inner = [of(called) for called in _called(line)]
+        together = max(inner, default=0) if " conditional(" in line else sum(inner)
+        own = sum(map(int, _CYCLES.findall(line)))
+        return own + together * (_trips(line, program) if " while(" in line else 1)
+
+    return of(ENTRY)
+
+
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
     name, lines = None, []
     for line in text.splitlines():
         if match := _HEADER.match(line):
             name, lines = ENTRY if match[1] else match[2], []
-        elif line.startswith("}") and name is not None:
+        elif line.rstrip() == "}" and name is not None:  # what a kernel says of itself may have lines of its own
             yield name, lines
             name = None
         elif name is not None:
