@@ -51,6 +51,7 @@ class Case:
     limits: Mapping[str, float] = field(default_factory=dict)
     against: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, Any] = field(default_factory=dict)  # of PartitionAxis
 
 
 V5E, V5E_16, V5P_512 = "v5e:2x4", "v5e:4x4", "v5p:8x8x8"
@@ -71,7 +72,9 @@ CASES = {
         "train", LLAMA_8B, V5E_16, (1, 16, 1, 1), 16, 4096, RATIOS, "8B train, unwindowed yardstick", UNWINDOWED
     ),
     "8B train, fsdp=4 tp=4": Case("train", LLAMA_8B, V5E_16, (1, 4, 4, 1), 16, 4096, {"head GB": 0.8}),
-    "405B train": Case("train", LLAMA_405B, V5P_512, (1, 64, 8, 1), 512, 4096, {"HBM GB": 60}),
+    "405B train, split residual": Case(
+        "train", LLAMA_405B, V5P_512, (1, 64, 8, 1), 512, 4096, {"HBM GB": 60}, axes={"activation_hidden_axis": "tp"}
+    ),
 }
 
 
@@ -185,7 +188,7 @@ def model_of(case: Case, mesh: Any, *, param_dtype: str, **policy: Any) -> tuple
     family = choose_family(config, encoder_decoder=False)
     config = family.configured(config)
     record, names = family.record(config)
-    axes = PartitionAxis().resolve(mesh.axis_names)
+    axes = PartitionAxis(**case.axes).resolve(mesh.axis_names)
     dtypes = {"dtype": jnp.dtype("bfloat16"), "param_dtype": jnp.dtype(param_dtype)}
     model = BaseNNXModule(record, config, Policy(mesh=mesh, axes=axes, **dtypes, **policy), names)
     return model, placed_shapes(model)
@@ -215,7 +218,7 @@ def report(found: Mapping[str, Any]) -> Measured:
         )
         known = [f"{own[key] / unit:.{digits}f}" if own[key] is not None else "?" for key, unit, digits in COLUMNS]
         limits = [
-            f"{what} {figures[what]:.3g} (at most {most:g})" for what, most in case.limits.items() if what in figures
+            f"{what} {figures[what]:.4g} (at most {most:g})" for what, most in case.limits.items() if what in figures
         ]
         held = all(figures[what] <= most for what, most in case.limits.items() if what in figures)
         verdict = "" if not limits else "yes" if held else "no"

@@ -59,10 +59,10 @@ TPU_TEXT = """
   %ag = bf16[8,16]{1} all-gather(%p), channel_id=4, replica_groups=mesh['a'=4,'b'=2] {'b'}, attributes={chain_id="0"}
 }
 %body (p: (s32[])) -> (s32[]) {
-  %kernel = f32[8,128]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  %kernel = f32[8,128]{1,0} custom-call(%p), frontend_attributes={kernel_metadata={
 "xprof_metadata":"{}"
 }}, backend_config={"flag_configs":[]}
-  %fusion.1 = bf16[8,16]{1,0} fusion(%p), kind=kOutput, calls=%all-reduce-scatter.1, backend_config={"estimated_cycles":"20"}
+  %fusion.1 = bf16[8,16]{1,0} fusion(%p), calls=%all-reduce-scatter.1, backend_config={"estimated_cycles":"20"}
   %fusion.2 = bf16[8,16]{1,0} fusion(%p), kind=kLoop, calls=%fused
   %start = (f32[4]{0}, f32[8]{0}, u32[], u32[]) all-gather-start(%q), channel_id=5, replica_groups=[2,4]<=[4,2]T(1,0)
 }

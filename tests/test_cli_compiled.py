@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import invoke, invoke_json, make_model
 from foretold import needs_libtpu
+
+from easydel.aot.cost import NEEDED, Cost
+from easydel.cli.compiled import Compiling
+from easydel.cli.meshes import sensible
+from easydel.cli.options import Loading
 
 pytestmark = pytest.mark.usefixtures("flags_kept")
 
@@ -22,6 +28,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flags", "message"),
     [
         (("--train", "8,128"), "--train without --compile"),
+        (("--compare",), "--compare without --compile"),
         (("--compile", "v5e:2x2"), "--compile needs --train BATCH,LENGTH or --generate"),
         (("--compile", "v5e:2x2", "--train", "8,128", "--generate", "8,128"), "--compile needs --train"),
         (("--compile", "v5e:2x2", "--generate", "8x128"), "'8x128' is no BATCH,LENGTH"),
@@ -61,3 +68,35 @@ def test_a_training_step_holds_moments_too(tiny: Path):
     held = facts["chip_bytes"]
     assert held["moments"] == pytest.approx(2 * held["parameters"], rel=0.01)
     assert facts["tokens_per_second"] == 4 * 32 / max(facts["bound_seconds"].values())
+
+
+def test_meshes_that_make_sense_split_batches_or_slots_over_what_tp_leaves():
+    to_train = list(sensible(16, 4, training=True))
+    assert [placed.flags for placed in to_train] == [
+        "--mesh 1,4,4,1 --split-residual",
+        "--mesh 1,2,8,1 --split-residual",
+    ]
+    to_generate = {placed.dims for placed in sensible(4, 1, training=False)}
+    assert to_generate == {(1, 4, 1, 1), (1, 1, 1, 4), (1, 2, 2, 1), (1, 1, 2, 2), (1, 1, 4, 1)}
+
+
+@needs_libtpu
+def test_other_meshes_are_compared_and_those_that_split_a_head_left_out(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without compiling: the least time is 1 second times the size of fsdp, and tp=2 needs too much memory."""
+
+    def told(model: Any, compiling: Compiling) -> Cost:
+        sizes = model.policy.mesh.shape
+        return Cost({NEEDED if sizes["tp"] == 2 else "parameters": 5}, 197e12 * sizes["fsdp"], 1, [])
+
+    monkeypatch.setattr("easydel.cli.compiled.costs", told)
+    command = ("plan", tiny, "--compile", "v5e:2x4", "--generate", "2,128", "--compare")
+    facts = invoke_json(*command)
+    assert facts["flags"] == "--mesh 1,8,1,1"
+    assert facts["best"] == "--mesh 1,1,1,8"
+    tried = {one["flags"].removeprefix("--mesh "): one["fits"] for one in facts["compared"]}
+    assert tried == {"1,8,1,1": True, "1,1,1,8": True, "1,4,2,1": False, "1,1,2,4": False}
+    assert "the best first" in invoke(*command).stdout
+
+
+def test_activations_between_layers_are_split_on_demand():
+    assert Loading(split_residual=True).axes().activation_hidden_axis == "tp"

@@ -9,16 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from foretold import needs_libtpu
+from jax.sharding import NamedSharding, PartitionSpec
 from plain import plain
 
 import easydel.ops.attend as attends
 import easydel.ops.splash as splash
+from easydel.aot.topology import topology_mesh
 from easydel.ops.attend import attend, choose
 from easydel.ops.ring import Ring
 from easydel.ops.scores import Scores
 from easydel.ops.sight import Around, Causal
-from easydel.ops.splash import attend_splash
+from easydel.ops.splash import attend_splash, block_size
 from easydel.sharding import make_mesh
+
+pytestmark = pytest.mark.usefixtures("flags_kept")
 
 # B batch, T tokens, N heads, K kv heads, C head channels, V value channels
 B, T, N, K, C, V = 2, 256, 4, 2, 64, 128
@@ -51,9 +56,9 @@ def shapes(length: int = T, channels: int = C, values: int = V, dtype: Any = jnp
         ("chunked", {"bias": jnp.zeros((1, 1, 1, T))}),
         ("chunked", {"length": 128}),
         ("chunked", {"length": 320}),
-        ("chunked", {"channels": 80}),
+        ("splash", {"channels": 80, "values": 96}),
+        ("chunked", {"channels": 48}),
         ("chunked", {"channels": 576}),
-        ("chunked", {"values": 96}),
         ("chunked", {"dtype": jnp.float16}),
         ("chunked", {"dtype": jnp.float32, "scores": Scores(1.0, precision=HIGHEST)}),
         ("chunked", {"several": True}),
@@ -69,9 +74,9 @@ def test_what_computes_attention_on_a_tpu(expected: str, changes: dict[str, Any]
     assert choose(platform, *shapes(**sizes), scores, **options) == expected
 
 
-def inputs() -> dict[str, Any]:
+def inputs(channels: int = C, values: int = V) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    sizes = {"q": (B, T, N, C), "k": (B, K, T, C), "v": (B, K, T, V), "sinks": (N,)}
+    sizes = {"q": (B, T, N, channels), "k": (B, K, T, channels), "v": (B, K, T, values), "sinks": (N,)}
     made = {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
     lengths = jnp.array([[50], [140]])
     rows = {"valid": jnp.arange(T) >= jnp.array([[0], [131]]), "starts": jnp.arange(T) // lengths * lengths}
@@ -95,6 +100,7 @@ CASES: dict[str, tuple[Scores, dict[str, Any]]] = {
     "sinks": (Scores(0.15), {"sinks": True}),
     "segments": (Scores(0.15), {"starts": True}),
     "segments and padding both ways": (Scores(0.15, sight=Around()), {"starts": True, "valid": True}),
+    "channels that are no multiple of 64": (Scores(0.15), {"sizes": (80, 96)}),
     "softcap, window, padding and sinks": (Scores(0.6, softcap=1.7, sight=Causal(70)), {"valid": True, "sinks": True}),
 }
 
@@ -112,11 +118,11 @@ def test_each_device_computes_its_own_batch_and_heads(dims: tuple[int, ...], nam
 
 
 def check(scores: Scores, options: dict[str, Any], **placed: Any) -> None:
-    x, sinks = inputs(), options.get("sinks", False)
+    x, sinks = inputs(*options.get("sizes", ())), options.get("sinks", False)
     padded = x.pop("valid")
     valid = padded if options.get("valid") else jnp.ones((B, T), bool)
     starts = x.pop("starts") if options.get("starts") else x.pop("starts") * 0
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, N, V)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, N, x["v"].shape[3])), jnp.float32)
     weights = weights * valid[:, :, None, None]  # rows of padding see nothing, and mean nothing
 
     def ours(x: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
@@ -168,6 +174,29 @@ def test_what_it_takes_lowers_for_tpus_forward_and_backward(sizes: dict[str, Any
     gradient = jax.jit(jax.grad(total, (0, 1, 2, 3)))
     text = str(jax.export.export(gradient, platforms=["tpu"])(q, k, v, sinks, valid).mlir_module())
     assert text.count("tpu_custom_call") == 3, "forward, to queries, to keys and values"
+
+
+@needs_libtpu
+def test_the_largest_blocks_of_a_chip_fit_into_its_memory(monkeypatch: pytest.MonkeyPatch):
+    """Of the chip with the least memory of its own."""
+    monkeypatch.setattr(splash, "BLOCKS", (512, 256, 128))
+    mesh = topology_mesh("v5e:2x2", (1, 4, 1, 1))
+    chip = mesh.devices.flat[0].device_kind
+    assert block_size(2048, 128, jnp.bfloat16, chip) == 1024
+    assert block_size(2048, 256, jnp.bfloat16, chip) == block_size(2048, 128, jnp.float32, chip) == 512
+    ring, scores = Ring(mesh, "fsdp", "sp", "tp", "tp"), Scores(0.15, softcap=30.0)
+
+    def total(q: Any, k: Any, v: Any, sinks: Any, valid: Any) -> jax.Array:
+        out = attend_splash(q, k, v, scores, valid_BS=valid, sinks_N=sinks, ring=ring, chip=chip)
+        return out.astype(jnp.float32).sum()
+
+    def of(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
+        spec = PartitionSpec("fsdp" if len(shape) > 1 else None)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    keys = of(4, 1, 2048, 128)
+    arguments = (of(4, 2048, 2, 128), keys, keys, of(2, dtype=jnp.float32), of(4, 2048, dtype=jnp.bool_))
+    jax.jit(jax.grad(total, (0, 1, 2, 3))).lower(*arguments).compile()
 
 
 def test_where_there_is_a_tpu_the_device_of_the_model_decides(monkeypatch: pytest.MonkeyPatch):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from easydel.cli.meshes import Placed, best_first, sensible
 from easydel.cli.tables import print_facts, print_table, size
 from easydel.cli.where import mesh_text
-from easydel.errors import ArgumentError
+from easydel.errors import ArgumentError, ShardingError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -37,11 +39,14 @@ class Compiling:
     ] = None
     train: Annotated[str | None, _compile("BATCH,LENGTH of a training step with AdamW.")] = None
     generate: Annotated[str | None, _compile("BATCH,LENGTH: rows, and slots of the cache, of a decoding step.")] = None
+    compare: Annotated[
+        bool, _compile("Compile for the meshes that make sense for these chips, too, and list them.", "--compare")
+    ] = False
     remat: Annotated[str | None, _compile("Recompute in the backward pass, as in `easydel train`.")] = None
 
     def __post_init__(self):
         if self.compile is None:
-            if given := [name for name in ("train", "generate", "remat") if getattr(self, name) is not None]:
+            if given := [name for name in ("train", "generate", "remat", "compare") if getattr(self, name)]:
                 raise ArgumentError(f"--{' and --'.join(given)} without --compile", hint="add --compile v5e:4x4")
             return
         if (self.train is None) == (self.generate is None):
@@ -58,20 +63,64 @@ class Compiling:
         return int(found[1]), int(found[2])
 
 
-def report(model: BaseNNXModule, compiling: Compiling, *, as_json: bool) -> None:
-    """Compiles the program for the model's mesh, and prints its costs."""
+def report(
+    built_for: Callable[[Placed], BaseNNXModule], placed: Placed, compiling: Compiling, *, as_json: bool
+) -> None:
+    """Compiles the program for a mesh, and prints its costs; beside those for others, if they are to be compared."""
     from easydel.aot.topology import CHIPS
 
-    name, mesh = compiling.compile or "", model.policy.mesh
-    assert mesh is not None
+    name = compiling.compile or ""
     chip = CHIPS.get(name.partition(":")[0])
     if chip is None:
         raise ArgumentError(f"nothing is known of the chips of {name!r}", hint=f"use one of {', '.join(CHIPS)}")
-    facts = facts_of(costs(model, compiling), compiling, chip, mesh)
+    facts = _facts(built_for, placed, compiling, chip)
+    found = _compared(built_for, facts, compiling, chip) if compiling.compare else []
     if as_json:
-        print(json.dumps(facts, indent=2))
-    else:
-        _print(facts)
+        print(json.dumps(facts | ({"compared": found, "best": found[0]["flags"]} if found else {}), indent=2))
+        return
+    _print(facts)
+    if found:
+        _print_compared(found)
+    elif not facts["fits"]:
+        print("--compare finds a mesh that fits, if there is one")
+
+
+def _facts(
+    built_for: Callable[[Placed], BaseNNXModule], placed: Placed, compiling: Compiling, chip: Chip
+) -> dict[str, Any]:
+    model = built_for(placed)
+    assert model.policy.mesh is not None
+    placed = Placed(tuple(model.policy.mesh.shape.values()), placed.split_residual)
+    found = facts_of(costs(model, compiling), compiling, chip, model.policy.mesh)
+    return {**found, "split_residual": placed.split_residual, "flags": placed.flags}
+
+
+def _compared(
+    built_for: Callable[[Placed], BaseNNXModule], own: dict[str, Any], compiling: Compiling, chip: Chip
+) -> list[dict[str, Any]]:
+    """Returns the facts of all meshes, the best first; those that the model cannot be split over are left out."""
+    rows, _ = compiling.sizes()
+    found = [own]
+    for placed in sensible(own["chips"], rows, training=compiling.train is not None):
+        if placed.flags != own["flags"]:
+            with suppress(ShardingError):
+                found.append(_facts(built_for, placed, compiling, chip))
+    return best_first(found)
+
+
+def _print_compared(found: Sequence[Mapping[str, Any]]) -> None:
+    def row(one: Mapping[str, Any]) -> tuple[str, ...]:
+        sent = "not told" if one["sent"] is None else size(sum(kind["bytes"] for kind in one["sent"]))
+        fits = "yes" if one["fits"] else "no"
+        return one["flags"], size(one["chip_bytes"]["total"]), fits, sent, f"{1e3 * _longest(one):.3f}"
+
+    columns = ("mesh", "memory", "fits", "sent", "at least, ms")
+    print(f"\nthe meshes that make sense for {found[0]['chips']} chips, compiled, not run, the best first:")
+    print_table(columns, [row(one) for one in found], numbers=columns[1:])
+
+
+def _longest(facts: Mapping[str, Any]) -> float:
+    return max(facts["bound_seconds"].values())
 
 
 def costs(model: BaseNNXModule, compiling: Compiling) -> Cost:
@@ -140,7 +189,8 @@ def _by_kind(cost: Cost) -> list[dict[str, Any]]:
 def _print(facts: Mapping[str, Any]) -> None:
     what = "a training step" if facts["program"] == "train" else "a decoding step"
     print(f"{what} of {facts['batch']} x {facts['length']} tokens, compiled for {facts['compiled_for']}, not run")
-    print(f"{facts['chips']} chips, mesh {mesh_text(facts['mesh'])}\n\non each chip:")
+    split = ", activations split over tp between layers" if facts["split_residual"] else ""
+    print(f"{facts['chips']} chips, mesh {mesh_text(facts['mesh'])}{split}\n\non each chip:")
     print_facts({f"  {kind}": size(count) for kind, count in facts["chip_bytes"].items()})
     print(f"  {'fits' if facts['fits'] else 'does not fit'}: a chip has {size(facts['chip_memory'])}")
     print("\nsent by each chip:")

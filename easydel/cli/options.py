@@ -17,6 +17,7 @@ from easydel.errors import ArgumentError
 
 if TYPE_CHECKING:
     from easydel.sharding import PartitionAxis
+    from easydel.sharding.axes import AxisName
 
 MESH = "Sizes of the mesh axes dp,fsdp,tp,sp: 1,2,4,1 or fsdp=2,tp=4; one -1 takes the remaining devices."
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -84,6 +85,10 @@ class Loading:
     replicate_kv: Annotated[
         bool, _load("Keep key and value heads whole on each device: for tp beyond their number.", "--replicate-kv")
     ] = False
+    split_residual: Annotated[
+        bool,
+        _load("Split activations over tp between layers, too: less memory, as many bytes sent.", "--split-residual"),
+    ] = False
     scan_layers: Annotated[bool, _load("Stack equal layers: compiles faster.", "--scan-layers")] = False
     ignore: Annotated[
         str | None, _load("Leave out tensors without a place in the model that this pattern matches.")
@@ -105,7 +110,9 @@ class Loading:
         """Returns the mesh axes that each logical axis is split over."""
         from easydel.sharding import PartitionAxis
 
-        return PartitionAxis(kv_head_axis=None) if self.replicate_kv else PartitionAxis()
+        changes: dict[str, AxisName] = {"kv_head_axis": None} if self.replicate_kv else {}
+        changes |= {"activation_hidden_axis": "tp"} if self.split_residual else {}
+        return PartitionAxis(**changes)
 
 
 @dataclass(frozen=True)

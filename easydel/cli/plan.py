@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 
 from easydel.cli.compiled import Compiling, report
 from easydel.cli.distributed import Processes
+from easydel.cli.meshes import Placed
 from easydel.cli.models import headers
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
 from easydel.cli.reads import Reads, facts_of, print_reads
@@ -90,10 +91,16 @@ def plan(
     from easydel.tree import flatten
 
     if compiling.compile is not None:
+        from easydel.aot.topology import topology_mesh
         from easydel.arguments import remat_of
 
-        topology = _topology(compiling.compile, loading.mesh)
-        report(_model(where, loading, topology, remat_of(compiling.remat))[0], compiling, as_json=as_json)
+        def built_for(placed: Placed) -> BaseNNXModule:
+            topology = topology_mesh(compiling.compile or "", placed.dims)
+            chosen = replace(loading, split_residual=placed.split_residual)
+            return _model(where, chosen, topology, remat_of(compiling.remat))[0]
+
+        dims = (1, -1, 1, 1) if loading.mesh is None else parse_mesh(loading.mesh)
+        report(built_for, Placed(dims, loading.split_residual), compiling, as_json=as_json)
         return
     mesh = _mesh(loading.mesh)
     built, read_plan, rounded = _model(where, loading, mesh, follow_links=hub.follow_links)
@@ -147,12 +154,6 @@ def _mesh(text: str | None) -> AbstractMesh:
 
     sizes = (1, -1, 1, 1) if text is None else parse_mesh(text)
     return jax.sharding.AbstractMesh(filled(sizes, jax.device_count()) if -1 in sizes else sizes, AXES)
-
-
-def _topology(name: str, mesh: str | None) -> Mesh:
-    from easydel.aot.topology import topology_mesh
-
-    return topology_mesh(name, (1, -1, 1, 1) if mesh is None else parse_mesh(mesh))
 
 
 def _model(

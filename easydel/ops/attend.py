@@ -94,7 +94,8 @@ def attend(
     def fused(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
         if kernel == "cudnn":
             return attend_fused(q_BTNC, k_BKSC, v_BKSV, scores, "cudnn")
-        return attend_splash(q_BTNC, k_BKSC, v_BKSV, scores, ring=ring if several else None, **masks)
+        chip = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
+        return attend_splash(q_BTNC, k_BKSC, v_BKSV, scores, ring=ring if several else None, chip=chip, **masks)
 
     if several and kernel == "splash":  # the mesh's devices, and no others, run it
         return fused(q_BTNC, k_BKSC, v_BKSV)

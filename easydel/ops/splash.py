@@ -21,15 +21,19 @@ from easydel.sharding.placement import fit
 # B batch, T queries and keys, N heads, K kv heads, C head channels, V value channels
 LANES = 128  # the least keys in a block, as wide as a TPU's vector registers
 SHORTEST = 256  # shorter sequences are one chunk elsewhere: there is nothing to skip
-BLOCKS = (512, 256, LANES)  # queries and keys; larger ones do not fit into a TPU's memory in the backward pass
-CHANNELS = 256  # the most that JAX's own tests of the kernel use; 64 channels fill half of a register
+BLOCKS = (512, 256, LANES)  # queries and keys
+# Chips, by the name that JAX gives them, whose own memory has room for larger blocks of at most 128 bfloat16 channels,
+# in the backward pass too, with masks and sinks.
+LARGER, ROOMY = 1024, ("TPU v5 lite", "TPU v6 lite")
+CHANNELS = 256  # the most that JAX's own tests of the kernel use
+NARROWEST = 64  # channels, which fill half of a register; narrower heads would be zeros for the most part
 NOWHERE = -1  # the segment of keys that are not valid
 
 
 def takes(q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, scores: Scores) -> bool:
     """True if the kernel can compute attention of whole sequences with these shapes and dtypes."""
     T, C, V = q_BTNC.shape[1], q_BTNC.shape[3], v_BKSV.shape[3]
-    sized = T % LANES == 0 and T >= SHORTEST and all(c % 64 == 0 and c <= CHANNELS for c in (C, V))
+    sized = T % LANES == 0 and T >= SHORTEST and all(NARROWEST <= c <= CHANNELS for c in (C, V))
     # the kernel multiplies in the hardware's own precision, which for bfloat16 is all there is
     precise = q_BTNC.dtype == jnp.float32 and scores.precision in (None, jax.lax.Precision.DEFAULT)
     typed = q_BTNC.dtype == k_BKSC.dtype == v_BKSV.dtype and (precise or q_BTNC.dtype == jnp.bfloat16)
@@ -53,15 +57,16 @@ def attend_splash(
     sinks_N: jax.Array | None = None,
     starts_BT: jax.Array | None = None,
     ring: Ring | None = None,
+    chip: str = "",
     interpret: bool = False,
 ) -> jax.Array:
     """Returns `attend` of whole sequences without bias, for arguments that `takes` accepts.
 
-    `ring` says how arrays are split over several devices, if they are: `split` must not be None. With `interpret` the
-    kernel runs on any device, slowly.
+    `ring` says how arrays are split over several devices, if they are: `split` must not be None. `chip` is the kind of
+    device that this is compiled for. With `interpret` the kernel runs on any device, slowly.
     """
     ids = None if valid_BS is None and starts_BT is None else _ids(valid_BS, starts_BT)
-    local = partial(_attend_local, scores, interpret)
+    local = partial(_attend_local, scores, chip, interpret)
     if ring is None or ring.mesh.size == 1:
         return local(q_BTNC, k_BKSC, v_BKSV, ids, sinks_N)
     axes = split(ring, q_BTNC.shape[0], q_BTNC.shape[2], k_BKSC.shape[1])
@@ -82,23 +87,39 @@ def _ids(valid_BS: jax.Array | None, starts_BT: jax.Array | None) -> tuple[jax.A
     return own_BT, jnp.where(valid_BS, own_BT, NOWHERE)
 
 
+def block_size(length: int, channels: int, dtype: Any, chip: str) -> int:
+    """Returns the number of queries, and of keys, in a block."""
+    larger = chip in ROOMY and channels <= LANES and dtype == jnp.bfloat16
+    return next(block for block in (*((LARGER,) if larger else ()), *BLOCKS) if length % block == 0)
+
+
+def _with_channels(x: jax.Array) -> jax.Array:
+    """Returns heads of a width that the kernel takes, a multiple of 64, with zeros behind their channels."""
+    width = x.shape[-1]
+    more = 0 if width % NARROWEST == 0 else -width % LANES
+    return x if more == 0 else jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
+
+
 def _attend_local(
-    scores: Scores, interpret: bool, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, ids: Any, sinks_N: Any
+    scores: Scores, chip: str, interpret: bool, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, ids: Any, sinks_N: Any
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
+    values = v_BKSV.shape[3]
+    q_BTNC, k_BKSC, v_BKSV = (_with_channels(part) for part in (q_BTNC, k_BKSC, v_BKSV))
     T, N = q_BTNC.shape[1:3]
-    kernel = _kernel(T, N, scores, interpret)
+    widest = max(q_BTNC.shape[3], v_BKSV.shape[3])
+    kernel = _kernel(N, T, block_size(T, widest, q_BTNC.dtype, chip), scores, interpret)
     # the kernel has no scale: queries are scaled, and rounded once to their own dtype
     q_BNTC = (q_BTNC.astype(jnp.float32) * scores.scale).astype(q_BTNC.dtype).swapaxes(1, 2)
 
     def row(q_NTC: Any, k_KSC: Any, v_KSV: Any, ids: Any) -> jax.Array:
         return kernel(q_NTC, k_KSC, v_KSV, None if ids is None else SegmentIds(*ids), sinks_N)
 
-    return jax.vmap(row)(q_BNTC, k_BKSC, v_BKSV, ids).swapaxes(1, 2)
+    return jax.vmap(row)(q_BNTC, k_BKSC, v_BKSV, ids)[..., :values].swapaxes(1, 2)
 
 
-def _kernel(length: int, heads: int, scores: Scores, interpret: bool) -> Any:
+def _kernel(heads: int, length: int, block: int, scores: Scores, interpret: bool) -> Any:
     """Returns a function of one row's q [N, T, C], k [K, S, C], v [K, S, V]; grouped heads read the same keys."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         BlockSizes,
@@ -115,7 +136,6 @@ def _kernel(length: int, heads: int, scores: Scores, interpret: bool) -> Any:
         mask = FullMask(shape)
     else:
         mask = CausalMask(shape) if before is None and after == 0 else LocalMask(shape, (before, after), 0)
-    block = next(block for block in BLOCKS if length % block == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes: dict[str, Any] = {f"block_{name}": block for name in names}
     return make_splash_mha_single_device(
