@@ -93,10 +93,21 @@ def is_quantized(path: Path) -> bool:
     directory = path if path.is_dir() else path.parent
     if path.suffix == ".gguf" or not (directory / "config.json").is_file():
         return False
+    return any(quantization(one, directory)[0] is not None for one in _configs(directory))
+
+
+def quantization_method(source: CheckpointSource) -> str | None:
+    """Returns the name of the method by which weights are quantized, as the checkpoint has it; None if they are not."""
+    directory = source.path if source.path.is_dir() else source.path.parent
+    settings = [found for one in _configs(directory) if (found := quantization(one, directory)[0]) is not None]
+    return str(settings[0].get("quant_method")) if settings else None
+
+
+def _configs(directory: Path) -> list[HFConfig]:
+    """Returns a directory's config, and that of the language model in it if it has one."""
     config = HFConfig.from_file(directory / "config.json")
     inner = config.get("text_config")
-    configs = (config, inner) if isinstance(inner, HFConfig) else (config,)
-    return any(quantization(one, directory)[0] is not None for one in configs)
+    return [config, inner] if isinstance(inner, HFConfig) else [config]
 
 
 def stored_dtype(source: CheckpointSource) -> jnp.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import transformers
 from commands import invoke, invoke_json, make_model, run
 from safetensors.torch import load_file, save_file
 
-from easydel import AutoEasyDeLModelForCausalLM
+from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
 from easydel.cli import comparison
 
 
@@ -66,6 +67,28 @@ def test_quantized_weights_that_transformers_cannot_read_are_verified_and_export
         name = next(name for name in weights if name.startswith("w:"))
         np.testing.assert_array_equal(written[name[2:]], weights[name])
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_codes_that_transformers_takes_for_weights_are_not_what_is_compared(
+    loads: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """It does so with ModelOpt's and quanto's, and gives no error."""
+    model = SimpleNamespace(hf_quantizer=object() if loads else None, forward=lambda input_ids: None)
+    monkeypatch.setattr(comparison, "_their_model", lambda path, auto: model)
+    packed = Path(__file__).parent / "formats" / "modelopt_int4_awq_llama"
+    with pytest.raises(TypeError if loads else CheckpointError, match="callable" if loads else "codes for weights"):
+        comparison._their_logits(packed, {}, None, quantized=True)
+
+
+def test_inputs_are_not_rounded_for_the_comparison(tmp_path: Path):
+    groups = {"group_0": {"targets": ["Linear"], "input_activations": {"num_bits": 8}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"config_groups": groups}}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with comparison._with_exact_inputs(tmp_path) as place:
+        found = json.loads((place / "config.json").read_text())["quantization_config"]["config_groups"]
+        assert found == {"group_0": {"targets": ["Linear"], "input_activations": None}}
+        assert (place / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_verify_without_torch_says_what_to_install(tiny: Path, monkeypatch: pytest.MonkeyPatch):

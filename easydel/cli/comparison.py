@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -77,10 +80,12 @@ def _reference(path: Path, inputs: Inputs, adapter: Path | None) -> tuple[np.nda
     from easydel.auto import AutoEasyDeLModelForCausalLM
     from easydel.source import is_quantized
 
+    quantized = is_quantized(path)
     try:
-        return _their_logits(path, inputs, adapter), False
+        with _with_exact_inputs(path) as place:
+            return _their_logits(place, inputs, adapter, quantized=quantized), False
     except Exception:  # any error of another program
-        if not is_quantized(path):
+        if not quantized:
             raise
     with TemporaryDirectory() as place:
         model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(path)
@@ -89,7 +94,26 @@ def _reference(path: Path, inputs: Inputs, adapter: Path | None) -> tuple[np.nda
         return _their_logits(Path(place), inputs, adapter), True
 
 
-def _their_logits(path: Path, inputs: Inputs, adapter: Path | None) -> np.ndarray:
+@contextmanager
+def _with_exact_inputs(path: Path) -> Iterator[Path]:
+    """Yields a directory with the same files, in whose config no inputs of products are rounded to 8 bits."""
+    config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    groups = (config.get("quantization_config") or {}).get("config_groups")
+    rounding = [group for group in groups.values() if group.get("input_activations")] if groups else []
+    if not rounding:
+        yield path
+        return
+    for group in rounding:
+        group["input_activations"] = None
+    with TemporaryDirectory() as place:
+        for file in path.iterdir():
+            (Path(place) / file.name).symlink_to(file.resolve())
+        (Path(place) / "config.json").unlink()
+        (Path(place) / "config.json").write_text(json.dumps(config))
+        yield Path(place)
+
+
+def _their_logits(path: Path, inputs: Inputs, adapter: Path | None, *, quantized: bool = False) -> np.ndarray:
     import torch
     import transformers
 
@@ -100,6 +124,8 @@ def _their_logits(path: Path, inputs: Inputs, adapter: Path | None) -> np.ndarra
     else:
         auto = transformers.AutoModelForCausalLM
     model = _their_model(path, auto)
+    if quantized and getattr(model, "hf_quantizer", None) is None:
+        raise CheckpointError("transformers takes its codes for weights", file=path)
     parameters = signature(model.forward).parameters
     if adapter is not None:
         peft = import_module("peft")  # no dependency of ours

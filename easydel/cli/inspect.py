@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydel.cli.codes import codes, print_codes
 from easydel.cli.models import headers
 from easydel.cli.options import Hub, Json, Model
 from easydel.cli.tables import print_facts, print_table, size
@@ -58,6 +59,7 @@ def _files(source: CheckpointSource, sizes: dict[str, int]) -> Facts:
         "model_type": source.config.get("model_type"),
         "architectures": source.config.get("architectures") or [],
         "dtypes": _dtypes(checkpoint),
+        "quantization": codes(source),
         "tensors": _tensors(checkpoint),
     }
 
@@ -141,6 +143,8 @@ def _print(facts: Facts) -> None:
         }
     )
     print()
+    if facts["quantization"] is not None:
+        print_codes(facts["quantization"])
     print_table(("file", "bytes"), [(name, f"{count:,}") for name, count in facts["files"].items()], numbers=["bytes"])
     print()
     print_table(

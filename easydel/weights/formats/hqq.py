@@ -205,6 +205,11 @@ class Columns:
     dtype: np.dtype = FLOAT32
 
     @property
+    def code(self) -> np.dtype:
+        """The narrowest dtype of the codes."""
+        return integers(self.groups.bits, signed=False)
+
+    @property
     def stored(self) -> tuple[Tensor, ...]:
         return self.groups.packed, self.scale, self.zero
 
