@@ -59,6 +59,8 @@ class BaseNNXModule(LanguageModel):
         rng: jax.Array | None = None,
         tokenizer: Any = None,
         global_attention_mask: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
         **arguments: Any,
     ) -> GenerateOutput:
         """Continues the prompts `input_ids` [batch, length]; the result's `.sequences` has prompts and new tokens.
@@ -77,15 +79,18 @@ class BaseNNXModule(LanguageModel):
             rng: a key of `jax.random` instead of `seed`.
             tokenizer: what `stop_strings` need: an object with `decode`, ours or one of transformers.
             global_attention_mask: 1 on an encoder's tokens that see all others and are seen by all (LED).
+            decoder_input_ids: what an encoder-decoder's answer [batch, length] begins with; the first token is put
+                before it unless it is there, and `.sequences` has both.
+            decoder_attention_mask: 0 on its padding; by default all of it counts.
             **arguments: transformers' names, which take precedence over `generation_config`: max_new_tokens,
                 max_length, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
-                no_repeat_ngram_size, eos_token_id (one or several), pad_token_id, forced_bos_token_id,
-                forced_eos_token_id, decoder_start_token_id, num_return_sequences, num_beams, length_penalty,
-                early_stopping, prefill_chunk_size, bad_words_ids, suppress_tokens, stop_strings, output_scores,
-                logits_processor (functions of tokens and scores, written in JAX: [batch, slots], a number past the
-                vocabulary where there is no token, and [batch, vocabulary]; compiled for each function). As in
-                transformers, the default is 20 new tokens, and top_k=50
-                when sampling; None switches an argument off.
+                no_repeat_ngram_size, encoder_no_repeat_ngram_size, eos_token_id (one or several), pad_token_id,
+                forced_bos_token_id, forced_eos_token_id, decoder_start_token_id, num_return_sequences, num_beams,
+                length_penalty, early_stopping, prefill_chunk_size, bad_words_ids, suppress_tokens, stop_strings,
+                output_scores, logits_processor (functions of tokens and scores, written in JAX: [batch, slots], a
+                number past the vocabulary where there is no token, and [batch, vocabulary]; compiled for each
+                function). As in transformers, the default is 20 new tokens, and top_k=50 when sampling; None switches
+                an argument off.
 
         Raises:
             ArgumentError: for names that are unknown, or that are not implemented and would change the result; for
@@ -103,6 +108,8 @@ class BaseNNXModule(LanguageModel):
             rng=rng,
             tokenizer=tokenizer,
             global_attention_mask=global_attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
             **arguments,
         )
 

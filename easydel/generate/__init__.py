@@ -11,13 +11,13 @@ import numpy as np
 
 from easydel.errors import ArgumentError
 from easydel.generate.beam_search import search
-from easydel.generate.cache_lengths import prompt_bucket
 from easydel.generate.decoding import decode
+from easydel.generate.given import Given, bucketed, read_inputs
 from easydel.generate.precompile import compile_programs
-from easydel.generate.prompt import Prompt, read_prompt, start_tokens
+from easydel.generate.prompt import Prompt
 from easydel.generate.prompt_cache import PromptCache
-from easydel.generate.sampling_rules import drawn_seed, ending, make_rules, new_tokens, random_key
-from easydel.generate.settings import GenerateSettings, read_defaults, resolve
+from easydel.generate.sampling_rules import drawn_seed, make_rules, new_tokens, random_key
+from easydel.generate.settings import read_defaults, resolve
 from easydel.generate.stopping import Stop, decoder_of
 from easydel.generate.streamers import listener
 from easydel.inputs import check_params, donations_explained, host_array
@@ -70,14 +70,16 @@ def generate(
     rng: jax.Array | None = None,
     tokenizer: Any = None,
     global_attention_mask: Any = None,
+    decoder_input_ids: Any = None,
+    decoder_attention_mask: Any = None,
     **arguments: Any,
 ) -> GenerateOutput:
     """Continues prompts, as `BaseNNXModule.generate` explains."""
     if input_ids is None:
         input_ids = arguments.pop("inputs", None)  # transformers' name of its first argument
     _drop_types(model, arguments)
-    masks = (attention_mask, global_attention_mask)
-    run = _prepared(model, input_ids, masks, generation_config, seed, rng, arguments)
+    given = Given(input_ids, attention_mask, global_attention_mask, decoder_input_ids, decoder_attention_mask)
+    run = _prepared(model, given, generation_config, seed, rng, arguments)
     if params is None:
         params = model.params
     else:
@@ -135,6 +137,8 @@ def compile_ahead(
     rng: jax.Array | None = None,
     tokenizer: Any = None,
     global_attention_mask: Any = None,
+    decoder_input_ids: Any = None,
+    decoder_attention_mask: Any = None,
     **arguments: Any,
 ) -> Callable[[LanguageModel, Mapping[str, Any]], None]:
     """Returns a function for `from_pretrained(while_loading=...)` that compiles the programs of `generate`.
@@ -144,8 +148,8 @@ def compile_ahead(
     """
 
     def compile_for(model: LanguageModel, shapes: Mapping[str, Any]) -> None:
-        masks = (attention_mask, global_attention_mask)
-        run = _prepared(model, input_ids, masks, generation_config, seed, rng, arguments, ahead=True)
+        given = Given(input_ids, attention_mask, global_attention_mask, decoder_input_ids, decoder_attention_mask)
+        run = _prepared(model, given, generation_config, seed, rng, arguments, ahead=True)
         streamed = streamer is not None or _stop(run, tokenizer) is not None or run.rules.scored
         compile_programs(model, shapes, run.prompt, run.source, run.rules, run.new, streamed=streamed)
 
@@ -173,8 +177,7 @@ class _Run:
 
 def _prepared(
     model: LanguageModel,
-    input_ids: Any,
-    masks: tuple[Any, Any],
+    given: Given,
     generation_config: Any,
     seed: int | None,
     rng: jax.Array | None,
@@ -184,59 +187,19 @@ def _prepared(
 ) -> _Run:
     """Returns the call that the arguments ask for; `ahead`, one that only its programs are wanted of."""
     settings = resolve(model.generation_config, generation_config, arguments)
-    prompt, source = read_inputs(model, settings, input_ids, *masks)
+    prompt, source = read_inputs(model, settings, given)
     if not ahead:
-        given = {f"prompts, {name}": array for name, array in vars(prompt).items()}
-        given |= {} if source is None else {f"encoder, {name}": array for name, array in vars(source).items()}
-        check_inputs(model.policy.mesh, "generate", {**given, **settings, "seed": seed, "rng": rng})
+        read = {f"prompts, {name}": array for name, array in vars(prompt).items()}
+        read |= {} if source is None else {f"encoder, {name}": array for name, array in vars(source).items()}
+        check_inputs(model.policy.mesh, "generate", {**read, **settings, "seed": seed, "rng": rng})
     new = new_tokens(model, settings, prompt, source)
     if rng is not None or not settings["do_sample"]:
         seed = None
     elif seed is None:
         seed = 0 if ahead else drawn_seed()  # programs take any
     key = random_key(seed, rng) if settings["do_sample"] else None
-    rules = make_rules(settings, key, model.record.vocab, length=prompt.length, new=new)
+    given_BT, (prompt, source) = prompt.ids_BT, bucketed(prompt, source)
+    rules = make_rules(settings, key, model.record.vocab, source or prompt, length=given_BT.shape[1], new=new)
     chunk, returned = settings["prefill_chunk_size"], settings["num_return_sequences"] or 1
     strings = tuple(settings["stop_strings"] or ())
-    return _Run(prompt.ids_BT, *bucketed(prompt, source), rules, new, chunk, seed, returned, strings)
-
-
-def read_inputs(
-    model: LanguageModel,
-    settings: GenerateSettings,
-    input_ids: Any,
-    attention_mask: Any,
-    global_attention_mask: Any = None,
-) -> tuple[Prompt, Prompt | None]:
-    """Returns the prompts, or the decoder's first tokens and the encoder's input; rows are repeated as requested."""
-    repeats = settings["num_return_sequences"]
-    if (settings["num_beams"] or 1) > 1:
-        repeats = 1  # every beam is a row already
-    elif repeats > 1 and not settings["do_sample"]:
-        raise ArgumentError(
-            f"num_return_sequences={repeats} without sampling", hint="pass do_sample=True, or as many num_beams"
-        )
-    record = model.record
-    if global_attention_mask is not None and not record.marks:
-        raise ArgumentError("the model takes no global_attention_mask", hint="call generate without it")
-    if not record.has_encoder:
-        ends, pad = ending(settings)
-        padding = None if pad in ends else pad  # as in transformers: an end token may be part of a prompt
-        return read_prompt(input_ids, attention_mask, record.vocab_of("input_ids"), padding).repeated(repeats), None
-    vocabulary = record.vocab_of("input_ids")
-    source = read_prompt(input_ids, attention_mask, vocabulary, None, global_attention_mask).repeated(repeats)
-    known = (settings["decoder_start_token_id"], settings["bos_token_id"], record.first_token)
-    first = next((token for token in known if token is not None), None)
-    if first is None:
-        raise ArgumentError("the checkpoint does not say what decoding starts with", hint="pass decoder_start_token_id")
-    return start_tokens(first, len(source.ids_BT)), source
-
-
-def bucketed(prompt: Prompt, source: Prompt | None) -> tuple[Prompt, Prompt | None]:
-    """Returns both padded on the left to lengths that programs are compiled for; a decoder begins with one token.
-
-    What is on the right stays: BigBird's last block is that of the longest row.
-    """
-    if source is None:
-        return prompt.padded(prompt_bucket(prompt.length)), None
-    return prompt, source.preceded(prompt_bucket(source.length))
+    return _Run(given_BT, prompt, source, rules, new, chunk, seed, returned, strings)

@@ -67,6 +67,8 @@ def prefill(
         inputs: dict[str, Any] = {"input_ids": prompt.ids_BT, "attention_mask": prompt.attended_BT}
     else:
         inputs = {"input_ids": source.ids_BT, "attention_mask": source.attended_BT, "decoder_input_ids": prompt.ids_BT}
+        if T > 1:  # a single token is the first of every row
+            inputs["decoder_attention_mask"] = prompt.attended_BT
         if source.marked_BT is not None:
             inputs["global_attention_mask"] = source.marked_BT
     hidden_BTD, cache = own.model(**inputs, cache=cache)

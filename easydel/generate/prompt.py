@@ -67,31 +67,32 @@ class Prompt:
         return Prompt(change(self.ids_BT), change(self.attended_BT), marked)
 
 
-def start_tokens(token: int, rows: int) -> Prompt:
-    """Returns the first tokens of a decoder behind an encoder: `token` alone, in each row."""
-    ids = np.full((rows, 1), token, np.int32)
-    return Prompt(ids, np.ones(ids.shape, bool))
-
-
 def read_prompt(
-    input_ids: Any, attention_mask: Any, vocabulary: int, padding: int | None, global_attention_mask: Any = None
+    input_ids: Any,
+    attention_mask: Any,
+    vocabulary: int,
+    padding: int | None,
+    global_attention_mask: Any = None,
+    *,
+    names: tuple[str, str] = ("input_ids", "attention_mask"),
 ) -> Prompt:
     """Returns the prompts. Without `attention_mask`, all tokens that are not `padding` are attended.
 
-    Raises ArgumentError unless `input_ids` [B, T] are tokens of the vocabulary, at least one of them attended in each
-    row.
+    Raises ArgumentError, with the arguments' `names`, unless `input_ids` [B, T] are tokens of the vocabulary, at least
+    one of them attended in each row.
     """
-    ids = _array("input_ids", input_ids)
-    check_tokens("input_ids", ids, vocabulary)
+    own, of_mask = names
+    ids = _array(own, input_ids)
+    check_tokens(own, ids, vocabulary)
     if attention_mask is None:
         attended = np.ones(ids.shape, bool) if padding is None else ids != padding
     else:
-        attended = _array("attention_mask", attention_mask).astype(bool)
+        attended = _array(of_mask, attention_mask).astype(bool)
     marked = global_attention_mask
     marked = None if marked is None else _array("global_attention_mask", marked).astype(bool)
-    for name, mask in {"attention_mask": attended, "global_attention_mask": marked}.items():
+    for name, mask in {of_mask: attended, "global_attention_mask": marked}.items():
         if mask is not None and mask.shape != ids.shape:
-            raise ArgumentError(f"{name} has shape {mask.shape}, but input_ids {ids.shape}")
+            raise ArgumentError(f"{name} has shape {mask.shape}, but {own} {ids.shape}")
     if not attended.any(axis=1).all():
         raise ArgumentError(f"row {int(np.argmin(attended.any(axis=1)))} of the prompts is all padding")
     return Prompt(ids.astype(np.int32), attended, marked)

@@ -62,13 +62,18 @@ def new_tokens(model: LanguageModel, settings: GenerateSettings, prompt: Prompt,
     return new
 
 
-def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: int, *, length: int, new: int) -> Rules:
-    """Returns `settings` as arrays, None if without effect. `length` is the prompts', `vocabulary` counts tokens."""
+def make_rules(
+    settings: GenerateSettings, key: np.ndarray | None, vocabulary: int, source: Prompt, *, length: int, new: int
+) -> Rules:
+    """Returns `settings` as arrays, None if without effect. `vocabulary` counts tokens, `length` those of prompts.
+
+    `source` is what an encoder reads, or else the prompts.
+    """
     ends, pad = ending(settings)
     least = settings["min_new_tokens"]
     if least is None:
         least = (settings["min_length"] or 0) - length
-    penalty = settings["repetition_penalty"]
+    penalty, run = settings["repetition_penalty"], settings["encoder_no_repeat_ngram_size"] or 0
     forced = [(0, settings["forced_bos_token_id"])] if length == 1 else []
     forced = [entry for entry in (*forced, (new - 1, settings["forced_eos_token_id"])) if entry[1] is not None]
     return Rules(
@@ -82,7 +87,9 @@ def make_rules(settings: GenerateSettings, key: np.ndarray | None, vocabulary: i
         repetition_penalty=None if penalty in (None, 1) else np.float32(penalty),
         bad_words_NL=bad_words(settings["bad_words_ids"], ends),
         suppressed_T=np.asarray(settings["suppress_tokens"], np.int32) if settings["suppress_tokens"] else None,
+        source_BS=np.where(source.attended_BT, source.ids_BT, vocabulary).astype(np.int32) if run else None,
         no_repeat_ngram_size=settings["no_repeat_ngram_size"] or 0,
+        encoder_no_repeat_ngram_size=run,
         processors=tuple(settings["logits_processor"] or ()),
         scored=bool(settings["output_scores"]),
     )

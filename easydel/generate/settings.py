@@ -33,6 +33,7 @@ DEFAULTS: GenerateSettings = {
     "min_p": None,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -57,7 +58,7 @@ REFUSED: Mapping[str, Any] = {
         _names(
             """penalty_alpha dola_layers constraints force_words_ids max_time use_mtp
             sequence_bias exponential_decay_length_penalty begin_suppress_tokens token_healing
-            watermarking_config encoder_no_repeat_ngram_size remove_invalid_values prompt_lookup_num_tokens
+            watermarking_config remove_invalid_values prompt_lookup_num_tokens
             assistant_early_exit assistant_model speculation_type stopping_criteria
             prefix_allowed_tokens_fn custom_generate inputs_embeds negative_prompt_ids negative_prompt_attention_mask
             past_key_values position_ids output_attentions output_hidden_states output_logits"""
@@ -119,6 +120,7 @@ CHECKS: Mapping[str, Check] = {
     "min_p": _SHARE,
     "repetition_penalty": _FACTOR,
     "no_repeat_ngram_size": _COUNT,
+    "encoder_no_repeat_ngram_size": _COUNT,
     "num_return_sequences": _POSITIVE,
     "num_beams": _POSITIVE,
     "length_penalty": (lambda value: _is_number(value) and abs(value) < float("inf"), "a number"),

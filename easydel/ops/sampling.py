@@ -43,6 +43,8 @@ class Rules:
     Before `min_new_tokens` no token of `eos_E` is chosen. Token `forced_F[i]` is forced as new token `forced_at_F[i]`.
     The last token of each row of `bad_words_NL` is not chosen after the others, where -1 is any token; `suppressed_T`
     never are.
+    No run of `encoder_no_repeat_ngram_size` tokens of `source_BS` is repeated, a row for each prompt; numbers past the
+    vocabulary are no tokens.
     `processors` change the scores at the end. With `scored` each step gives its scores, too.
     """
 
@@ -56,7 +58,9 @@ class Rules:
     beams: Beams | None = None
     bad_words_NL: Any = None
     suppressed_T: Any = None
+    source_BS: Any = None
     no_repeat_ngram_size: int = field(default=0, metadata={"static": True})
+    encoder_no_repeat_ngram_size: int = field(default=0, metadata={"static": True})
     processors: tuple[Processor, ...] = field(default=(), metadata={"static": True})
     scored: bool = field(default=False, metadata={"static": True})
 
@@ -89,6 +93,10 @@ def process(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, count: 
         scores_BV = penalize(scores_BV, tokens_BS, rules.repetition_penalty)
     if rules.no_repeat_ngram_size:
         scores_BV = ban_repeated_ngrams(scores_BV, tokens_BS, slot, rules.no_repeat_ngram_size)
+    if rules.source_BS is not None:
+        source_BS = jnp.repeat(rules.source_BS, len(scores_BV) // len(rules.source_BS), axis=0)  # for every beam
+        size = rules.encoder_no_repeat_ngram_size
+        scores_BV = ban_repeated_ngrams(scores_BV, tokens_BS, slot, size, source_BS)
     if rules.bad_words_NL is not None:
         scores_BV = ban_words(scores_BV, tokens_BS, slot, rules.bad_words_NL)
     if rules.min_new_tokens is not None and rules.eos_E is not None:
@@ -139,14 +147,16 @@ def penalize(scores_BV: jax.Array, tokens_BS: jax.Array, penalty: jax.Array) -> 
     return scores_BV.at[jnp.arange(scores_BV.shape[0])[:, None], tokens_BS].set(changed_BS, mode="drop")
 
 
-def ban_repeated_ngrams(scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, size: int) -> jax.Array:
-    """Masks tokens that would complete, in `slot`, a run of `size` tokens that occurred before."""
-    B, S = tokens_BS.shape
-    if size > S:  # a run of so many tokens has no room
+def ban_repeated_ngrams(
+    scores_BV: jax.Array, tokens_BS: jax.Array, slot: jax.Array, size: int, source_BS: jax.Array | None = None
+) -> jax.Array:
+    """Masks tokens that would complete, in `slot`, a run of `size` tokens that occurred before, or in `source_BS`."""
+    if size > tokens_BS.shape[1]:  # a run of so many tokens has no room
         return scores_BV
-    outside = scores_BV.shape[-1]
+    source_BS = tokens_BS if source_BS is None else source_BS
+    (B, S), outside = source_BS.shape, scores_BV.shape[-1]
     run = jax.lax.dynamic_slice_in_dim(tokens_BS, slot - size + 1, size - 1, axis=1)
-    later_BS = jnp.pad(tokens_BS, ((0, 0), (0, size)), constant_values=outside)
+    later_BS = jnp.pad(source_BS, ((0, 0), (0, size)), constant_values=outside)
     same_BS = jnp.broadcast_to((slot >= size - 1) & jnp.all(run < outside, axis=-1, keepdims=True), (B, S))
     for place in range(size - 1):
         same_BS &= later_BS[:, place : place + S] == run[:, place : place + 1]
