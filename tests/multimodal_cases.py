@@ -51,6 +51,16 @@ VQ |= {"num_attention_heads": 2}
 AUDIO: Config = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
 SPEECH: Config = {"hidden_size": 32, "intermediate_size": 40, "num_blocks": 1, "num_attention_heads": 2}
 SPEECH |= {"ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32}
+HEARD: Config = {"num_hidden_layers": 1}  # as the language models are, other cases have them
+GRANITE: Config = HEARD | {"residual_multiplier": 0.7, "attention_multiplier": 0.3}
+WHISPER: Config = {"d_model": 32, "encoder_ffn_dim": 40, "encoder_layers": 1, "encoder_attention_heads": 2}
+QFORMER: Config = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
+HEARD_BY_GRANITE: Config = {
+    "encoder_config": {"input_dim": 8, "num_layers": 1, "hidden_dim": 32, "num_heads": 2, "output_dim": 5},
+    "projector_config": QFORMER | {"model_type": "blip_2_qformer", "encoder_hidden_size": 32},
+    "has_lora_adapter": False,
+}
+VIBES: Config = {"num_filters": 2, "downsampling_ratios": [2], "depths": [1, 1], "hidden_size": 4}
 LONG: Config = {
     "rope_type": "longrope",
     "rope_theta": 500.0,
@@ -133,6 +143,15 @@ CASES = [
         | {"num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 64, "intermediate_layers_indices": [0]},
     ),
     case("moss_transcribe_diarize", {"head_dim": 10}, {}, audio_config=AUDIO),
+    case("audioflamingo3", HEARD, {}, audio_config=AUDIO),
+    case("musicflamingo", HEARD, {}, audio_config=AUDIO | {"model_type": "audioflamingo3_encoder"}),
+    case("glmasr", HEARD, {}, audio_config=AUDIO),
+    case("granite_speech", GRANITE, {}, **HEARD_BY_GRANITE),
+    case("granite_speech_plus", GRANITE, {}, **HEARD_BY_GRANITE),
+    case("qwen2_audio", HEARD, {}, audio_config=WHISPER),
+    case("qwen3_asr", HEARD | {"head_dim": 10}, {}, audio_config=WHISPER | {"output_dim": 48}, pad_token_id=0),
+    case("vibevoice_asr", HEARD, {}, acoustic_tokenizer_encoder_config=VIBES, semantic_tokenizer_encoder_config=VIBES),
+    case("voxtral", HEARD | {"head_dim": 10}, {}, audio_config=AUDIO | {"intermediate_size": 128}),
     case(
         "phi4_multimodal", {"sliding_window": 5, "rope_parameters": LONG, "pad_token_id": 0}, IMAGE, audio_config=SPEECH
     ),

@@ -74,8 +74,9 @@ def test_every_causal_language_model_of_transformers_is_listed_or_refused_with_a
     refused = {row["model_type"]: row["description"] for row in listed if row["refused"]}
     assert refused.keys() == REFUSED.keys()
     assert all(REFUSED[name].endswith(reason) for name, reason in refused.items())
-    loaded = len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - len(refused)
-    assert f"{loaded} load and {len(refused)} do not" in invoke("families", "--all").stdout
+    lost = len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() & refused.keys())
+    loaded = len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - lost
+    assert f"{loaded} load and {lost} do not" in invoke("families", "--all").stdout
 
 
 def test_doctor_tells_versions_devices_caches_and_formats(monkeypatch: pytest.MonkeyPatch):

@@ -17,10 +17,13 @@ from cover import covering_cases
 from loaded import TARGETS, Loaded
 from parity import assert_close, logits_of, make_reference, random_ids, reference_logits
 from safetensors.numpy import load_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, BaseNNXModule
 from easydel.encdec import encode
 from easydel.errors import ArgumentError, UnsupportedModelError
+from easydel.families import all_families, all_wrappers
+from easydel.families._refused import REFUSED
 
 CASES = {case.name: case for case in all_cases() if case.seq2seq}
 COVERING = [case for case in covering_cases() if case.seq2seq]
@@ -224,3 +227,14 @@ def test_an_untied_t5_whose_file_has_no_head_is_tied_without_scaling(tmp_path: P
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert_close(model(**BOTH).logits, logits_of(reference, **BOTH))
+
+
+def test_every_sequence_to_sequence_type_loads_or_is_refused_with_the_reason():
+    loaded = {family.model_type for family in all_families()} | all_wrappers().keys()
+    assert {*MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES} - loaded <= {*REFUSED, "encoder-decoder"}
+    assert loaded.isdisjoint(REFUSED)
+
+
+def test_all_22_encoder_decoders_of_text_load():
+    wholes = {family.model_type for family in all_families() if family.encoder_decoder} - {"encoder-decoder"}
+    assert len(wholes) == 22

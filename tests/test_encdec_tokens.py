@@ -18,8 +18,8 @@ from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, B
 from easydel.errors import ArgumentError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-LAYERS = "encoder_layers decoder_layers num_encoder_layers num_decoder_layers num_layers".split()
-LAYERS += "num_sparse_encoder_layers num_sparse_decoder_layers".split()
+LAYERS = ["encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers", "num_layers"]
+LAYERS += ["num_sparse_encoder_layers", "num_sparse_decoder_layers"]
 
 
 def short(case: Case) -> Case:

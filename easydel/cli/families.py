@@ -17,7 +17,7 @@ from easydel.cli.tables import print_table
 CHECKPOINTS = Path(__file__).parents[1] / "families" / "checkpoints.json"  # known repositories on the Hub
 
 
-All = Annotated[bool, typer.Option("--all", help="Also the causal language models of transformers that do not load.")]
+All = Annotated[bool, typer.Option("--all", help="Also the language models of transformers that do not load.")]
 
 
 def families(as_json: Json = False, everything: All = False) -> None:
@@ -63,7 +63,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def refused() -> list[dict[str, Any]]:
-    """Returns the causal language models of transformers that do not load, each with the reason as its description."""
+    """Returns the language models of transformers that do not load, each with the reason as its description."""
     from easydel.families import REFUSED
     from easydel.keys import causal_types
 
@@ -76,7 +76,8 @@ def summary() -> str:
     """Returns how many of transformers' causal language models load."""
     from easydel.keys import causal_types
 
-    known, lost = causal_types(), len(refused())
+    known = causal_types()
+    lost = sum(row["model_type"] in known for row in refused())
     return f"Of the {len(known)} causal language models of transformers, {len(known) - lost} load and {lost} do not."
 
 

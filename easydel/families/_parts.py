@@ -48,6 +48,7 @@ from easydel.layers.short_conv import ShortConv
 from easydel.layers.sink_moe import SinkMoE, SinkTopK
 from easydel.layers.token_bias import TokenBias
 from easydel.layers.token_router import ByToken
+from easydel.layers.two_stream import Prediction, TwoStreamAttention
 from easydel.layers.value_bias import ValueBiased
 from easydel.ops.attend import Around, Causal, Chunks, Sight
 from easydel.weights.names import GATE_UP, QKV, Fused, Names, concatenated, grouped, interleaved, one_row

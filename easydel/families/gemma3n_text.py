@@ -66,7 +66,7 @@ class AltUpStream(nnx.Module):
         self.projections = nnx.List([Linear(features, features, policy) for _ in others])
         self.unembed_projections = nnx.List([Linear(features, features, policy) for _ in others])
 
-    def open(self, x_BTD: jax.Array) -> Flow:
+    def open(self, x_BTD: jax.Array, embedded: Any) -> Flow:
         others = [sized(projection(x_BTD), x_BTD) for projection in self.projections]
         return {"x": jnp.stack([x_BTD, *others], axis=2)}
 

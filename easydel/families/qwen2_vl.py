@@ -4,6 +4,7 @@ Its rotary positions have a part each for time, height and width; in text all th
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from easydel.config import HFConfig
@@ -21,9 +22,14 @@ def qwen2_text(c: HFConfig) -> dict[str, Any]:
     return completed(c, plain(c, flat if c.get("text_config") is None else nested(c), "qwen2"))
 
 
-def text_as(model_type: str) -> TextFunction:
-    """Returns a function from a config to that of its language model, which computes what a `model_type` does."""
-    return lambda c: completed(c, plain(c, nested(c), model_type), tied=False)
+def text_as(
+    model_type: str, *, tied: bool | None = False, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> TextFunction:
+    """Returns a function from a config to that of its language model, which computes what a `model_type` does.
+
+    `tied` is as in `completed`; `defaults` come before those of the type.
+    """
+    return lambda c: completed(c, plain(c, {**defaults, **nested(c)}, model_type), tied=tied)
 
 
 def plain(c: HFConfig, text: Mapping[str, Any], model_type: str, declared: Keys | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ class BlockSumsModule(BlockReader):
         super().__init__(1, features, policy)
         self.blocks = blocks
 
-    def open(self, x_BTD: jax.Array) -> Flow:
+    def open(self, x_BTD: jax.Array, embedded: Any) -> Flow:
         batch, length, features = x_BTD.shape
         return {
             "x": x_BTD,

@@ -18,13 +18,17 @@ from easydel.policy import Policy
 
 @dataclass(frozen=True)
 class Learned:
-    """A table of `rows` learned position vectors; position p reads row p + `offset` (OPT, BART: 2)."""
+    """A table of `rows` learned position vectors; position p reads row p + `offset` (OPT, BART: 2).
+
+    `ahead` more rows are for a stream that reads positions behind those of the tokens (ProphetNet).
+    """
 
     rows: int
     offset: int = 0
+    ahead: int = 0
 
     def build(self, features: int, policy: Policy) -> Embedding:
-        return Embedding(self.rows + self.offset, features, policy)
+        return Embedding(self.rows + self.offset + self.ahead, features, policy)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class GatedStreamsModule(nnx.Module):
         self.reader = StreamReader(record, features, policy, writes=False)
         self.count = record.count
 
-    def open(self, x_BTD: jax.Array) -> Flow:
+    def open(self, x_BTD: jax.Array, embedded: Any) -> Flow:
         return {"x": jnp.repeat(x_BTD[:, :, None], self.count, axis=2)}
 
     def close(self, flow: Flow) -> jax.Array:

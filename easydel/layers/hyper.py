@@ -89,7 +89,7 @@ class HyperStream(nnx.Module):
         self.weights = StreamWeights(record, (record.count,), features, policy)
         self.record = record
 
-    def open(self, x_BTD: jax.Array) -> Flow:
+    def open(self, x_BTD: jax.Array, embedded: Any) -> Flow:
         return {"x": jnp.repeat(x_BTD[:, :, None], self.record.count, axis=2)}
 
     def close(self, flow: Flow) -> jax.Array:

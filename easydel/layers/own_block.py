@@ -40,7 +40,7 @@ class GlobalTokensStream(nnx.Module):
         self.tokens = Embedding(record.count, features, policy)
         self.record = record
 
-    def open(self, x_BTD: jax.Array) -> Flow:
+    def open(self, x_BTD: jax.Array, embedded: Any) -> Flow:
         x_GD = self.tokens(jnp.arange(self.record.count))
         return {"x": jnp.concatenate([jnp.broadcast_to(x_GD, (len(x_BTD), *x_GD.shape)), x_BTD], axis=1)}
 

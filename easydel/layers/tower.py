@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -21,6 +22,8 @@ from easydel.layers.stack import build_layers, run_layer, run_layers
 from easydel.policy import Policy
 
 # B batch, T length of this call, D model
+# From vectors [B, T, D] in place of tokens' own, and how many positions they are ahead, to the embeddings' output.
+Embedded = Callable[[jax.Array, int], jax.Array]
 
 
 class PerLayer(Protocol):
@@ -36,7 +39,8 @@ class Stream(Protocol):
     """A record of the values between layers, where they are more than [B, T, D] (AltUp, hyper-connections).
 
     Its module has `open`, from the embeddings' output to the flow, whose "x" may have any shape [B, T, ..., D], and
-    `close`, from the flow to [B, T, D]. The blocks of such a model are written for that flow.
+    `close`, from the flow to [B, T, D]. The blocks of such a model are written for that flow. `open` also gets the
+    embeddings themselves, for vectors that stand beside those of tokens.
     """
 
     def build(self, features: int, policy: Policy) -> Any: ...
@@ -114,7 +118,9 @@ class TowerModel(nnx.Module):
             shared={name: getattr(self, name) for name in shared_parts(blocks)},
             each={} if self.tower.per_layer is None or ids_BT is None else self.per_layer(ids_BT, x_BTD, context),
         )
-        return {"x": x_BTD} if self.tower.stream is None else self.stream.open(x_BTD), context
+        if self.tower.stream is None:
+            return {"x": x_BTD}, context
+        return self.stream.open(x_BTD, partial(self._ahead, positions_BT=context.positions_BT)), context
 
     def run(self, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
         """Returns the flow after the last layer, and the layers' caches (None in, None out)."""
@@ -138,6 +144,9 @@ class TowerModel(nnx.Module):
         """Returns hidden states [B, T, D] from the flow after the last layer; with `last`, of the last token alone."""
         x_BTD = flow["x"] if self.tower.stream is None else self.stream.close(flow)
         return normed(self.norm, x_BTD[:, -1:] if last else x_BTD)
+
+    def _ahead(self, vectors_BTD: jax.Array, ahead: int, *, positions_BT: jax.Array) -> jax.Array:
+        return self._embedded(vectors_BTD, positions_BT + ahead, None)
 
     def _embedded(self, x_BTD: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
         record = self.tower.embed
