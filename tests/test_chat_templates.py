@@ -203,4 +203,5 @@ def test_a_template_runs_without_the_tokens_in_the_environment(bpe: Path, monkey
 
 
 def test_loading_does_not_run_the_template(tmp_path: Path):
-    load_tokenizer(save(tmp_path, byte_level(), chat_template="{{ 1 / 0 }} {% for %}"))
+    tokenizer = load_tokenizer(save(tmp_path, byte_level(), chat_template="{{ 1 / 0 }} {% for %}"))
+    assert tokenizer.decode(tokenizer.encode("fox")) == "fox"

@@ -17,7 +17,7 @@ from easydel.cli.tables import parse_size, size
 from easydel.errors import ArgumentError
 from easydel.families import REFUSED, all_families, all_wrappers
 
-COMMANDS = ("generate", "chat", "inspect", "plan", "train", "verify", "export", "families", "doctor")
+COMMANDS = ("generate", "chat", "inspect", "plan", "train", "eval", "plot", "verify", "export", "families", "doctor")
 
 
 @pytest.fixture(scope="module")

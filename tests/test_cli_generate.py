@@ -60,7 +60,8 @@ def expected_answer(reference: Any, *messages: str) -> str:
 
 
 def test_generate_prints_the_text_of_transformers_and_nothing_else(reference: Any):
-    result = invoke("generate", PROMPT, "--model", reference.folder, "-n", NEW, "--mesh", "1,1,1,1", "--no-chat")
+    given = ("--model", reference.folder, "-n", NEW, "--mesh", "1,1,1,1", "--no-chat")
+    result = invoke("generate", "-", *given, input=f"{PROMPT}\n")  # the end of a line is no part of it
     said = expected(reference, load_tokenizer(reference.folder).encode(PROMPT))
     assert said
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{said}\n", "")
@@ -260,7 +261,9 @@ def test_a_file_without_prompts_is_named(tiny: Path, tmp_path: Path, content: st
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
 
 
-def test_ctrl_c_stops_an_answer_and_pasted_lines_are_one_message(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_stops_an_answer_and_pasted_lines_are_one_message(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     typed, pasted = iter(["/help", "one", "two", "three", "/quit"]), iter([False, True, False, False, False])
     monkeypatch.setattr("easydel.cli.chat.sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
@@ -275,6 +278,9 @@ def test_ctrl_c_stops_an_answer_and_pasted_lines_are_one_message(tiny: Path, mon
     tokenizer = load_tokenizer(tiny)
     model: Any = SimpleNamespace(generate=generate, record=SimpleNamespace(has_encoder=True))
     converse(model, tokenizer, [], {})
+    told = capsys.readouterr().err
+    assert "/clear forgets what was said, /quit ends.\nCtrl-C" in told
+    assert "\n\n(stopped; the question" in told, "on a line of its own"
     assert len(asked) == 2, "the conversation goes on"
     assert "one two" in asked[0]
     assert "three" in asked[1]

@@ -64,6 +64,12 @@ def test_names_of_wrappers_are_taken_off_and_said_once(
     assert caplog.text.count((prefix or inner).split(".")[0]) == 1
 
 
+def test_what_stands_before_all_names_is_named(saved: Path):
+    change(saved, {}, "trunk.body.")
+    with pytest.raises(CheckpointError, match=r"is there, with 'trunk\.body\.' before its name"):
+        load(saved)
+
+
 def test_extra_tensors_are_left_out_where_they_are_named(saved: Path, caplog: pytest.LogCaptureFixture):
     extra = {"v_head.summary.weight": np.ones((1, 48), np.float32), "v_head.summary.bias": np.ones(1, np.float32)}
     change(saved, extra)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from chats import PLAIN, save_chat_model
+from typer.main import get_command
+
+from easydel.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+# options of other programs
+OTHERS = {"--help", "--all-cases", "--no-deps", "--editable"}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +73,44 @@ def test_files_that_are_shown_whole_are_as_shown():
     assert [code for code in shown if code not in files] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path):
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+@EACH
+def test_links_lead_to_files_and_headings(page: Path):
+    links = re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", page.read_text())
+    targets = [((page.parent / link) if link else page, heading) for link, heading in links]
+    assert [(file, heading) for file, heading in targets if heading.lstrip("#") not in anchors(file)] == []
+
+
+def anchors(file: Path) -> set[str]:
+    """What a link to the file may name behind #, as GitHub makes it of headings; with "" if the file exists."""
+    titles = re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE) if file.suffix == ".md" else []
+    return ({""} if file.exists() else set()) | {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles
+    }
+
+
+@EACH
+def test_code_is_python_and_imports_what_is_there(page: Path):
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(dedent(code))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("easydel"):
+                module = import_module(str(node.module))
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+@EACH
+def test_options_that_are_named_exist(page: Path):
+    group = cast(Any, get_command(app))
+    given = [one for command in (group, *group.commands.values()) for one in command.params]
+    known = {option for one in given for option in (*one.opts, *one.secondary_opts)}
+    named = {*re.findall(r"(?:`|easydel[^`\n]* )(--[a-z0-9-]+)", page.read_text())}
+    assert named - known - OTHERS == set()
+
+
+def test_nothing_is_installed_by_a_name_that_belongs_to_another_project():
+    """PyPI's easydel is not this one."""
+    files = [*PAGES, ROOT / "CHANGELOG.md", *(ROOT / "easydel").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    asked = re.compile(r"easydel\[[a-z]|pip install [^\n`]*\beasydel\b")
+    assert [file for file in files if asked.search(file.read_text())] == []
 
 
 def test_the_table_of_models_is_up_to_date():

@@ -108,7 +108,8 @@ def test_variants_that_compute_something_else_are_refused(tmp_path: Path, change
 def test_starts_that_leave_the_base_as_it_is_are_accepted(tmp_path: Path, start: bool | str):
     saved_config(tmp_path, "llama-plain", ["q_proj"])
     change_config(tmp_path, init_lora_weights=start)
-    load_adapters(random_model(CASES["llama-plain"])[0], tmp_path)
+    params = load_adapters(random_model(CASES["llama-plain"])[0], tmp_path)
+    assert "lora_A" in params["model"]["layers"]["0"]["self_attn"]["q_proj"]
 
 
 def rewritten(directory: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
@@ -169,4 +170,4 @@ def test_a_copy_in_fewer_bits_is_the_models_rounded(tmp_path: Path):
     model, _ = random_model(CASES["llama-plain"])
     head = np.asarray(model.params["lm_head"]["kernel"])
     rewritten(tmp_path, lambda tensors: tensors | {HEAD: head.astype(np.float16)})
-    load_adapters(model, tmp_path)
+    assert "lora_A" in load_adapters(model, tmp_path)["lm_head"]

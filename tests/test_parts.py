@@ -14,6 +14,9 @@ from stand_ins import AXES, BATCH, LENGTH, RECORDS, VOCAB
 from easydel import BaseNNXModule
 from easydel.config import HFConfig
 from easydel.generate import PromptCache
+from easydel.layers.block import Block
+from easydel.layers.mlp import GLU
+from easydel.layers.short_conv import ShortConv
 from easydel.policy import Policy
 from easydel.sharding import PartitionAxis, default_rules, make_mesh
 from easydel.sharding.placement import shardings
@@ -135,6 +138,11 @@ def test_a_mesh_gives_what_one_device_gives(name: str):
     model = with_values(name, policy)
     assert_same(logits(model, name), expected(name))
     assert_likeliest(name, model.generate(inputs(name)[0], **MORE).sequences)
+
+
+def test_a_block_without_a_mixer_goes_back_as_far_as_its_other_parts():
+    assert Block(None, GLU(hidden=8, act="silu")).rewinds(200, 150) is None
+    assert Block(None, ShortConv(channels=8, width=3)).rewinds(200, 150) == 0
 
 
 @pytest.mark.parametrize("name", RECORDS)

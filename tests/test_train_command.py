@@ -127,7 +127,7 @@ def test_options_can_stand_in_a_file_and_the_command_line_overrides_it(tiny: Pat
     told = invoke("train", options, "--length", 16)
     assert "['nothing'] name no Linear" in told.stderr
     assert invoke("train", options, "--learning-rate", 0).stderr == "easydel: --learning-rate 0.0 is not positive\n"
-    options.write_text(content + "int8: true\nlength: 16\nsteps: 1\nbatch: 2\nmesh: 1,1,1,1\n")
+    options.write_text(content + "int8: true\nlength: 16\nsteps: 1\nbatch: 1\nmesh: 1,1,1,1\n")
     assert invoke("train", options).exit_code == 0
     assert len(losses_of(tmp_path / "out")) == 1
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()

@@ -65,7 +65,7 @@ def topology_mesh(name: str, dims: Sequence[int] = (1, -1, 1, 1)) -> Mesh:
     Raises ArgumentError if `libtpu` is not installed, or knows no such topology.
     """
     if find_spec("libtpu") is None:
-        raise ArgumentError("compiling for TPUs needs libtpu", hint="pip install 'easydel[tpu-plan]'")
+        raise ArgumentError("compiling for TPUs needs libtpu", hint="pip install '.[tpu-plan]'")
     from jax.experimental import topologies
 
     for variable, value in _ALONE.items():

@@ -35,7 +35,7 @@ class Compiling:
     """The program to compile, and the chips to compile it for."""
 
     compile: Annotated[
-        str | None, _compile("Compile for this TPU topology, such as v5e:4x4, without it; needs easydel[tpu-plan].")
+        str | None, _compile("Compile for this TPU topology, such as v5e:4x4, without it; needs libtpu.")
     ] = None
     train: Annotated[str | None, _compile("BATCH,LENGTH of a training step with AdamW.")] = None
     generate: Annotated[str | None, _compile("BATCH,LENGTH: rows, and slots of the cache, of a decoding step.")] = None

@@ -15,6 +15,7 @@ from easydel.weights.expressions import Expression
 from easydel.weights.sources import TensorSource, is_number
 
 HOMELESS = "has no place in the model"
+MISSING = "is missing"
 MOST_LEFT_OUT = 4  # patterns in a hint: with more, it is another model
 
 
@@ -40,7 +41,7 @@ def check_fit(
         *(_Problem(own.name, f"{list(own.shape)} {HOMELESS}", own.file) for own in homeless),
     ]
     if problems:
-        raise _misfit(problems, file, _left_out(problems, readers))
+        raise _misfit(problems, file, _left_out(problems, readers) or _behind(problems))
 
 
 class _Problem(NamedTuple):
@@ -59,6 +60,17 @@ def _left_out(problems: Sequence[_Problem], readers: Mapping[str, list[str]]) ->
     names = [problem.name for problem in problems]
     found = {re.escape(name) if name.partition(".")[0] in tops else f"{name.partition('.')[0]}.*" for name in names}
     return f"ignore={sorted(found)} leaves what is named so out" if len(found) <= MOST_LEFT_OUT else None
+
+
+def _behind(problems: Sequence[_Problem]) -> str | None:
+    """Returns a hint that names what stands before all names of the missing tensors in the file, if that is so."""
+    missing = [problem.name for problem in problems if problem.text.startswith(MISSING)]
+    there = {problem.name for problem in problems if problem.text.endswith(HOMELESS)}
+    for name in there if missing else ():
+        before = name.removesuffix(missing[0])
+        if before != name and {before + one for one in missing} <= there:
+            return f"all that is missing is there, with {before!r} before its name: save it without that"
+    return None
 
 
 def _misfit(problems: list[_Problem], file: Path | None, hint: str | None) -> CheckpointError:
@@ -86,7 +98,7 @@ def _shown(name: str) -> str:
 
 def _missing(readers: Mapping[str, list[str]], found: Mapping[str, TensorSource]) -> list[_Problem]:
     return [
-        _Problem(name, f"is missing (for {', '.join(paths)})") for name, paths in readers.items() if name not in found
+        _Problem(name, f"{MISSING} (for {', '.join(paths)})") for name, paths in readers.items() if name not in found
     ]
 
 
