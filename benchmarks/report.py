@@ -20,6 +20,10 @@ HEAD = """# Performance
 Measured by the scripts in `benchmarks/`, each on a quiet machine, engines in turn within one run. Compare ratios, never
 seconds: machines differ. What is about TPUs is compiled, not run. This page is made by `benchmarks/report.py` from
 `benchmarks/results/`, with the raw numbers.
+
+`python benchmarks/accelerator.py` tries a GPU or TPU in at most 8 minutes: logits against the CPU's, fused attention
+against ours, the speed of decoding, prompts and training. It ran on none yet: send its file, `accelerator.json`, with
+an issue.
 """
 
 

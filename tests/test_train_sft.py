@@ -31,8 +31,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return reference
 
 
-def torch_losses(reference: Any, batches: list[dict[str, np.ndarray]]) -> list[float]:
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+def torch_losses(reference: Any, batches: list[dict[str, np.ndarray]], rate: float) -> list[float]:
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     losses = []
     for batch in batches:
         given = {name: torch.tensor(array, dtype=torch.long) for name, array in batch.items()}
@@ -72,7 +72,7 @@ def test_twenty_losses_on_chats_equal_those_of_torch_on_the_assistants_tokens_al
     assert [line["tokens"] for line in lines] == [int((batch["labels"] != IGNORED).sum()) for batch in batches]
     assert sum(line["tokens"] for line in lines[:3]) == sum(map(sum, masks)), "each chat once"
     losses = [line["loss"] for line in lines]
-    np.testing.assert_allclose(losses, torch_losses(tiny, batches), rtol=1e-4)
+    np.testing.assert_allclose(losses, torch_losses(tiny, batches, 1e-2), rtol=1e-4)
     assert losses[-1] < losses[0] / 2
 
 
