@@ -7,6 +7,8 @@ import json
 import re
 import runpy
 from importlib import import_module
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, cast
@@ -15,7 +17,9 @@ import pytest
 from chats import PLAIN, save_chat_model
 from typer.main import get_command
 
+from easydel import AutoEasyDeLModelForCausalLM
 from easydel.cli.app import app
+from easydel.families import all_families
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,7 +98,8 @@ def test_code_is_python_and_imports_what_is_there(page: Path):
         for node in ast.walk(ast.parse(dedent(code))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("easydel"):
                 module = import_module(str(node.module))
-                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+                names = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert [name for name in names if find_spec(f"{node.module}.{name}") is None] == []
 
 
 @EACH
@@ -104,6 +109,19 @@ def test_options_that_are_named_exist(page: Path):
     known = {option for one in given for option in (*one.opts, *one.secondary_opts)}
     named = {*re.findall(r"(?:`|easydel[^`\n]* )(--[a-z0-9-]+)", page.read_text())}
     assert named - known - OTHERS == set()
+
+
+def test_every_argument_of_from_pretrained_is_in_its_table():
+    table = (ROOT / "docs" / "loading.md").read_text()
+    names = [
+        str(one).partition(":")[0] for one in signature(AutoEasyDeLModelForCausalLM.from_pretrained).parameters.values()
+    ]
+    assert [name for name in names if f"\n| `{name}` |" not in table] == []
+
+
+def test_the_readme_counts_model_types_as_they_are():
+    count = len({family.model_type for family in all_families()})
+    assert f"**Models**: {count} model types" in PAGES[0].read_text()
 
 
 def test_nothing_is_installed_by_a_name_that_belongs_to_another_project():
