@@ -46,12 +46,16 @@ def run(code: str, model: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_first_code_of_the_readme_runs_as_it_stands(
+def test_the_first_code_of_readme_and_generation_runs_as_it_stands(
     model: Path, quick_compilation: None, capsys: pytest.CaptureFixture[str]
 ):
-    first = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[0]
-    found = run(first, model)
-    assert found["tokenizer"].decode(found["out"].sequences[0, len(found["ids"]) :].tolist()) in capsys.readouterr().out
+    for page in ("README.md", "docs/generation.md"):
+        found = run(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[0], model)
+        tokenizer, rows = found["tokenizer"], found["out"].sequences
+        said = (
+            tokenizer.decode(rows[0, len(found["ids"]) :].tolist()) if "ids" in found else tokenizer.batch_decode(rows)
+        )
+        assert str(said) in capsys.readouterr().out
 
 
 def test_the_notebook_runs_from_top_to_bottom(
