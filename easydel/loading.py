@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from easydel.config import HFConfig
 from easydel.errors import ConfigError, listed
 from easydel.families import Family
 from easydel.generate.settings import read_defaults
+from easydel.layers.stack import check_head_splits
 from easydel.model import BaseNNXModule
 from easydel.module import LanguageModel
 from easydel.options import LoadOptions, Reading
@@ -26,7 +28,6 @@ from easydel.prepare import Prepared, prepare
 from easydel.processes import agree, digest
 from easydel.progress import progress_bar
 from easydel.report import print_sizes
-from easydel.sharding import check_heads
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, annotate, bind, unflatten
@@ -79,8 +80,7 @@ def check_sizes(config: HFConfig, tensors: Mapping[str, TensorSource]) -> None:
 def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
     """Raises ShardingError if the heads of some layer cannot be split over the mesh."""
     blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
-    for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
-        check_heads(heads, kv_heads, mesh, model.policy.axes)
+    check_head_splits(blocks, replace(model.policy, mesh=mesh))
 
 
 def load_weights(

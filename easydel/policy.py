@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,16 @@ class Policy:
             return None
         axes = self.axes
         return Ring(self.mesh, axes.batch_axis, axes.sequence_axis, axes.head_axis, axes.kv_head_axis)
+
+    def kv_copies(self, kv_heads: int) -> int:
+        """Returns the number of devices that share a key and value head: each holds a copy of it.
+
+        It is 1 where there are as many heads as devices along their axis, or a multiple, or where none are split.
+        """
+        if self.mesh is None or not self.shard_attention:
+            return 1
+        devices = math.prod(self.mesh.shape[name] for name in names_in(self.axes.kv_head_axis))
+        return devices // math.gcd(kv_heads, devices)
 
     def shard(self, x: jax.Array, *axes: AxisName) -> jax.Array:
         """Constrains activation `x` to mesh axes, one per dimension; a mesh axis that does not divide is dropped."""

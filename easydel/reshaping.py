@@ -12,8 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from easydel.errors import ArgumentError, UnsupportedModelError
+from easydel.layers.stack import check_head_splits
 from easydel.module import LanguageModel
-from easydel.sharding import PartitionAxis, Rules, check_heads
+from easydel.sharding import PartitionAxis, Rules
 from easydel.sharding.placement import Placement
 from easydel.tree import annotate, bind, flatten, unflatten
 
@@ -26,9 +27,8 @@ def to_mesh(model: LanguageModel, mesh: Mesh, axes: PartitionAxis, rules: Rules 
         hint = 'jax.make_mesh((1, 8, 1, 1), ("dp", "fsdp", "tp", "sp")) is one'
         raise ArgumentError(f"mesh is a {type(mesh).__name__}, expected a jax.sharding.Mesh", hint=hint)
     axes = axes.resolve(mesh.axis_names)
-    for block in {block for stack in model.record.layer_stacks.values() for block in stack}:
-        for sizes in block.head_sizes():
-            check_heads(sizes.heads, sizes.kv_heads, mesh, axes)
+    blocks = {block for stack in model.record.layer_stacks.values() for block in stack}
+    check_head_splits(blocks, replace(model.policy, mesh=mesh, axes=axes))
     leaves = flatten(model.params)
     splits = Placement.by_rules(mesh, axes, rules).shardings_of(leaves)
     params = unflatten({path: jax.device_put(leaf, splits[path]) for path, leaf in leaves.items()})

@@ -164,6 +164,13 @@ def test_a_long_cache_is_split_over_sp_and_stays_so():
     assert compiled.memory_analysis().temp_size_in_bytes < own / 2
 
 
+@needs_libtpu
+def test_each_chip_keeps_one_of_fewer_key_and_value_heads_than_chips():
+    model, params = built(llama(num_key_value_heads=2, num_hidden_layers=1), topology_mesh("v5e:2x4", (1, 1, 8, 1)))
+    assert bytes_on_each(cache_of(model, 8, 256)) < 1.1 * (2 * 8 * 256 * 8 * 2), "keys and values of one head"
+    assert as_large_as(4096, sent_by(model, trace_step(model, params, 8, 256))) == [], "less than a chip's keys"
+
+
 @cache
 def _tensor_parallel() -> Any:
     return built(llama(), topology_mesh("v5e:2x4", (1, 1, 8, 1)))

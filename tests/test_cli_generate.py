@@ -79,8 +79,9 @@ def test_generate_on_a_mesh_tells_stderr_what_went_where_and_stdout_the_same_tex
     assert [part for part in TABLE if part not in done.stderr] == []
 
 
-def test_generate_with_more_devices_than_kv_heads_says_the_same_if_those_are_replicated(reference: Any):
-    mesh = ["--mesh", "tp=3", "--replicate-kv"]
+@pytest.mark.parametrize("flags", [[], ["--replicate-kv"]], ids=["copied", "replicated"])
+def test_generate_with_more_devices_than_kv_heads_says_the_same(reference: Any, flags: list[str]):
+    mesh = ["--mesh", "tp=3", *flags]
     result = invoke("generate", PROMPT, "-m", reference.folder, "-n", NEW, *mesh)
     assert result.stdout == f"{expected_answer(reference, PROMPT)}\n"
 

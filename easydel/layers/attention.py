@@ -152,6 +152,9 @@ class Attention(Part):
         window = None if self.sight.before is None else self.sight.before + 1
         return (HeadSizes(self.heads.count, self.heads.kv, self.heads.dim, window),)
 
+    def repeats_keys(self) -> bool:
+        return type(self) is Attention and self.select is None
+
     def shares(self) -> Iterable[tuple[str, Part]]:
         if isinstance(self.position, RelativeBias) and self.position.shared is not None:
             yield self.position.shared, self.position
@@ -247,6 +250,7 @@ class AttentionLayer(nnx.Module):
         if record.weights.value_scale != 1.0:
             v_BTKV = v_BTKV * record.weights.value_scale
         v_BTKV = self.policy.shard_heads(v_BTKV, kv=True)
+        k_BTKC, v_BTKV = self._repeated(k_BTKC), self._repeated(v_BTKV)
         sight, T = self._sight(context), x_BTD.shape[1]
         starts_BT = sight.starts(context.offset + jnp.arange(T), context.positions_BT)
         starts_BT = context.starts_BT if starts_BT is None else starts_BT
@@ -269,6 +273,11 @@ class AttentionLayer(nnx.Module):
         if isinstance(record.position, Rope):
             x_BTNC = record.position.rotate(x_BTNC, context.angles(record.position))
         return norm(x_BTNC) if norms is not None and norm is not None and norms.rotated else x_BTNC
+
+    def _repeated(self, x_BTKC: jax.Array) -> jax.Array:
+        """Returns keys or values with a copy of each head for each of the devices that share it."""
+        copies = self.policy.kv_copies(x_BTKC.shape[2]) if self.record.repeats_keys() else 1
+        return x_BTKC if copies == 1 else self.policy.shard_heads(jnp.repeat(x_BTKC, copies, axis=2), kv=True)
 
     def _scores(self, sight: Sight) -> Scores:
         weights = self.record.weights

@@ -63,6 +63,10 @@ class Block:
     def head_sizes(self) -> Iterable[HeadSizes]:
         return (sizes for _, part in self.parts() for sizes in part.head_sizes())
 
+    def repeats_keys(self) -> bool:
+        """True if all its parts with heads do so."""
+        return all(part.repeats_keys() for _, part in self.parts() if any(part.head_sizes()))
+
     def shares(self) -> Iterable[tuple[str, Part]]:
         return (shared for _, part in self.parts() for shared in part.shares())
 

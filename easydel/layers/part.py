@@ -91,6 +91,10 @@ class Part:
         """Lists the head counts that a mesh has to divide."""
         return ()
 
+    def repeats_keys(self) -> bool:
+        """True if its module repeats key and value heads for the devices that share one (`Policy.kv_copies`)."""
+        return False
+
     def shares(self) -> Iterable[tuple[str, Part]]:
         """Lists parts whose parameters several layers share, with their names in the model."""
         return ()

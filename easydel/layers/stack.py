@@ -7,7 +7,7 @@ holds all layers has no name: its parameters are `layers/self_attn/...`. A layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from flax import nnx
 
 from easydel.layers.block import Block, BlockLayer, Flow
 from easydel.layers.context import Context
+from easydel.layers.part import Cached
 from easydel.layers.shared import template
 from easydel.policy import Policy
+from easydel.sharding import check_heads
 from easydel.stored import forms_of
 from easydel.tree import bind, params_of, replica
 
@@ -94,9 +96,34 @@ def _stacked(block: Block, layers: int, features: int, policy: Policy) -> BlockL
 def layer_caches(blocks: Sequence[Block], batch: int, length: int, policy: Policy) -> Any:
     """Returns an empty cache for every layer, arranged like the layers' parameters."""
     if not policy.scan_layers:
-        return [block.cache(batch, length, policy.dtype) for block in blocks]
+        return [_cache(block, batch, length, policy) for block in blocks]
     first = {name: (blocks[layers[0]], len(layers)) for name, layers in stacks(blocks).items()}
-    return {name: _repeated(block.cache(batch, length, policy.dtype), count) for name, (block, count) in first.items()}
+    return {name: _repeated(_cache(block, batch, length, policy), count) for name, (block, count) in first.items()}
+
+
+def check_head_splits(blocks: Collection[Block], policy: Policy) -> None:
+    """Raises ShardingError if the policy's mesh would split a head of some layer."""
+    assert policy.mesh is not None
+    repeated = all(block.repeats_keys() for block in blocks)
+    for heads, kv_heads in {(sizes.heads, sizes.kv_heads) for block in blocks for sizes in block.head_sizes()}:
+        kept = kv_heads * (policy.kv_copies(kv_heads) if repeated else 1)
+        check_heads(heads, kept if heads % kept == 0 else kv_heads, policy.mesh, policy.axes)
+
+
+def _cache(block: Block, batch: int, length: int, policy: Policy) -> Any:
+    """Returns the block's cache, with room for copies of key and value heads if it makes them."""
+    cache = block.cache(batch, length, policy.dtype)
+    if not block.repeats_keys():
+        return cache
+
+    def with_copies(leaf: Any) -> Any:
+        if not isinstance(leaf, Cached) or "kv_head" not in leaf.axes:
+            return leaf
+        dim = leaf.axes.index("kv_head")
+        copies = policy.kv_copies(leaf.array.shape[dim])
+        return leaf if copies == 1 else replace(leaf, array=jnp.repeat(leaf.array, copies, axis=dim))
+
+    return jax.tree.map(with_copies, cache, is_leaf=lambda leaf: isinstance(leaf, Cached))
 
 
 def _repeated(cache: Any, layers: int) -> Any:
