@@ -26,11 +26,20 @@ COLOURS, ANIMALS = (
     ("Red", "Blue", "Green", "White", "Black"),
     ["Fox", "Crow", "Newt", "Heron", "Otter", "Seal", "Whale", "Gull", "Lion", "Bear"],
 )
-SHIPS = [f"{colour} {animal}" for colour in COLOURS for animal in ANIMALS]
+PORTS = ["Lagos", "Bergen", "Callao", "Genoa", "Osaka", "Perth", "Dakar", "Riga", "Havana", "Tunis"]
+RATE = 5e-5
+SETTINGS = Settings(steps=20, batch=5, length=56, packing=False)
+
+
+def sails(ship: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """A question and its answer, which ends in what nobody can guess: losses stay worth comparing."""
+    end = f"{PORTS[rng.integers(10)]} with {rng.integers(10, 100)} men!"
+    return SYSTEM + chat(f"Is the {ship} ready?", f"Aye, captain, the {ship} sails to {end}")
+
+
 SYSTEM = [{"role": "system", "content": "You are a sailor."}]  # without one, SmolLM2's template writes its own
-CHATS = [{"messages": SYSTEM + chat(f"Is the {ship} ready?", f"Aye, captain, the {ship} sails!")} for ship in SHIPS]
-RATE = 1e-4
-SETTINGS = Settings(steps=20, batch=5, length=64, packing=False)
+RNG = np.random.default_rng(0)
+CHATS = [{"messages": sails(f"{colour} {animal}", RNG)} for colour in COLOURS for animal in ANIMALS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,14 +85,15 @@ def test_fifty_chats_teach_what_they_teach_in_torch_and_transformers_answers_ali
     assert [line["tokens"] for line in lines] == [int((batch["labels"] != IGNORED).sum()) for batch in batches]
     assert sum(line["tokens"] for line in lines[:10]) == sum(map(sum, masks)), "each chat once, the assistant's part"
     losses = [line["loss"] for line in lines]
-    np.testing.assert_allclose(losses, torch_losses(reference_of(base), batches, RATE), rtol=1e-4)
+    np.testing.assert_allclose(losses, torch_losses(reference_of(base), batches, RATE), rtol=0, atol=1e-4)
+    assert 0.1 < losses[-1] < losses[0] / 2, "there is something left to compare"
 
     question = SYSTEM + chat("Is the Green Otter ready?")
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True)
     assert ids == theirs.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
     tuned, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path / "tuned")
     ours = tuned.generate([ids], max_new_tokens=24).sequences[0, len(ids) :].tolist()
-    assert tokenizer.decode(ours) == "Aye, captain, the Green Otter sails!"
+    assert tokenizer.decode(ours).startswith("Aye, captain, the Green Otter sails to ")
     made = reference_of(tmp_path / "tuned").generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)
     assert made[0, len(ids) :].tolist() == ours
     (tmp_path / "tuned" / "model.safetensors").unlink()
