@@ -176,6 +176,10 @@ class HFConfig:
                 if problem is not None or self._declared.unknown(key, value):
                     yield f"{self._path}{key}", value, problem
 
+    def mark_read(self) -> None:
+        """Marks all keys as read: another family reads this config as its own, and checks it."""
+        self._read.update(self._values)
+
     def sizes(self) -> Iterator[tuple[str, int, bool]]:
         """Yields (key, value, whether it counts layers) of each size that the file or an override states."""
         for key, value in self._values.items():
