@@ -20,9 +20,10 @@ from safetensors.numpy import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, BaseNNXModule
+from easydel.config import HFConfig
 from easydel.encdec import encode
 from easydel.errors import ArgumentError, UnsupportedModelError
-from easydel.families import all_families, all_wrappers
+from easydel.families import all_families, all_wrappers, find_family
 from easydel.families._refused import REFUSED
 
 CASES = {case.name: case for case in all_cases() if case.seq2seq}
@@ -238,3 +239,19 @@ def test_every_sequence_to_sequence_type_loads_or_is_refused_with_the_reason():
 def test_all_22_encoder_decoders_of_text_load():
     wholes = {family.model_type for family in all_families() if family.encoder_decoder} - {"encoder-decoder"}
     assert len(wholes) == 22
+
+
+@pytest.mark.parametrize(
+    ("towers", "message"),
+    [
+        ({"decoder": {"model_type": "gpt2"}}, "the decoder is a 'gpt2', known in pairs: bert, "),
+        ({"encoder": {"hidden_size": 60}}, "towers of 60 and 768 features, with a projection between them"),
+        ({"decoder": {"is_decoder": False}}, "is_decoder of the decoder, expected True"),
+        ({"encoder": {"hidden_act": "gelu", "alibi": True}}, "alibi"),
+    ],
+    ids=["kind", "width", "sight", "key"],
+)
+def test_pairs_without_code_are_refused_by_name(towers: dict[str, Any], message: str):
+    family = find_family("encoder-decoder", encoder_decoder=True)
+    with pytest.raises(UnsupportedModelError, match=message):
+        family.record(family.configured(HFConfig(towers)))

@@ -175,8 +175,10 @@ def names_of_families(file: Path) -> set[str]:
 
 
 def test_no_family_is_named_outside_of_families():
-    """Tables of GGUF are llama.cpp's, which names architectures. Methods of quantization may be named like families, and
-    so is a kind of model."""
+    """Tables of GGUF are llama.cpp's, which names architectures. Methods of quantization may be named like families.
+
+    So is a kind of model, which is not looked for.
+    """
     methods = PACKAGE / "weights" / "formats" / "__init__.py"
     others = [file for file in modules() if top(file) != "families" and not file.stem.startswith("gguf_")]
     others.remove(methods)
