@@ -25,13 +25,14 @@ from easydel.module import LanguageModel
 from easydel.options import LoadOptions, Reading
 from easydel.policy import Policy
 from easydel.prepare import Prepared, prepare
-from easydel.processes import agree, digest
+from easydel.processes import agree, await_processes, digest
 from easydel.progress import progress_bar
 from easydel.report import print_sizes
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, annotate, bind, unflatten
 from easydel.weights.arrays import Arrived
+from easydel.weights.by_hosts import moved, read_placements
 from easydel.weights.execute import execute
 from easydel.weights.plan import head_differs
 from easydel.weights.sources import TensorSource
@@ -148,15 +149,23 @@ def read(
             if show is not None:
                 show(share * total)
 
+        placements = {path: leaf.sharding for path, leaf in prepared.shapes.items()}
+        moving = read_placements(prepared.plan, placements, prepared.rounded, model.policy.mesh)
+        arrived = _arrival(options.placement, reading)
         params, model.load_report = execute(
             prepared.plan,
-            {path: leaf.sharding for path, leaf in prepared.shapes.items()},
+            placements | moving,
             {path: np.dtype(leaf.dtype) for path, leaf in prepared.shapes.items()},
             rounded=prepared.rounded,
-            arrived=_arrival(options.placement, reading),
+            arrived=arrived and (lambda path, array: array if path in moving else arrived(path, array)),
             advance=advance,
             finite=None if reading.allow_nonfinite else "read" if source.manifest is not None else "all",
         )
+        if moving:
+            await_processes(check_others)
+        for path in moving:
+            array = moved(params.pop(path), placements[path])
+            params[path] = array if arrived is None else arrived(path, array)
     model.load_report.hashes = {str(name): file.verdict() for name, file in streamed.items()}
     return params
 

@@ -67,6 +67,9 @@ def test_each_process_reads_only_its_own_bytes(directory: Path, mode: str, tmp_p
         np.testing.assert_array_equal(result["tokens"], greedy.sequences)
         assert result["read"] == result["owned"]
         assert result["logits"] < 1e-4
+        for choice, found in result["fewer"].items():
+            assert found["equal"], choice
+            assert found["read"] < 1.01 * found["held"], choice  # though a row's scale needs the whole row
     total = (directory / "model.safetensors").stat().st_size
     assert max(result["read"] for result in results) < 0.62 * total  # half, and the norms that all devices hold
 

@@ -14,6 +14,7 @@ import typer
 
 from easydel.cli.compiled import Compiling, report
 from easydel.cli.distributed import Processes
+from easydel.cli.hosts import host_facts, print_host
 from easydel.cli.meshes import Placed
 from easydel.cli.models import headers
 from easydel.cli.options import Hub, Json, Loading, Model, full_dtype, parse_mesh
@@ -71,6 +72,7 @@ def plan(
         int | None, typer.Option(min=1, help=f"Tokens, prompt and answer. Default: {LENGTH}, or the context.")
     ] = None,
     optimizer: Annotated[Optimizer, typer.Option(help="Plan training with it; none: generation.")] = Optimizer.none,
+    hosts: Annotated[int, typer.Option(min=1, help="Machines that share the devices, and load together.")] = 1,
     reads: Annotated[bool, typer.Option(help="List every read: parameter, tensor, file, bytes, what is done.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -91,6 +93,8 @@ def plan(
     from easydel.tree import flatten
 
     if compiling.compile is not None:
+        if hosts > 1:
+            raise ArgumentError("--hosts is about loading, and --compile is not", hint="leave out one of them")
         from easydel.aot.topology import topology_mesh
         from easydel.arguments import remat_of
 
@@ -113,6 +117,7 @@ def plan(
     placed, losses = _placed(built, flatten(built.params), mesh)
     rows = rows_of(bytes_per_device(flatten(built.params), placed, losses), mesh.shape)
     load = Reads.of(built, read_plan, rounded, placed, mesh)
+    host = None if hosts == 1 else host_facts(read_plan, flatten(built.params), placed, rounded, mesh, hosts)
     tokens = length or min(LENGTH, built.record.max_length or LENGTH)
     parameters = sum(row.device_bytes for row in rows)
     moments = MOMENTS.get(optimizer)
@@ -130,6 +135,7 @@ def plan(
         "stored": stored_bits(built),
         "rows": [asdict(row) for row in rows],
         "file_bytes": load.bytes_by_action(),
+        "host": host,
         "batch": batch,
         "length": tokens,
         "device_bytes": {**asdict(costs), "total": costs.total},
@@ -270,6 +276,8 @@ def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:
     print(f"  ({NOT_COUNTED})")
     print("\nbytes of files:")
     print_facts({f"  {action}": f"{size(count)}, {ACTIONS[action]}" for action, count in facts["file_bytes"].items()})
+    if facts["host"] is not None:
+        print_host(facts["host"])
     if facts["fits"] is not None:
         left = facts["device_memory"] - costs.total
         state = f"fits: {size(left)} left" if left >= 0 else f"does not fit: {size(-left)} too much"

@@ -20,7 +20,7 @@ from easydel.processes.signs import await_all
 
 T = TypeVar("T")
 # Loads are numbered: every process loads the same models in the same order, as it must run the same programs.
-_numbers = count()
+_numbers, _meetings = count(), count()
 
 
 @contextmanager
@@ -44,6 +44,14 @@ def one_outcome() -> Iterator[Callable[[], None]]:
         raise
     client.key_value_set(f"{prefix}/done/{jax.process_index()}", "")
     await_all(client, f"{prefix}/done", lambda: _raise_reported(client, prefix))
+
+
+def await_processes(check: Callable[[], object]) -> None:
+    """Waits until all processes have called this. `check` may raise meanwhile: what happened to another one."""
+    if (client := client_of()) is not None:
+        prefix = f"easydel/here/{next(_meetings)}"
+        client.key_value_set(f"{prefix}/{jax.process_index()}", "")
+        await_all(client, prefix, check)
 
 
 def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable[[], T]]], None]) -> None:

@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ import numpy as np
 
 from easydel.forms import SCALE, Form
 from easydel.threads import thread_count
-from easydel.weights.arena import carve, groups
+from easydel.weights.arena import ARENA_BYTES, carve, groups
 from easydel.weights.arrays import Arrays, Arrived
 from easydel.weights.expressions import Index, source_names
-from easydel.weights.fill import Filler, Finite
+from easydel.weights.fill import ROWS_BYTES, SCRATCH_BYTES, Filler, Finite
 from easydel.weights.pages import Pages
 from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
@@ -145,6 +145,12 @@ def _shapes(plan: Plan, rounded: Mapping[str, Form]) -> dict[str, tuple[int, ...
     codes = {path: form.codes_shape(plan.shapes[path]) for path, form in rounded.items()}
     scales = {f"{path}{SCALE}": form.scales_shape(plan.shapes[path]) for path, form in rounded.items()}
     return {**plan.shapes, **codes, **scales}
+
+
+def memory_in_flight(sizes: Collection[int]) -> int:
+    """Returns the bytes of memory that loading parameters of these sizes takes at most, if devices have their own."""
+    arenas = (WINDOW + 2) * (ARENA_BYTES + max(sizes, default=0))  # being filled, and on their way to devices
+    return min(arenas, sum(sizes)) + MAX_THREADS * (ROWS_BYTES + SCRATCH_BYTES)
 
 
 def own_memory() -> int | None:

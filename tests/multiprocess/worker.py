@@ -40,6 +40,22 @@ def shards(params: Any, original: dict[str, np.ndarray]) -> tuple[int, bool]:
     return owned, equal
 
 
+def in_fewer_bits(floats: dict[str, np.ndarray], **choice: bool) -> dict[str, Any]:
+    """Bytes of the file for the numbers that this process holds by codes, and all that were read of it."""
+    _, whole = AutoEasyDeLModelForCausalLM.from_pretrained(directory, **choice)
+    model, params = load(mode, **choice)
+    alone, held = {path: np.asarray(leaf) for path, leaf in flatten(whole).items()}, 0.0
+    for path, leaf in flatten(params).items():  # a block that lies on several devices is several blocks
+        alone[path] = np.repeat(alone[path], leaf.shape[-1] // alone[path].shape[-1], axis=-1)
+    equal = shards(params, alone)[1]
+    for path, leaf in flatten(params).items():
+        if path in floats:  # not the scales beside it
+            distinct = {str(shard.index): shard.data.size for shard in leaf.addressable_shards}
+            held += floats[path].nbytes * sum(distinct.values()) / leaf.size
+    report = model.load_report
+    return {"read": report.bytes_read + report.bytes_mapped, "held": held, "equal": equal}
+
+
 def failure(work: Callable[[], Any]) -> dict[str, Any]:
     started = time.monotonic()
     try:
@@ -120,6 +136,8 @@ def run() -> dict[str, Any]:
     original = {path: np.asarray(leaf) for path, leaf in flatten(whole).items()}
     model, params = load(mode)
     owned, equal = shards(params, original)
+    choices = ("load_in_8bit", "load_in_4bit") if mode == "mixed" else ()
+    fewer = {name: in_fewer_bits(original, **{name: True}) for name in choices}
     ids = np.arange(16, dtype=np.int32).reshape(2, 8)
     logits = jax.jit(lambda p: model.apply(p, ids).logits, out_shardings=replicated(params))(params)
     report, greedy = model.load_report, model.generate(ids, max_new_tokens=4, do_sample=False)
@@ -127,6 +145,7 @@ def run() -> dict[str, Any]:
         "read": report.bytes_read + report.bytes_mapped,
         "owned": owned,
         "equal": equal,
+        "fewer": fewer,
         "tokens": np.asarray(greedy.sequences).tolist(),
         "logits": float(np.abs(np.asarray(logits) - np.load(f"{directory}/logits.npy")).max()),
     }
