@@ -169,7 +169,7 @@ class AutoEasyDeLModelForCausalLM:
             config = options.configured(family, source.config)
             model = build_model(family, config, options.policy, source)
             if adapters is not None:
-                source = with_adapters(source, model, open_adapters(adapters))
+                source = with_adapters(source, model, open_adapters(adapters, source.layers))
                 model = build_model(family, config, options.policy, source)  # a tied head may have become another
                 model.merged = True
                 model.tokenizer_origin = adapters if has_tokenizer(adapters) else model.origin

@@ -59,6 +59,7 @@ def build_model(family: Family, config: HFConfig, policy: Policy, source: Checkp
     gguf = source.checkpoint.format == "gguf"
     origin = source.path if gguf or source.path.is_dir() else source.path.parent
     model = BaseNNXModule(record, config, policy, names, origin)
+    model.layers_in_file = source.layers
     model.generation_config = read_defaults(origin, config, own=gguf)
     if policy.mesh is not None:
         check_heads_of(model, policy.mesh)

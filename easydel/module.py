@@ -94,6 +94,7 @@ class LanguageModel(nnx.Module):
         self.load_report: LoadReport | None = None
         self.merged = False  # adapters were: the parameters are no longer those of `origin`
         self.tokenizer_origin = origin
+        self.layers_in_file: tuple[int, ...] | None = None  # their numbers in `origin`, where they are counted anew
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_nnx_tabulate_id":  # set before it wraps all methods, never to unwrap them after an error

@@ -8,7 +8,7 @@ text_model).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class Wrapper:
 
     `text` extracts the language model's keys from the whole config. `ignored` are regular expressions of the names of
     tensors that are not the language model's. Any other tensor without a place in it is an error. `change` gets the
-    whole config and the language model's tensors, and returns those to load.
+    whole config and the language model's tensors, and returns those to load. `layers` returns the numbers in files of
+    the layers to load, if these are not all.
     """
 
     model_type: str
@@ -42,6 +43,7 @@ class Wrapper:
     text: TextFunction
     ignored: tuple[str, ...]
     change: TensorFunction | None = None
+    layers: Callable[[HFConfig], Sequence[int]] | None = None
 
     def language_config(self, config: HFConfig) -> HFConfig:
         """Returns the config of the language model alone, as its own checkpoint would have it."""

@@ -35,7 +35,10 @@ SETTINGS = ("config.json", "generation_config.json", MANIFEST, *QUANTIZATION_FIL
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint with its headers read: its config, its tensors, and the manifest if `save_pretrained` wrote it."""
+    """A checkpoint with its headers read: its config, its tensors, and the manifest if `save_pretrained` wrote it.
+
+    `layers` are the numbers in files of the layers that are read, if these are not all: the model counts them anew.
+    """
 
     path: Path
     config: HFConfig
@@ -43,6 +46,7 @@ class CheckpointSource:
     tensors: Mapping[str, TensorSource]
     manifest: Manifest | None
     identity: tuple[int, int] | None = None
+    layers: tuple[int, ...] | None = None
 
     def check_same(self) -> None:
         """Raises CheckpointError if the directory was replaced since its first file was read: files would not match."""
@@ -140,7 +144,8 @@ def language_model(source: CheckpointSource) -> CheckpointSource:
         wrapper.model_type,
         config.model_type,
     )
-    return replace(source, config=config, tensors=wrapper.language_tensors(outer, tensors))
+    layers = None if wrapper.layers is None else tuple(wrapper.layers(outer))
+    return replace(source, config=config, tensors=wrapper.language_tensors(outer, tensors), layers=layers)
 
 
 def read_config(path: Path) -> HFConfig:

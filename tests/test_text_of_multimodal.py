@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 from easydel import AutoEasyDeLConfig, AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.errors import CheckpointError, ConfigError, UnsupportedModelError
 from easydel.families import all_wrappers
+from easydel.lora import load_adapters, save_adapters
 from easydel.tree import flatten
 
 # Its model of images is from a library that tests do not have.
@@ -40,6 +41,10 @@ BOTH = pytest.mark.parametrize(
 )
 # What follows the plan of a load knows nothing of multimodal models: one is enough.
 GEMMA = pytest.mark.parametrize("loaded", [CASES[0]], ids=lambda case: case.name, indirect=True)
+
+MLLAMA = pytest.mark.parametrize(
+    "loaded", [case for case in CASES if case.model_type == "mllama"], ids=lambda case: case.name, indirect=True
+)
 
 
 def make(case: Multimodal, directory: Path) -> Any:
@@ -171,6 +176,36 @@ def test_saved_models_come_back(loaded: Loaded, tmp_path: Path):
     assert_same(params, loaded.params)
     assert model.record == loaded.model.record
     assert model.config.to_dict() == loaded.model.config.to_dict()
+
+
+def write_adapters(directory: Path, prefix: str, layer: int, **settings: Any) -> Path:
+    """Adapters of one layer as PEFT writes them (`layers_to_transform`)."""
+    directory.mkdir()
+    stated = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": "org/whole"}
+    (directory / "adapter_config.json").write_text(json.dumps(stated | settings))
+    name = f"base_model.model.{prefix}.layers.{layer}.self_attn.q_proj.lora"
+    factors = {f"{name}_A.weight": np.ones((2, 48), np.float32), f"{name}_B.weight": np.ones((48, 2), np.float32)}
+    save_file(factors, directory / "adapter_model.safetensors")
+    return directory
+
+
+@MLLAMA
+def test_adapters_name_layers_by_their_numbers_in_the_whole_model(loaded: Loaded, tmp_path: Path):
+    whole = write_adapters(tmp_path / "whole", "model.language_model", 2)  # the second of the layers that read text
+    before, after = flatten(loaded.params), flatten(load(loaded.directory, adapter=whole)[1])
+    changed = [path for path in before if not np.array_equal(before[path], after[path])]
+    assert changed == ["model/layers/1/self_attn/q_proj/kernel"]
+    model, _ = load(loaded.directory)
+    load_adapters(model, write_adapters(tmp_path / "text", "model", 4))
+    with pytest.warns(UserWarning, match="counts its layers otherwise"):
+        save_adapters(model, tmp_path / "saved")
+    again = load_adapters(load(loaded.directory)[0], tmp_path / "saved")
+    assert [path for path in flatten(again) if "lora_A" in path] == ["model/layers/2/self_attn/q_proj/lora_A"]
+    with pytest.raises(CheckpointError, match=r"layers that are left out(.|\n)*layers\.3"):
+        load(loaded.directory, adapter=write_adapters(tmp_path / "images", "model.language_model", 3))
+    patterns = {"rank_pattern": {"layers.2.self_attn.q_proj": 2}}
+    with pytest.raises(UnsupportedModelError, match=r"patterns for layers(.|\n)*layers\.2"):
+        load(loaded.directory, adapter=write_adapters(tmp_path / "patterns", "model.language_model", 2, **patterns))
 
 
 def test_the_user_is_told_once_that_images_are_left_out(gemma: Path, caplog: pytest.LogCaptureFixture):

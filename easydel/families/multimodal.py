@@ -37,7 +37,7 @@ ROWS = (
     Wrapper("llava", "LLaVA (Liu et al. 2023, arXiv:2304.08485)", text_config(tied=None), IMAGES),
     Wrapper("llava_next", "LLaVA-NeXT (Liu et al. 2024)", text_config(tied=False), (*IMAGES, NEWLINE)),
     Wrapper("mistral3", "Mistral Small 3.1, Ministral 3 (Mistral AI 2025)", text_config(tied=True), IMAGES),
-    Wrapper("mllama", VISION, mllama.mllama_text, SEEN_BY_LLAMA, mllama.mllama_tensors),
+    Wrapper("mllama", VISION, mllama.mllama_text, SEEN_BY_LLAMA, mllama.mllama_tensors, mllama.text_layers),
     Wrapper("moss_transcribe_diarize", "MOSS-Transcribe-Diarize (OpenMOSS 2026)", text_config(tied=True), HEARD),
     Wrapper("musicflamingo", "Music Flamingo (NVIDIA 2025, arXiv:2511.10289)", text_config(tied=None), HEARD),
     Wrapper("phi4_multimodal", PHI, phi4.phi4_text, phi4.EXTENSIONS, phi4.adapted),

@@ -200,6 +200,10 @@ def _settings(model: LanguageModel, matrices: Mapping[str, Matrix]) -> dict[str,
         origin = None
         problem = "other adapters were merged into this model, so these are for a model that no file has"
         warnings.warn(f"{problem}: export it before they are added, and load the export", stacklevel=3)
+    if model.layers_in_file is not None:
+        origin = None
+        problem = f"this model counts its layers otherwise than {model.origin}, and so do these adapters"
+        warnings.warn(f"{problem}: they load here, and PEFT adds them to an export of the model", stacklevel=3)
     own = {
         "r": rank,
         "lora_alpha": alpha,

@@ -34,7 +34,7 @@ def load_adapters(model: LanguageModel, directory: str | PathLike[str]) -> Tree:
     UnsupportedModelError, before the model changes, for files that are broken, do not fit the model, or need features
     that are not implemented.
     """
-    adapters = open_adapters(directory)
+    adapters = open_adapters(directory, model.layers_in_file)
     taken = _Taken(model, adapters)
     for site, leaves in adapters.adapters.items():
         taken.take(site, leaves)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,8 @@ LEAVES = (
     *("lora_embedding_A", "lora_embedding_B", "token_adapter.trainable_tokens_delta"),
 )
 _ADAPTED = re.compile(rf"(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\.(?P<leaf>{'|'.join(map(re.escape, LEAVES))})")
+_LAYER = re.compile(r"(?<=\blayers\.)\d+(?=\.)")
+BASE = "base_model_name_or_path"
 logger = logging.getLogger(__name__)
 
 
@@ -94,8 +96,12 @@ class AdapterFile:
         return order[depths.index(site.depth)] if len(order) == len(depths) else None
 
 
-def open_adapters(directory: str | PathLike[str]) -> AdapterFile:
-    """Opens a directory of PEFT or of `save_adapters`. Raises CheckpointError or UnsupportedModelError."""
+def open_adapters(directory: str | PathLike[str], layers: Sequence[int] | None = None) -> AdapterFile:
+    """Opens a directory of PEFT or of `save_adapters`. Raises CheckpointError or UnsupportedModelError.
+
+    `layers` are the numbers in a base's file of the layers that its model has, if these are not all. Adapters of such a
+    base are then counted as the model counts; `save_adapters` names no base for them, and counts so itself.
+    """
     folder = Path(directory)
     config = folder / CONFIG
     if not config.is_file():
@@ -119,8 +125,35 @@ def open_adapters(directory: str | PathLike[str]) -> AdapterFile:
         else:
             plain = own.replace(".base_layer.", ".")
             (copies if plain != own and own.endswith(".weight") else whole)[plain] = tensor
-    tokens = HFConfig.from_file(config).to_dict().get("trainable_token_indices")
-    return AdapterFile(found, lora, tokens, adapters, whole, copies)
+    values = HFConfig.from_file(config).to_dict()
+    opened = AdapterFile(found, lora, values.get("trainable_token_indices"), adapters, whole, copies)
+    return opened if layers is None or not values.get(BASE) else _counted_anew(opened, layers)
+
+
+def _counted_anew(file: AdapterFile, layers: Sequence[int]) -> AdapterFile:
+    """Returns the adapters with the numbers that a model has for those `layers` of its base's file."""
+    lora = file.lora
+    named = [*(key for key, _ in (*lora.rank_pattern, *lora.alpha_pattern)), *lora.target_parameters]
+    if by_layer := [name for name in named if re.search(r"\d", name)]:
+        problem = f"the adapters have patterns for layers, which this model counts otherwise:{listed(by_layer)}"
+        raise UnsupportedModelError(problem, file=file.file)
+    lost: list[str] = []
+
+    def counted(name: str) -> str:
+        layer = _LAYER.search(name)
+        if layer is None:
+            return name
+        number = int(layer[0])
+        if number not in layers:
+            lost.append(name)
+            return name
+        return f"{name[: layer.start()]}{layers.index(number)}{name[layer.end() :]}"
+
+    adapters = {site._replace(module=counted(site.module)): leaves for site, leaves in file.adapters.items()}
+    whole, copies = ({counted(name): tensor for name, tensor in one.items()} for one in (file.whole, file.copies))
+    if lost:
+        raise CheckpointError(f"the adapters are also for layers that are left out:{listed(lost)}", file=file.file)
+    return replace(file, adapters=adapters, whole=whole, copies=copies)
 
 
 def read_lora(file: Path) -> LoRA:
