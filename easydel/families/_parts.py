@@ -7,6 +7,7 @@ from easydel.errors import ConfigError, UnsupportedModelError
 from easydel.families import family
 from easydel.layers.attention import Attention, Gate, HandOn, Heads, QKNorm, TakeOver, Weights
 from easydel.layers.beside import Beside
+from easydel.layers.biased_moe import BiasedMoE
 from easydel.layers.block import Block
 from easydel.layers.block_indexer import BlockIndexer
 from easydel.layers.block_residual import BlockSums
@@ -21,12 +22,14 @@ from easydel.layers.embed import Embed, Feature, Head, Learned, Sinusoidal, Tran
 from easydel.layers.gated_streams import GatedStreams, GatedStreamsBlock
 from easydel.layers.hyper import HyperBlock, HyperConnections, Sinkhorn
 from easydel.layers.indexer import Indexer, SharedIndexer
+from easydel.layers.language_adapters import LanguageAdapted
 from easydel.layers.lightning import Lightning
 from easydel.layers.local import Local, Summaries
 from easydel.layers.mamba import Mamba
 from easydel.layers.mamba2 import GatedNorm, Mamba2
 from easydel.layers.marked import Marked
 from easydel.layers.merged import Merged
+from easydel.layers.mixture_of_heads import MixtureOfHeads
 from easydel.layers.mla import MLA
 from easydel.layers.mlp import GLU, MLP, LimitedGLU
 from easydel.layers.mlp_router import MLPRouter
