@@ -1,0 +1,42 @@
+"""Greedy tokens equal transformers' for each kind of mixer: their states and caches go from step to step in one loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import cases_in
+from loaded import Loaded
+
+NEW = 8
+# A case each, by its place among those of its type. Plain attention is in test_generate.py.
+KINDS = {
+    "latent attention": ("deepseek_v2", 0),
+    "a window": ("mistral", 0),
+    "chunks of attention": ("llama4_text", 0),
+    "biases by key": ("doge", 1),
+    "a gated delta rule": ("qwen3_next", 0),
+    "decays by channel": ("kimi_linear", 0),
+    "Mamba": ("mamba", 0),
+    "Mamba 2": ("mamba2", 0),
+    "mixers side by side": ("falcon_h1", 0),
+    "RG-LRU": ("recurrent_gemma", 0),
+    "lightning attention": ("minimax", 0),
+    "short convolutions": ("lfm2", 0),
+    "RWKV": ("rwkv", 0),
+    "xLSTM": ("xlstm", 0),
+    "an indexer": ("deepseek_v32", 0),
+    "AltUp": ("gemma3n_text", 0),
+    "hyper-connections and compressed keys": ("deepseek_v4", 0),
+}
+
+
+@pytest.mark.parametrize("loaded", [cases_in(name)[at] for name, at in KINDS.values()], ids=list(KINDS), indirect=True)
+def test_greedy_tokens_equal_transformers(loaded: Loaded):
+    arguments: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ids, mask = loaded.ids, np.ones_like(loaded.ids)
+    theirs = loaded.reference.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **arguments).numpy()
+    assert len(np.unique(theirs[:, ids.shape[1] :])) > 2, "tokens that are all the same prove nothing"
+    np.testing.assert_array_equal(loaded.model.generate(ids, **arguments).sequences, theirs)
