@@ -20,7 +20,7 @@ from easydel.decoder import Decoder
 from easydel.errors import ArgumentError
 from easydel.forms import BESIDE
 from easydel.inputs import check_flags, check_params, donations_explained, token_array
-from easydel.layers.linear import Buffer
+from easydel.layers.linear import Buffer, Exact
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
 from easydel.stored import storable
@@ -110,6 +110,11 @@ class LanguageModel(nnx.Module):
     def buffers(self) -> frozenset[str]:
         """The paths of parameters that are not learned."""
         return frozenset(paths_of(self, Buffer))
+
+    @property
+    def exact(self) -> frozenset[str]:
+        """The paths of learned parameters that loading never rounds."""
+        return frozenset(paths_of(self, Exact))
 
     def num_params(self) -> int:
         """Number of values in the parameters.

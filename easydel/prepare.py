@@ -108,12 +108,16 @@ def plan_for(
 
 
 def take_dtypes(model: LanguageModel, plan: Plan) -> None:
-    """Gives the model's buffers, which have no values yet, the dtypes of the tensors that they are read from."""
-    leaves = flatten(model.params)
-    for path in model.buffers:
+    """Gives buffers, which have no values yet, the dtypes of the tensors that they are read from.
+
+    So it does exact parameters, where their own dtype would round these.
+    """
+    leaves, exact = flatten(model.params), model.exact
+    for path in (*model.buffers, *exact):
         stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
         if not stored:  # a file may leave it out
             continue
+        stored += [leaves[path].dtype] if path in exact else []
         dtype = jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
         bind(model, unflatten({path: jax.ShapeDtypeStruct(leaves[path].shape, dtype)}))
 

@@ -1,4 +1,4 @@
-"""Greedy tokens equal transformers' for each kind of mixer: their states and caches go from step to step in one loop."""
+"""Greedy tokens equal transformers' for each kind of mixer: states and caches go from step to step in one loop."""
 
 from __future__ import annotations
 

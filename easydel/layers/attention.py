@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from easydel.layers.activations import activation
 from easydel.layers.context import Context
 from easydel.layers.kv_cache import Seen, empty_keys, reachable, update
-from easydel.layers.linear import Linear, parameter
+from easydel.layers.linear import Linear, exact
 from easydel.layers.norm import AnyNorm, Norm
 from easydel.layers.part import Handed, HeadSizes, Part, handing, received
 from easydel.layers.position import ALiBi, Blocks, GrowingScale
@@ -200,7 +200,7 @@ class AttentionLayer(nnx.Module):
             self.relative_attention_bias = record.position.build(features, policy)
         if record.select is not None:
             setattr(self, record.select.name, record.select.build(features, policy))
-        sinks = parameter((heads.count,), policy)
+        sinks = exact((heads.count,), policy)
         self.sinks = sinks if record.weights.sinks else None
         self.record, self.policy = record, policy
 

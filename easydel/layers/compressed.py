@@ -15,7 +15,7 @@ from easydel.errors import UnsupportedModelError
 from easydel.layers.compressor import Compressor, EntryIndexer
 from easydel.layers.context import Context
 from easydel.layers.kv_cache import places, reachable, with_earlier
-from easydel.layers.linear import Linear, parameter
+from easydel.layers.linear import Linear, exact
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import HeadSizes, Part, empty, least
 from easydel.layers.rope import Rope
@@ -86,7 +86,7 @@ class CompressedLayer(nnx.Module):
         self.kv_norm = record.norm.build(record.dim, policy)
         self.o_a_proj = Linear(wide // record.groups, record.groups * record.group_dim, policy)
         self.o_b_proj = Linear(record.groups * record.group_dim, features, policy)
-        self.sinks = parameter((record.heads,), policy)
+        self.sinks = exact((record.heads,), policy)
         self.compressor = None if record.compressor is None else record.compressor.build(features, policy)
         self.indexer = None if record.indexer is None else record.indexer.build(features, policy)
         self.record, self.policy = record, policy

@@ -13,7 +13,7 @@ from flax import nnx
 from easydel.layers.context import Context
 from easydel.layers.indexer import best_keys
 from easydel.layers.kv_cache import places, reachable, with_earlier
-from easydel.layers.linear import Linear, parameter
+from easydel.layers.linear import Linear, exact
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Part, empty
 from easydel.layers.rope import Rope
@@ -71,7 +71,7 @@ class CompressorLayer(nnx.Module):
     def __init__(self, record: Compressor, features: int, policy: Policy):
         self.kv_proj = Linear(features, record.width, policy)
         self.gate_proj = Linear(features, record.width, policy)
-        self.position_bias = parameter((record.rate, record.width), policy)
+        self.position_bias = exact((record.rate, record.width), policy)
         self.kv_norm = record.norm.build(record.dim, policy)
         self.compression = record
 

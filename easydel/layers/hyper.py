@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from easydel.layers.block import Block, BlockLayer, Flow, normed
-from easydel.layers.linear import contract, parameter
+from easydel.layers.linear import contract, exact
 from easydel.layers.norm import RMSNorm
 from easydel.policy import Policy
 
@@ -64,9 +64,9 @@ class StreamWeights(nnx.Module):
     """Logits of several kinds of weights, `sizes` of each: `kernel` @ streams, times a `gain` per kind, plus `bias`."""
 
     def __init__(self, record: HyperConnections, sizes: tuple[int, ...], features: int, policy: Policy):
-        self.kernel = parameter((sum(sizes), record.count * features), policy)
-        self.bias = parameter((sum(sizes),), policy)
-        self.gain = parameter((len(sizes),), policy)
+        self.kernel = exact((sum(sizes), record.count * features), policy)
+        self.bias = exact((sum(sizes),), policy)
+        self.gain = exact((len(sizes),), policy)
         # in 16 bits the shares of streams would not sum to 1
         self.norm, self.sizes, self.policy = record.norm, sizes, replace(policy, dtype=jnp.dtype(jnp.float32))
 

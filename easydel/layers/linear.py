@@ -36,6 +36,18 @@ def buffer(shape: tuple[int, ...], dtype: Any) -> Buffer:
     return Buffer(jax.ShapeDtypeStruct(shape, dtype), eager_sharding=False)
 
 
+class Exact(nnx.Param):
+    """A small learned parameter that loading never rounds: it has the dtype of its file, if that has more bits.
+
+    transformers keeps these in float32, whatever the others are (its `_keep_in_fp32_modules_strict`).
+    """
+
+
+def exact(shape: tuple[int, ...], policy: Policy) -> Exact:
+    """A parameter that is never rounded, without a value yet."""
+    return Exact(jax.ShapeDtypeStruct(shape, policy.param_dtype), eager_sharding=False)
+
+
 def parameter(shape: tuple[int, ...], policy: Policy) -> nnx.Param:
     """A parameter without a value yet; loading fills it."""
     return unfilled(shape, policy.param_dtype)

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from easydel.layers.activations import activation
 from easydel.layers.attention import Gate
 from easydel.layers.context import Context
-from easydel.layers.linear import Linear, parameter
+from easydel.layers.linear import Linear, exact
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Handed, HeadSizes, Part, empty, handing, received
 from easydel.layers.rope import Rope
@@ -120,7 +120,7 @@ class MLALayer(nnx.Module):
             gates = record.heads * (1 if record.gate.per_head else record.value_dim)
             read = 2 * rank if record.both and rank is not None else features
             self.gate_proj = Linear(read, gates, policy, bias=record.gate.bias)
-        self.sinks = parameter((record.heads,), policy) if record.sinks else None
+        self.sinks = exact((record.heads,), policy) if record.sinks else None
         if record.select is not None:
             setattr(self, record.select.name, record.select.build(features, policy))
         self.record, self.policy = record, policy
