@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 import peft
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
-from easydel import AutoEasyDeLModelForCausalLM
+from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM
 from easydel.lora import LoRA, add_adapters, load_adapters, save_adapters
 from easydel.train import init_state, step
 
@@ -127,3 +129,31 @@ def test_what_is_trained_here_loads_in_peft(tmp_path: Path, name: str, choice: d
     save_adapters(model, tmp_path / "adapter", state.params)
     loaded = peft.PeftModel.from_pretrained(theirs(tmp_path / "base"), str(tmp_path / "adapter"))
     np.testing.assert_allclose(logits(loaded), ours, rtol=0, atol=2e-5)
+
+
+def test_adapters_of_both_towers_and_between_them_load_in_peft(tmp_path: Path):
+    sizes: dict[str, Any] = {
+        "vocab_size": 96,
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "max_position_embeddings": 64,
+    }
+    sizes |= {f"{tower}_{size}": 4 for tower in ("encoder", "decoder") for size in ("attention_heads", "ffn_dim")}
+    reference = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, init_std=0.3)).eval()
+    reference.save_pretrained(tmp_path / "base")
+    model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path / "base", precision="highest")
+    add_adapters(model, LoRA(r=3, lora_alpha=9, target_modules=["q_proj", "fc1"]))
+    before = np.asarray(model(IDS, decoder_input_ids=IDS).logits)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 0.2 if "lora" in jax.tree_util.keystr(path) else leaf, model.params
+    )
+    ours = np.asarray(model.apply(params, IDS, decoder_input_ids=IDS).logits)
+    assert np.abs(ours - before).max() > 0.02
+    save_adapters(model, tmp_path / "adapter", params)
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(any(part in name for name in saved) for part in ("encoder.layers", "decoder.layers", "encoder_attn"))
+    loaded = peft.PeftModel.from_pretrained(reference, str(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        expected = loaded(torch.tensor(IDS), decoder_input_ids=torch.tensor(IDS)).logits.numpy()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
