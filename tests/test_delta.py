@@ -18,6 +18,7 @@ from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Part
 from easydel.layers.short_conv import ShortConv
 from easydel.ops.delta import CHUNK, CHUNK_OF_CHANNELS, Tokens, delta_rule, token_by_token
+from easydel.ops.triangular import unit_lower_inverse
 from easydel.policy import Policy
 
 FORMS = pytest.mark.parametrize("form", ["heads", "channels", "adds"])
@@ -122,3 +123,13 @@ def test_documents_packed_into_a_row_are_refused(mixer: Part):
     layer = mixer.build(16, Policy())
     with pytest.raises(UnsupportedModelError, match="segment_ids are not implemented for"):
         layer(jnp.zeros((1, 4, 16)), Context(positions, starts_BT=positions), None)
+
+
+@pytest.mark.parametrize("length", [1, 2, 13, 64])
+def test_triangular_matrices_are_inverted_as_exactly_as_by_substitution(length: int):
+    """Equal keys are the worst: powers of such a matrix overflow, and its inverse is small."""
+    random = np.random.default_rng(length).normal(size=(2, 3, length, length)).astype(np.float32) / 4
+    for given in (random, np.ones_like(random)):
+        found = np.asarray(unit_lower_inverse(jnp.asarray(given)), np.float64)
+        matrix = np.tril(given.astype(np.float64), -1) + np.eye(length)
+        np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-5 * np.abs(np.linalg.inv(matrix)).max())

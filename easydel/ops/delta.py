@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from easydel.ops.recurrence import over_chunks
+from easydel.ops.triangular import matmul, unit_lower_inverse
 
 # B batch, T length, L length of a chunk, N heads, C key channels, V value channels, A decays of a head: 1 or C
 CHUNK = 64
@@ -70,9 +70,6 @@ def _chunk(state_BNCV: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]
     # differences of logarithms: quotients of decays would overflow
     between = jnp.exp(jnp.where(lower[..., None], total[..., :, None, :] - total[..., None, :, :], -jnp.inf))
 
-    def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)  # as exact as single tokens are
-
     def products(x: jax.Array) -> jax.Array:
         """x_t . D_t/D_s k_s, [B, N, t, s], zero where s > t."""
         if between.shape[-1] == 1:
@@ -82,8 +79,7 @@ def _chunk(state_BNCV: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]
     if tokens.beta_BTN is not None:
         beta = tokens.beta_BTN.swapaxes(1, 2)[..., None]
         known = beta * (u - matmul(k * from_start, state_BNCV))
-        # the diagonal is taken for ones, whatever it holds
-        u = solve_triangular(beta * products(k), known, lower=True, unit_diagonal=True)
+        u = matmul(unit_lower_inverse(beta * products(k)), known)
     out = matmul(q * from_start, state_BNCV) + matmul(products(q), u)
     state_BNCV = from_start[..., -1, :, None] * state_BNCV + matmul((k * to_end).swapaxes(-1, -2), u)
     return out.swapaxes(1, 2), state_BNCV
