@@ -117,7 +117,9 @@ def test_streamed_columns_that_alternate_equal_local_ones(hub: Hub, tmp_path_fac
         ("ct_w4a16_g32_asym_llama", {}, 1.1),
         ("ct_w4a16_g32_asym_llama", TP, 1.1),
         ("fp8_block128_odd_llama", TP, 1.1),
-        ("gptq_b4_g32_actorder_asym_llama", TP, 2.5),  # rows are columns of the file: each shard fetches all of it
+        ("awq_gemm_g128_llama", TP, 1.1),  # rows are columns of the file
+        ("awq_gemm_g128_llama", TP | {"dequantize": True}, 1.1),
+        ("gptq_b4_g32_actorder_asym_llama", TP, 2.5),  # columns are in another order: each shard fetches all of them
     ],
 )
 def test_quantized_tensors_are_streamed_by_slices(hub: Hub, name: str, arguments: dict[str, Any], times: float):

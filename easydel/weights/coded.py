@@ -69,6 +69,11 @@ class CodedTensor(ABC):
         """True if `factors` multiply the scales."""
         return type(self).factors is not CodedTensor.factors
 
+    @property
+    def by_columns(self) -> bool:
+        """True if rows of the matrix are columns of the file, for codes and for numbers of blocks."""
+        return False
+
     def plain(self, kind: Kind) -> TensorSource | None:
         """Returns the file's own tensor, if it is the array of codes (`packed`), scales or shifts as it stands.
 

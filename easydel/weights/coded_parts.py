@@ -75,6 +75,11 @@ class Part:
         return self.kind in FOR_ALL_ROWS or (self.unit == self.of.form.block and not self._multiplies)
 
     @property
+    def by_columns(self) -> bool:
+        """True if rows are columns of the file. Not where columns have an order: each few of them lie all over it."""
+        return self.of.by_columns and self.kind not in FOR_ALL_ROWS and self._order is None
+
+    @property
     def dtype(self) -> np.dtype:
         if self.kind == "codes":
             return self.of.form.held

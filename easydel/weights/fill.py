@@ -25,7 +25,7 @@ from easydel.quantize import rounded
 from easydel.weights.arena import ALIGNMENT
 from easydel.weights.blocks import blocks_of, depth_of, memoryless, within
 from easydel.weights.casts import assign, too_large
-from easydel.weights.expressions import Copy, Index, Reshape, Rows, Transpose, chain, source_names
+from easydel.weights.expressions import Copy, Index, Reshape, Rows, Source, Transpose, chain, source_names
 from easydel.weights.plan import Plan
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 from easydel.weights.sources import FLOAT32, TensorSource
@@ -112,7 +112,10 @@ class Filler:
 
     def transposed(self, path: str) -> bool:
         """True if rows of the parameter are columns of the file."""
-        return any(isinstance(one, Transpose) for one in chain(self.plan.expressions[path]))
+        *outer, source = chain(self.plan.expressions[path])
+        assert isinstance(source, Source)
+        turned = any(isinstance(one, Transpose) for one in outer)
+        return turned != getattr(self.plan.tensors[source.name], "by_columns", False)
 
     def map(self, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
         """Returns the slice of the mapped file if it can be used there, and asks the system to read it ahead."""

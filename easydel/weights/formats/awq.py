@@ -166,6 +166,7 @@ class Eights:
 
     packed: Tensor
     dtype: np.dtype
+    by_columns: ClassVar[bool] = True
 
     @property
     def shape(self) -> tuple[int, ...]:

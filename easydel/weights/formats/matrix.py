@@ -65,6 +65,10 @@ class Matrix(CodedTensor):
     def has_factors(self) -> bool:
         return self.factor is not None
 
+    @property
+    def by_columns(self) -> bool:
+        return self.order is None and getattr(self.code, "by_columns", False)
+
     def plain(self, kind: Kind) -> Tensor | None:
         part = {"codes": self.code, "scales": self.scale, "shifts": self.shift}.get(kind)
         return part if isinstance(part, Tensor) and (kind != "codes" or part.dtype == self.form.held) else None

@@ -192,6 +192,11 @@ class Arranged:
     def shape(self) -> tuple[int, ...]:
         return tuple(1 if dim is None else self.of.shape[dim] for dim in self.dims)
 
+    @property
+    def by_columns(self) -> bool:
+        """True if its last two dimensions are swapped."""
+        return len(self.dims) > 1 and self.dims[-2:] == (len(self.dims) - 1, len(self.dims) - 2)
+
     def held(self, index: Index, bits: int, dim: int) -> np.ndarray | None:
         """Returns what the array returns, if that is a stream; None where its other dimensions are in another order."""
         own = self.dims[dim]
