@@ -111,8 +111,11 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))
 import jax, jax.numpy as jnp
 from easydel import AutoEasyDeLModelForCausalLM
-_, params = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[1], **{arguments})
-print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+from easydel.weights.execute import own_memory
+jax.devices()
+before = own_memory()
+model, params = AutoEasyDeLModelForCausalLM.from_pretrained(sys.argv[1], **{arguments})
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), before, before + model.load_report.peak_bytes)
 """
 
 
@@ -205,12 +208,24 @@ def make_own(source: Path, target: Path) -> None:
 
 
 def under_limit(name: str, folder: Path) -> str:
-    """Returns how a load ended in a process whose data is limited."""
+    """Returns how a load ended in a process whose data is limited, and the memory that it used of it.
+
+    The limit is of memory that is reserved; what JAX and Flax reserve and do not use counts, too.
+    """
     kind, arguments = OURS[name]
     program = LIMITED_PROGRAM.format(limit=int(LIMITED[name]), arguments=arguments)
     command = [sys.executable, "-c", program, str(folder / kind)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    outcome = f"{int(done.stdout) / 2**20:.0f} MiB of parameters" if done.returncode == 0 else "FAILED"
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    outcome = "FAILED"
+    if done.returncode == 0:
+        parameters, before, peak = (int(count) / 2**20 for count in done.stdout.split())
+        outcome = f"{parameters:.0f} MiB of parameters, {peak:.0f} MiB in use, {before:.0f} of them before the load"
     return f"{name}, with the process's data limited to {LIMITED[name] / 2**20:.0f} MiB: {outcome}."
 
 
