@@ -42,7 +42,8 @@ def test_default_axes_map_by_position_to_a_mesh_with_other_names():
     resolved = PartitionAxis().resolve(CUSTOM)
     assert resolved.batch_axis == ("data", "shard")
     assert resolved.hidden_axis == ("shard", "seq")
-    assert (resolved.head_axis, resolved.sequence_axis, resolved.expert_axis) == ("model", "seq", None)
+    assert (resolved.head_axis, resolved.sequence_axis) == ("model", "seq")
+    assert resolved.expert_axis == ("shard", "seq")
 
 
 def test_default_axes_that_the_mesh_lacks_drop():

@@ -41,8 +41,9 @@ from easydel.families._parts import (
 )
 from easydel.layers.block import BlockLayer, Flow
 from easydel.layers.context import Context
+from easydel.layers.experts import Experts
 from easydel.layers.linear import buffer, parameter
-from easydel.layers.moe import Experts, Gate
+from easydel.layers.moe import Gate
 from easydel.policy import Policy
 
 PER_LAYER = {
@@ -133,7 +134,8 @@ class DenseAndExpertsLayer(nnx.Module):
         self.dense_in, self.dense_out = norm.build(features, policy), norm.build(features, policy)
         self.dense = record.dense.build(features, policy)
         self.experts_in, self.experts_out = norm.build(features, policy), norm.build(features, policy)
-        self.gate, self.experts = moe.router.build(moe.experts, features, policy), Experts(moe, features, policy)
+        self.gate = moe.router.build(moe.experts, features, policy)
+        self.experts = Experts(moe.experts, moe.expert, features, policy, moe.weigh)
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
         dense_BTD, _ = self.dense(self.dense_in(x_BTD), context, None)

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import gcd
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
 
 from easydel.errors import ConfigError
-from easydel.forms import FACTOR, GAIN, ORDER
 from easydel.layers.context import Context
+from easydel.layers.experts import Experts
 from easydel.layers.linear import Float32Linear, Linear, buffer, contract, parameter
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.part import Handed, Part, handing, received
-from easydel.ops.ragged import ragged_dot
 from easydel.policy import Policy
-from easydel.sharding.axes import AxisName, axis_of, names_in
-from easydel.sharding.placement import fit
-from easydel.stored import Stored
-from easydel.tree import Tree, params_of
 
-# B batch, T length, D model, E experts, K chosen experts of a token, M (token, choice) pairs sorted by expert
+# B batch, T length, D model, E experts, K chosen experts of a token
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ class MoELayer(nnx.Module):
         self.gate = record.router.build(record.experts + record.zero, features, policy)
         inner = record.latent or features
         self.latent_in_proj = Linear(features, inner, policy) if record.latent else None
-        self.experts = Experts(record, inner, policy)
+        self.experts = Experts(record.experts, record.expert, inner, policy, record.weigh)
         self.latent_out_proj = Linear(inner, features, policy) if record.latent else None
         self.shared_expert = None if record.shared is None else record.shared.build(features, policy)
         self.shared_expert_gate = Float32Linear(features, 1, policy) if record.shared_gate else None
@@ -209,136 +202,3 @@ class Gate(nnx.Module):
         if self.bias is not None:
             logits_BTE = logits_BTE + self.bias[...].astype(logits_BTE.dtype)
         return self.router.choose(logits_BTE, None if self.correction_bias is None else self.correction_bias[...])
-
-
-class ExpertLinear(Stored):
-    """A Linear for each expert: kernel [experts, out, in], bias [experts, out]."""
-
-    def __init__(self, experts: int, inputs: int, outputs: int, policy: Policy, *, bias: bool):
-        self.kernel = parameter((experts, outputs, inputs), policy)
-        self.bias = parameter((experts, outputs), policy) if bias else None
-        self.adapter_scale = 1.0  # of the product of `lora_A` [experts, r, in] and `lora_B` [experts, out, r], if any
-
-    def sorted_rows(self, leaves: Tree, x_MI: jax.Array, group: Sorted, precision: Any) -> jax.Array:
-        """Returns [M, out]: rows of `x_MI`, each times the kernel of its expert; `leaves` are this module's."""
-        y_MO = ragged_dot(x_MI, self.weight_in(leaves), group.sizes_E, precision)
-        if "lora_A" in leaves:
-            low_MR = ragged_dot(x_MI, leaves["lora_A"], group.sizes_E, precision)
-            y_MO = y_MO + ragged_dot(low_MR, leaves["lora_B"], group.sizes_E, precision) * self.adapter_scale
-        return y_MO + _rows(leaves["bias"], group.expert_M).astype(y_MO.dtype) if "bias" in leaves else y_MO
-
-
-class Sorted(NamedTuple):
-    """Pairs of a token and one of its experts, sorted by expert: their `order_M`, experts, and how many each has."""
-
-    order_M: jax.Array
-    expert_M: jax.Array
-    sizes_E: jax.Array
-
-    @classmethod
-    def by_expert(cls, chosen_BTK: jax.Array, experts: int) -> Sorted:
-        """Returns the order of all choices; those of no expert (index out of range) come last."""
-        flat_M = chosen_BTK.reshape(-1)
-        flat_M = jnp.where((flat_M >= 0) & (flat_M < experts), flat_M, experts)
-        order_M = jnp.argsort(flat_M)
-        return cls(order_M, flat_M[order_M], jnp.bincount(flat_M, length=experts + 1)[:experts])
-
-
-class Experts(nnx.Module):
-    """All experts of a layer. Over a mesh, each device applies its share of the experts to its tokens."""
-
-    def __init__(self, record: MoE, features: int, policy: Policy):
-        count, hidden, bias = record.experts, record.expert.hidden, record.expert.bias
-        for name in record.expert.inner:
-            setattr(self, name, ExpertLinear(count, features, hidden, policy, bias=bias))
-        self.down_proj = ExpertLinear(count, hidden, features, policy, bias=bias)
-        self.record, self.policy = record, policy
-
-    def __call__(self, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
-        mesh, params = self.policy.mesh, params_of(self)
-        if mesh is None or mesh.size == 1:
-            return self._mix(params, x_BTD, weights_BTK, chosen_BTK)
-        return self._mix_over(mesh, params, x_BTD, weights_BTK, chosen_BTK)
-
-    def _mix_over(self, mesh: Mesh, params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
-        axes, record = self.policy.axes, self.record
-        # the sizes that may be split: the number of experts, and the inner dimension of each
-        expert, mlp = fit((record.experts, self._inner(params)), (axes.expert_axis, axes.mlp_axis), mesh)
-        summed = (*names_in(expert), *names_in(mlp))
-        split_otherwise = (axes.batch_axis, axes.sequence_axis, axes.hidden_axis)
-        batch, sequence, hidden = (_without(axis, summed) for axis in split_otherwise)
-        tokens = fit(x_BTD.shape, (batch, sequence, None), mesh)
-        specs, cut = {}, {}
-        for name, leaves in params.items():
-            stored = (expert, hidden, mlp) if name == "down_proj" else (expert, mlp, hidden)
-            split = PartitionSpec(expert, None, mlp) if name == "down_proj" else PartitionSpec(expert, mlp, None)
-            specs[name] = {leaf: _spec(leaf, array.ndim, split) for leaf, array in leaves.items()}
-            if "lora_A" in leaves:
-                specs[name] |= {"lora_A": PartitionSpec(expert, None, split[2]), "lora_B": PartitionSpec(*split[:2])}
-            # kernels stored whole (experts that cannot be divided) are cut before the hidden dimension is gathered
-            cut[name] = leaves | {"kernel": self.policy.shard(leaves["kernel"], *stored)}
-
-        def local(params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
-            if mlp is not None and "bias" in params["down_proj"]:  # every share of an expert would add it
-                first = jax.lax.axis_index(mlp) == 0
-                params = params | {"down_proj": params["down_proj"] | {"bias": params["down_proj"]["bias"] * first}}
-            start = 0 if expert is None else jax.lax.axis_index(expert) * params["down_proj"]["kernel"].shape[0]
-            y_BTD = self._mix(params, x_BTD, weights, chosen - start)
-            return jax.lax.psum(y_BTD, summed) if summed else y_BTD
-
-        mapped = jax.shard_map(
-            local, mesh=mesh, in_specs=(specs, tokens, tokens, tokens), out_specs=tokens, check_vma=False
-        )
-        return mapped(cut, x_BTD, weights, chosen)
-
-    def _inner(self, params: Tree) -> int:
-        """Returns the largest number that divides the inner dimension of all kernels and of their scales.
-
-        It is 1 if the inputs of the last kernel are in an order of their own, which a device could not make.
-        """
-        if f"kernel{ORDER}" in params["down_proj"]:
-            return 1
-        dims = {"down_proj": 2}
-        return gcd(
-            *(
-                leaf.shape[dims.get(name, 1)]
-                for name, leaves in params.items()
-                for end, leaf in leaves.items()
-                if leaf.ndim > dims.get(name, 1) and not end.endswith((FACTOR, ORDER, GAIN))
-            )
-        )
-
-    def _mix(self, params: Tree, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
-        """Returns the weighted sum of the chosen experts; experts that `params` lacks (index out of range) give 0."""
-        experts, choices = params["down_proj"]["kernel"].shape[0], chosen_BTK.shape[-1]
-        group = Sorted.by_expert(chosen_BTK, experts)
-
-        def linear(name: str, x_MI: jax.Array) -> jax.Array:
-            return getattr(self, name).sorted_rows(params[name], x_MI, group, self.policy.precision)
-
-        order_M = group.order_M
-        x_MD = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)[order_M // choices]
-        if self.record.weigh == "inputs":
-            x_MD = (x_MD * weights_BTK.reshape(-1)[order_M, None]).astype(x_MD.dtype)
-        hidden_MF = self.record.expert.combine(*(linear(name, x_MD) for name in self.record.expert.inner))
-        y_MD = linear("down_proj", hidden_MF)[jnp.argsort(order_M)]
-        y_BTKD = y_MD.reshape(*chosen_BTK.shape, -1)
-        if self.record.weigh == "inputs":
-            return jnp.sum(y_BTKD, axis=-2, dtype=jnp.float32).astype(self.policy.dtype)
-        # weights are float32, and so is the sum
-        return jnp.sum(y_BTKD * weights_BTK[..., None], axis=-2).astype(self.policy.dtype)
-
-
-def _spec(leaf: str, dims: int, split: PartitionSpec) -> PartitionSpec:
-    """Returns the split of an array of a kernel that is split so: some lack dimensions of the kernel."""
-    if leaf.endswith((ORDER, GAIN)):
-        return PartitionSpec(split[0], split[2])
-    return PartitionSpec(*split[:dims])
-
-
-def _rows(table_EO: jax.Array, expert_M: jax.Array) -> jax.Array:
-    return table_EO.at[expert_M].get(mode="fill", fill_value=0)
-
-
-def _without(axis: AxisName, names: tuple[str, ...]) -> AxisName:
-    return axis_of([name for name in names_in(axis) if name not in names])

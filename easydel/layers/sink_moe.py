@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.layers.context import Context
+from easydel.layers.experts import Experts
 from easydel.layers.linear import buffer, contract, parameter
 from easydel.layers.mlp import GLU
-from easydel.layers.moe import Experts, MoE, Router
+from easydel.layers.moe import Router
 from easydel.layers.part import Part
 from easydel.policy import Policy
 
@@ -68,8 +69,8 @@ class SinkMoELayer(nnx.Module):
     def __init__(self, record: SinkMoE, features: int, policy: Policy):
         router = record.router
         self.gate = router.build(record.experts, features, policy)
-        self.experts = Experts(MoE(record.experts, record.expert, router), features, policy)
-        self.shared = nnx.Dict(experts=Experts(MoE(router.shared, record.expert, router), features, policy))
+        self.experts = Experts(record.experts, record.expert, features, policy)
+        self.shared = nnx.Dict(experts=Experts(router.shared, record.expert, features, policy))
         self.record = record
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:

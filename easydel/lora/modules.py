@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.layers.experts import ExpertLinear
 from easydel.layers.linear import Embedding, Linear, contract
-from easydel.layers.moe import ExpertLinear
 from easydel.lora.record import LoRA
 from easydel.ops.coded import Coded
 from easydel.policy import Policy

@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.errors import ArgumentError, UnsupportedModelError, listed
+from easydel.layers.experts import ExpertLinear
 from easydel.layers.linear import Embedding, Linear
-from easydel.layers.moe import ExpertLinear
 from easydel.lora.forms import EXPERTS
 from easydel.lora.modules import Adapted, Base, adapted_module
 from easydel.lora.record import LoRA, ends

@@ -41,10 +41,11 @@ class PartitionAxis:
     | hidden_axis            | parameters: the model dimension, or latents opposite the split dimension             |
     | mlp_axis               | the inner dimension of feed-forwards, of each expert and of recurrent mixers         |
     | vocab_axis             | rows of the token embedding and the head, logits                                     |
-    | expert_axis            | experts                                                                              |
+    | expert_axis            | experts; tokens are sent to them                                                     |
 
     Where a parameter names one mesh axis twice, its hidden dimension yields to the others, and a later one to an
-    earlier one: `PartitionAxis(expert_axis="tp")` splits expert kernels by expert and no longer by `mlp_axis`.
+    earlier one: `PartitionAxis(expert_axis="tp")` splits expert kernels by expert and no longer by `mlp_axis`. By
+    default, experts are split where a mesh axis divides their number, otherwise their hidden dimension.
     """
 
     batch_axis: AxisName = ("dp", "fsdp")
@@ -56,7 +57,7 @@ class PartitionAxis:
     hidden_axis: AxisName = ("fsdp", "sp")
     mlp_axis: AxisName = "tp"
     vocab_axis: AxisName = "tp"
-    expert_axis: AxisName = None
+    expert_axis: AxisName = ("fsdp", "sp")
 
     def __post_init__(self):
         problems = [f"{name}={axis!r}: {problem}" for name, axis in self._items() if (problem := _malformed(axis))]

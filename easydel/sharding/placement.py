@@ -212,8 +212,9 @@ def _footprint(path: str, array: Typed, sharding: NamedSharding, loss: str | Non
 def _lost(shape: Shape, wanted: PartitionSpec, kept: PartitionSpec, mesh: Mesh) -> dict[str, str]:
     """Maps the problem of each dimension that is split less than `wanted` to the rest of its split."""
     lost = {}
+    used = {name for axis in kept for name in names_in(axis)}
     for number, (dim, before, after) in enumerate(zip(shape, wanted, kept, strict=True)):
-        if dim % _size(names_in(before), mesh):
+        if dim % _size(names_in(before), mesh) and not used.issuperset(names_in(before)):
             split = _described(names_in(after), mesh)
             problem = f"dim {number} ({dim}) is not divisible by {_described(names_in(before), mesh)}"
             lost[problem] = f"split over {split} only" if split else "replicated"

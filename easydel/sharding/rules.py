@@ -54,6 +54,8 @@ _TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Norms, the other biases, and small vectors such as A_log, D, dt_bias.
     (r"", ()),
 )
+# Their hidden dimension also names the experts' axes: it is split over those that do not divide the number of experts.
+_OTHERWISE_HIDDEN = {pattern for pattern, dims in _TABLE if {"expert", "hidden"} <= set(dims)}
 _FOR_ALL_ROWS = re.compile(r".*/(?:kernel|embedding)_(?:factor|order|gain)")
 _BESIDE_CODES = re.compile(r"(.*/(?:kernel|embedding))_(?:scale|offset)")
 
@@ -75,7 +77,7 @@ def match_rules(shapes: Mapping[str, Shape], rules: Rules) -> dict[str, Partitio
     """
     specs, problems = matched(shapes, rules)
     refuse(problems, UNMATCHED_HINT)
-    return specs
+    return {path: _each_once(spec) for path, spec in specs.items()}
 
 
 def matched(shapes: Mapping[str, Shape], rules: Rules) -> tuple[dict[str, PartitionSpec], list[str]]:
@@ -128,8 +130,19 @@ def _spec(dims: tuple[str | None, ...], axis: PartitionAxis) -> PartitionSpec:
     used: set[str] = set()
     for place in sorted(range(len(dims)), key=lambda place: dims[place] == "hidden"):
         wanted = names_in(getattr(axis, f"{dims[place]}_axis")) if dims[place] else ()
-        entries[place] = axis_of([name for name in wanted if name not in used])
+        again = names_in(axis.expert_axis) if "expert" in dims and dims[place] == "hidden" else ()
+        taken = used - set(again) | set(names_in(axis.mlp_axis) if again else ())
+        entries[place] = axis_of([name for name in wanted if name not in taken])
         used.update(wanted)
+    return PartitionSpec(*entries)
+
+
+def _each_once(spec: PartitionSpec) -> PartitionSpec:
+    used: set[str] = set()
+    entries = []
+    for entry in spec:
+        entries.append(axis_of([name for name in names_in(entry) if name not in used]))
+        used.update(names_in(entry))
     return PartitionSpec(*entries)
 
 
@@ -149,7 +162,8 @@ def _malformed(rule: object) -> list[str]:
     if not isinstance(spec, PartitionSpec) or not all(_is_axis(entry) for entry in spec):
         return [*problems, f"rule {pattern!r}: {spec!r} is not a PartitionSpec of None, axis names and tuples of them"]
     names = _names(spec)
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated and pattern not in _OTHERWISE_HIDDEN:
         problems.append(f"rule {pattern!r}: {spec} names {repeated} more than once")
     return problems
 
