@@ -10,14 +10,15 @@ import numpy as np
 import optax
 import pytest
 from foretold import as_large_as, built, sent_by
-from test_moe import RECORD, applied, assert_same, dense, loss_and_gradients, random_layer, tokens
+from test_moe import applied, assert_same, dense, loss_and_gradients, random_layer, tokens
 
 from easydel.aot.tracing import trace_step, trace_training
+from easydel.cli.plan import experts_over
 from easydel.layers import experts
 from easydel.layers.experts import Experts
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import MoE, TopK
-from easydel.ops import exchange
+from easydel.ops import exchange, pairs
 from easydel.policy import Policy
 from easydel.sharding import AXES, PartitionAxis, default_rules, make_mesh, shardings
 from easydel.tree import flatten, unflatten
@@ -94,9 +95,9 @@ def test_no_token_is_dropped_where_all_choose_experts_of_one_device(way: str, mo
     preferring(monkeypatch, way)
     monkeypatch.setattr(experts, "FEW", 16)
     x, kernel = crowded()
-    pairs = 2 * x.shape[0] * x.shape[1]
-    per_round = exchange.places_for(pairs / 4 / 4) if way == "pairs" else exchange.places_for(pairs / 4)
-    assert per_round < (pairs / 4 if way == "pairs" else pairs) / 2, "there are at least three rounds"
+    count = 2 * x.shape[0] * x.shape[1]
+    per_round = exchange.places_for(count / 4 / 4) if way == "pairs" else exchange.places_for(count / 4)
+    assert per_round < (count / 4 if way == "pairs" else count) / 2, "there are at least three rounds"
     same_as_dense(EIGHT, (1, 4, 2, 1), x, PartitionAxis(), kernel=kernel)
 
 
@@ -122,3 +123,33 @@ def test_training_and_decoding_move_no_kernel_of_experts(monkeypatch: pytest.Mon
     decoded = sent_by(model, trace_step(model, params, 8, 64))
     assert found == {"tokens"}
     assert as_large_as(KERNELS // 8, decoded) == []
+
+
+@pytest.mark.parametrize("way", [pairs.by_sorting, pairs.by_counting])
+def test_pairs_are_ordered_by_number_and_by_their_own_order(way: Any):
+    numbers = np.random.default_rng(1).integers(0, 5, 700)
+    order, position, sizes = way(jnp.asarray(numbers), 4)
+    np.testing.assert_array_equal(order, np.argsort(numbers, stable=True))
+    np.testing.assert_array_equal(np.asarray(order)[position], np.arange(700))
+    np.testing.assert_array_equal(sizes[:4], np.bincount(numbers)[:4])
+
+
+def test_experts_that_an_axis_does_not_divide_are_split_otherwise():
+    """The plan says what becomes of them; shared ones (here 2) have a split of their own."""
+    mesh = make_mesh((1, 4, 1, 2), AXES)
+    shapes = {
+        f"mlp/{name}experts/down_proj/kernel{end}": (count, 64, *([] if end else [48]))
+        for name, count in (("", 8), ("shared/", 4), ("few/", 6))
+        for end in ("", "_scale")
+    }
+    found, losses = shardings(shapes, mesh, default_rules(PartitionAxis()), strict=False)
+    specs = {path.removeprefix("mlp/"): tuple(sharding.spec) for path, sharding in found.items()}
+    assert specs["experts/down_proj/kernel"] == (("fsdp", "sp"), None, "tp")
+    assert specs["shared/experts/down_proj/kernel"] == ("fsdp", "sp", "tp")
+    assert specs["few/experts/down_proj/kernel"] == (None, ("fsdp", "sp"), "tp")
+    assert all(specs[f"{path}_scale"] == spec[:2] for path, spec in specs.items() if path.endswith("kernel"))
+    assert losses == {}
+    assert experts_over({"mlp/experts/down_proj/kernel": found["mlp/experts/down_proj/kernel"]}, mesh.shape) == [
+        "fsdp",
+        "sp",
+    ]

@@ -15,7 +15,7 @@ from flax import nnx
 from easydel.layers.context import Context
 from easydel.layers.mlp import GLU
 from easydel.layers.moe import Groups, MoE, TopK
-from easydel.ops import ragged
+from easydel.ops import gmm, ragged
 from easydel.policy import Policy
 from easydel.quantize import make_int8, quantize_rows
 from easydel.sharding import PartitionAxis, default_rules, make_mesh, shardings
@@ -216,3 +216,18 @@ def test_blocks_and_native_products_agree(rows: int, sizes: list[int]):
         np.testing.assert_allclose(ours * used, native * used, atol=1e-5)
     outer = ragged.outer_by_blocks(dy, x, groups)
     np.testing.assert_allclose(outer, ragged.outer_native(dy, x, groups), atol=1e-4)
+
+
+def test_the_kernel_for_tpus_agrees_with_native_products():
+    """Interpreted, since there is no TPU here; with a group that has no rows, and rows of no group."""
+    rng = np.random.default_rng(1)
+    x, dy = (jnp.asarray(rng.normal(size=(200, width)), jnp.bfloat16) for width in (256, 128))
+    kernel, sizes = jnp.asarray(rng.normal(size=(3, 128, 256)), jnp.bfloat16), jnp.asarray([150, 0, 40])
+    assert gmm.takes(x, kernel)
+    assert not gmm.takes(x, kernel[:, :96])
+    for contracted, part in ((2, x), (1, dy)):
+        ours = gmm.product(part, kernel, sizes, contracted=contracted, interpret=True)
+        native = ragged.product_native(part, kernel, sizes, contracted=contracted)
+        np.testing.assert_allclose(*(y[:190].astype(jnp.float32) for y in (ours, native)), rtol=0.02, atol=0.1)
+    outer = gmm.outer(dy, x, sizes, interpret=True)
+    np.testing.assert_allclose(outer, ragged.outer_native(dy, x, sizes), atol=1e-3)

@@ -134,6 +134,7 @@ def plan(
         "parameters": built.num_params(),
         "stored": stored_bits(built),
         "rows": [asdict(row) for row in rows],
+        "experts": experts_over(placed, mesh.shape),
         "file_bytes": load.bytes_by_action(),
         "host": host,
         "batch": batch,
@@ -237,6 +238,16 @@ def stored_bits(model: BaseNNXModule) -> dict[str, dict[str, float]]:
     return {name: {"numbers": count, "bits": round(8 * size / count, 2)} for name, (count, size) in found.items()}
 
 
+def experts_over(placed: Mapping[str, NamedSharding], sizes: Mapping[str, int]) -> list[str] | None:
+    """Returns the mesh axes that experts are split over, so that they stay where they are; None if there are none."""
+    from easydel.sharding.axes import names_in
+
+    specs = [sharding.spec for path, sharding in placed.items() if path.endswith("/experts/down_proj/kernel")]
+    if not specs or prod(sizes.values()) == 1:
+        return None
+    return [axis for axis in names_in(specs[0][-3]) if sizes[axis] > 1]
+
+
 def cache_bytes(model: BaseNNXModule, mesh: AbstractMesh, batch: int, length: int) -> int:
     """Returns the bytes on each device of the cache that `generate` makes, split as its arrays declare."""
     import jax
@@ -266,6 +277,13 @@ def _print(facts: Mapping[str, Any], rows: list[Row], costs: Costs) -> None:
     kinds = [f"{found['numbers']:,} as {name} ({found['bits']:g} bits)" for name, found in facts["stored"].items()]
     print(f"stored: {', '.join(kinds)}")
     print_rows(rows)
+    if facts["experts"] is not None:
+        stay = " x ".join(f"{axis}={facts['mesh'][axis]}" for axis in facts["experts"])
+        print(
+            f"experts: split over {stay}, tokens are sent to them"
+            if stay
+            else "experts: not split, kernels are gathered"
+        )
     if copied := [row for row in rows if row.copies > 1]:
         print("\nheld more than once:")
         for row in copied:

@@ -16,6 +16,7 @@ from easydel.forms import FACTOR, GAIN, ORDER
 from easydel.layers.linear import parameter
 from easydel.layers.mlp import GLU, MLP
 from easydel.ops.exchange import Exchange, added_up, places_for
+from easydel.ops.pairs import in_order, permuted, sent
 from easydel.ops.ragged import ragged_dot
 from easydel.policy import Policy
 from easydel.sharding.axes import AxisName, axis_of, names_in
@@ -47,9 +48,13 @@ class ExpertLinear(Stored):
 
 
 class Sorted(NamedTuple):
-    """Pairs of a token and one of its experts, sorted by expert: their `order_M`, experts, and how many each has."""
+    """Pairs of a token and one of its experts, sorted by expert.
+
+    They have an order, of which `position_M` is the inverse, their experts, and how many each of these has.
+    """
 
     order_M: jax.Array
+    position_M: jax.Array
     expert_M: jax.Array
     sizes_E: jax.Array
 
@@ -58,8 +63,8 @@ class Sorted(NamedTuple):
         """Returns the order of all choices; those of no expert (index out of range) come last."""
         flat_M = chosen_BTK.reshape(-1)
         flat_M = jnp.where((flat_M >= 0) & (flat_M < experts), flat_M, experts)
-        order_M = jnp.argsort(flat_M)
-        return cls(order_M, flat_M[order_M], jnp.bincount(flat_M, length=experts + 1)[:experts])
+        order_M, position_M, sizes_E = in_order(flat_M, experts)
+        return cls(order_M, position_M, flat_M[order_M], sizes_E)
 
 
 @dataclass(frozen=True)
@@ -254,12 +259,13 @@ class Experts(nnx.Module):
         def linear(name: str, x_MI: jax.Array) -> jax.Array:
             return getattr(self, name).sorted_rows(params[name], x_MI, group, self.policy.precision)
 
-        order_M = group.order_M
-        x_MD = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)[order_M // choices]
+        order_M, position_M = group.order_M, group.position_M
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)
+        x_MD = sent(x_ND, order_M, position_M.reshape(-1, choices))
         if self.weigh == "inputs":
             x_MD = (x_MD * weights_BTK.reshape(-1)[order_M, None]).astype(x_MD.dtype)
         hidden_MF = self.expert.combine(*(linear(name, x_MD) for name in self.expert.inner))
-        y_MD = linear("down_proj", hidden_MF)[jnp.argsort(order_M)]
+        y_MD = permuted(linear("down_proj", hidden_MF), position_M, order_M)
         y_BTKD = y_MD.reshape(*chosen_BTK.shape, -1)
         if self.weigh == "inputs":
             return jnp.sum(y_BTKD, axis=-2, dtype=jnp.float32).astype(self.policy.dtype)

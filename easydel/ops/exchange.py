@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from easydel.ops.pairs import at, in_order, no_gradient, sent, summed
 
 # N tokens on this device, K choices of each, M pairs of both, P queues, C places of each, S places of all, D model
 Mix = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -39,10 +40,9 @@ class Queues(NamedTuple):
     @classmethod
     def of(cls, queue_M: jax.Array, queues: int) -> Queues:
         """Returns the queues of all pairs; a pair of queue number `queues` waits in none."""
-        order_M = jnp.argsort(queue_M)
-        sizes = jnp.bincount(queue_M, length=queues + 1)
-        first = jnp.cumsum(sizes) - sizes
-        return cls(order_M, queue_M, jnp.argsort(order_M) - first[queue_M], first[:queues], sizes[:queues])
+        order_M, position_M, sizes_P = in_order(queue_M, queues)
+        first_P = jnp.cumsum(sizes_P) - sizes_P
+        return cls(order_M, queue_M, position_M - at(first_P, queue_M, 0), first_P, sizes_P)
 
     def served(self, number: jax.Array, places: int) -> tuple[jax.Array, jax.Array]:
         """Returns, for one round, the pair in each place and the place of each pair; numbers beyond all mean none."""
@@ -95,45 +95,11 @@ def _round(exchange: Exchange, here: int, number: jax.Array, arguments: Any) -> 
     params, x_ND, weights_NK, expert_NK, waiting = arguments
     pair_S, place_M = waiting.served(number, exchange.places)
     place_NK = place_M.reshape(expert_NK.shape)
-    x_SD = exchange.swapped(_sent(x_ND, pair_S, place_NK))
-    weights_S = exchange.swapped(_at(weights_NK.reshape(-1), pair_S, 0))
-    expert_S = exchange.swapped(_at(expert_NK.reshape(-1), pair_S, here))
+    x_SD = exchange.swapped(sent(x_ND, pair_S, place_NK))
+    weights_S = exchange.swapped(at(weights_NK.reshape(-1), pair_S, 0))
+    expert_S = exchange.swapped(at(expert_NK.reshape(-1), pair_S, here))
     y_SD = exchange.swapped(exchange.mix(params, x_SD, weights_S, expert_S))
-    return _summed(y_SD, pair_S, place_NK)
-
-
-def _at(rows: jax.Array, index: jax.Array, otherwise: Any) -> jax.Array:
-    return rows.at[index].get(mode="fill", fill_value=otherwise)
-
-
-@jax.custom_vjp
-def _sent(x_ND: jax.Array, pair_S: jax.Array, place_NK: jax.Array) -> jax.Array:
-    """Returns the token of each place, [S, D]."""
-    return _at(x_ND, pair_S // place_NK.shape[1], 0)
-
-
-@jax.custom_vjp
-def _summed(y_SD: jax.Array, pair_S: jax.Array, place_NK: jax.Array) -> jax.Array:
-    """Returns the sum of what is in each token's places, [N, D] in float32."""
-    return sum((_at(y_SD, place_N, 0).astype(jnp.float32) for place_N in place_NK.T), start=jnp.float32(0))
-
-
-def _keeping(function: Any) -> Any:
-    return lambda rows, *places: (function(rows, *places), (places, jnp.zeros((0,), rows.dtype)))
-
-
-def _by_the_other(other: Any) -> Any:
-    """Returns the gradient of a function that `other` is the transpose of: by look-ups, where XLA would scatter."""
-
-    def backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, Any, Any]:
-        places, like = saved
-        return (other(dy.astype(like.dtype), *places).astype(like.dtype), *map(_none, places))
-
-    return backward
-
-
-_sent.defvjp(_keeping(_sent), _by_the_other(_summed))
-_summed.defvjp(_keeping(_summed), _by_the_other(_sent))
+    return summed(y_SD, pair_S, place_NK)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -168,15 +134,11 @@ def _rounds_backward(function: Any, saved: Any, dy: jax.Array) -> tuple[Any, Any
         return jax.tree.map(jnp.add, total, pull(dy)[0])
 
     found = iter(jax.lax.fori_loop(0, rounds, step, [jnp.zeros_like(leaf) for leaf in known]))
-    gradients = [next(found) if real else _none(leaf) for real, leaf in zip(floats, leaves, strict=True)]
-    return _none(rounds), jax.tree.unflatten(structure, gradients)
+    gradients = [next(found) if real else no_gradient(leaf) for real, leaf in zip(floats, leaves, strict=True)]
+    return no_gradient(rounds), jax.tree.unflatten(structure, gradients)
 
 
 _in_rounds.defvjp(_rounds_forward, _rounds_backward)
-
-
-def _none(integers: jax.Array) -> np.ndarray:
-    return np.zeros(integers.shape, jax.dtypes.float0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -1,7 +1,8 @@
 """Products of rows with the matrix of their own group: only the chosen experts are computed.
 
-`jax.lax.ragged_dot` is native on accelerators. On CPUs XLA expands it to every group times every row, so there a loop
-over blocks of rows takes its place, each block a plain product with the one matrix of its group.
+`jax.lax.ragged_dot` is native on accelerators, and for TPUs there is a kernel besides (`gmm.py`). On CPUs XLA expands
+it to every group times every row, so there a loop over blocks of rows takes its place, each block a plain product with
+the one matrix of its group.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from easydel.ops import gmm
 from easydel.ops.coded import Coded
 
 # M rows sorted by group, E groups, O and I the two sides of each matrix
@@ -50,12 +52,14 @@ def _backward(precision: Any, saved: Any, dy_MO: jax.Array) -> tuple[Any, Any, A
     none = np.zeros(sizes.shape, jax.dtypes.float0)
     if isinstance(kernel, Coded):
         return dx_MI, jax.tree.map(_no_gradient, kernel), none
+    ways: dict[str, Any] = {"tpu": gmm.outer} if gmm.takes(dy_MO, kernel) else {}
     outer = jax.lax.platform_dependent(
         dy_MO,
         x_MI,
         sizes,
         cpu=partial(outer_by_blocks, precision=precision),
         default=partial(outer_native, precision=precision),
+        **ways,
     )
     return dx_MI, outer.astype(kernel.dtype), none
 
@@ -76,12 +80,14 @@ def _floats(kernel: jax.Array | Coded, dtype: Any) -> jax.Array:
 
 def _product(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, contracted: int, precision: Any) -> jax.Array:
     """Returns rows times their matrices, contracted on the matrices' dimension `contracted` (of E, O, I)."""
+    ways: dict[str, Any] = {"tpu": partial(gmm.product, contracted=contracted)} if gmm.takes(x, kernel) else {}
     y = jax.lax.platform_dependent(
         x,
         kernel,
         sizes,
         cpu=partial(product_by_blocks, contracted=contracted, precision=precision),
         default=partial(product_native, contracted=contracted, precision=precision),
+        **ways,
     )
     return jnp.where((jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None], y, 0)
 
