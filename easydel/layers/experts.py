@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any, Literal, NamedTuple
 
@@ -67,8 +66,7 @@ class Sorted(NamedTuple):
         return cls(order_M, position_M, flat_M[order_M], sizes_E)
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """The mesh axes of a layer's experts, of the inner and the model's dimension of each, and of the tokens.
 
     Tokens travel over the axes in `crossed`, on which experts and tokens are both split. `standing` are the others of
@@ -145,7 +143,7 @@ class Experts(nnx.Module):
         }
         travel = self._travels(split, params, x_BTD, chosen.shape[-1])
         if travel == "kernels":
-            split = replace(split, expert=None)
+            split = split._replace(expert=None)
         specs = {}
         for name, leaves in params.items():
             kernel = split.kernel(name)
