@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec
 
 from easydel.layers.attention import Attention, AttentionLayer
 from easydel.layers.context import Context
+from easydel.layers.experts import ExpertLinear, Sorted
 from easydel.layers.linear import parameter
-from easydel.layers.moe import ExpertLinear, Sorted, TopK
+from easydel.layers.moe import TopK
 from easydel.layers.rope import Rope
 from easydel.ops.attend import attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
@@ -73,7 +74,7 @@ class MixtureOfHeadsLayer(AttentionLayer):
             group = Sorted.by_expert(chosen_BTG, linear.shape[0])
             x_MI = x_BTGI.reshape(-1, x_BTGI.shape[-1]).astype(self.policy.dtype)[group.order_M]
             y_MO = linear.sorted_rows(leaves, x_MI, group, self.policy.precision)
-            return y_MO[jnp.argsort(group.order_M)].reshape(*chosen_BTG.shape, -1)
+            return y_MO[group.position_M].reshape(*chosen_BTG.shape, -1)
 
         given = (params_of(linear), x_BTGI, chosen_BTG)
         if mesh is None or mesh.size == 1:
