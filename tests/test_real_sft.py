@@ -99,6 +99,7 @@ def test_fifty_chats_teach_what_they_teach_in_torch_and_transformers_answers_ali
     (tmp_path / "tuned" / "model.safetensors").unlink()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_adapters_that_chats_taught_load_in_peft(gguf: Path, base: Path, tmp_path: Path):
     from peft import PeftModel
 
