@@ -117,7 +117,7 @@ class TwiceStream(nnx.Module):
     def __init__(self, features: int, policy: Policy):
         self.up_proj = Linear(features, features, policy)
 
-    def open(self, x_BTD: jax.Array) -> Flow:
+    def open(self, x_BTD: jax.Array, embedded: Any) -> Flow:
         return {"x": jnp.stack([x_BTD, self.up_proj(x_BTD)], axis=2)}
 
     def close(self, flow: Flow) -> jax.Array:
