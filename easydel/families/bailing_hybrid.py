@@ -4,7 +4,7 @@ themselves, gated latent attention in every sixth layer, and DeepSeek-V3's exper
 from dataclasses import replace
 
 from easydel.families import deepseek_v2 as v2, llama as base
-from easydel.families._experts import FUSED_BY_PEFT, by_type, corrected_router
+from easydel.families._experts import by_type, corrected_router
 from easydel.families._layers import FULL, LINEAR, layer_types
 from easydel.families._parts import GLU, MLA, Decoder, DeltaNet, Gate, HFConfig, MoE, Names, RMSNorm, family
 
@@ -44,7 +44,6 @@ def latent_attention(c: HFConfig) -> MLA:
     names,
     defaults={"q_lora_rank": None},
     inert={"mtp_loss_scaling_factor": "for training of layers that predict further ahead"},
-    peft_lacks=FUSED_BY_PEFT,
 )
 def bailing_hybrid(c: HFConfig) -> Decoder:
     layers, group, act = c.num_hidden_layers, c.layer_group_size, c.hidden_act
