@@ -10,15 +10,6 @@ GLM_ASR = {
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5,
 }
-QWEN3_ASR = {
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 65536,
-}
 VOXTRAL = {
     "vocab_size": 131072,
     "hidden_size": 3072,

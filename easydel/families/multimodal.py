@@ -13,14 +13,14 @@ HEARD_BY_GRANITE = (r"(model\.)?(encoder|projector)\..*",)
 HEARD_BY_VIBEVOICE = (r"(model\.)?(acoustic|semantic)_tokenizer_encoder\..*", *HEARD)
 FLAMINGO = "Audio Flamingo 3 (Goel et al. 2025, arXiv:2507.08128)"
 GRANITE = "Granite Speech (IBM 2025, arXiv:2505.08699)"
-VOXTRAL = text_as("llama", tied=None, defaults=_heard.VOXTRAL)
+VOXTRAL = text_as("llama", tied=False, defaults=_heard.VOXTRAL)
 VISION = "Llama 3.2 Vision (Llama Team 2024, arXiv:2407.21783)"
 DOTS = "Dots 3 Note with images and sound (dots studio 2026, the model card of dots-studio/dots3-note-prev)"
 PHI = "Phi-4-multimodal (Microsoft 2025, arXiv:2503.01743)"
 NEWLINE = r"(model\.)?image_newline"
 TOKENIZER = (r"(model\.)?vqmodel\..*",)
 ROWS = (
-    Wrapper("audioflamingo3", FLAMINGO, text_config(tied=None), HEARD),
+    Wrapper("audioflamingo3", FLAMINGO, text_config(tied=False), HEARD),
     Wrapper("dots3_note", DOTS, dots3.dots3_note_text_config, dots3.IGNORED),
     Wrapper("emu3", "Emu3 (Wang et al. 2024, arXiv:2409.18869)", text_as("llama"), TOKENIZER),
     Wrapper("fuyu", "Fuyu (Adept 2023, adept.ai/blog/fuyu-8b)", fuyu.fuyu_text, fuyu.IMAGES),
@@ -39,18 +39,18 @@ ROWS = (
     Wrapper("mistral3", "Mistral Small 3.1, Ministral 3 (Mistral AI 2025)", text_config(tied=True), IMAGES),
     Wrapper("mllama", VISION, mllama.mllama_text, SEEN_BY_LLAMA, mllama.mllama_tensors, mllama.text_layers),
     Wrapper("moss_transcribe_diarize", "MOSS-Transcribe-Diarize (OpenMOSS 2026)", text_config(tied=True), HEARD),
-    Wrapper("musicflamingo", "Music Flamingo (NVIDIA 2025, arXiv:2511.10289)", text_config(tied=None), HEARD),
+    Wrapper("musicflamingo", "Music Flamingo (NVIDIA 2025, arXiv:2511.10289)", text_config(tied=False), HEARD),
     Wrapper("phi4_multimodal", PHI, phi4.phi4_text, phi4.EXTENSIONS, phi4.adapted),
     Wrapper("phi4mm", f"{PHI}, as its authors' code names it", phi4.phi4_text, phi4.EXTENSIONS, phi4.adapted),
-    Wrapper("qwen2_audio", "Qwen2-Audio (Chu et al. 2024, arXiv:2407.10759)", text_config(tied=None), HEARD),
+    Wrapper("qwen2_audio", "Qwen2-Audio (Chu et al. 2024, arXiv:2407.10759)", text_config(tied=False), HEARD),
     Wrapper("qwen2_vl", "Qwen2-VL (Wang et al. 2024, arXiv:2409.12191)", qwen2_text, VISUAL),
     Wrapper("qwen2_5_vl", "Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923)", qwen2_text, VISUAL),
     Wrapper("qwen3_5", "Qwen3.5 (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
     Wrapper("qwen3_5_moe", "Qwen3.5-MoE (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
     Wrapper("qwen4_exp", "Qwen4-Exp (Qwen Team 2026)", text_config(tied=False), (*VISUAL, AHEAD)),
-    Wrapper("qwen3_asr", "Qwen3-ASR (Qwen Team 2026)", text_as("qwen3", tied=True, defaults=_heard.QWEN3_ASR), HEARD),
+    Wrapper("qwen3_asr", "Qwen3-ASR (Qwen Team 2026)", text_as("qwen3", tied=True), HEARD),
     Wrapper("qwen3_vl", "Qwen3-VL (Bai et al. 2025, arXiv:2511.21631)", text_as("qwen3"), VISUAL),
-    Wrapper("vibevoice_asr", "VibeVoice-ASR (Microsoft 2026)", text_config(tied=None), HEARD_BY_VIBEVOICE),
+    Wrapper("vibevoice_asr", "VibeVoice-ASR (Microsoft 2026)", text_config(tied=False), HEARD_BY_VIBEVOICE),
     Wrapper("voxtral", "Voxtral (Mistral AI 2025, arXiv:2507.13264)", VOXTRAL, HEARD),
 )
 WRAPPERS = {row.model_type: row for row in ROWS}
