@@ -21,7 +21,7 @@ from easydel.layers.moe import MoE, TopK
 from easydel.ops import exchange, pairs
 from easydel.policy import Policy
 from easydel.sharding import AXES, PartitionAxis, default_rules, make_mesh, shardings
-from easydel.tree import flatten, unflatten
+from easydel.tree import flatten, params_of, unflatten
 
 SIZES = {
     "model_type": "qwen3_moe", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -99,6 +99,16 @@ def test_no_token_is_dropped_where_all_choose_experts_of_one_device(way: str, mo
     per_round = exchange.places_for(count / 4 / 4) if way == "pairs" else exchange.places_for(count / 4)
     assert per_round < (count / 4 if way == "pairs" else count) / 2, "there are at least three rounds"
     same_as_dense(EIGHT, (1, 4, 2, 1), x, PartitionAxis(), kernel=kernel)
+
+
+def test_adapters_of_any_rank_leave_experts_split_over_tp():
+    policy = Policy(mesh=make_mesh((1, 1, 8, 1), AXES))
+    layer = Experts(8, GLU(16, "silu"), 10, policy)
+    params = params_of(layer)
+    for name, (outputs, inputs) in {"gate_proj": (16, 10), "down_proj": (10, 16)}.items():
+        low, high = (jax.ShapeDtypeStruct((8, *dims), jnp.float32) for dims in ((3, inputs), (outputs, 3)))
+        params[name] |= {"lora_A": low, "lora_B": high}
+    assert layer._split(policy.mesh, params, jax.ShapeDtypeStruct((2, 4, 10), jnp.float32)).mlp == "tp"
 
 
 def test_the_places_of_one_round_are_enough_for_an_even_load():

@@ -233,21 +233,18 @@ class Experts(nnx.Module):
         return self._mix(params, x_SD[None], weights_S[None, :, None], expert_S[None, :, None])[0]
 
     def _inner(self, params: Tree) -> int:
-        """Returns the largest number that divides the inner dimension of all kernels and of their scales.
+        """Returns the largest number that divides the inner dimension of all kernels, of their scales and adapters.
 
         It is 1 if the inputs of the last kernel are in an order of their own, which a device could not make.
         """
         if f"kernel{ORDER}" in params["down_proj"]:
             return 1
-        dims = {"down_proj": 2}
-        return gcd(
-            *(
-                leaf.shape[dims.get(name, 1)]
-                for name, leaves in params.items()
-                for end, leaf in leaves.items()
-                if leaf.ndim > dims.get(name, 1) and not end.endswith((FACTOR, ORDER, GAIN))
-            )
-        )
+        found = []
+        for name, leaves in params.items():
+            dim, without = (2, "lora_B") if name == "down_proj" else (1, "lora_A")
+            whole = (FACTOR, ORDER, GAIN, without)
+            found += [leaf.shape[dim] for end, leaf in leaves.items() if leaf.ndim > dim and not end.endswith(whole)]
+        return gcd(*found)
 
     def _mix(self, params: Tree, x_BTD: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
         """Returns the weighted sum of the chosen experts; experts that `params` lacks (index out of range) give 0."""

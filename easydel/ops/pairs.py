@@ -40,9 +40,9 @@ def by_counting(number_M: jax.Array, numbers: int) -> tuple[jax.Array, jax.Array
     earlier = jnp.tril(jnp.ones((BLOCK, BLOCK), jnp.bfloat16), -1)
     within = jnp.einsum("ij,bjg->big", earlier, is_G.astype(jnp.bfloat16), preferred_element_type=jnp.bfloat16)
     counts = jnp.sum(is_G, axis=1, dtype=jnp.int32)
-    sizes = jnp.sum(counts, axis=0)
+    sizes = jnp.sum(counts, axis=0, dtype=jnp.int32)
     start = jnp.cumsum(counts, axis=0) - counts + (jnp.cumsum(sizes) - sizes)
-    position = jnp.sum(jnp.where(is_G, within.astype(jnp.int32) + start[:, None], 0), axis=-1)
+    position = jnp.sum(jnp.where(is_G, within.astype(jnp.int32) + start[:, None], 0), axis=-1, dtype=jnp.int32)
     position_M = position.reshape(-1)[:pairs]
     return _inverse(position_M), position_M, sizes
 
