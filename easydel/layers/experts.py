@@ -239,7 +239,7 @@ class Experts(nnx.Module):
         """
         if f"kernel{ORDER}" in params["down_proj"]:
             return 1
-        found = []
+        found: list[int] = []
         for name, leaves in params.items():
             dim, without = (2, "lora_B") if name == "down_proj" else (1, "lora_A")
             whole = (FACTOR, ORDER, GAIN, without)
