@@ -44,6 +44,7 @@ class Decoder:
     has_encoder: ClassVar[bool] = False
     marks: ClassVar[bool] = False  # it takes no global_attention_mask
     first_token: ClassVar[int | None] = None  # prompts come from the user
+    vectors_at: ClassVar[str] = "model.embed_tokens"  # the module whose vectors a tied head has
 
     @classmethod
     def from_hf(

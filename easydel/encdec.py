@@ -122,6 +122,11 @@ class EncoderDecoder:
         """The token that decoding starts with."""
         return self.shift.first
 
+    @property
+    def vectors_at(self) -> str:
+        """The module whose vectors a tied head has."""
+        return "model.embed_tokens" if self.shared else "model.decoder.embed_tokens"
+
     def vocab_of(self, name: str) -> int:
         """Returns the number of tokens that the input `name` is chosen from."""
         return self.encoder.vocab or self.vocab if name == "input_ids" else self.vocab

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from easydel.config import HFConfig
-from easydel.errors import ConfigError, listed
+from easydel.errors import ConfigError, UnsupportedModelError, listed
 from easydel.families import Family
 from easydel.generate.settings import read_defaults
 from easydel.layers.stack import check_head_splits
@@ -47,12 +47,17 @@ SLACK = 64  # sizes may be products of others, and belong to parts that this fam
 def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
     """Returns the model without values, checked against the sizes of the checkpoint and of the mesh.
 
-    As in transformers, a head is not tied if the file holds one that differs from the token vectors.
+    As in transformers, a head is not tied if the file holds one that differs from the token vectors. With an encoder
+    this is refused: whether its vectors are the decoder's depends on the same setting.
     """
     check_sizes(config, source.tensors)
     record, names = family.record(config)
-    tied = not record.has_encoder and record.head.tied and source.manifest is None
-    if tied and head_differs(names, source.tensors):
+    tied = record.head.tied and source.manifest is None
+    if tied and head_differs(names, source.tensors, record.vectors_at):
+        if record.has_encoder:
+            problem = "the config says that the head is tied, but it differs from the decoder's token vectors"
+            hint = "set tie_word_embeddings to false, in config.json or by config_kwargs"
+            raise UnsupportedModelError(problem, file=source.path, hint=hint)
         logger.warning("%s: head and token vectors differ: not tied, whatever the config says", source.path)
         config = family.configured(config, {"tie_word_embeddings": False})
         record, names = family.record(config)

@@ -16,7 +16,7 @@ from cases import all_cases
 from cover import covering_cases
 from loaded import TARGETS, Loaded
 from parity import assert_close, logits_of, make_reference, random_ids, reference_logits
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, BaseNNXModule
@@ -199,6 +199,20 @@ def test_a_checkpoint_with_any_one_copy_of_the_embedding_loads(bart: tuple[Any, 
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert_close(model(**BOTH).logits, logits_of(reference, **BOTH))
+
+
+@pytest.mark.parametrize("name", ["bart-tied", "bert2bert"])
+def test_a_head_that_differs_from_vectors_that_it_is_tied_to_is_refused(tmp_path: Path, name: str):
+    reference = make_reference(CASES[name], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = next(path for path, module in reference.named_modules() if module is reference.get_output_embeddings())
+    tensors[f"{head}.weight"] = reference.get_output_embeddings().weight.detach().numpy()
+    save_file(tensors, tmp_path / "model.safetensors")
+    AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
+    tensors[f"{head}.weight"] = tensors[f"{head}.weight"] + 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="head is tied, but it differs from the decoder's token vectors"):
+        AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
 
 
 def test_the_decoder_of_an_encoder_decoder_loads_alone(bart: tuple[Any, Path], tmp_path: Path):

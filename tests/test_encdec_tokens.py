@@ -84,11 +84,15 @@ def test_an_answer_that_is_begun_goes_on_as_in_transformers(
     check(*bart, inputs_of(CASES["bart"]) | {"decoder_input_ids": begun}, **START, **settings)
 
 
-def test_padding_in_a_beginning_changes_nothing(bart: tuple[BaseNNXModule, Any]):
-    inputs, padding = inputs_of(CASES["bart"]), np.array([[1, 1, 1], [0, 1, 1]])
-    found = bart[0].generate(**inputs, decoder_input_ids=BEGUN + 1, decoder_attention_mask=padding, **START, **BEAMS)
+@pytest.mark.parametrize("model_type", ["bart", "t5"])  # with positions by the mask, and with distances
+def test_padding_in_a_beginning_changes_nothing(model_type: str, tmp_path: Path):
+    case, padding = CASES[model_type], np.array([[1, 1, 1], [0, 1, 1]])
+    make_reference(case, tmp_path)
+    model, _ = AutoEasyDeLModelForSeq2SeqLM.from_pretrained(tmp_path)
+    inputs, settings = inputs_of(case), START | BEAMS | {"repetition_penalty": 3.0}
+    found = model.generate(**inputs, decoder_input_ids=BEGUN + 1, decoder_attention_mask=padding, **settings)
     row = {name: array[1:] for name, array in inputs.items()}
-    alone = bart[0].generate(**row, decoder_input_ids=BEGUN[1:, 1:] + 1, **START, **BEAMS)
+    alone = model.generate(**row, decoder_input_ids=BEGUN[1:, 1:] + 1, **settings)
     assert found.sequences[1].tolist() == [5, 6, *alone.sequences[0, 1:]]
     np.testing.assert_allclose(found.sequences_scores[1:], alone.sequences_scores, rtol=1e-5)  # pyright: ignore
 
@@ -100,11 +104,15 @@ def test_padding_in_a_beginning_changes_nothing(bart: tuple[BaseNNXModule, Any])
         ({"decoder_input_ids": BEGUN + 60}, r"decoder_input_ids\[0, 0\] is 100"),
         ({"decoder_attention_mask": BEGUN}, "decoder_attention_mask without decoder_input_ids"),
         (
+            {"decoder_input_ids": BEGUN, "decoder_attention_mask": BEGUN * [[1], [0]]},
+            "row 1 of decoder_input_ids is all padding",
+        ),
+        (
             {"decoder_input_ids": BEGUN, "decoder_attention_mask": BEGUN[:, 1:]},
             r"decoder_attention_mask has shape \(2, 2\), but decoder_input_ids \(2, 3\)",
         ),
     ],
-    ids=["rows", "vocabulary", "mask-alone", "mask-shape"],
+    ids=["rows", "vocabulary", "mask-alone", "all-padding", "mask-shape"],
 )
 def test_beginnings_that_do_not_fit_are_refused(bart: tuple[BaseNNXModule, Any], arguments: Settings, message: str):
     with pytest.raises(ArgumentError, match=message):

@@ -119,6 +119,15 @@ def test_without_generation_config_the_config_says_where_to_end(tmp_path: Path):
     assert read_defaults(tmp_path, config, own=True).to_dict() == {"eos_token_id": [3, 4], "top_k": 7}  # as GGUF has it
 
 
+def test_what_a_pair_leaves_open_is_what_its_decoder_says_as_in_transformers():
+    decoder = {"model_type": "bert", "eos_token_id": 7, "num_beams": 4, "max_length": 50}
+    pair = {"encoder": {"eos_token_id": 8}, "decoder": decoder, "eos_token_id": None, "max_length": 60}
+    found = read_defaults(None, HFConfig(pair), own=False).to_dict()
+    theirs = transformers.GenerationConfig.from_model_config(pair)
+    assert found == {name: getattr(theirs, name) for name in found}
+    assert found == {"eos_token_id": 7, "num_beams": 4, "max_length": 60}
+
+
 def test_a_broken_generation_config_is_named_at_load(directory: Path, tmp_path: Path):
     shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text("{")
@@ -179,7 +188,7 @@ def test_learned_positions_limit_prompts_and_new_tokens(tmp_path: Path):
         ({"do_sample": True, "rng": np.zeros((3, 2), np.uint32)}, r"rng is uint32\[3, 2\], expected one key"),
         ({"generation_config": 3}, "generation_config is a int, expected a dict"),
         ({"attention_mask": np.ones((2, 5))}, r"attention_mask has shape \(2, 5\), but input_ids \(2, 13\)"),
-        ({"attention_mask": np.zeros((2, 13))}, "row 0 of the prompts is all padding"),
+        ({"attention_mask": np.zeros((2, 13))}, "row 0 of input_ids is all padding"),
     ],
     ids=str,
 )

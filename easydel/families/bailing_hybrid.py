@@ -1,5 +1,7 @@
-"""Ling 3.0 (Ling Team 2026, the model card of inclusionAI/Ling-3.0-Flash): a delta rule whose channels decay by
-themselves, gated latent attention in every sixth layer, and DeepSeek-V3's experts."""
+"""Ling 3.0 (Ling Team 2026, the model card of inclusionAI/Ling-3.0-Flash): Kimi's delta rule, latent attention.
+
+The rule's channels decay by themselves. The attention, in every sixth layer, is gated; experts are DeepSeek-V3's.
+"""
 
 from dataclasses import replace
 

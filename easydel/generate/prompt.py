@@ -40,9 +40,9 @@ class Prompt:
         return self if times == 1 else self._changed(lambda part: part.repeat(times, 0))
 
     def padded(self, length: int) -> Prompt:
-        """Returns `length` tokens, padded on the left; rows that end in padding are moved to the right."""
+        """Returns `length` tokens, padded on the left; tokens with padding behind them are moved to the right."""
         prompt = self
-        if not self.attended_BT[:, -1].all():
+        if (self.attended_BT[:, :-1] & ~self.attended_BT[:, 1:]).any():
             order = np.argsort(self.attended_BT, axis=1, kind="stable")
             prompt = self._changed(lambda part: np.take_along_axis(part, order, axis=1))
         return prompt.preceded(length)
@@ -94,7 +94,7 @@ def read_prompt(
         if mask is not None and mask.shape != ids.shape:
             raise ArgumentError(f"{name} has shape {mask.shape}, but {own} {ids.shape}")
     if not attended.any(axis=1).all():
-        raise ArgumentError(f"row {int(np.argmin(attended.any(axis=1)))} of the prompts is all padding")
+        raise ArgumentError(f"row {int(np.argmin(attended.any(axis=1)))} of {own} is all padding")
     return Prompt(ids.astype(np.int32), attended, marked)
 
 

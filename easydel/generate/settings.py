@@ -139,11 +139,15 @@ CHECKS: Mapping[str, Check] = {
 def read_defaults(directory: Path | None, config: HFConfig, *, own: bool) -> HFConfig:
     """Returns generation_config.json in `directory`, else the settings in `config`.
 
-    The settings of `config` count if there is no such file, or if the weights have their `own` config.
+    The settings of `config` count if there is no such file, or if the weights have their `own` config. As in
+    transformers, what it leaves open may stand in its decoder's config.
     """
     if not own and directory is not None and os.path.lexists(directory / FILE):
         return HFConfig.from_file(directory / FILE)
-    return HFConfig({name: config[name] for name in config if name in KNOWN}, file=config.file)
+    inner = config.get("decoder")
+    inside = dict(inner) if isinstance(inner, HFConfig) else {}
+    stated = {name: value for name, value in dict(config).items() if value is not None or name not in inside}
+    return HFConfig({name: value for name, value in (inside | stated).items() if name in KNOWN}, file=config.file)
 
 
 def resolve(defaults: HFConfig, generation_config: Any, arguments: Mapping[str, Any]) -> GenerateSettings:

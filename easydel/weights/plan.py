@@ -111,9 +111,12 @@ def _turned(
     return expressions, found | {name: turned[name] for name in chosen}
 
 
-def head_differs(names: Names, tensors: Mapping[str, TensorSource]) -> bool:
-    """True if a checkpoint holds both a head and token vectors, and they differ: then they are not tied."""
-    wanted = head_and_embedding(names)
+def head_differs(names: Names, tensors: Mapping[str, TensorSource], vectors_at: str) -> bool:
+    """True if a checkpoint holds both a head and token vectors, and they differ: then they are not tied.
+
+    `vectors_at` is the path of the module that has the token vectors.
+    """
+    wanted = names.theirs("lm_head.weight"), names.theirs(f"{vectors_at}.weight")
     found = _resolve(wanted, names.prefix, names.substitutes, tensors)
     if len(found) < 2 or found[wanted[0]] is found[wanted[1]]:
         return False
