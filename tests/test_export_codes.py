@@ -101,6 +101,14 @@ def test_what_was_quantized_while_loading_is_read_back_bit_for_bit(
     assert str(stored(tmp_path / "codes")["model.embed_tokens.weight"].dtype) == "bfloat16"
 
 
+def test_a_tied_head_is_no_linear_module_with_codes(tmp_path: Path):
+    """Else transformers would look for its codes, in vain, and make some up."""
+    made, _ = AutoEasyDeLModelForCausalLM.from_config({**CONFIG, "num_hidden_layers": 1, "tie_word_embeddings": True})
+    made.export(tmp_path / "floats")
+    loaded(tmp_path / "floats", load_in_4bit=True).export(tmp_path / "codes", quantized=True)
+    assert {"lm_head", "model.embed_tokens"} <= {*settings(tmp_path / "codes")["ignore"]}
+
+
 def test_floats_are_not_called_quantized_and_tables_have_no_place_there(tmp_path: Path):
     for place in (FORMATS / "bitnet_bitlinear_llama", FORMATS / "bnb_nf4_double_llama"):
         model = loaded(place, dequantize="bitnet" in place.name)

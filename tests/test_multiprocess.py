@@ -74,7 +74,8 @@ def test_each_process_reads_only_its_own_bytes(directory: Path, mode: str, tmp_p
     assert max(result["read"] for result in results) < 0.62 * total  # half, and the norms that all devices hold
 
 
-def test_a_failure_in_one_process_is_raised_by_all(directory: Path, tmp_path: Path):
+def test_a_failure_in_one_process_is_raised_by_all_which_then_can_load_again(directory: Path, tmp_path: Path):
+    (tmp_path / "mended").symlink_to(directory)
     broken = tmp_path / "broken"
     shutil.copytree(directory, broken)
     content = (broken / "model.safetensors").read_bytes()
@@ -85,6 +86,7 @@ def test_a_failure_in_one_process_is_raised_by_all(directory: Path, tmp_path: Pa
     assert str(broken / "model.safetensors") in failed["error"]
     assert {healthy["kind"], failed["kind"]} == {"CheckpointError"}
     assert healthy["seconds"] < 30
+    assert healthy["again"] == failed["again"] > 0
 
 
 def test_processes_that_differ_are_told_how_in_all_of_them(directory: Path, tmp_path: Path):

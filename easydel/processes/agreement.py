@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from itertools import count
 from typing import Any
 
 import jax
@@ -16,12 +15,10 @@ from jax.sharding import Mesh
 
 from easydel.errors import ProcessError, listed
 from easydel.processes.client import client_of
-from easydel.processes.signs import await_all
+from easydel.processes.meetings import MEETINGS
 
 SWITCH = "EASYDEL_CHECK_PROCESSES"
-KEYS = "easydel/agreed"
 LONGEST = 100
-_numbers = count()
 
 
 def agree(what: str, facts: Mapping[str, Any], check: Callable[[], object] = lambda: None) -> None:
@@ -34,11 +31,8 @@ def agree(what: str, facts: Mapping[str, Any], check: Callable[[], object] = lam
     client = client_of()
     if client is None or os.environ.get(SWITCH) == "0":
         return
-    number, own = next(_numbers), jax.process_index()
-    client.key_value_set(f"{KEYS}/{number}/{own}", json.dumps({"what": what} | {k: str(v) for k, v in facts.items()}))
-    said = {process: json.loads(text) for process, text in sorted(await_all(client, f"{KEYS}/{number}", check).items())}
-    if number:  # everybody has read the last one before saying this one
-        client.key_value_delete(f"{KEYS}/{number - 1}/{own}")
+    told = json.dumps({"what": what} | {name: str(fact) for name, fact in facts.items()})
+    said = {process: json.loads(text) for process, text in sorted(MEETINGS.meet(client, told, check).items())}
     problems = [problem for process in said for problem in _differences(process, said[process], said[0])]
     if problems:
         hint = "every process has to run the same lines, with the same model and inputs"

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -16,11 +15,10 @@ import numpy as np
 from easydel import errors
 from easydel.errors import EasyDeLError, ProcessError
 from easydel.processes.client import client_of
+from easydel.processes.meetings import MEETINGS
 from easydel.processes.signs import await_all
 
 T = TypeVar("T")
-# Loads are numbered: every process loads the same models in the same order, as it must run the same programs.
-_numbers, _meetings = count(), count()
 
 
 @contextmanager
@@ -35,13 +33,16 @@ def one_outcome() -> Iterator[Callable[[], None]]:
     if client is None:
         yield lambda: None
         return
-    prefix = f"easydel/outcome/{next(_numbers)}"
+    # every process loads the same models in the same order, as it must run the same programs
+    prefix = f"easydel/outcome/{MEETINGS.begin_era()}"
     try:
         yield lambda: _raise_reported(client, prefix)
     except Exception as error:
         _report(client, prefix, error)
         _raise_reported(client, prefix)  # of several failures all raise the one that was reported first
         raise
+    finally:
+        MEETINGS.begin_era()
     client.key_value_set(f"{prefix}/done/{jax.process_index()}", "")
     await_all(client, f"{prefix}/done", lambda: _raise_reported(client, prefix))
 
@@ -49,9 +50,7 @@ def one_outcome() -> Iterator[Callable[[], None]]:
 def await_processes(check: Callable[[], object]) -> None:
     """Waits until all processes have called this. `check` may raise meanwhile: what happened to another one."""
     if (client := client_of()) is not None:
-        prefix = f"easydel/here/{next(_meetings)}"
-        client.key_value_set(f"{prefix}/{jax.process_index()}", "")
-        await_all(client, prefix, check)
+        MEETINGS.meet(client, "", check)
 
 
 def put_together(values: Sequence[Callable[[], T]], use: Callable[[list[Callable[[], T]]], None]) -> None:

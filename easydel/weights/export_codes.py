@@ -18,6 +18,7 @@ from easydel.forms import BESIDE, NARROW, OFFSET, SCALE, Form, packed
 from easydel.weights.export import Entry, Parameters
 from easydel.weights.expressions import Expression, Rows, Source, Stack, assemble, source_names
 from easydel.weights.names import Names
+from easydel.weights.plan import head_and_embedding
 
 MATRIX = 2  # dimensions
 WORD_BYTES = 4
@@ -107,11 +108,13 @@ def with_codes(entries: list[Entry], stored: Parameters, names: Names) -> CodedE
     coded = {f"{module}{WEIGHT}" for module in schemes}
     floats = [(name, shape) for name, shape, *_ in entries if name not in coded]
     names_of = {name for name, _ in floats}
+    linear = {name for name, shape in floats if len(shape) == MATRIX}
+    linear |= {head_and_embedding(names)[0]} - coded  # a tied one is in no file, and Linear all the same
     return CodedExport(
         entries=written,
         coded={entry[0] for entry in written} - names_of,
         floats={name for name in names_of if not forms.keys().isdisjoint(readers[name])},
-        settings=_settings(schemes, [name.removesuffix(WEIGHT) for name, shape in floats if len(shape) == MATRIX]),
+        settings=_settings(schemes, [name.removesuffix(WEIGHT) for name in linear]),
     )
 
 

@@ -65,9 +65,9 @@ def failure(work: Callable[[], Any]) -> dict[str, Any]:
     return {"error": None}
 
 
-def load(mesh: str, **arguments: Any) -> tuple[Any, Any]:
+def load(mesh: str, place: str | Path = directory, **arguments: Any) -> tuple[Any, Any]:
     return AutoEasyDeLModelForCausalLM.from_pretrained(
-        directory, auto_shard_params=True, sharding_axis_dims=MESHES[mesh], **arguments
+        place, auto_shard_params=True, sharding_axis_dims=MESHES[mesh], **arguments
     )
 
 
@@ -129,7 +129,9 @@ def run() -> dict[str, Any]:
     if mode == "disagreeing":
         return disagreeing()
     if mode == "failing":
-        return failure(lambda: AutoEasyDeLModelForCausalLM.from_pretrained(directory, auto_shard_params=True))
+        found = failure(lambda: load("mixed"))
+        _, again = load("mixed", folder / "mended")
+        return found | {"again": len(flatten(again))}
     if mode in ("saved", "trained"):
         return saved() if mode == "saved" else trained()
     _, whole = AutoEasyDeLModelForCausalLM.from_pretrained(directory)
