@@ -95,6 +95,19 @@ def planned(directory: Path, *choices: str) -> Any:
     return invoke_json("plan", directory, "--mesh", MESH, "--hosts", HOSTS, "--param-dtype", "bf16", *choices)["host"]
 
 
+def planned_reads(directory: Path, quantize: Int8 | None) -> ByHosts:
+    """Returns the reads of a load by hosts whose devices are those along tp."""
+    mesh = AbstractMesh((1, HOSTS, 8, 1), AXES)
+    source, found = open_source(directory, saved=False), find_family("llama")
+    model = build_model(found, found.configured(source.config), Policy(), source)
+    plan, forms = plan_for(model, source, quantize)
+    leaves = flatten(model.params)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    placed, _ = shardings(shapes, mesh, default_rules(PartitionAxis()), strict=False)
+    splits = {path: spec_of(placed[path], len(shape)) for path, shape in shapes.items()}
+    return ByHosts(plan, splits, forms, Hosts.planned(mesh, HOSTS))
+
+
 @pytest.mark.parametrize("choices", [(), ("--int8",), ("--int4",), ("--scan-layers",)], ids=str)
 def test_each_of_64_hosts_reads_its_share_of_a_model_of_405_billion_parameters(floats: Path, choices: tuple[str, ...]):
     host = planned(floats, *choices)
@@ -109,21 +122,35 @@ def test_codes_of_4_bits_are_read_once_too(in_4_bits: Path):
     assert host["parts"] <= host["reads"] < 1.15 * host["parts"]
 
 
+def test_columns_of_a_file_that_are_rows_of_a_parameter_are_not_dealt_to_hosts(tmp_path: Path):
+    """GPTQ's files are transposed: where hosts share the columns of a kernel, each has rows of the file already."""
+    quantized = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+
+    def of_gptq() -> Tensors:
+        for name, dtype, shape in tensors(1):
+            if len(shape) == 1 or not name.startswith("model.layers"):
+                yield name, dtype, shape
+                continue
+            stem, (rows, columns) = name.removesuffix(".weight"), shape
+            yield f"{stem}.qweight", "I32", (columns // 8, rows)
+            yield f"{stem}.scales", "BF16", (columns // 128, rows)
+
+    write_headers(tmp_path, CONFIG | {"num_hidden_layers": 1, "quantization_config": quantized}, of_gptq(), shards=1)
+    by_hosts = planned_reads(tmp_path, None)
+    splits = {path: spec for path, spec in by_hosts.splits.items() if "/layers/" in path}
+    columns = {path for path, spec in splits.items() if by_hosts.hosts.share(spec[-1:]) < 1}
+    assert len(columns) == 10
+    assert not columns & by_hosts.otherwise().keys()
+
+
 @pytest.mark.parametrize("rounded", [False, True], ids=["floats", "int8"])
 def test_what_a_host_reads_lies_together_in_the_file(tmp_path: Path, rounded: bool):
     """Of one layer: the spans of all reads are as large as what is in them. A host's devices are those along tp."""
     write_headers(tmp_path, CONFIG | {"num_hidden_layers": 1}, tensors(1), shards=1)
-    mesh = AbstractMesh((1, HOSTS, 8, 1), AXES)
-    source, found = open_source(tmp_path, saved=False), find_family("llama")
-    model = build_model(found, found.configured(source.config), Policy(), source)
-    plan, forms = plan_for(model, source, Int8() if rounded else None)
-    leaves = flatten(model.params)
-    shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    placed, _ = shardings(shapes, mesh, default_rules(PartitionAxis()), strict=False)
-    splits = {path: spec_of(placed[path], len(shape)) for path, shape in shapes.items()}
-    by_hosts = ByHosts(plan, splits, forms, hosts := Hosts.planned(mesh, HOSTS))
+    by_hosts = planned_reads(tmp_path, Int8() if rounded else None)
+    plan, splits, hosts = by_hosts.plan, by_hosts.splits, by_hosts.hosts
     spans = parts = 0
-    for path, spec in (splits | by_hosts.otherwise()).items():
+    for path, spec in ({**splits} | by_hosts.otherwise()).items():
         if path in plan.expressions:
             counts = {
                 path: [*(hosts.parts((axis,)) for axis in spec[:-1]), 1 if spec[-1] == "tp" else hosts.parts(spec[-1:])]

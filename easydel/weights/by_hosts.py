@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from easydel.forms import SCALE, Form
 from easydel.sharding.hosts import Hosts, Spec, spec_of
-from easydel.weights.expressions import Transpose, chain, source_names
+from easydel.weights.expressions import source_names
 from easydel.weights.plan import Plan
 from easydel.weights.read import bytes_of
 from easydel.weights.sources import TensorSource
@@ -68,8 +68,7 @@ class ByHosts:
 
     def _row_dim(self, path: str) -> int:
         """Returns the dimension of a parameter that lies along the rows of the file; quantizing needs its last one."""
-        turned = any(isinstance(one, Transpose) for one in chain(self.plan.expressions[path]))
-        return -2 if turned and path not in self.rounded else -1
+        return -2 if path not in self.rounded and self.plan.is_transposed(path) else -1
 
     def _row_share(self, path: str) -> float:
         """Returns the share of each row that a host's devices hold."""

@@ -177,7 +177,7 @@ def _jobs(
         yield from _rounding_jobs(filler, path, form, codes, scales)
         return
     parts = parts_of(path, shape, placements[path], dtypes[path])
-    if len(shape) > 1 and (filler.remote or not filler.transposed(path)):
+    if len(shape) > 1 and (filler.remote or not filler.plan.is_transposed(path)):
         yield from _sharing_jobs(filler, path, parts)
         return
     yield from (_job(filler, part) for part in parts)
@@ -221,7 +221,7 @@ def _rounding_jobs(
             outs = [[(part.index[dims:], part.rows(start, stop)) for part in parts] for parts in found]
             filler.fill_rounded(path, form, (slice(start, stop), *rows[1:]), *outs)
 
-        yield Job([*found[0], *found[1]], fill, at_once=filler.remote and filler.transposed(path))
+        yield Job([*found[0], *found[1]], fill, at_once=filler.remote and filler.plan.is_transposed(path))
 
 
 def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterator[Job]:
@@ -229,7 +229,7 @@ def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterato
 
     Of a local file only whole rows are worth sharing, so that bytes between a process's own columns are not read.
     """
-    transposed, remote = filler.transposed(path), filler.remote
+    transposed, remote = filler.plan.is_transposed(path), filler.remote
     by_rows: dict[Key, list[DevicePart]] = {}
     for part in parts:
         by_rows.setdefault(key_of(part.index[: -2 if transposed else -1]), []).append(part)

@@ -25,7 +25,7 @@ from easydel.quantize import rounded
 from easydel.weights.arena import ALIGNMENT
 from easydel.weights.blocks import blocks_of, depth_of, memoryless, within
 from easydel.weights.casts import assign, too_large
-from easydel.weights.expressions import Copy, Index, Reshape, Rows, Source, Transpose, chain, source_names
+from easydel.weights.expressions import Copy, Index, Reshape, Rows, chain, source_names
 from easydel.weights.plan import Plan
 from easydel.weights.read import SCRATCH_BYTES, Reader, bytes_of, first_byte, is_contiguous
 from easydel.weights.sources import FLOAT32, TensorSource
@@ -62,7 +62,7 @@ class Filler:
         """Reads rows of a parameter, quantized to `form`; each out gets some columns of the codes or of the scales."""
         width = self.plan.shapes[path][-1]
         # a row of a transposed tensor is spread all over it: fetched once, rather than once for every block
-        row_bytes = 0 if self.remote and self.transposed(path) else width * 4
+        row_bytes = 0 if self.remote and self.plan.is_transposed(path) else width * 4
         for block, picked in blocks_of(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
             scratch = self.reader.scratch((*shape, width), np.dtype(np.float32), "rows")
@@ -83,7 +83,7 @@ class Filler:
         the file (a transpose, packed numbers, bytes of another machine), the box around all parts is filled block by
         block, and every part takes its share of each block.
         """
-        if not self.transposed(path) and self._plain(path):
+        if not self.plan.is_transposed(path) and self._plain(path):
             sources = (self._copies(path, index, out) for index, out in parts)
             for columns in zip(*sources, strict=True):
                 self._deal(path, columns)
@@ -91,7 +91,7 @@ class Filler:
         dims = zip(*(index for index, _ in parts), strict=True)
         box = tuple(slice(min(part.start for part in dim), max(part.stop for part in dim)) for dim in dims)
         order = [*range(len(box))]
-        if self.transposed(path):
+        if self.plan.is_transposed(path):
             order[-2:] = reversed(order[-2:])
         dtype, width = parts[0][1].dtype, box[order[-1]].stop - box[order[-1]].start
         for block, _ in blocks_of(tuple(box[dim] for dim in order[:-1]), width * dtype.itemsize, ROWS_BYTES):
@@ -109,13 +109,6 @@ class Filler:
     def remote(self) -> bool:
         """True if the bytes come from another machine."""
         return any(isinstance(tensor, Tensor) and tensor.source is not None for tensor in self.plan.tensors.values())
-
-    def transposed(self, path: str) -> bool:
-        """True if rows of the parameter are columns of the file."""
-        *outer, source = chain(self.plan.expressions[path])
-        assert isinstance(source, Source)
-        turned = any(isinstance(one, Transpose) for one in outer)
-        return turned != getattr(self.plan.tensors[source.name], "by_columns", False)
 
     def map(self, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
         """Returns the slice of the mapped file if it can be used there, and asks the system to read it ahead."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easydel.errors import ArgumentError
-from easydel.weights.expressions import Expression, Stack, source_names, straightened
+from easydel.weights.expressions import Expression, Source, Stack, Transpose, chain, source_names, straightened
 from easydel.weights.misfit import check_fit
 from easydel.weights.names import Names
 from easydel.weights.sources import TensorSource, Zeros, is_spare
@@ -27,6 +27,13 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
     tensors: Mapping[str, TensorSource]
     unused: tuple[str, ...]
+
+    def is_transposed(self, path: str) -> bool:
+        """True if rows of the parameter are columns of the file."""
+        *outer, source = chain(self.expressions[path])
+        assert isinstance(source, Source)
+        turned = any(isinstance(one, Transpose) for one in outer)
+        return turned != getattr(self.tensors[source.name], "by_columns", False)
 
 
 def make_plan(
