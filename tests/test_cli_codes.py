@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import invoke, invoke_json
+from safetensors.numpy import save_file
 
 from easydel.source import open_source
 
@@ -46,3 +49,11 @@ def test_inspect_prints_them_as_a_table():
     assert "quantized by     fp8" in shown
     assert "KiB as bfloat16 (56%)" in shown
     assert "model.layers.*.mlp.up_proj.weight      | float8_e4m3fn | 128 x 128 |    8 |     2" in shown
+
+
+def test_a_matrix_without_numbers_has_no_bits(tmp_path: Path):
+    codes, empty = np.zeros((0, 8), np.int32), np.zeros((0, 8), np.float16)
+    save_file({"a.qweight": codes, "a.qzeros": codes[:, :1], "a.scales": empty}, tmp_path / "model.safetensors")
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": settings}))
+    assert invoke_json("inspect", tmp_path)["quantization"] is None

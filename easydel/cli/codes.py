@@ -21,7 +21,7 @@ def codes(source: CheckpointSource) -> dict[str, Any] | None:
 
     found: dict[tuple[str, str, tuple[int, ...]], dict[str, Any]] = {}
     for name, tensor in source.tensors.items():
-        if (stored := _code_and_block(tensor)) is None:
+        if 0 in tensor.shape or (stored := _code_and_block(tensor)) is None:
             continue
         key = (re.sub(r"\b\d+\b", "*", name), *stored)
         sums = found.setdefault(key, {"tensors": 0, "numbers": 0, "bytes": 0})

@@ -138,16 +138,16 @@ def _counted_anew(file: AdapterFile, layers: Sequence[int]) -> AdapterFile:
         problem = f"the adapters have patterns for layers, which this model counts otherwise:{listed(by_layer)}"
         raise UnsupportedModelError(problem, file=file.file)
     lost: list[str] = []
+    places = {str(layer): place for place, layer in enumerate(layers)}
 
     def counted(name: str) -> str:
         layer = _LAYER.search(name)
         if layer is None:
             return name
-        number = int(layer[0])
-        if number not in layers:
+        if layer[0] not in places:
             lost.append(name)
             return name
-        return f"{name[: layer.start()]}{layers.index(number)}{name[layer.end() :]}"
+        return f"{name[: layer.start()]}{places[layer[0]]}{name[layer.end() :]}"
 
     adapters = {site._replace(module=counted(site.module)): leaves for site, leaves in file.adapters.items()}
     whole, copies = ({counted(name): tensor for name, tensor in one.items()} for one in (file.whole, file.copies))
