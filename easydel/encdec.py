@@ -28,7 +28,7 @@ from easydel.inputs import check_shapes
 from easydel.layers.block import Block
 from easydel.layers.context import Context, Cross
 from easydel.layers.embed import Embed, Head
-from easydel.layers.linear import Embedding
+from easydel.layers.linear import Embedding, Linear
 from easydel.layers.norm import AnyNorm
 from easydel.layers.part import least
 from easydel.layers.stack import layer_caches
@@ -99,7 +99,8 @@ class WrapLast:
 class EncoderDecoder:
     """The record of a whole model, made by a family from its config. Unless `shared`, each tower has its own table.
 
-    `vocab` is the decoder's and the head's. A tied head uses the decoder's table.
+    `vocab` is the decoder's and the head's. A tied head uses the decoder's table. `projected`: a projection makes the
+    encoder's output as wide as the decoder, before cross-attention.
     """
 
     vocab: int
@@ -109,6 +110,7 @@ class EncoderDecoder:
     head: Head
     shift: ShiftRight | WrapLast
     shared: bool = True
+    projected: bool = False
     max_length: int | None = None
     fed: ClassVar[str] = "decoder_input_ids"
     has_encoder: ClassVar[bool] = True
@@ -190,6 +192,8 @@ class EncoderDecoderModel(nnx.Module):
 
         self.embed_tokens = Embedding(record.vocab, record.features, policy, words=True) if record.shared else None
         self.encoder, self.decoder = tower(record.encoder), tower(record.decoder)
+        states = record.encoder.features or record.features
+        self.project_states = Linear(states, record.features, policy, bias=True) if record.projected else None
         self.record, self.policy = record, policy
 
     def __call__(
@@ -223,6 +227,8 @@ class EncoderDecoderModel(nnx.Module):
             raise ArgumentError(
                 "global_attention_mask is for the encoder, which does not run", hint="pass input_ids alone"
             )
+        if encoder_outputs is not None and self.project_states is not None:
+            encoder_outputs = self.project_states(encoder_outputs)
         cross = _cross(encoder_outputs, attention_mask, cache)
         shape, mask_name = decoder_input_ids.shape, "decoder_attention_mask"
         context, cache = make_context(shape, decoder_attention_mask, None, cache, mask_name=mask_name)

@@ -258,12 +258,14 @@ def test_all_22_encoder_decoders_of_text_load():
 @pytest.mark.parametrize(
     ("towers", "message"),
     [
-        ({"decoder": {"model_type": "gpt2"}}, "the decoder is a 'gpt2', known in pairs: bert, "),
-        ({"encoder": {"hidden_size": 60}}, "towers of 60 and 768 features, with a projection between them"),
+        ({"decoder": {"model_type": "xlm"}}, "the decoder is a 'xlm', known in pairs: bert, .*, gpt2"),
+        ({"encoder": {"model_type": "gpt2"}}, "the encoder is a 'gpt2', known in pairs: bert, "),
         ({"decoder": {"is_decoder": False}}, "is_decoder of the decoder, expected True"),
+        ({"decoder": {"cross_attention_hidden_size": 60}}, "cross_attention_hidden_size=60 of the decoder"),
+        ({"tie_encoder_decoder": True}, "tie_encoder_decoder"),
         ({"encoder": {"hidden_act": "gelu", "alibi": True}}, "alibi"),
     ],
-    ids=["kind", "width", "sight", "key"],
+    ids=["decoder", "encoder", "sight", "states", "tied", "key"],
 )
 def test_pairs_without_code_are_refused_by_name(towers: dict[str, Any], message: str):
     family = find_family("encoder-decoder", encoder_decoder=True)

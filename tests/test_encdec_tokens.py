@@ -27,8 +27,9 @@ def short(case: Case) -> Case:
     return replace(case, config=case.config | dict.fromkeys(case.config.keys() & {*LAYERS}, 1))
 
 
-# Each type's first case. Some say nothing of special tokens, or the last token of all.
+# Each type's first case, and a pair with a projection. Some say nothing of special tokens, or the last token of all.
 CASES = {case.model_type: short(case) for case in reversed(all_cases()) if case.seq2seq}
+PROJECTED = next(case for case in all_cases() if case.name == "roberta2gpt2")
 Settings = dict[str, Any]
 START: Settings = {"decoder_start_token_id": 5, "max_new_tokens": 4}
 BEAMS: Settings = {"num_beams": 4, "length_penalty": 2.0}
@@ -52,7 +53,7 @@ def check(model: BaseNNXModule, reference: Any, inputs: Settings, **settings: An
     np.testing.assert_allclose(found.sequences_scores, expected.sequences_scores.numpy(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.model_type)
+@pytest.mark.parametrize("case", [*CASES.values(), PROJECTED], ids=lambda case: case.name)
 def test_tokens_are_transformers_one_by_one_and_by_beams(case: Case, tmp_path: Path):
     reference = make_reference(case, tmp_path)
     reference.config.use_cache = True  # FSMT's beams are right with a cache alone

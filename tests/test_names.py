@@ -66,6 +66,22 @@ def test_the_longest_row_counts_wherever_it_stands():
         assert names.theirs("x.q_proj.mlp") == "x.to_q.ffn"
 
 
+def test_parts_are_fused_within_one_tower_alone():
+    names = Names(fused=(Fused("self_attn.qkv", QKV, within="model.decoder"),))
+    shapes = {
+        f"model/{tower}/layers/7/{part.replace('.', '/')}/kernel": (4, 6)
+        for tower in ("encoder", "decoder")
+        for part in QKV
+    }
+    found = list(source_names({path: names.expression(path, shapes) for path in shapes}))
+    assert [name.removeprefix("model.encoder.layers.7.self_attn.") for name in found[:3]] == [
+        "q_proj.weight",
+        "k_proj.weight",
+        "v_proj.weight",
+    ]
+    assert set(found[3:]) == {"model.decoder.layers.7.self_attn.qkv.weight"}
+
+
 def test_two_rows_for_the_same_parts_are_refused():
     with pytest.raises(AssertionError, match="two rows for mlp"):
         Names({"mlp": "ffn", "ml[p]": "other"}).theirs("mlp.x")

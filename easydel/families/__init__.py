@@ -65,7 +65,7 @@ class Family:
         """Returns the model's record and table for `config` (made by `configured`). Refuses settings without code."""
         try:
             record = self.build(config)
-            names = self.names if isinstance(self.names, Names) else self.names(config)
+            names = self.names_for(config)
         except EasyDeLError as error:
             if error.file is not None or config.file is None:
                 raise
@@ -77,6 +77,10 @@ class Family:
             raise ConfigError(problem, file=config.file, hint=hint) from error
         self._check_consumed(config)
         return record, names
+
+    def names_for(self, config: HFConfig) -> Names:
+        """Returns the table for `config` (made by `configured`)."""
+        return self.names if isinstance(self.names, Names) else self.names(config)
 
     def _check_consumed(self, config: HFConfig) -> None:
         """Refuses unread keys with an effect; warns of unread keys whose effect is unknown."""

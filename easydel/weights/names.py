@@ -48,13 +48,19 @@ def interleaved(sizes: Sequence[int]) -> list[np.ndarray]:
 class Fused:
     """The modules `parts` (canonical, relative: "self_attn.q_proj") share the checkpoint's `name` in `layout`.
 
-    Rows are on the dimension `kernel_dim` of kernels: -3 in convolutions, [channels, 1, width].
+    Rows are on the dimension `kernel_dim` of kernels: -3 in convolutions, [channels, 1, width]. Only paths that begin
+    with `within` (canonical: "model.decoder") count.
     """
 
     name: str
     parts: tuple[str, ...]
     layout: Layout = concatenated
     kernel_dim: int = -2
+    within: str = ""
+
+    def holds(self, module: str) -> bool:
+        """True if the `module` (its whole canonical name) is one of the parts."""
+        return module.startswith(self.within) and any(_ends(module, part) for part in self.parts)
 
     def dim(self, leaf: str) -> int:
         """The dimension of a `leaf` that rows are on."""
@@ -135,7 +141,7 @@ class Names:
     def _find(self, stem: str) -> Form:
         *module, leaf = stem.split("/")
         dotted = ".".join(module)
-        fused = next((entry for entry in self.fused if any(_ends(dotted, part) for part in entry.parts)), None)
+        fused = next((entry for entry in self.fused if entry.holds(dotted)), None)
         if fused is not None:
             part = next(part for part in fused.parts if _ends(dotted, part))
             dotted = f"{dotted.removesuffix(part)}{fused.name}"
