@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from easydel.errors import ArgumentError
 from easydel.ops.ring import Ring
 from easydel.sharding import PartitionAxis, constrain
-from easydel.sharding.axes import AxisName, axis_of, names_in
+from easydel.sharding.axes import AxisName, axis_of, names_in, size_over
 from easydel.sharding.placement import fit
 
 ATTENTION_OUTPUT, MLP_HIDDEN = "attention_output", "mlp_hidden"  # names of activations for the backward pass
@@ -86,7 +86,7 @@ class Policy:
         """
         if self.mesh is None or not self.shard_attention:
             return 1
-        devices = math.prod(self.mesh.shape[name] for name in names_in(self.axes.kv_head_axis))
+        devices = size_over(names_in(self.axes.kv_head_axis), self.mesh)
         return devices // math.gcd(kv_heads, devices)
 
     def shard(self, x: jax.Array, *axes: AxisName) -> jax.Array:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from easydel.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+    from jax.sharding import AbstractMesh, NamedSharding
 
     from easydel.module import LanguageModel
     from easydel.weights.explain import ReadStep
@@ -40,7 +39,7 @@ class Reads:
         from easydel.tree import flatten
 
         leaves = flatten(model.params)
-        splits = {path: _splits(placed[path].spec, len(leaf.shape), mesh) for path, leaf in leaves.items()}
+        splits = {path: _splits(placed[path], len(leaf.shape), mesh) for path, leaf in leaves.items()}
         return cls(read_plan, splits, {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()}, rounded)
 
     def steps(self) -> Iterator[ReadStep]:
@@ -56,12 +55,12 @@ class Reads:
         return bytes_by_action(self.plan, self.splits, self.dtypes, self.rounded)
 
 
-def _splits(spec: PartitionSpec, dims: int, mesh: AbstractMesh) -> list[int]:
+def _splits(sharding: NamedSharding, dims: int, mesh: AbstractMesh) -> list[int]:
     """Returns the number of parts of each dimension."""
-    from easydel.sharding.axes import names_in
+    from easydel.sharding.axes import names_in, size_over
+    from easydel.sharding.hosts import spec_of
 
-    axes = [*spec, *[None] * (dims - len(spec))]
-    return [prod(mesh.shape[name] for name in names_in(axis)) for axis in axes]
+    return [size_over(names_in(axis), mesh) for axis in spec_of(sharding, dims)]
 
 
 def facts_of(step: ReadStep) -> dict[str, Any]:

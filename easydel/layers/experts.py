@@ -18,7 +18,7 @@ from easydel.ops.exchange import Exchange, added_up, places_for
 from easydel.ops.pairs import in_order, permuted, sent
 from easydel.ops.ragged import ragged_dot
 from easydel.policy import Policy
-from easydel.sharding.axes import AxisName, axis_of, names_in
+from easydel.sharding.axes import AxisName, names_in, size_over, without
 from easydel.sharding.placement import fit
 from easydel.stored import Stored
 from easydel.tree import Tree, params_of
@@ -89,7 +89,7 @@ class Split(NamedTuple):
         return tuple(name for name in names_in(self.expert) if name not in self.crossed)
 
     def size(self, axes: AxisName) -> int:
-        return math.prod(self.mesh.shape[name] for name in names_in(axes))
+        return size_over(names_in(axes), self.mesh)
 
     def kernel(self, name: str, *, hidden: AxisName = None) -> PartitionSpec:
         """Returns how the kernel of a projection is split."""
@@ -131,8 +131,8 @@ class Experts(nnx.Module):
         axes = self.policy.axes
         # the sizes that may be split: the number of experts, and the inner dimension of each
         expert, mlp = fit((self.count, self._inner(params)), (axes.expert_axis, axes.mlp_axis), mesh)
-        hidden = _without(axes.hidden_axis, (*names_in(expert), *names_in(mlp)))
-        batch, sequence = (_without(axis, names_in(mlp)) for axis in (axes.batch_axis, axes.sequence_axis))
+        hidden = without(axes.hidden_axis, (*names_in(expert), *names_in(mlp)))
+        batch, sequence = (without(axis, names_in(mlp)) for axis in (axes.batch_axis, axes.sequence_axis))
         return Split(mesh, expert, mlp, hidden, fit(x_BTD.shape, (batch, sequence, None), mesh))
 
     def _mix_over(self, split: Split, params: Tree, x_BTD: jax.Array, weights: jax.Array, chosen: jax.Array) -> Any:
@@ -277,10 +277,6 @@ def _spec(leaf: str, dims: int, split: PartitionSpec) -> PartitionSpec:
 
 def _rows(table_EO: jax.Array, expert_M: jax.Array) -> jax.Array:
     return table_EO.at[expert_M].get(mode="fill", fill_value=0)
-
-
-def _without(axis: AxisName, names: tuple[str, ...]) -> AxisName:
-    return axis_of([name for name in names_in(axis) if name not in names])
 
 
 def _added_up(y: jax.Array, axes: tuple[str, ...]) -> jax.Array:

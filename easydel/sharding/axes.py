@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from jax.sharding import AbstractMesh, Mesh
 
 from easydel.sharding.problems import refuse
 
@@ -24,6 +27,16 @@ def names_in(axis: AxisName) -> tuple[str, ...]:
 def axis_of(names: Sequence[str]) -> AxisName:
     """Returns the shortest spelling of `names`: None, the one name, or a tuple."""
     return tuple(names) if len(names) > 1 else next(iter(names), None)
+
+
+def without(axis: AxisName, names: Collection[str]) -> AxisName:
+    """Returns `axis` without the mesh axes `names`."""
+    return axis_of([name for name in names_in(axis) if name not in names])
+
+
+def size_over(names: Iterable[str], mesh: Mesh | AbstractMesh) -> int:
+    """Returns the number of parts of what is split over the mesh axes `names`."""
+    return math.prod(mesh.shape[name] for name in names)
 
 
 @dataclass(frozen=True)

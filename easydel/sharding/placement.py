@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from easydel.errors import ArgumentError, ShardingError
-from easydel.sharding.axes import AxisName, PartitionAxis, axis_of, names_in
+from easydel.sharding.axes import AxisName, PartitionAxis, axis_of, names_in, size_over
 from easydel.sharding.mesh import divisors
 from easydel.sharding.problems import refuse
 from easydel.sharding.rules import UNMATCHED_HINT, Rules, Shape, default_rules, matched, unknown_axes
@@ -146,7 +146,7 @@ def fit(shape: Shape, axes: Iterable[AxisName], mesh: Mesh) -> PartitionSpec:
     entries = []
     for dim, axis in zip(shape, axes, strict=True):
         names = [name for name in names_in(axis) if name not in used]
-        while names and dim % _size(names, mesh):
+        while names and dim % size_over(names, mesh):
             names.pop()
         used.update(names)
         entries.append(axis_of(names))
@@ -163,7 +163,7 @@ def check_heads(heads: int, kv_heads: int, mesh: Mesh, axis: PartitionAxis) -> N
             ("head", heads, names_in(resolved.head_axis)),
             ("kv_head", kv_heads, names_in(resolved.kv_head_axis)),
         )
-        if count % _size(names, mesh)
+        if count % size_over(names, mesh)
     ]
     refuse(problems)
 
@@ -204,7 +204,7 @@ def _footprint(path: str, array: Typed, sharding: NamedSharding, loss: str | Non
         spec=spec,
         total_bytes=math.prod(array.shape) * item,
         device_bytes=math.prod(sharding.shard_shape(array.shape)) * item,
-        copies=_size(unused, mesh),
+        copies=size_over(unused, mesh),
         why=why if unused else "",
     )
 
@@ -214,15 +214,11 @@ def _lost(shape: Shape, wanted: PartitionSpec, kept: PartitionSpec, mesh: Mesh) 
     lost = {}
     used = {name for axis in kept for name in names_in(axis)}
     for number, (dim, before, after) in enumerate(zip(shape, wanted, kept, strict=True)):
-        if dim % _size(names_in(before), mesh) and not used.issuperset(names_in(before)):
+        if dim % size_over(names_in(before), mesh) and not used.issuperset(names_in(before)):
             split = _described(names_in(after), mesh)
             problem = f"dim {number} ({dim}) is not divisible by {_described(names_in(before), mesh)}"
             lost[problem] = f"split over {split} only" if split else "replicated"
     return lost
-
-
-def _size(names: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
-    return math.prod(mesh.shape[name] for name in names)
 
 
 def _described(names: Sequence[str], mesh: Mesh | AbstractMesh, *, all_axes: bool = False) -> str:

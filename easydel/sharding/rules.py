@@ -16,7 +16,7 @@ from itertools import chain
 
 from jax.sharding import PartitionSpec
 
-from easydel.sharding.axes import AxisName, PartitionAxis, axis_of, names_in
+from easydel.sharding.axes import AxisName, PartitionAxis, names_in, without
 from easydel.sharding.problems import refuse
 
 Shape = tuple[int, ...]
@@ -129,11 +129,11 @@ def _spec(dims: tuple[str | None, ...], axis: PartitionAxis) -> PartitionSpec:
     entries: list[AxisName] = [None] * len(dims)
     used: set[str] = set()
     for place in sorted(range(len(dims)), key=lambda place: dims[place] == "hidden"):
-        wanted = names_in(getattr(axis, f"{dims[place]}_axis")) if dims[place] else ()
+        wanted: AxisName = getattr(axis, f"{dims[place]}_axis") if dims[place] else None
         again = names_in(axis.expert_axis) if "expert" in dims and dims[place] == "hidden" else ()
         taken = used - set(again) | set(names_in(axis.mlp_axis) if again else ())
-        entries[place] = axis_of([name for name in wanted if name not in taken])
-        used.update(wanted)
+        entries[place] = without(wanted, taken)
+        used.update(names_in(wanted))
     return PartitionSpec(*entries)
 
 
@@ -141,7 +141,7 @@ def _each_once(spec: PartitionSpec) -> PartitionSpec:
     used: set[str] = set()
     entries = []
     for entry in spec:
-        entries.append(axis_of([name for name in names_in(entry) if name not in used]))
+        entries.append(without(entry, used))
         used.update(names_in(entry))
     return PartitionSpec(*entries)
 

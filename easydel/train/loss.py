@@ -6,7 +6,6 @@ while the group's logits exist: nothing is kept for a backward pass and nothing 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from easydel.errors import ArgumentError
 from easydel.module import LanguageModel
 from easydel.policy import Policy
-from easydel.sharding.axes import names_in
+from easydel.sharding.axes import names_in, size_over
 from easydel.sharding.placement import fit
 from easydel.train.summed import IGNORED, Summed
 from easydel.tree import Tree
@@ -132,7 +131,7 @@ def group_count(shape: tuple[int, ...], policy: Policy, tokens: int) -> int:
     split = 1
     if policy.mesh is not None:
         axes = fit((B, T), (policy.axes.batch_axis, policy.axes.sequence_axis), policy.mesh)
-        split = math.prod(policy.mesh.shape[name] for axis in axes for name in names_in(axis))
+        split = size_over((name for axis in axes for name in names_in(axis)), policy.mesh)
     return min(T, -(-B * T // (split * tokens)))
 
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from easydel.policy import Policy
 from easydel.sharding import default_rules
-from easydel.sharding.axes import AxisName, axis_of, names_in
+from easydel.sharding.axes import axis_of, names_in, without
 from easydel.sharding.placement import fit
 from easydel.sharding.rules import spec_for
 
@@ -65,7 +65,7 @@ def spread(function: Callable[..., Any], policy: Policy, rows: int) -> Callable[
         return PartitionSpec(axis_of(share.axes)) if _by_rows(path, leaf, rows) else PartitionSpec()
 
     def everywhere(wanted: Leaves, fixed: Leaves, hidden_NBPD: jax.Array, targets_NBP: jax.Array) -> Any:
-        batch, sequence = (_without(axis, share.axes) for axis in (policy.axes.batch_axis, policy.axes.sequence_axis))
+        batch, sequence = (without(axis, share.axes) for axis in (policy.axes.batch_axis, policy.axes.sequence_axis))
         tokens = fit(targets_NBP.shape, (None, batch, sequence), mesh)
         summed = tuple(name for axis in tokens for name in names_in(axis))
         here = [{path: place(path, leaf) for path, leaf in leaves.items()} for leaves in (wanted, fixed)]
@@ -125,7 +125,3 @@ def _narrowed(leaves: Leaves, policy: Policy) -> Leaves:
         else leaf
         for path, leaf in leaves.items()
     }
-
-
-def _without(axis: AxisName, names: tuple[str, ...]) -> AxisName:
-    return axis_of([name for name in names_in(axis) if name not in names])
