@@ -13,6 +13,7 @@ from easydel.layers.kv_cache import Seen
 from easydel.layers.linear import Linear, parameter
 from easydel.ops.attend import Bias
 from easydel.ops.scores import MASKED
+from easydel.ops.sight import order_seen
 from easydel.policy import Policy
 
 # B batch, T queries, S key slots, K kv heads, N heads, E channels of all kv heads
@@ -62,11 +63,10 @@ class ValueBiasedLayer(AttentionLayer):
 
     def _allowed(self, context: Context, seen: Seen, start: jax.Array | int, queries: int) -> jax.Array:
         """Returns the mask [B or 1, 1, queries, S] of keys that the sight allows."""
-        before, keys_S = self.record.sight.before, jnp.arange(seen.v_BKSC.shape[2])
-        slots_T1 = (context.offset + start + jnp.arange(queries))[:, None]
-        allowed = (keys_S <= slots_T1)[None]
-        if before is not None:
-            allowed = allowed & (keys_S >= slots_T1 - before)
+        keys_S = jnp.arange(seen.v_BKSC.shape[2])
+        allowed_TS = order_seen(queries, len(keys_S), context.offset + start, self.record.sight)
+        assert allowed_TS is not None  # it is causal
+        allowed = allowed_TS[None]
         if seen.valid_BS is not None:
             allowed = allowed & seen.valid_BS[:, None]
         if seen.starts_BT is not None:
