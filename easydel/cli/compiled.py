@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easydel.cli.meshes import Placed, best_first, sensible
+from easydel.cli.meshes import Placed, best_first, bytes_sent, longest, sensible
 from easydel.cli.tables import print_facts, print_table, size
 from easydel.cli.where import mesh_text
 from easydel.errors import ArgumentError, ShardingError
@@ -110,17 +110,13 @@ def _compared(
 
 def _print_compared(found: Sequence[Mapping[str, Any]]) -> None:
     def row(one: Mapping[str, Any]) -> tuple[str, ...]:
-        sent = "not told" if one["sent"] is None else size(sum(kind["bytes"] for kind in one["sent"]))
-        fits = "yes" if one["fits"] else "no"
-        return one["flags"], size(one["chip_bytes"]["total"]), fits, sent, f"{1e3 * _longest(one):.3f}"
+        sent, fits = bytes_sent(one), "yes" if one["fits"] else "no"
+        told = "not told" if sent is None else size(sent)
+        return one["flags"], size(one["chip_bytes"]["total"]), fits, told, f"{1e3 * longest(one):.3f}"
 
     columns = ("mesh", "memory", "fits", "sent", "at least, ms")
     print(f"\nthe meshes that make sense for {found[0]['chips']} chips, compiled, not run, the best first:")
     print_table(columns, [row(one) for one in found], numbers=columns[1:])
-
-
-def _longest(facts: Mapping[str, Any]) -> float:
-    return max(facts["bound_seconds"].values())
 
 
 def costs(model: BaseNNXModule, compiling: Compiling) -> Cost:

@@ -39,11 +39,20 @@ def sensible(chips: int, rows: int, *, training: bool) -> Iterator[Placed]:
         tp *= 2
 
 
+def longest(facts: Mapping[str, Any]) -> float:
+    """Returns the seconds that a step takes at least."""
+    return max(facts["bound_seconds"].values())
+
+
+def bytes_sent(facts: Mapping[str, Any]) -> int | None:
+    """Returns the bytes that a chip sends in a step; None if the compiler does not tell."""
+    return None if facts["sent"] is None else sum(kind["bytes"] for kind in facts["sent"])
+
+
 def best_first(facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns what was found of each mesh: those that fit first, then by the least time, bytes sent and memory."""
 
     def order(one: Mapping[str, Any]) -> tuple[Any, ...]:
-        sent = sum(row["bytes"] for row in one["sent"] or ())
-        return not one["fits"], max(one["bound_seconds"].values()), sent, one["chip_bytes"]["total"]
+        return not one["fits"], longest(one), bytes_sent(one) or 0, one["chip_bytes"]["total"]
 
     return sorted(facts, key=order)
