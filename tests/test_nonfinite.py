@@ -16,6 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from easydel import AutoEasyDeLModelForCausalLM, CheckpointError
 from easydel.checkpoint.tensor import has_nonfinite
+from easydel.source import open_source
+from easydel.weights.formats.finite import check_scales
+from easydel.weights.formats.matrix import Turned
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fn)
 
@@ -116,6 +119,29 @@ def test_scales_that_are_no_numbers_are_found_before_weights_are_read(tmp_path: 
         assert re.search(rf"2 problems[^$]*{name}'[^$]*{name}'[^$]*allow_nonfinite=True", str(caught.value))
         assert caught.value.file == str(file)
         assert load(tmp_path / kind, allow_nonfinite=True)
+
+
+def test_each_of_several_processes_looks_at_its_share_of_the_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Together they look at all; where one fails, all do."""
+    kind, name = "awq_gemm_g128_llama", ".scales"
+    shutil.copytree(Path(__file__).parent / "formats" / kind, tmp_path / kind)
+    arrays = load_file(tmp_path / kind / WEIGHTS)
+    for key in (spoiled := [key for key in arrays if key.endswith(name)]):
+        arrays[key].reshape(-1)[-1] = np.nan
+    save_file(arrays, tmp_path / kind / WEIGHTS)
+    found = [
+        tensor.turned if isinstance(tensor, Turned) else tensor
+        for tensor in open_source(tmp_path / kind, saved=False).tensors.values()
+    ]
+    told = []
+    for process in range(3):
+        monkeypatch.setattr("jax.process_index", lambda process=process: process)
+        monkeypatch.setattr("jax.process_count", lambda: 3)
+        with pytest.raises(CheckpointError) as caught:
+            check_scales(found)
+        told.append(int(re.search(r"(\d+) problems", str(caught.value))[1]))
+    assert sum(told) == len(spoiled)
+    assert max(told) - min(told) <= 1
 
 
 def test_mapped_files_of_others_are_checked_and_our_own_were(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import prod
 
+import jax
 import numpy as np
 
 from easydel.checkpoint import Tensor
@@ -23,10 +24,11 @@ def check_scales(tensors: Iterable[TensorSource]) -> None:
     """Raises CheckpointError with every tensor of scales, offsets or factors that are NaN or Inf.
 
     Only local files are looked at: from another machine each tensor would be a request, and what is wrong with it is
-    told when it arrives with its weights.
+    told when it arrives with its weights. Of several processes each looks at its share: all fail where one does.
     """
     found: dict[str, Tensor] = {}
-    for tensor in {id(tensor): tensor for tensor in tensors}.values():
+    different = [*{id(tensor): tensor for tensor in tensors}.values()]
+    for tensor in different[jax.process_index() :: jax.process_count()]:
         if isinstance(tensor, Matrix | Columns) and all(part.source is None for part in tensor.stored):
             found |= {bad.name: bad for bad in _spoiled(tensor)}
     if found:
