@@ -139,12 +139,9 @@ def test_a_plan_of_46000_tensors_takes_little_time(directory: Path, scan_layers:
 def test_the_command_for_64_hosts_and_512_devices_takes_little_time_and_memory(directory: Path):
     """Its experts are read in 23 million slices, of which a few differ."""
     command = ("plan", str(directory), "--mesh", "1,64,8,1", "--hosts", "64", "--json")
-    for _ in range(3):  # neighbours slow a processor down
-        done = subprocess.run([sys.executable, "-c", MEASURED, *command], capture_output=True, text=True, check=True)
-        text, took = done.stdout.rstrip().rsplit("\n", 1)
-        told, (seconds, peak_bytes) = json.loads(text), json.loads(took)
-        if seconds < 5 * SECONDS:
-            break
+    done = subprocess.run([sys.executable, "-c", MEASURED, *command], capture_output=True, text=True, check=True)
+    text, took = done.stdout.rstrip().rsplit("\n", 1)
+    told, (seconds, peak_bytes) = json.loads(text), json.loads(took)
     assert seconds < 5 * SECONDS, "the start of Python and imports included"
     assert peak_bytes < 1e9
     assert told["host"]["reads"] < 1.15 * told["host"]["parts"]
