@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import subprocess
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DEVICES = "--xla_force_host_platform_device_count"
 
 # Tests compile thousands of programs and run each a few times: kernels that are made plainly and in one piece take 0.6
-# of the time. Workers inherit this, and so do the commands that tests start.
+# of the time, and half of that where LLVM optimizes less. Workers inherit this, and so do commands that tests start.
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 STARTED = pytest.StashKey[float]()
@@ -33,6 +34,7 @@ def known_to_xla(flags: str) -> bool:
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # a run shall not depend on the one before
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
     if known_to_xla(QUICK):
@@ -46,6 +48,10 @@ def processor_seconds() -> float:
     """What this process and those that it waited for have used: unlike wall time, the same on a busy machine."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported and collected stays, and need not be looked through again and again
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,21 +92,19 @@ def flags_kept() -> Iterator[None]:
     os.environ["XLA_FLAGS"] = before
 
 
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """LLVM optimizes less, for modules that compile a hundred tiny models: a third of their time."""
+@pytest.fixture
+def full_optimization() -> Iterator[None]:
+    """Programs are compiled as users have them: real models', and those of which memory and traffic are counted."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
-def loaded(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_compilation: None
-) -> Iterator[Loaded]:
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     """The model of the case that a test is parametrized with; a module may `make` its references itself."""
     import jax
     from loaded import load

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -103,6 +104,7 @@ def records_of(case: Case) -> frozenset[str]:
     return frozenset(feature for feature in features(described(case)[0], choice) if "=" not in feature)
 
 
+@cache
 def covering_cases() -> list[Case]:
     """Cases that together have every feature of all cases."""
     return covering(all_cases(), features_of)

@@ -22,7 +22,7 @@ from easydel.ops.sampling import Rules, Sampling
 from easydel.quantize import make_int4, make_int8
 from easydel.sharding import make_mesh
 
-pytestmark = pytest.mark.usefixtures("flags_kept")
+pytestmark = pytest.mark.usefixtures("flags_kept", "full_optimization")
 VOCAB = 4096
 NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
 COUNT, ENDS = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (2,)))
@@ -117,7 +117,7 @@ RULES = {
 }
 
 
-def test_training_gathers_the_head_once_and_moves_its_gradient_once(quick_compilation: None):
+def test_training_gathers_the_head_once_and_moves_its_gradient_once():
     """However many groups of tokens there are: here 8."""
     mesh = make_mesh((1, 4, 2, 1))
     model, params = built(llama(num_hidden_layers=1), mesh)

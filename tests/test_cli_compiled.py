@@ -14,7 +14,7 @@ from easydel.cli.compiled import Compiling
 from easydel.cli.meshes import sensible
 from easydel.cli.options import Loading
 
-pytestmark = pytest.mark.usefixtures("flags_kept")
+pytestmark = pytest.mark.usefixtures("flags_kept", "full_optimization")
 
 
 @pytest.fixture(scope="module")

@@ -46,9 +46,7 @@ def run(code: str, model: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_first_code_of_readme_and_generation_runs_as_it_stands(
-    model: Path, quick_compilation: None, capsys: pytest.CaptureFixture[str]
-):
+def test_the_first_code_of_readme_and_generation_runs_as_it_stands(model: Path, capsys: pytest.CaptureFixture[str]):
     for page in ("README.md", "docs/generation.md"):
         found = run(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[0], model)
         tokenizer, rows = found["tokenizer"], found["out"].sequences
@@ -58,9 +56,7 @@ def test_the_first_code_of_readme_and_generation_runs_as_it_stands(
         assert str(said) in capsys.readouterr().out
 
 
-def test_the_notebook_runs_from_top_to_bottom(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compilation: None
-):
+def test_the_notebook_runs_from_top_to_bottom(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
     found = run("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), model)

@@ -17,7 +17,6 @@ from parity import make_reference, padded_mask, random_ids
 from easydel import AutoEasyDeLModelForCausalLM, AutoEasyDeLModelForSeq2SeqLM, BaseNNXModule
 from easydel.errors import ArgumentError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 LAYERS = ["encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers", "num_layers"]
 LAYERS += ["num_sparse_encoder_layers", "num_sparse_decoder_layers"]
 

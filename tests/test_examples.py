@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_the_places_of_one_round_are_enough_for_an_even_load():
         assert loads.max() <= exchange.places_for(mean) <= 1.25 * mean + 3 * mean**0.5 + 8
 
 
-def test_training_and_decoding_move_no_kernel_of_experts(monkeypatch: pytest.MonkeyPatch, quick_compilation: None):
+def test_training_and_decoding_move_no_kernel_of_experts(monkeypatch: pytest.MonkeyPatch):
     """The first sends each token's pairs, the second the tokens to all."""
     found, mesh = ways(monkeypatch), make_mesh((1, 8, 1, 1))
     model, params = built(SIZES, mesh, scan_layers=True, remat="everything")

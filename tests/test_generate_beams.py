@@ -40,7 +40,6 @@ LONG = [  # encoders of windows, blocks and tokens that see all
     whole("pegasus_x", "beams", **OWN_BLOCK, encoder_layers=2, decoder_layers=1),
     replace(whole("bigbird_pegasus", "beams", **BLOCKS, encoder_layers=1, decoder_layers=1), length=25),
 ]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ENDS = {"eos_token_id": [17, 44, 88, 5, 9], "max_new_tokens": 14}
 SETTINGS: list[dict[str, Any]] = [
     {"num_beams": 4, "num_return_sequences": 3, "pad_token_id": 0, "length_penalty": 2.0, **ENDS},

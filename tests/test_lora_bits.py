@@ -20,10 +20,9 @@ from easydel.stored import forms_of
 from easydel.train import init_state, step
 from easydel.tree import flatten
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning", "ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:peft", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
 BASES = {
     "nf4": "bnb_nf4_double_llama",
     "awq": "awq_gemm_g128_llama",

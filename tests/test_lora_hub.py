@@ -22,10 +22,9 @@ from easydel.errors import HubError
 from easydel.lora import LoRA, add_adapters, merge_adapters, save_adapters
 from easydel.tree import flatten
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning", "ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:peft", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
 ONE = ("--mesh", "1,1,1,1")
 PROMPT = "the quick brown fox"
 

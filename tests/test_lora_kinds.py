@@ -20,7 +20,6 @@ from easydel.lora import LoRA, add_adapters, load_adapters, merge_adapters, save
 from easydel.train import init_state, step
 from easydel.tree import flatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = {case.name: case for case in all_cases()}
 LLAMA = CASES["llama-plain"]
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

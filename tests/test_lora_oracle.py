@@ -19,7 +19,6 @@ from easydel.lora import LoRA, add_adapters, load_adapters, save_adapters
 from easydel.train import init_state, step
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning", "ignore:Setting `save_embedding"),
     pytest.mark.filterwarnings(
         "ignore:Model has `tie_word_embeddings=True`", "ignore:fan_in_fan_out", "ignore::DeprecationWarning"

@@ -22,9 +22,6 @@ from easydel.sharding import PartitionAxis, default_rules, make_mesh
 from easydel.sharding.placement import shardings
 from easydel.tree import bind, flatten, unflatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # how far back a cache of 200 slots goes after 150 tokens, where it is not all the way
 NEW = 4
 MORE: dict[str, Any] = {"max_new_tokens": NEW, "eos_token_id": None}

@@ -39,6 +39,7 @@ def smollm2_reference(smollm2: Path) -> Any:
     ).eval()
 
 
+@pytest.mark.usefixtures("full_optimization")
 def test_smollm2_equals_transformers_in_logits_and_greedy_text(smollm2: Path, smollm2_reference: Any):
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(smollm2)
     report = model.load_report
@@ -56,6 +57,7 @@ def test_smollm2_equals_transformers_in_logits_and_greedy_text(smollm2: Path, sm
 
 
 @pytest.mark.parametrize("name", ["IgLM", "IgLM-S"])
+@pytest.mark.usefixtures("full_optimization")
 def test_iglm_equals_transformers_in_logits_and_greedy_tokens(name: str, caplog: pytest.LogCaptureFixture):
     directory = next(file.parent for file in files_of("iglm", "pytorch_model.bin") if file.parent.name == name)
     reference = transformers.AutoModelForCausalLM.from_pretrained(

@@ -23,8 +23,6 @@ from easydel.ops.attend import Around, Causal, Chunks, Prefix
 from easydel.policy import Policy
 from easydel.tree import bind, flatten, unflatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def seen_by(record: Attention, **masks: Any) -> np.ndarray:
     """[T, T]: on which tokens' inputs each token's output depends, in one layer of attention."""

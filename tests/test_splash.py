@@ -177,6 +177,7 @@ def test_what_it_takes_lowers_for_tpus_forward_and_backward(sizes: dict[str, Any
 
 
 @needs_libtpu
+@pytest.mark.usefixtures("full_optimization")
 def test_the_largest_blocks_of_a_chip_fit_into_its_memory(monkeypatch: pytest.MonkeyPatch):
     """Of the chip with the least memory of its own."""
     monkeypatch.setattr(splash, "BLOCKS", (512, 256, 128))

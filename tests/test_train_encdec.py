@@ -20,7 +20,6 @@ from easydel.lora import LoRA, add_adapters, merge_adapters
 from easydel.train import IGNORED, init_state, step
 from easydel.tree import ADAPTERS, flatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = [
     whole("bart", "trained", encoder_layers=1, decoder_layers=1),
     t5("trained", num_layers=1, num_decoder_layers=1, feed_forward_proj="gated-gelu"),
