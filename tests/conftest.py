@@ -24,6 +24,8 @@ QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_co
 
 STARTED = pytest.StashKey[float]()
 LONG = 60  # processor seconds of a run that is worth an account
+BUDGET = 180  # processor seconds of a file: twice what the costliest takes on a quiet machine
+GROWING = ("test_families.py", "test_uniform.py")  # these have tests for each case, of which each family brings some
 
 
 def known_to_xla(flags: str) -> bool:
@@ -68,16 +70,43 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The files that cost most, so that a slow one is seen when it comes in."""
-    spent: Counter[str] = Counter()
+def spent(terminalreporter: Any) -> Counter[str]:
+    """Processor seconds of each file."""
+    seconds: Counter[str] = Counter()
     for report in terminalreporter.getreports(""):
-        spent[report.nodeid.partition("::")[0]] += dict(report.user_properties).get(SECONDS, 0)
-    total = spent.total()
-    if total > LONG:
-        terminalreporter.section(f"{total:.0f} processor seconds")
-        for file, seconds in spent.most_common(20):
-            terminalreporter.write_line(f"{seconds:6.1f} {file}")
+        seconds[report.nodeid.partition("::")[0]] += dict(report.user_properties).get(SECONDS, 0)
+    return seconds
+
+
+def too_costly(config: pytest.Config, seconds: Counter[str]) -> list[str]:
+    """A line for each file that takes more than its budget, if it is run as CI runs it."""
+    if config.getoption("all_cases") or "FUZZ_SECONDS" in os.environ:
+        return []
+    return [
+        f"{file} took {used:.0f} processor seconds, {BUDGET} are allowed: share programs or models between its tests, "
+        "prove numbers on smaller ones, or split the file"
+        for file, used in seconds.items()
+        if used > BUDGET and not file.endswith(GROWING)
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # none in a worker
+    if reporter and session.exitstatus == pytest.ExitCode.OK and too_costly(session.config, spent(reporter)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return (yield)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The files that cost most, so that a slow one is seen when it comes in."""
+    seconds = spent(terminalreporter)
+    if seconds.total() > LONG:
+        terminalreporter.section(f"{seconds.total():.0f} processor seconds")
+        for file, used in seconds.most_common(20):
+            terminalreporter.write_line(f"{used:6.1f} {file}")
+    for line in too_costly(config, seconds):
+        terminalreporter.write_line(line, red=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
