@@ -316,6 +316,18 @@ def test_handwritten_metadata_of_these_tests_is_valid():
     assert tokenizer_json(metadata()).encode("ab").ids == [2]
 
 
+@pytest.mark.parametrize(("unknown", "found"), [({"unknown_token_id": 0}, [1, 0, 1]), ({}, [1, 1])], ids=str)
+def test_a_character_without_tokens_is_unknown_or_a_warning_says_that_it_is_left_out(
+    unknown: dict[str, int], found: list[int], caplog: pytest.LogCaptureFixture
+):
+    scores = np.zeros(3, np.float32)
+    vocabulary = {"tokens": ["<?>", "a", "<0x0A>"], "scores": scores, "merges": None, "add_space_prefix": False}
+    tokenizer = tokenizer_json(metadata(model="llama", **vocabulary, **unknown))
+    assert tokenizer.encode("a\u4f60\u597da", add_special_tokens=False).ids == found
+    assert tokenizer.encode("\n", add_special_tokens=False).ids == [2]
+    assert [record.message.count("255 bytes") for record in caplog.records] == ([] if unknown else [1])
+
+
 @pytest.mark.parametrize("changes", [{"model": "bert"}, {"model": None}, {"pre": "novel"}, {"pre": 3}], ids=str)
 def test_unknown_kind_is_refused_with_those_that_are_known(changes: dict[str, Any]):
     with pytest.raises(UnsupportedModelError, match="known:"):

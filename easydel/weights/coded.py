@@ -74,6 +74,15 @@ class CodedTensor(ABC):
         """True if rows of the matrix are columns of the file, for codes and for numbers of blocks."""
         return False
 
+    @property
+    def scattered(self) -> bool:
+        """True if any few rows, and any few columns, of the matrix lie all over the file."""
+        return False
+
+    def at_hand(self, kind: Kind | None = None) -> CodedTensor:
+        """Returns the tensor with its arrays in memory, if they are on another machine: those for `kind`, or all."""
+        return self
+
     def plain(self, kind: Kind) -> TensorSource | None:
         """Returns the file's own tensor, if it is the array of codes (`packed`), scales or shifts as it stands.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -78,6 +78,15 @@ class Part:
     def by_columns(self) -> bool:
         """True if rows are columns of the file. Not where columns have an order: each few of them lie all over it."""
         return self.of.by_columns and self.kind not in FOR_ALL_ROWS and self._order is None
+
+    @property
+    def scattered(self) -> bool:
+        """True if any few rows, and any few columns, lie all over the file."""
+        return self.of.scattered and self.kind not in FOR_ALL_ROWS
+
+    def at_hand(self) -> Part:
+        """Returns the same part in memory, if it is on another machine."""
+        return replace(self, of=self.of.at_hand(self.kind))
 
     @property
     def dtype(self) -> np.dtype:

@@ -221,7 +221,7 @@ def _rounding_jobs(
             outs = [[(part.index[dims:], part.rows(start, stop)) for part in parts] for parts in found]
             filler.fill_rounded(path, form, (slice(start, stop), *rows[1:]), *outs)
 
-        yield Job([*found[0], *found[1]], fill, at_once=filler.remote and filler.plan.is_transposed(path))
+        yield Job([*found[0], *found[1]], fill, at_once=filler.fetched_whole(path))
 
 
 def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterator[Job]:
@@ -229,24 +229,24 @@ def _sharing_jobs(filler: Filler, path: str, parts: list[DevicePart]) -> Iterato
 
     Of a local file only whole rows are worth sharing, so that bytes between a process's own columns are not read.
     """
-    transposed, remote = filler.plan.is_transposed(path), filler.remote
+    remote, spread = filler.remote, filler.plan.is_transposed(path) or filler.fetched_whole(path)
     by_rows: dict[Key, list[DevicePart]] = {}
     for part in parts:
-        by_rows.setdefault(key_of(part.index[: -2 if transposed else -1]), []).append(part)
+        by_rows.setdefault(key_of(part.index[: -2 if spread else -1]), []).append(part)
     for sharing in by_rows.values():
         whole = sum(part.shape[-1] for part in sharing) == filler.plan.shapes[path][-1]
-        if not transposed and (len(sharing) == 1 or not (remote or whole)):
+        if not spread and (len(sharing) == 1 or not (remote or whole)):
             yield from (_job(filler, part) for part in sharing)
             continue
 
         def fill(start: int, stop: int, sharing: list[DevicePart] = sharing) -> None:
-            if transposed:  # each part has its own rows of the file
+            if spread:  # each part has its own rows of the file
                 filler.fill_shared(path, [(part.index, part.rows(*part.span)) for part in sharing])
             else:
                 outs = [((slice(start, stop), *part.index[1:]), part.rows(start, stop)) for part in sharing]
                 filler.fill_shared(path, outs)
 
-        yield Job(sharing, fill, at_once=transposed)
+        yield Job(sharing, fill, at_once=spread)
 
 
 def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart], float]]:

@@ -62,7 +62,7 @@ class Filler:
         """Reads rows of a parameter, quantized to `form`; each out gets some columns of the codes or of the scales."""
         width = self.plan.shapes[path][-1]
         # a row of a transposed tensor is spread all over it: fetched once, rather than once for every block
-        row_bytes = 0 if self.remote and self.plan.is_transposed(path) else width * 4
+        row_bytes = 0 if self.fetched_whole(path) else width * 4
         for block, picked in blocks_of(rows, row_bytes, ROWS_BYTES):
             shape = tuple(part.stop - part.start for part in block)
             scratch = self.reader.scratch((*shape, width), np.dtype(np.float32), "rows")
@@ -109,6 +109,10 @@ class Filler:
     def remote(self) -> bool:
         """True if the bytes come from another machine."""
         return any(isinstance(tensor, Tensor) and tensor.source is not None for tensor in self.plan.tensors.values())
+
+    def fetched_whole(self, path: str) -> bool:
+        """True if any few rows of the parameter lie all over a file of another machine."""
+        return self.remote and (self.plan.is_transposed(path) or self.plan.is_scattered(path))
 
     def map(self, path: str, index: Index, dtype: np.dtype) -> np.ndarray | None:
         """Returns the slice of the mapped file if it can be used there, and asks the system to read it ahead."""
@@ -168,6 +172,7 @@ class Filler:
 
     def _copy(self, path: str, copy: Copy, checked: bool) -> None:
         tensor, out = self.plan.tensors[copy.name], copy.out
+        tensor = self.reader.at_hand(tensor) if self.remote else tensor
         if isinstance(tensor, Tensor) and tensor.source is not None and not is_contiguous(tensor, copy.index):
             self._copy_rows(path, tensor, copy)
             return

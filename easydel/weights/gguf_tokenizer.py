@@ -6,6 +6,7 @@ There are three kinds: "gpt2", byte-level BPE with its merges, where `tokenizer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ ROLES = {
 }
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece's character for a space
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # the tokens of a character that no other token has
+logger = logging.getLogger(__name__)
 
 
 def tokenizer_json(metadata: Mapping[str, Any], file: Path | None = None) -> Tokenizer:
@@ -172,7 +175,15 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
     if merges is None:
         # Gemma's scores do not follow its merges; the order of its tokens does.
         merges = derived_merges(tokens, vocab, range(0, -len(tokens), -1) if gemma else vocabulary.scores())
-    unknown = vocabulary.roles.get("unk_token", "<unk>") if gemma else None
+    unknown = vocabulary.roles.get("unk_token", "<unk>" if "<unk>" in vocab else None)
+    if unknown is None and (missing := [token for token in BYTES if token not in vocab]):
+        logger.warning(
+            "%s: the vocabulary has no unknown token and none for %d bytes (%s, ...): characters that need these are "
+            "left out of texts",
+            vocabulary.file,
+            len(missing),
+            ", ".join(missing[:3]),
+        )
     tokenizer = vocabulary.bpe(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefixed = bool(vocabulary.metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
     _spell_spaces(tokenizer, architecture, prefixed)

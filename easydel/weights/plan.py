@@ -35,6 +35,12 @@ class Plan:
         turned = any(isinstance(one, Transpose) for one in outer)
         return turned != getattr(self.tensors[source.name], "by_columns", False)
 
+    def is_scattered(self, path: str) -> bool:
+        """True if any few rows of the parameter, and any few columns, lie all over the file."""
+        *_, source = chain(self.expressions[path])
+        assert isinstance(source, Source)
+        return getattr(self.tensors[source.name], "scattered", False)
+
 
 def make_plan(
     shapes: Mapping[str, tuple[int, ...]],

@@ -94,6 +94,18 @@ class Reader:
             setattr(self._local, use, kept)
         return kept[:size].view(dtype).reshape(shape)
 
+    def at_hand(self, tensor: TensorSource) -> TensorSource:
+        """Returns a tensor of another machine in memory, if any slice of it lies all over its file.
+
+        Each thread keeps the last one: its slices are read one after the other.
+        """
+        if not getattr(tensor, "scattered", False):
+            return tensor
+        whole = getattr(self._local, "whole", None)
+        if whole is None or whole[0] is not tensor:
+            whole = self._local.whole = (tensor, tensor.at_hand())  # type: ignore[attr-defined]
+        return whole[1]
+
     def _handle(self, file: Path) -> int:
         known = self._handles.get(file)
         if known is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -19,6 +20,7 @@ from easydel.checkpoint import Tensor
 from easydel.config import shown
 from easydel.errors import UnsupportedModelError
 from easydel.weights.coded import Form
+from easydel.weights.formats.at_hand import at_hand
 from easydel.weights.formats.awq import read_awq
 from easydel.weights.formats.checks import BYTE, FLOATS, WORD, is_group, misshapen
 from easydel.weights.formats.compressed_tensors import read_compressed_tensors
@@ -126,8 +128,13 @@ class Stored:
         form = Form(dtype, (1, self.group), shift="" if centred else "zero")
         tensors = tuple(part for part in (self.qweight, self.scales, self.qzeros, self.g_idx) if part is not None)
         zero = None if self.qzeros is None else swapped(self.zeros(self.qzeros))
-        order = self.g_idx if self.g_idx is not None and self.apart(self.g_idx) else None
+        order = self.groups if self.apart else None
         return Matrix(name, form, tensors, code, swapped(self.scales), zero, order=order)
+
+    @cached_property
+    def groups(self) -> Part | None:
+        """The group of each column, if the file has it; of another machine it is fetched once."""
+        return at_hand(self.g_idx)
 
     def zeros(self, qzeros: Tensor) -> Part:
         """Returns the zeros [blocks, out]."""
@@ -140,9 +147,10 @@ class Stored:
         ones = np.uint32(sum(1 << place for place in range(0, WORD_BITS, bits)))
         return Stream(Computed(qzeros, lambda found: found.view(np.uint32) + ones, WORD), bits, 1, rows, dtype)
 
-    def apart(self, g_idx: Tensor) -> bool:
+    @property
+    def apart(self) -> bool:
         """True if the columns of a group are not side by side."""
-        return not np.array_equal(g_idx.read(), np.arange(self.columns) // self.group)
+        return self.groups is not None and not np.array_equal(self.groups.read(), np.arange(self.columns) // self.group)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit."""
@@ -155,9 +163,9 @@ class Stored:
         yield from misshapen(self.scales, "its scales are", (blocks, rows), *FLOATS)
         if self.qzeros is not None:
             yield from misshapen(self.qzeros, "its qzeros are", (blocks, -(-rows * bits // WORD_BITS)), WORD)
-        if self.g_idx is not None:
+        if self.g_idx is not None and self.groups is not None:
             yield from misshapen(self.g_idx, "its g_idx is", (columns,), WORD)
-            found = self.g_idx.read()
+            found = self.groups.read()
             if found.size and (found.min() < 0 or found.max() >= blocks):
                 yield f"its g_idx has groups {found.min()} to {found.max()}, expected 0 to {blocks - 1}"
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -150,6 +151,7 @@ class Codes:
 
     groups: Groups
     shape: tuple[int, int]
+    scattered: ClassVar[bool] = True
 
     @property
     def dtype(self) -> np.dtype:

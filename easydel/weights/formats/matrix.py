@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from easydel.errors import CheckpointError
 from easydel.forms import Form
 from easydel.weights.coded import INTEGERS, CodedTensor, Kind
 from easydel.weights.expressions import Index
+from easydel.weights.formats.at_hand import at_hand
 from easydel.weights.formats.parts import EXPONENT, FLOAT4, Arranged, Part, Stream, viewed
 from easydel.weights.formats.unpacking import Unpacking
 from easydel.weights.sources import Turned
@@ -68,6 +69,16 @@ class Matrix(CodedTensor):
     @property
     def by_columns(self) -> bool:
         return self.order is None and getattr(self.code, "by_columns", False)
+
+    @property
+    def scattered(self) -> bool:
+        ordered = self.order is not None and getattr(self.code, "by_columns", False)
+        return ordered or getattr(self.code, "scattered", False)
+
+    def at_hand(self, kind: Kind | None = None) -> Matrix:
+        parts = {"codes": ("code",), "scales": ("scale", "factor"), "shifts": ("shift",)}
+        names = parts.get(kind or "", ("code", "scale", "shift", "factor", "order", "gain"))
+        return replace(self, **{name: at_hand(getattr(self, name)) for name in names})
 
     def plain(self, kind: Kind) -> Tensor | None:
         part = {"codes": self.code, "scales": self.scale, "shifts": self.shift}.get(kind)
