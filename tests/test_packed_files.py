@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 from packed_files import WRITERS, Packed
 from safetensors.numpy import save_file
 
-from easydel.checkpoint import open_checkpoint
+from easydel.checkpoint import Checkpoint, open_checkpoint
 from easydel.errors import EasyDeLError
 from easydel.weights.coded import CodedTensor
 from easydel.weights.formats import unpacked
+from easydel.weights.read import Reader
 from easydel.weights.sources import TensorSource, Turned
 
 SLICES = 30
@@ -69,6 +71,39 @@ def test_bytes_that_are_held_are_those_of_the_codes_however_they_were_read(name:
                 continue
             expected = CodedTensor.packed(tensor, index, turned=turned)
             np.testing.assert_array_equal(tensor.packed(index, turned=turned), expected)
+
+
+class Elsewhere:
+    """A file of another machine; counts the bytes that it was asked for."""
+
+    def __init__(self, file: Path):
+        self.content, self.sent = file.read_bytes(), 0
+        self.size = len(self.content)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        out[:] = self.content[offset : offset + len(out)]
+        self.sent += len(out)
+
+    def leave_hash(self, reason: str) -> None: ...
+    def verdict(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("name", ["gptq-apart", "hqq-3"])
+def test_a_matrix_whose_slices_lie_all_over_a_file_elsewhere_is_fetched_once(name: str, tmp_path: Path):
+    made = WRITERS[name](np.random.default_rng(5))
+    local = written(made, tmp_path)
+    file = tmp_path / "model.safetensors"
+    source = Elsewhere(file)
+    tensors = {key: replace(tensor, source=source) for key, tensor in open_checkpoint([file]).items()}
+    tensor = unpacked(made.settings, Checkpoint(tensors, [file], "safetensors", {}), file)["m.weight"]
+    assert isinstance(tensor, CodedTensor)
+    assert tensor.scattered
+    source.sent, reader = 0, Reader()
+    for row in range(tensor.shape[0]):
+        index = (slice(row, row + 1), slice(0, tensor.shape[1]))
+        np.testing.assert_array_equal(reader.at_hand(tensor).read(index), local.read(index))
+    assert source.sent <= sum(array.nbytes for array in made.tensors.values())
 
 
 def test_streams_that_are_held_as_they_lie_are_not_taken_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

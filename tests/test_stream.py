@@ -121,7 +121,6 @@ def test_streamed_columns_that_alternate_equal_local_ones(hub: Hub, tmp_path_fac
         ("awq_gemm_g128_llama", TP | {"dequantize": True}, 1.1),
         ("gptq_b4_g32_actorder_asym_llama", TP, 1.1),  # and columns are in another order: all shards fetch them once
         ("gptq_b4_g32_actorder_asym_llama", TP | {"dequantize": True}, 1.1),
-        ("hqq_b4_g64_llama", TP, 1.1),  # rows that share a byte are far apart
     ],
 )
 def test_quantized_tensors_are_streamed_by_slices(hub: Hub, name: str, arguments: dict[str, Any], times: float):

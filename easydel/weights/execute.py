@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from easydel.weights.arena import ARENA_BYTES, carve, groups
 from easydel.weights.arrays import Arrays, Arrived
 from easydel.weights.expressions import Index, source_names
 from easydel.weights.fill import ROWS_BYTES, SCRATCH_BYTES, Filler, Finite
-from easydel.weights.pages import Pages
+from easydel.weights.pages import Pages, given
 from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
 
@@ -49,6 +50,13 @@ class Job:
     @property
     def unplaced(self) -> list[DevicePart]:
         return [part for part in self.parts if part.values is None]
+
+    def work(self, fresh: Sequence[DevicePart], start: int, stop: int) -> None:
+        """Fills rows of the array; the memory of `fresh` parts was never touched."""
+        assert self.fill is not None
+        for part in fresh:
+            given(part.rows(*part.span) if self.at_once and part.index else part.rows(start, stop))
+        self.fill(start, stop)
 
     @property
     def nbytes(self) -> int:
@@ -266,10 +274,16 @@ def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart],
 
 
 def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor, pages: Pages) -> tuple[list[DevicePart], list[Future[None]]]:
-    unplaced = [part for job in jobs for part in job.unplaced]
+    fresh = [job.unplaced for job in jobs]
+    unplaced = list(chain.from_iterable(fresh))
     for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced], pages), strict=True):
         part.values = memory
-    futures = [pool.submit(job.fill, *piece) for job in jobs if job.fill is not None for piece in job.pieces()]
+    futures = [
+        pool.submit(job.work, parts, *piece)
+        for job, parts in zip(jobs, fresh, strict=True)
+        if job.fill is not None
+        for piece in job.pieces()
+    ]
     return [part for job in jobs for part in job.parts if part.devices], futures
 
 

@@ -7,10 +7,13 @@ pages come out of pieces that are there. Which of them it is changes within a lo
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from math import sqrt
 from typing import Protocol
 
@@ -20,9 +23,30 @@ HUGE_PAGE, SMALL_PAGE = 2 << 20, 4 << 10
 ADVISED = hasattr(mmap, "MADV_HUGEPAGE")
 HUGE = getattr(mmap, "MADV_HUGEPAGE", 14)
 SMALL = getattr(mmap, "MADV_NOHUGEPAGE", 15)
+POPULATE = 23  # MADV_POPULATE_WRITE, of Linux 5.14
 FIRST = 4  # pages of each kind that are touched before the first choice
 STRETCH = 64 << 20  # bytes for which a choice holds
-RARELY = 20  # the other kind is looked at again when the usual one took this many times what looking costs
+RARELY = 40  # the other kind is looked at again when the usual one took this many times what looking costs
+
+
+def given(memory: np.ndarray) -> None:
+    """Asks the system for all pages of contiguous memory at once: two thirds of what their first touches take.
+
+    Older systems, which cannot do that, give them at the first touch.
+    """
+    if memory.nbytes and (madvise := system_madvise()) is not None:
+        start = memory.ctypes.data // SMALL_PAGE * SMALL_PAGE
+        madvise(start, memory.ctypes.data + memory.nbytes - start, POPULATE)
+
+
+@cache
+def system_madvise() -> Callable[[int, int, int], int] | None:
+    """Returns the system's madvise. Python's own keeps other threads from running meanwhile."""
+    found = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    if found is not None:
+        found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        found.restype = ctypes.c_int
+    return found
 
 
 class Memory(Protocol):
@@ -34,6 +58,7 @@ class Memory(Protocol):
 def touched(memory: np.ndarray) -> float:
     """Touches each small page, and returns the seconds of the processor that it took: waiting for a turn is none."""
     started = time.thread_time()
+    given(memory)
     memory[::SMALL_PAGE] = 0
     return max(time.thread_time() - started, 1e-9)
 
