@@ -95,6 +95,7 @@ arrays = lambda loaded: [np.asarray(array) for array in loaded]
 OUR_LOADER = """
 import jax, numpy as np, jax.numpy as jnp
 from easydel import AutoEasyDeLModelForCausalLM
+import easydel.families.llama  # as transformers' above
 jax.devices()
 def load(path):
     loaded = AutoEasyDeLModelForCausalLM.from_pretrained(path, **{arguments})
@@ -319,11 +320,11 @@ def main() -> None:
             (folder / kind).mkdir()
             make_checkpoint(folder / kind, chosen.size, kind)
         make_own(folder / "hub", folder / "own")
-        rounds = [
-            {case: run_case(*run, 0)[0] for case, run in cases.items() if case in UNWARMED or case in PEERS}
-            for _ in range(chosen.pairs)
-        ]
-        unwarmed = {case: [one[case] for one in rounds] for case in (rounds[0] if rounds else ())}
+        fresh = [case for case in cases if case in UNWARMED or case in PEERS]
+        # each round begins with another case: what a process frees is the memory of the next one
+        orders = [[*fresh[turn % len(fresh) :], *fresh[: turn % len(fresh)]] for turn in range(chosen.pairs)]
+        rounds = [{case: run_case(*cases[case], 0)[0] for case in order} for order in orders]
+        unwarmed = {case: [one[case] for one in rounds] for case in (fresh if rounds else ())}
         warmed = with_copies({case: run_case(*run, chosen.repeat) for case, run in cases.items()})
         notes = [under_limit(case, folder) for case in LIMITED if case in cases]
     found = table(warmed, unwarmed, notes)

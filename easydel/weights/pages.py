@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from math import sqrt
+from math import inf
 from typing import Protocol
 
 import numpy as np
@@ -24,9 +24,9 @@ ADVISED = hasattr(mmap, "MADV_HUGEPAGE")
 HUGE = getattr(mmap, "MADV_HUGEPAGE", 14)
 SMALL = getattr(mmap, "MADV_NOHUGEPAGE", 15)
 POPULATE = 23  # MADV_POPULATE_WRITE, of Linux 5.14
-FIRST = 4  # pages of each kind that are touched before the first choice
-STRETCH = 64 << 20  # bytes for which a choice holds
-RARELY = 40  # the other kind is looked at again when the usual one took this many times what looking costs
+STRETCH = 16 << 20  # bytes for which a choice holds
+TRIED = 4  # pages of the other kind that have to be faster, one after the other, before it is taken
+SOON, RARELY = 2, 40  # the other kind is looked at when the usual one took so many times what looking costs
 
 
 def given(memory: np.ndarray) -> None:
@@ -65,11 +65,15 @@ def touched(memory: np.ndarray) -> float:
 
 @dataclass
 class Pages:
-    """What the first touches of a load's memory took so far, in seconds for a huge page and the small ones like it."""
+    """The last first touches of a load's memory, in seconds for a huge page and the small ones like it.
+
+    Fast huge pages come in runs, and a slow one costs as much as ten that are fast save.
+    """
 
     seconds: dict[int, float] = field(default_factory=dict)
     touch: Callable[[np.ndarray], float] = touched
     _since: float = 0  # seconds that the usual kind took since the other one was looked at
+    _patience: float = SOON
 
     @property
     def usual(self) -> int:
@@ -83,27 +87,33 @@ class Pages:
         """
         stop = start + size
         while start < stop:
-            end = min(start + STRETCH, stop)
-            for kind in self._looked_at():
-                if start == end:
-                    break
-                memory.madvise(kind, start, HUGE_PAGE)
-                self._note(kind, self.touch(whole[start : start + HUGE_PAGE]))
-                start += HUGE_PAGE
+            end, before = min(start + STRETCH, stop), self.usual
+            for kind, pages in self._looks():
+                start = self._look(memory, whole, kind, range(start, min(start + pages * HUGE_PAGE, end), HUGE_PAGE))
             if start < end:
                 memory.madvise(self.usual, start, end - start)
                 self._since += self.seconds[self.usual] * (end - start) / HUGE_PAGE
+            if self.usual != before:
+                self._since, self._patience = 0, SOON
             start = end
 
-    def _looked_at(self) -> list[int]:
-        """Returns the kind of the next pages to touch and time."""
+    def _looks(self) -> list[tuple[int, int]]:
+        """Returns the kinds of the next pages to touch and time, and how many of each at most."""
         if not self.seconds:
-            return [HUGE, SMALL] * FIRST
+            return [(SMALL, 1), (HUGE, TRIED)]
         other = HUGE + SMALL - self.usual
-        due = self._since >= RARELY * self.seconds.get(other, 0)
-        self._since = 0 if due else self._since
-        return [self.usual, other] if due else [self.usual]
+        if self._since < self._patience * self.seconds.get(other, 0):
+            return [(self.usual, 1)]
+        self._since, self._patience = 0, min(2 * self._patience, RARELY)
+        return [(self.usual, 1), (other, TRIED)]
 
-    def _note(self, kind: int, seconds: float) -> None:
-        # the geometric mean: one page that took long, where others do not, is forgotten after a few
-        self.seconds[kind] = sqrt(self.seconds.get(kind, seconds) * seconds)
+    def _look(self, memory: Memory, whole: np.ndarray, kind: int, starts: range) -> int:
+        """Touches pages of a kind until one is slower than those of the other kind, and returns where they end."""
+        limit, slowest = self.seconds.get(HUGE + SMALL - kind, inf), 0.0
+        for start in starts:
+            memory.madvise(kind, start, HUGE_PAGE)
+            slowest = max(slowest, self.touch(whole[start : start + HUGE_PAGE]))
+            self.seconds[kind] = slowest
+            if slowest > limit:
+                return start + HUGE_PAGE
+        return starts.stop
