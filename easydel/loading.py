@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from easydel.config import HFConfig
+from easydel.decoder import Decoder
 from easydel.errors import ConfigError, UnsupportedModelError, listed
 from easydel.families import Family
 from easydel.generate.settings import read_defaults
@@ -31,6 +32,7 @@ from easydel.report import print_sizes
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, annotate, bind, unflatten
+from easydel.weights.apart import kinds_of_layers
 from easydel.weights.arrays import Arrived
 from easydel.weights.by_hosts import moved, read_placements
 from easydel.weights.execute import execute
@@ -44,9 +46,12 @@ SWITCH_SECONDS = 1e-4
 SLACK = 64  # sizes may be products of others, and belong to parts that this family does not have
 
 
-def build_model(family: Family, config: HFConfig, policy: Policy, source: CheckpointSource) -> BaseNNXModule:
+def build_model(
+    family: Family, config: HFConfig, policy: Policy, source: CheckpointSource, *, dequantize: bool | None = None
+) -> BaseNNXModule:
     """Returns the model without values, checked against the sizes of the checkpoint and of the mesh.
 
+    Unless the checkpoint is dequantized, layers of which it stores other weights by codes are not stacked together.
     As in transformers, a head is not tied if the file holds one that differs from the token vectors. With an encoder
     this is refused: whether its vectors are the decoder's depends on the same setting.
     """
@@ -61,6 +66,11 @@ def build_model(family: Family, config: HFConfig, policy: Policy, source: Checkp
         logger.warning("%s: head and token vectors differ: not tied, whatever the config says", source.path)
         config = family.configured(config, {"tie_word_embeddings": False})
         record, names = family.record(config)
+    if policy.scan_layers and not dequantize and isinstance(record, Decoder):
+        numbers = source.layers or range(len(record.blocks))
+        kinds = kinds_of_layers(source.tensors, source.manifest.int8 if source.manifest else (), numbers)
+        blocks = zip(record.blocks, kinds, strict=True)
+        record = replace(record, blocks=tuple(replace(block, stored=kind) for block, kind in blocks))
     gguf = source.checkpoint.format == "gguf"
     origin = source.path if gguf or source.path.is_dir() else source.path.parent
     model = BaseNNXModule(record, config, policy, names, origin)

@@ -323,14 +323,22 @@ def test_parameters_of_another_model_are_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_layers_of_which_some_are_int8_cannot_be_stacked_and_it_says_so(model: BaseNNXModule, tmp_path: Path):
-    assert model.origin is not None
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_layers_of_which_some_are_quantized_are_stacked_apart(bits: str, larger: Path, tmp_path: Path):
     load = AutoEasyDeLModelForCausalLM.from_pretrained
-    partly, _ = load(model.origin, load_in_8bit=True, bit_targeted_params=["model/layers/0/self_attn"])
+    partly, params = load(larger, **{bits: True}, bit_targeted_params=["model/layers/0/self_attn"])
     partly.save_pretrained(tmp_path / "saved")
-    load(tmp_path / "saved", from_torch=False)
-    with pytest.raises(CheckpointError, match=r"layers/0/self_attn.*load it without scan_layers"):
-        load(tmp_path / "saved", from_torch=False, scan_layers=True)
+    scanned, stacked = load(tmp_path / "saved", from_torch=False, scan_layers=True)
+    layers = stacked["model"]["layers"]
+    assert set(layers) == {"0", "1"}
+    assert layers["1"]["self_attn"]["q_proj"]["kernel"].shape == (3, 192, 192)
+    for leaf in ("kernel", "kernel_scale"):
+        one = params["model"]["layers"]["0"]["self_attn"]["q_proj"][leaf]
+        np.testing.assert_array_equal(layers["0"]["self_attn"]["q_proj"][leaf], one)
+    ids = np.arange(6)[None]
+    np.testing.assert_allclose(scanned(ids).logits, partly(ids).logits, rtol=1e-5, atol=1e-5)
+    floats = load(tmp_path / "saved", from_torch=False, scan_layers=True, dequantize=True)[1]
+    assert floats["model"]["layers"]["self_attn"]["q_proj"]["kernel"].shape == (4, 192, 192)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ class Block:
 
     `residual` joins each part's output to its input; the feed-forward uses `ffn_residual` instead, if it is given. In
     the decoder of an encoder-decoder, `cross` stands between mixer and feed-forward, with norms of its own. Questions
-    about the layer (caches, ropes, heads) are answered by asking its parts.
+    about the layer (caches, ropes, heads) are answered by asking its parts. Layers of which a checkpoint stores weights
+    otherwise have another number in `stored`: they are not stacked.
     """
 
     mixer: Part | None
@@ -40,6 +41,7 @@ class Block:
     cross: Part | None = None
     cross_in: AnyNorm | None = None
     cross_out: AnyNorm | None = None
+    stored: int = 0
 
     def build(self, features: int, policy: Policy) -> BlockLayer:
         return BlockLayer(self, features, policy)
