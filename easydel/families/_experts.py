@@ -1,12 +1,17 @@
 """Feed-forwards of experts in the forms of several families: layers that have them, and dense ones beside them."""
 
+from collections.abc import Sequence
+
 from easydel.families._layers import checked_types
-from easydel.families._parts import GLU, Groups, HFConfig, MoE, Part, TopK
+from easydel.families._parts import GLU, Fused, Groups, HFConfig, MoE, Part, TopK
 
 # Beside routed experts, PEFT 0.21 takes these modules of any MLP for parts of fused experts (its
 # utils/transformers_weight_conversion.py): it puts adapters on the experts instead, and warns of missing keys at most.
 FUSED_BY_PEFT = ("gate_proj", "up_proj", "down_proj")
 CORRECTED = {"gate.correction_bias": "gate.e_score_correction_bias"}
+# Experts as transformers' modules hold them: one parameter for all, with the gates above what they gate.
+STACKED = {r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1"}
+GATES = Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"))
 
 
 def experts(c: HFConfig, router: TopK, *, bias: bool = False) -> MoE:
@@ -23,10 +28,13 @@ def after_first(c: HFConfig, router: TopK, *, bias: bool = False) -> list[Part]:
     return [sparse if i >= first and i % step == 0 else dense for i in range(c.num_hidden_layers)]
 
 
-def by_type(c: HFConfig, sparse: Part, dense: Part, first: int) -> list[Part]:
-    """Returns `sparse` or `dense` for each layer, as `mlp_layer_types` says; by default the `first` are `dense`."""
-    layers = c.num_hidden_layers
-    default = ["dense" if i < first else "sparse" for i in range(layers)]
+def by_type(c: HFConfig, sparse: Part, dense: Part, default: int | Sequence[str]) -> list[Part]:
+    """Returns `sparse` or `dense` for each layer, as `mlp_layer_types` says.
+
+    By `default` so many of the first are dense, or each layer is what is listed.
+    """
+    if isinstance(default, int):
+        default = ["dense" if i < default else "sparse" for i in range(c.num_hidden_layers)]
     kinds = checked_types(c, "mlp_layer_types", c.get("mlp_layer_types") or default, ("dense", "sparse"))
     return [sparse if kind == "sparse" else dense for kind in kinds]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from easydel.families._parts import (
     RMSNorm,
     family,
 )
+from easydel.families._records import widened
 from easydel.layers.attention import AttentionLayer
 from easydel.layers.linear import parameter
 from easydel.layers.residual import Normed
@@ -86,7 +87,7 @@ def attention(c: HFConfig, kind: str) -> Attention:
         choices |= {"rope": c.rope(kind)}
     window = c.sliding_window if kind == SLIDING else None
     plain = base.attention(c, window=window, gate=Gate(), **choices)
-    return GatedAttention(*(getattr(plain, field.name) for field in fields(plain)))
+    return widened(GatedAttention, plain)
 
 
 def faded(sums: int) -> Faded:

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from easydel.families import deepseek_v2 as v2, deepseek_v3 as v3, llama as base
-from easydel.families._experts import FUSED_BY_PEFT, corrected_router, experts
-from easydel.families._layers import checked_types, layer_types
+from easydel.families._experts import FUSED_BY_PEFT, by_type, corrected_router, experts
+from easydel.families._layers import layer_types
 from easydel.families._parts import GLU, MLA, Decoder, HFConfig, Indexer, LayerNorm, Part, family
 
-INDEXED, DENSE, SPARSE = "indexed_attention", "dense", "sparse"
+INDEXED = "indexed_attention"
 INERT = {"mlp_bias": "transformers has no bias there", "head_dim": "it is that of the rotated channels"}
 
 
@@ -23,11 +23,8 @@ def attention(c: HFConfig, *, interleaved: bool = False) -> MLA:
 
 def ffns(c: HFConfig) -> list[Part]:
     """Each layer's feed-forward: `mlp_layer_types`, or dense ones in the first layers."""
-    layers, first = c.num_hidden_layers, c.first_k_dense_replace
-    kinds = c.get("mlp_layer_types") or [DENSE if layer < first else SPARSE for layer in range(layers)]
     sparse, dense = experts(c, corrected_router(c)), GLU(c.intermediate_size, c.hidden_act)
-    kinds = checked_types(c, "mlp_layer_types", kinds, (DENSE, SPARSE))
-    return [dense if kind == DENSE else sparse for kind in kinds]
+    return by_type(c, sparse, dense, c.first_k_dense_replace)
 
 
 @family("deepseek_v32", v3.names, inert=INERT, peft_lacks=FUSED_BY_PEFT)

@@ -1,7 +1,5 @@
 """Doge (Shi et al. 2024, arXiv:2412.11834): attention to keys that their own values single out, scaled residuals."""
 
-from dataclasses import fields
-
 from easydel.families import llama as base
 from easydel.families._parts import (
     GLU,
@@ -15,17 +13,17 @@ from easydel.families._parts import (
     ValueBiased,
     family,
 )
+from easydel.families._records import widened
 
 ATTENTION = {"self_attn.bias_proj": "self_attn.dt_proj", "self_attn.bias_gain": "self_attn.A"}
 JOINS = {r"joins\.mixer\.read\.weight": "input_residual", r"joins\.ffn\.read\.weight": "post_attention_residual"}
-
 EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob")
 
 
 def attention(c: HFConfig) -> ValueBiased:
     norms = QKNorm(RMSNorm(c.rms_norm_eps))
     plain = base.attention(c, biased=c.attention_bias, norms=norms, window=c.sliding_window)
-    return ValueBiased(**{field.name: getattr(plain, field.name) for field in fields(plain)}, count=c.keep_window_size)
+    return widened(ValueBiased, plain, count=c.keep_window_size)
 
 
 @family("doge", base.NAMES.extended(ATTENTION | JOINS), inert=dict.fromkeys(EXPERTS, "of experts, which are refused"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easydel.families import deepseek_v2 as v2, deepseek_v32 as v32, llama as base
-from easydel.families._experts import CORRECTED, corrected_router
+from easydel.families._experts import CORRECTED, by_type, corrected_router
 from easydel.families._layers import FULL, SLIDING, checked_types
 from easydel.families._parts import (
     GLU,
@@ -27,7 +27,7 @@ from easydel.families._parts import (
     rope_from_settings,
 )
 
-INDEXED, DENSE, SPARSE = v32.INDEXED, v32.DENSE, v32.SPARSE
+INDEXED = v32.INDEXED
 INERT = {"head_dim": v32.INERT["head_dim"], "mlp_bias": v32.INERT["mlp_bias"]}
 SIZES = ("num_attention_heads", "num_key_value_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
 SLIDING_SIZES = dict(zip(SIZES, (64, 64, 1024, 1024, 192, 128), strict=True))
@@ -86,13 +86,11 @@ def attention(c: HFConfig, kind: str, sizes: Mapping[str, int]) -> MLA:
 def ffns(c: HFConfig) -> list[Part]:
     layers, first, step = c.num_hidden_layers, c.get("first_k_dense_replace", 1), c.get("moe_layer_freq", 1)
     routed = [step[i] if isinstance(step, list) else i % step == 0 for i in range(layers)]
-    default = [SPARSE if i >= first and routed[i] else DENSE for i in range(layers)]
-    types = checked_types(c, "mlp_layer_types", c.get("mlp_layer_types") or default, (DENSE, SPARSE))
-    stated = c.shared_experts_intermediate_size
-    size = c.get("moe_shared_expert_intermediate_size", stated)
+    default = ["sparse" if i >= first and routed[i] else "dense" for i in range(layers)]
+    size = c.get("moe_shared_expert_intermediate_size", c.shared_experts_intermediate_size)
     shared, expert = GLU(size * c.n_shared_experts, c.hidden_act), GLU(c.moe_intermediate_size, c.hidden_act)
     sparse = MoE(c.n_routed_experts, expert, corrected_router(c), shared)
-    return [sparse if kind == SPARSE else GLU(c.intermediate_size, c.hidden_act) for kind in types]
+    return by_type(c, sparse, GLU(c.intermediate_size, c.hidden_act), default)
 
 
 def names(c: HFConfig) -> Names:

@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 from easydel.families import deepseek_v2 as v2, deepseek_v32 as v32, glm_moe_dsa as glm
-from easydel.families._experts import CORRECTED, by_type, corrected_router, experts
+from easydel.families._experts import CORRECTED, GATES, STACKED, by_type, corrected_router, experts
 from easydel.families._parts import (
     GLU,
     Block,
     Decoder,
-    Fused,
     Gate,
     HFConfig,
     HyperBlock,
@@ -32,10 +31,8 @@ HYPER = {
     }.items()
     for leaf, other in {"weight": "fn", "bias": "base", "gain": "scale"}.items()
 }
-RENAMES = {r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1", "gate_proj": "linear_gate"}
-RENAMES |= {"sinks": "learnable_sink_param", **HYPER}
-FUSED = Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"))
-NAMES = v2.NAMES.extended(CORRECTED | RENAMES, fused=(FUSED,), stacked_experts=True)
+RENAMES = CORRECTED | STACKED | HYPER | {"gate_proj": "linear_gate", "sinks": "learnable_sink_param"}
+NAMES = v2.NAMES.extended(RENAMES, fused=(GATES,), stacked_experts=True)
 INERT = {"head_dim": v32.INERT["head_dim"], "learnable_sink_init": "how training begins"}
 
 

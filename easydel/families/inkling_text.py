@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from easydel.families import llama as base
-from easydel.families._experts import CORRECTED
-from easydel.families._layers import checked_types, layer_types
+from easydel.families._experts import CORRECTED, STACKED, by_type
+from easydel.families._layers import layer_types
 from easydel.families._parts import (
     GLU,
     Block,
@@ -43,14 +43,17 @@ ATTENTION = {
     r"self_attn\.token_bias\.table": "self_attn.rel_logits_proj.proj",
     "k_conv": "k_sconv",
     "v_conv": "v_sconv",
-    r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1",
 }
-OWN = CORRECTED | {
-    "attn_conv": "attn_sconv",
-    "ffn_conv": "mlp_sconv",
-    "output_gain": "global_scale",
-    r"shared\.experts\.(gate_proj|up_proj|down_proj)\.weight": r"shared_experts.\1",
-}
+OWN = (
+    CORRECTED
+    | STACKED
+    | {
+        "attn_conv": "attn_sconv",
+        "ffn_conv": "mlp_sconv",
+        "output_gain": "global_scale",
+        r"shared\.experts\.(gate_proj|up_proj|down_proj)\.weight": r"shared_experts.\1",
+    }
+)
 FUSED = Fused("mlp.experts.gate_up_proj", ("mlp.experts.gate_proj", "mlp.experts.up_proj"))
 AHEAD = r"model\.mtp\..*"  # layers that predict tokens further ahead
 NAMES = base.NAMES.extended(ATTENTION | OWN, fused=(FUSED,), stacked_experts=True, ignored=(AHEAD,))
@@ -137,10 +140,7 @@ def ffns(c: HFConfig) -> list[Part]:
     size, wide = (size, c.intermediate_size) if wide is None else (c.intermediate_size, wide)
     router = SinkTopK(c.num_experts_per_tok, c.n_shared_experts, c.route_scale)
     sparse, dense = SinkMoE(c.n_routed_experts, GLU(size, c.hidden_act), router), GainedGLU(wide, c.hidden_act)
-    first = c.get("dense_mlp_idx", 0)
-    default = ["dense" if layer < first else "sparse" for layer in range(c.num_hidden_layers)]
-    kinds = checked_types(c, "mlp_layer_types", c.get("mlp_layer_types") or default, ("dense", "sparse"))
-    return [dense if kind == "dense" else sparse for kind in kinds]
+    return by_type(c, sparse, dense, c.get("dense_mlp_idx", 0))
 
 
 @family("inkling_text", NAMES)

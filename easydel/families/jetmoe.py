@@ -1,7 +1,5 @@
 """JetMoE (Shen et al. 2024, arXiv:2404.07413): experts in attention too, each with queries and an output of its own."""
 
-from dataclasses import fields
-
 from easydel.families import llama as base
 from easydel.families._parts import (
     GLU,
@@ -16,6 +14,7 @@ from easydel.families._parts import (
     family,
     rope_from_settings,
 )
+from easydel.families._records import widened
 
 NAMES = base.NAMES.extended(
     {
@@ -41,8 +40,7 @@ def jetmoe(c: HFConfig) -> Decoder:
     heads, dim = c.num_key_value_heads, c.kv_channels
     choices = {"kv": heads, "dim": dim, "position": rope_from_settings(c.rope(), dim)}
     plain = base.assembled(heads * router.k, choices)
-    own = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    mixer = MixtureOfHeads(**own, experts=experts, router=router)
+    mixer = widened(MixtureOfHeads, plain, experts=experts, router=router)
     ffn = BiasedMoE(experts, GLU(c.intermediate_size, c.activation_function), router)
     norm = RMSNorm(1e-6)  # whatever rms_norm_eps says: it is that of the last norm
     block = Block(mixer, ffn, attn_in=norm, ffn_in=norm)

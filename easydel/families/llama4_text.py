@@ -7,6 +7,7 @@ up with their position.
 from typing import Any
 
 from easydel.families import llama as base
+from easydel.families._experts import GATES, STACKED
 from easydel.families._layers import FULL, layer_types
 from easydel.families._parts import (
     GLU,
@@ -15,7 +16,6 @@ from easydel.families._parts import (
     Chunks,
     ConfigError,
     Decoder,
-    Fused,
     GrowingScale,
     HFConfig,
     MoE,
@@ -28,12 +28,8 @@ from easydel.families._parts import (
 
 CHUNKED = "chunked_attention"
 NAMES = base.NAMES.extended(
-    {
-        "mlp": "feed_forward",
-        "mlp.gate": "feed_forward.router",
-        r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1",
-    },
-    fused=(Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj")),),
+    STACKED | {"mlp": "feed_forward", "mlp.gate": "feed_forward.router"},
+    fused=(GATES,),
     transposed=("experts.gate_up_proj", "experts.down_proj"),
     stacked_experts=True,
 )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from easydel.families import llama as base
-from easydel.families._experts import CORRECTED
+from easydel.families._experts import CORRECTED, GATES, STACKED, by_type
 from easydel.families._layers import FULL, checked_types, layer_types
 from easydel.families._parts import (
     GATE_UP,
@@ -26,17 +26,8 @@ from easydel.families.gpt_oss import ClampedGLU
 
 SPARSE = "minimax_m3_sparse"
 SHARED = ("shared_expert.gate_proj", "shared_expert.up_proj")
-RENAMES = CORRECTED | {
-    "mlp.shared_expert": "mlp.shared_experts",
-    r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1",
-    "indexer.wq": "indexer.q_proj",
-    "indexer.wk": "indexer.k_proj",
-}
-FUSED = (
-    Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj")),
-    Fused("shared_expert.gate_up_proj", SHARED),
-    Fused("mlp.gate_up_proj", GATE_UP),
-)
+RENAMES = CORRECTED | STACKED | {"mlp.shared_expert": "mlp.shared_experts", r"indexer\.w([qk])": r"indexer.\1_proj"}
+FUSED = (GATES, Fused("shared_expert.gate_up_proj", SHARED), Fused("mlp.gate_up_proj", GATE_UP))
 NAMES = base.NAMES.extended(RENAMES, fused=FUSED, stacked_experts=True)
 # Older files have the indexer's settings in an object, by other names.
 OBJECT = "sparse_attention_config"
@@ -71,9 +62,8 @@ def ffns(c: HFConfig) -> list[Part]:
     router = TopK(c.num_experts_per_tok, **choice)
     sparse = MoE(c.num_local_experts, clamped(c.intermediate_size), router, clamped(c.shared_intermediate_size))
     stated = checked_types(c, "moe_layer_freq", c.get("moe_layer_freq") or [1] * c.num_hidden_layers, (0, 1))
-    kinds = c.get("mlp_layer_types") or ["sparse" if has else "dense" for has in stated]
-    dense, known = clamped(c.dense_intermediate_size), ("dense", "sparse")
-    return [sparse if kind == "sparse" else dense for kind in checked_types(c, "mlp_layer_types", kinds, known)]
+    default = ["sparse" if has else "dense" for has in stated]
+    return by_type(c, sparse, clamped(c.dense_intermediate_size), default)
 
 
 @family("minimax_m3_vl_text", NAMES, inert=INERT)

@@ -15,6 +15,7 @@ from easydel.families._parts import (
     TwoChoices,
     family,
 )
+from easydel.families._records import with_ffn
 from easydel.families.bart import scale, whole
 from easydel.families.pegasus import WITHOUT_WAVES
 
@@ -50,8 +51,7 @@ def router(c: HFConfig) -> TwoChoices:
 def with_experts(c: HFConfig, tower: Tower, step: int, width: int) -> Tower:
     """Returns the tower with experts in every `step`-th layer."""
     ffn = MoE(c.num_experts, MLP(width, c.activation_function), router(c))
-    sparse = range(step - 1, len(tower.blocks), step) if step > 0 else ()
-    return replace(tower, blocks=tuple(replace(b, ffn=ffn) if i in sparse else b for i, b in enumerate(tower.blocks)))
+    return with_ffn(tower, range(step - 1, len(tower.blocks), step) if step > 0 else (), ffn)
 
 
 @family("nllb-moe", NAMES, inert=INERT, encoder_decoder=True)

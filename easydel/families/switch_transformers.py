@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from easydel.families import t5
 from easydel.families._parts import MLP, EncoderDecoder, FirstChoice, Head, HFConfig, MoE, Tower, family
+from easydel.families._records import with_ffn
 
 NAMES = t5.NAMES.extended(
     t5.in_feed_forwards(r"mlp\.up_proj", "mlp.wi")
@@ -24,7 +25,7 @@ def with_experts(tower: Tower, sparse: int, step: int | None, ffn: MoE) -> Tower
     if step is None:  # transformers writes it into files
         step = layers // sparse if sparse > 0 else layers
     chosen = range(layers)[1 % step :: step] if step > 0 else ()
-    return replace(tower, blocks=tuple(replace(b, ffn=ffn) if i in chosen else b for i, b in enumerate(tower.blocks)))
+    return with_ffn(tower, chosen, ffn)
 
 
 @family("switch_transformers", NAMES, inert=INERT, encoder_decoder=True)

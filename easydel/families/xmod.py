@@ -1,8 +1,9 @@
 """X-MOD (Pfeiffer et al. 2022, arXiv:2205.06266): RoBERTa with an adapter for each language behind every layer."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from easydel.families._parts import MLP, ConfigError, Decoder, HFConfig, LanguageAdapted, Names, Transform, family
+from easydel.families._records import widened
 from easydel.families.bert import embed, encoder, names as bert_names, norm
 from easydel.families.roberta import HEAD
 
@@ -33,8 +34,9 @@ def xmod(c: HFConfig) -> Decoder:
     plain = encoder(c, embed(c, first=c.pad_token_id + 1), Transform("gelu", norm(c)), pre_norm=c.pre_norm)
     adapter = MLP(c.hidden_size // c.adapter_reduction_factor, c.hidden_act)
     block, own_norm = plain.blocks[0], norm(c) if c.adapter_layer_norm else None
-    adapted = LanguageAdapted(
-        **{field.name: getattr(block, field.name) for field in fields(block)},
+    adapted = widened(
+        LanguageAdapted,
+        block,
         adapter=adapter,
         languages=tuple(c.languages),
         language=chosen(c),

@@ -1,6 +1,7 @@
 """ZAYA1 (Zyphra 2025, arXiv:2511.17127): convolutions in attention, routers that are MLPs, and scaled residuals."""
 
 from easydel.families import llama as base
+from easydel.families._experts import GATES, STACKED
 from easydel.families._layers import layer_types
 from easydel.families._parts import (
     CCA,
@@ -9,7 +10,6 @@ from easydel.families._parts import (
     Causal,
     Decoder,
     Embed,
-    Fused,
     Head,
     Heads,
     HFConfig,
@@ -43,9 +43,7 @@ RESIDUALS = {
     r"model\.embed_layernorm\.weight": "model.input_hidden_states_scale",
     r"model\.embed_layernorm\.bias": "model.input_hidden_states_bias",
 }
-EXPERTS = {r"experts\.(gate_up_proj|down_proj)\.weight": r"experts.\1"}
-FUSED = Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"))
-NAMES = base.NAMES.extended(ATTENTION | ROUTER | RESIDUALS | EXPERTS, fused=(FUSED,), stacked_experts=True)
+NAMES = base.NAMES.extended(ATTENTION | ROUTER | RESIDUALS | STACKED, fused=(GATES,), stacked_experts=True)
 
 
 @family("zaya", NAMES)
