@@ -114,7 +114,8 @@ class LanguageModel(nnx.Module):
     @property
     def exact(self) -> frozenset[str]:
         """The paths of learned parameters that loading never rounds."""
-        return frozenset(paths_of(self, Exact))
+        listed = (path for path in flatten(self.params) if self.names.is_exact(path))
+        return frozenset({*paths_of(self, Exact), *listed}) - self.buffers
 
     def num_params(self) -> int:
         """Number of values in the parameters.

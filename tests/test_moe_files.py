@@ -238,13 +238,13 @@ def test_layers_that_predict_further_ahead_are_ignored_and_no_others(tmp_path: P
         AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path)
 
 
-def test_weights_of_streams_and_sinks_are_not_rounded_to_sixteen_bits(tmp_path: Path):
+def test_weights_of_streams_sinks_and_norms_are_not_rounded_to_sixteen_bits(tmp_path: Path):
     """transformers keeps them in float32, too: shares of streams are products of them over all layers."""
     make_reference(DEEPSEEK_V4[0], tmp_path)
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, dtype="bfloat16", param_dtype="bfloat16")
     leaves = flatten(params)
     exact = {path for path, leaf in leaves.items() if leaf.dtype == np.float32} - model.buffers
-    assert exact == {path for path in leaves if re.search("_hc/|stream/|/sinks$|position_bias$", path)}
+    assert exact == {path for path in leaves if re.search("_hc/|stream/|/sinks$|position_bias$|norm/scale$", path)}
 
 
 def test_deepseek_v4_is_read_by_the_names_and_in_the_numbers_of_its_files_on_the_hub(tmp_path: Path):

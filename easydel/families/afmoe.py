@@ -13,7 +13,8 @@ NAMES = base.NAMES.extended(
         "mlp.gate": "mlp.router.gate",
         "mlp.gate.correction_bias": "mlp.expert_bias",
         "shared_expert": "shared_experts",
-    }
+    },
+    exact=(r"\w*norm",),
 )
 
 

@@ -21,13 +21,14 @@ RENAMES = {
     r"self_attn\.o_proj": "attention.dense",
     r"gate\.correction_bias": "gate.expert_bias",
 }
+NAMES = v2.NAMES.extended(RENAMES, exact=(r"\w*conv1d", "A_log", "dt_bias"))
 
 
 def names(c: HFConfig) -> Names:
     """Layers past the last one predict tokens further ahead."""
     last = c.num_hidden_layers
     ahead = "|".join(str(layer) for layer in range(last, last + c.num_mtp_layers))
-    return v2.NAMES.extended(RENAMES, ignored=(rf"model\.layers\.({ahead})\..*",) if ahead else ())
+    return NAMES.extended(ignored=(rf"model\.layers\.({ahead})\..*",) if ahead else ())
 
 
 def linear(c: HFConfig) -> DeltaNet:

@@ -97,7 +97,7 @@ def faded(sums: int) -> Faded:
 
 @family(
     "beam",
-    gemma2.NAMES.extended(CORRECTED),
+    gemma2.NAMES.extended(CORRECTED, exact=(r"mlp\.gate",)),
     aliases={"n_routed_experts": "num_experts"},
     peft_lacks=FUSED_BY_PEFT,
 )

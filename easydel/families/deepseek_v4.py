@@ -45,6 +45,7 @@ NAMES = Names(
     substitutes={"model.embed_tokens.weight": ("model.embed.weight",)}
     | {f"model.hc_head.hc_{theirs}": (f"model.hc_head_{theirs}",) for theirs in HYPER.values()},
     ignored=(r"(model\.)?mtp\..*",),
+    exact=(r"\w*norm",),
 )
 INERT = {"attention_bias": "transformers has none", "mlp_bias": "transformers has none"}
 INERT |= {"num_nextn_predict_layers": "layers that predict tokens further ahead, for speculation"}

@@ -10,6 +10,7 @@ NAMES = v2.NAMES.extended(
     {"gate.correction_bias": "moe_statics.e_score_correction_bias"},
     ignored=(r"(model\.)?mtp_.*",),
     reshaped={"moe_statics.e_score_correction_bias": one_row},
+    exact=(r"mlp\.gate",),
 )
 
 

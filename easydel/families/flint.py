@@ -5,7 +5,7 @@ from easydel.families._layers import FULL, SLIDING, layer_types
 from easydel.families._parts import GLU, Decoder, HFConfig, MoE, QKNorm, RMSNorm, TopK, family
 
 
-@family("flint", base.NAMES.extended({"sinks": "softmax_offset"}))
+@family("flint", base.NAMES.extended({"sinks": "softmax_offset"}, exact=(r"mlp\.gate",)))
 def flint(c: HFConfig) -> Decoder:
     last, act, bias = c.num_hidden_layers - 1, c.hidden_act, c.attention_bias
     choices = {"biased": bias, "norms": QKNorm(RMSNorm(c.rms_norm_eps)), "sinks": True}

@@ -21,6 +21,7 @@ NAMES = base.NAMES.extended(
     fused=(Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"), interleaved),),
     transposed=("experts.gate_up_proj", "experts.down_proj"),
     stacked_experts=True,
+    exact=(r"\w*norm",),
 )
 
 

@@ -32,7 +32,7 @@ HYPER = {
     for leaf, other in {"weight": "fn", "bias": "base", "gain": "scale"}.items()
 }
 RENAMES = CORRECTED | STACKED | HYPER | {"gate_proj": "linear_gate", "sinks": "learnable_sink_param"}
-NAMES = v2.NAMES.extended(RENAMES, fused=(GATES,), stacked_experts=True)
+NAMES = v2.NAMES.extended(RENAMES, fused=(GATES,), stacked_experts=True, exact=(r"indexer\.k_norm",))
 INERT = {"head_dim": v32.INERT["head_dim"], "learnable_sink_init": "how training begins"}
 
 

@@ -75,7 +75,8 @@ CONVS = {
     for ours, theirs in {"conv1d": "", "taps": ".static_w", r"weight_proj\.weight": ".weight_proj"}.items()
 }
 FUSED = Fused("experts.gate_up_proj", ("experts.gate_proj", "experts.up_proj"), interleaved)
-TABLE = {"fused": (FUSED,), "stacked_experts": True, "ignored": (AHEAD,), "prefix": "model.llm"}
+EXACT = (r"\w+_conv\.conv1d", r"mlp\.gate", r"(attn|ffn)_reader", "stream")
+TABLE = {"exact": EXACT, "fused": (FUSED,), "stacked_experts": True, "ignored": (AHEAD,), "prefix": "model.llm"}
 NAMES = base.NAMES.extended(MODEL | ATTENTION | CONVS, **TABLE)
 
 

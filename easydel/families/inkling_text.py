@@ -56,7 +56,8 @@ OWN = (
 )
 FUSED = Fused("mlp.experts.gate_up_proj", ("mlp.experts.gate_proj", "mlp.experts.up_proj"))
 AHEAD = r"model\.mtp\..*"  # layers that predict tokens further ahead
-NAMES = base.NAMES.extended(ATTENTION | OWN, fused=(FUSED,), stacked_experts=True, ignored=(AHEAD,))
+EXACT = (r"\w+_conv\.conv1d", r"gate\.output_gain")
+NAMES = base.NAMES.extended(ATTENTION | OWN, fused=(FUSED,), stacked_experts=True, ignored=(AHEAD,), exact=EXACT)
 
 
 @dataclass(frozen=True, kw_only=True)

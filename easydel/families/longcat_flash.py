@@ -26,7 +26,8 @@ NAMES = base.NAMES.extended(
     {f"{half}.{name}": f"{name}.{i}" for i, half in enumerate(("first", "second")) for name in TWO}
     | {"first.mlp.dense": "mlps.0", "second.mlp.dense": "mlps.1", "first.mlp.moe": "mlp"}
     | {"first.mlp.moe.gate": "mlp.router.classifier"}
-    | {"first.mlp.moe.gate.correction_bias": "mlp.router.e_score_correction_bias"}
+    | {"first.mlp.moe.gate.correction_bias": "mlp.router.e_score_correction_bias"},
+    exact=(r"moe\.gate",),
 )
 
 

@@ -132,7 +132,7 @@ def with_previous(layer: Any, names: Sequence[str], x_BTD: jax.Array, last_BD: j
     return [x_BTD * share + previous_BTD * (1 - share) for share in shares]
 
 
-@family("rwkv", Names(RENAMES, prefix="rwkv"))
+@family("rwkv", Names(RENAMES, exact=("time_decay", "time_first"), prefix="rwkv"))
 def rwkv(c: HFConfig) -> Decoder:
     features, layers, every = c.hidden_size, c.num_hidden_layers, c.rescale_every
 

@@ -93,6 +93,7 @@ class Names:
     `substitutes`: their tensors that a file may lack -> tensors with the same values, of which the first found is used.
     `optional`: their tensors that are zero where a file lacks them.
     `listed`: their modules with one tensor for each row of ours, `norms.N.`.
+    `exact`: regular expressions of our modules and parameters that loading never rounds.
     `prefix`: their name of our `model`, which holds all but the head; files saved without a head leave it out.
     `mlx_raised`: regular expressions of their tensors that mlx-lm's files have plus one.
     `mlx_folded`: what mlx-lm multiplies into weights; its files are refused then.
@@ -108,6 +109,7 @@ class Names:
     substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
     prefix: str = "model"
     mlx_raised: tuple[str, ...] = ()
     mlx_folded: str = ""
@@ -128,6 +130,11 @@ class Names:
             return form.expression(form.name.format(*numbers), shape, rows)
         named = (form.name.format(*numbers, number) for number in range(shape[0]))
         return Stack(tuple([form.expression(name, shape[1:], rows) for name in named]))
+
+    def is_exact(self, path: str) -> bool:
+        """True if the parameter at `path` belongs to what loading never rounds."""
+        dotted = path.replace("/", ".")
+        return any(re.search(rf"(?<![^.])(?:{pattern})(?![^.])", dotted) for pattern in self.exact)
 
     def theirs(self, name: str) -> str:
         """Returns the checkpoint's spelling of a canonical dotted name."""
