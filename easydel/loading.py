@@ -58,7 +58,7 @@ def build_model(
     check_sizes(config, source.tensors)
     record, names = family.record(config)
     tied = record.head.tied and source.manifest is None
-    if tied and head_differs(names, source.tensors, record.vectors_at):
+    if tied and head_differs(source.names or names, source.tensors, record.vectors_at):
         if record.has_encoder:
             problem = "the config says that the head is tied, but it differs from the decoder's token vectors"
             hint = "set tie_word_embeddings to false, in config.json or by config_kwargs"

@@ -16,6 +16,7 @@ from easydel.config import HFConfig
 from easydel.errors import CheckpointError, ConfigError
 from easydel.expected import shown
 from easydel.keys import Keys
+from easydel.weights.names import Names
 from easydel.weights.sources import TensorSource
 
 INNER = (
@@ -35,7 +36,8 @@ class Wrapper:
     `text` extracts the language model's keys from the whole config. `ignored` are regular expressions of the names of
     tensors that are not the language model's. Any other tensor without a place in it is an error. `change` gets the
     whole config and the language model's tensors, and returns those to load. `layers` returns the numbers in files of
-    the layers to load, if these are not all.
+    the layers to load, if these are not all. `names` is the table of these files, if they have other names and layouts
+    than checkpoints of the language model alone.
     """
 
     model_type: str
@@ -44,6 +46,7 @@ class Wrapper:
     ignored: tuple[str, ...]
     change: TensorFunction | None = None
     layers: Callable[[HFConfig], Sequence[int]] | None = None
+    names: Names | None = None
 
     def language_config(self, config: HFConfig) -> HFConfig:
         """Returns the config of the language model alone, as its own checkpoint would have it."""

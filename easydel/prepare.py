@@ -77,7 +77,7 @@ def plan_for(
     that the checkpoint stores by codes stay so, unless `dequantize` (GGUF's: if that is False), in blocks that `split`
     over devices cuts nowhere. Tensors without a place are left out if a pattern in `ignore` matches their names.
     """
-    table, tensors, manifest = model.names, source.tensors, source.manifest
+    table, tensors, manifest = source.names or model.names, source.tensors, source.manifest
     stored: Collection[str] = ()
     if manifest is not None:
         table = OWN

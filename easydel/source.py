@@ -20,6 +20,7 @@ from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
 from easydel.policy import FLOATS
 from easydel.weights import formats
+from easydel.weights.names import Names
 from easydel.weights.saved import MANIFEST, Manifest, coded, read_manifest
 from easydel.weights.sources import TensorSource
 from easydel.weights.wrapped import unwrapped
@@ -38,6 +39,7 @@ class CheckpointSource:
     """A checkpoint with its headers read: its config, its tensors, and the manifest if `save_pretrained` wrote it.
 
     `layers` are the numbers in files of the layers that are read, if these are not all: the model counts them anew.
+    `names` is the table of these files, if they have other names and layouts than the model's own.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class CheckpointSource:
     manifest: Manifest | None
     identity: tuple[int, int] | None = None
     layers: tuple[int, ...] | None = None
+    names: Names | None = None
 
     def check_same(self) -> None:
         """Raises CheckpointError if the directory was replaced since its first file was read: files would not match."""
@@ -145,7 +148,8 @@ def language_model(source: CheckpointSource) -> CheckpointSource:
         config.model_type,
     )
     layers = None if wrapper.layers is None else tuple(wrapper.layers(outer))
-    return replace(source, config=config, tensors=wrapper.language_tensors(outer, tensors), layers=layers)
+    found = wrapper.language_tensors(outer, tensors)
+    return replace(source, config=config, tensors=found, layers=layers, names=wrapper.names)
 
 
 def read_config(path: Path) -> HFConfig:

@@ -7,6 +7,9 @@ from typing import Any
 
 from cases import FULL, SIZES, SLIDING, Case
 from cases.dots3_note_text import CASES as DOTS3
+from cases.inkling2_text import CASES as INKLING2
+from cases.inkling_text import CASES as INKLING
+from cases.minimax_m3_vl_text import CASES as MINIMAX
 from cases.qwen3_next import DELTA, SPARSE
 from cases.qwen4_exp_text import NGRAMS, SMALL as QWEN4_SIZES
 
@@ -135,6 +138,14 @@ CASES = [
         IMAGE | {"adapter_in_dim": 32, "adapter_out_dim": 48, "mlp_layer_types": ["dense"], "patch_size": 14},
         audio_config=AUDIO | {"adapter_input_size": 32, "adapter_out_dim": 48, "downsample_hidden_size": 8},
     ),
+    replace(case("minimax_m3_vl", MINIMAX[0].config, IMAGE, projector_hidden_size=32), slot_positions=True),
+    case(
+        "inkling_mm_model",
+        INKLING[0].config,
+        {"patch_size": 4, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2},
+        audio_config={"n_mel_bins": 4, "mel_vocab_size": 5},
+    ),
+    case("inkling2", INKLING2[1].config, IMAGE | {"text_hidden_size": 48, "projection_hidden_dim": 40}),
     case("fuyu", {"num_key_value_heads": 6}, {}, patch_size=2),
     case(
         "mllama",

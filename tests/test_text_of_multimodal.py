@@ -32,9 +32,10 @@ from easydel.tree import flatten
 TIMM = cases_in("gemma3n_text")[0]
 EACH = pytest.mark.parametrize("loaded", CASES, ids=lambda case: case.name, indirect=True)
 NOT_READ = r"vision_tower|vision_model|embed_(vision|audio)|projector|visual|image_newline|vqmodel|audio_tower"
-NOT_READ += "|vision_embed_tokens|embed_tokens_extend|cross_attn|encoder"
+NOT_READ += "|patch_merge_mlp|vision_embed_tokens|embed_tokens_extend|cross_attn|encoder"
 # Of these, transformers itself knows one layout alone.
 ONE_LAYOUT = {"gemma4", "gemma4_unified", "llama4", "moss_transcribe_diarize", "phi4_multimodal", "qwen3_asr"}
+ONE_LAYOUT |= {"inkling_mm_model", "inkling2", "minimax_m3_vl"}
 FLAT = {"phi4_multimodal"}  # configs without a text_config
 BOTH = pytest.mark.parametrize(
     "loaded", [case for case in CASES if case.model_type not in ONE_LAYOUT], ids=lambda case: case.name, indirect=True

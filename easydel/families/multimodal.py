@@ -1,6 +1,15 @@
 """Models of images or sound, of which only the language model is read. A row for each type."""
 
-from easydel.families import _heard, dots3_note as dots3, fuyu, mllama, phi4_multimodal as phi4
+from easydel.families import (
+    _heard,
+    dots3_note as dots3,
+    fuyu,
+    inkling2,
+    inkling_mm_model as inkling,
+    minimax_m3_vl as minimax,
+    mllama,
+    phi4_multimodal as phi4,
+)
 from easydel.families.qwen2_vl import VISUAL, qwen2_text, text_as
 from easydel.multimodal import Wrapper, text_config
 
@@ -16,6 +25,9 @@ GRANITE = "Granite Speech (IBM 2025, arXiv:2505.08699)"
 VOXTRAL = text_as("llama", tied=False, defaults=_heard.VOXTRAL)
 VISION = "Llama 3.2 Vision (Llama Team 2024, arXiv:2407.21783)"
 DOTS = "Dots 3 Note with images and sound (dots studio 2026, the model card of dots-studio/dots3-note-prev)"
+INKLING = "Inkling with images and sound (Thinking Machines Lab 2026, the model card of thinkingmachines/Inkling)"
+INKLING2 = "Inkling 2 with images (Thinking Machines Lab 2026, card of thinkingmachines/Inkling-2-Small-MXFP8)"
+MINIMAX = "MiniMax-M3 with images (MiniMax 2026, the model card of MiniMaxAI/MiniMax-M3)"
 PHI = "Phi-4-multimodal (Microsoft 2025, arXiv:2503.01743)"
 NEWLINE = r"(model\.)?image_newline"
 TOKENIZER = (r"(model\.)?vqmodel\..*",)
@@ -32,10 +44,13 @@ ROWS = (
     Wrapper("got_ocr2", "GOT-OCR 2 (Wei et al. 2024, arXiv:2409.01704)", text_config(tied=True), IMAGES),
     Wrapper("granite_speech", GRANITE, text_config(tied=True), HEARD_BY_GRANITE),
     Wrapper("granite_speech_plus", f"{GRANITE}, with speakers and times", text_config(tied=True), HEARD_BY_GRANITE),
+    Wrapper("inkling2", INKLING2, inkling2.inkling2_text_config, inkling2.IGNORED),
+    Wrapper("inkling_mm_model", INKLING, text_config(tied=False), inkling.IGNORED, names=inkling.NAMES),
     Wrapper("internvl", "InternVL 3 (Zhu et al. 2025, arXiv:2504.10479)", text_config(tied=True), IMAGES),
     Wrapper("llama4", "Llama 4 (Meta 2025)", text_config(tied=False), SEEN_BY_LLAMA),
     Wrapper("llava", "LLaVA (Liu et al. 2023, arXiv:2304.08485)", text_config(tied=None), IMAGES),
     Wrapper("llava_next", "LLaVA-NeXT (Liu et al. 2024)", text_config(tied=False), (*IMAGES, NEWLINE)),
+    Wrapper("minimax_m3_vl", MINIMAX, text_config(tied=False), minimax.IGNORED, names=minimax.NAMES),
     Wrapper("mistral3", "Mistral Small 3.1, Ministral 3 (Mistral AI 2025)", text_config(tied=True), IMAGES),
     Wrapper("mllama", VISION, mllama.mllama_text, SEEN_BY_LLAMA, mllama.mllama_tensors, mllama.text_layers),
     Wrapper("moss_transcribe_diarize", "MOSS-Transcribe-Diarize (OpenMOSS 2026)", text_config(tied=True), HEARD),

@@ -21,6 +21,7 @@ from easydel.lora.places import per_layer_shapes
 from easydel.module import LanguageModel
 from easydel.source import CheckpointSource
 from easydel.weights.expressions import Expression, Source, Stack, Transpose
+from easydel.weights.names import Names
 from easydel.weights.plan import head_and_embedding, resolved
 from easydel.weights.sources import TensorSource
 
@@ -56,12 +57,13 @@ def with_adapters(source: CheckpointSource, model: LanguageModel, adapters: Adap
 
 @dataclass
 class _Base:
-    """The tensors that a model reads, by their names in its family's table, and what adapters make of them.
+    """The tensors that a model reads, by their names in the files' table (`names`), and what adapters make of them.
 
     `transposed` says of each whether it is stored [in, out]; `tied` has the names of a tied head and its embedding.
     """
 
     model: LanguageModel
+    names: Names
     found: dict[str, TensorSource]
     transposed: Mapping[str, bool]
     experts: Mapping[str, Expression]
@@ -73,23 +75,23 @@ class _Base:
     @classmethod
     def of(cls, source: CheckpointSource, model: LanguageModel) -> _Base:
         shapes = per_layer_shapes(model)
-        expressions = {path: model.names.expression(path, shapes) for path in shapes}
+        table = source.names or model.names
+        expressions = {path: table.expression(path, shapes) for path in shapes}
         transposed = {name: whether for one in expressions.values() for name, whether in _sources(one)}
         tied = model.record.head.tied
-        found = resolved(transposed, model.names, source.tensors, tied=tied)
-        names = head_and_embedding(model.names) if tied and not model.record.has_encoder else None
+        found = resolved(transposed, table, source.tensors, tied=tied)
+        names = head_and_embedding(table) if tied and not model.record.has_encoder else None
         if names is not None and names[1] in found:
             found[names[0]] = found[names[1]]
             transposed[names[0]] = transposed[names[1]]
         experts = {path: one for path, one in expressions.items() if "/experts/" in path}
-        return cls(model, found, transposed, experts, names)
+        return cls(model, table, found, transposed, experts, names)
 
     def name_of(self, name: str) -> str | None:
         """Returns the table's name of a tensor that transformers, of any version, calls `name`."""
         module, _, leaf = name.rpartition(".")
         text = name.replace("language_model.", "", 1)
-        prefix = f"{self.model.names.prefix}."
-        spelled = (name, text, prefix + name, f"{self.model.names.theirs(module)}.{leaf}")
+        spelled = (name, text, f"{self.names.prefix}.{name}", f"{self.names.theirs(module)}.{leaf}")
         return next((one for one in spelled if one in self.found), None)
 
     def current(self, name: str) -> TensorSource:
@@ -226,7 +228,7 @@ class _Base:
             for path, expression in self.experts.items():
                 stem = path.removesuffix(f"/{part}/kernel").replace("/", ".")
                 ours = path.endswith(f"/{part}/kernel") and isinstance(expression, Stack)
-                if ours and site.module in (stem, self.model.names.theirs(stem)):
+                if ours and site.module in (stem, self.names.theirs(stem)):
                     yield shapes[path][1], [name for name, _ in _sources(expression)]
 
 
