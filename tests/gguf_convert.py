@@ -76,12 +76,12 @@ def convert(directory: Path, arch: str, config: Any, file: Path, metadata: Mappi
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     arrays = load_file(directory / "model.safetensors")
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and not config.is_encoder_decoder:  # T5 calls every head tied
         arrays.pop("lm_head.weight", None)
     for number in ("alpha_p", "alpha_n", "beta", "eps") if arch == "apertus" else ():
         found = [arrays.pop(f"model.layers.{i}.mlp.act_fn.{number}") for i in range(config.num_hidden_layers)]
         writer.add_array(f"xielu.{number}", [array.item() for array in found])
-    for name, array in changed(arch, config, stacked(folded(arch, config, arrays))):
+    for name, array in changed(arch, config, stacked(together(arch, config, folded(arch, config, arrays)))):
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(mapped or name, np.ascontiguousarray(array))
     for name, array in tables(arch, config, metadata).items():
@@ -173,6 +173,10 @@ def changed(arch: str, config: Any, arrays: Arrays) -> Arrays:
             yield from in_turns(config, name, array, layer)
         elif arch == "gemma4" and (place := OF_GEMMA4.get(name.partition(f"layers.{layer}.")[2])):
             yield f"blk.{layer}.{place}", array
+        elif "experts.mlp." in name:  # dbrx
+            matrices = array.reshape(config.ffn_config.moe_num_experts, -1, array.shape[1])
+            part = {"w1": "gate", "v1": "up", "w2": "down"}[name[-2:]]
+            yield f"blk.{layer}.ffn_{part}_exps.weight", matrices.swapaxes(1, 2) if part == "down" else matrices
         elif arch == "llama4" and name.endswith("gate_up_proj"):
             for part, half in zip(("gate", "up"), np.split(array, 2, axis=2), strict=True):
                 yield f"blk.{layer}.ffn_{part}_exps.weight", half.swapaxes(1, 2)
@@ -280,6 +284,17 @@ def folded(arch: str, config: Any, arrays: dict[str, np.ndarray]) -> dict[str, n
         "embed_tokens": config.embedding_multiplier,
     }
     return {name: array * factors.get(name.split(".")[-2], 1) for name, array in arrays.items()}
+
+
+def together(arch: str, config: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """GLM-4 in its authors' files, which have queries, keys and values in one tensor."""
+    if arch != "chatglm" or not config.attention_bias:
+        return arrays
+    for layer in range(config.num_hidden_layers):
+        for leaf in ("weight", "bias"):
+            parts = [arrays.pop(f"model.layers.{layer}.self_attn.{part}_proj.{leaf}") for part in "qkv"]
+            arrays[f"blk.{layer}.attn_qkv.{leaf}"] = np.concatenate(parts)
+    return arrays
 
 
 def own_name(name: str) -> str:

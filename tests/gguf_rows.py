@@ -84,9 +84,12 @@ class Row:
     metadata: Mapping[str, Any]
 
 
-def row(arch: str, model_type: str, metadata: Mapping[str, Any], sizes: Any = SIZES, **config: Any) -> Row:
+def row(
+    arch: str, model_type: str, metadata: Mapping[str, Any], sizes: Any = SIZES, *, seq2seq: bool = False, **config: Any
+) -> Row:
     special = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    return Row(arch, Case(f"{arch}-{model_type}", model_type, {**special, **sizes, **config}), metadata)
+    values = {**special, **sizes, **config}
+    return Row(arch, Case(f"{arch}-{model_type}", model_type, values, seq2seq=seq2seq), metadata)
 
 
 ROWS = [

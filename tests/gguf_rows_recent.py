@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cases import EXPERTS, FULL, LLAMA3, SLIDING
 from gguf_convert import KEYS
-from gguf_rows import MOE, SIGMOID, UNSCALED, row
+from gguf_rows import LATENT, MLA, MOE, NORM_EPSILON, SIGMOID, UNSCALED, row
 
 SECTIONS = {"rope.dimension_sections": [1, 1, 2, 0]}
 GEMMA4 = {
@@ -43,7 +43,56 @@ FALCON_H1 = {
     "ssm_in_multiplier": 1.25,
     "ssm_out_multiplier": 0.4,
 }
+INDEXED = {"index_topk": 5, "index_head_dim": 14, "index_n_heads": 7}
+IN_FILE = {"attention.indexer.top_k": 5, "attention.indexer.key_length": 14, "attention.indexer.head_count": 7}
+T5 = {"vocab_size": 97, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 2}
+T5 |= {"decoder_start_token_id": 0, "relative_attention_num_buckets": 10}
+TOWERS = {
+    "decoder_block_count": 2,
+    "feed_forward_length": 80,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "attention.relative_buckets_count": 10,
+    "decoder_start_token_id": 0,
+}
 RECENT = [
+    row("chatglm", "glm", {"rope.dimension_count": 4}, head_dim=8, attention_bias=False),
+    row("chatglm", "glm", {"rope.dimension_count": 4}, head_dim=8, attention_bias=True, tie_word_embeddings=True),
+    row("t5", "t5", TOWERS, T5, seq2seq=True),
+    row("t5", "t5", TOWERS, T5, seq2seq=True, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    row("t5", "umt5", TOWERS, T5, seq2seq=True),
+    row(
+        "dbrx",
+        "dbrx",
+        NORM_EPSILON
+        | {
+            "attention.head_count_kv": 2,
+            "attention.clamp_kqv": 0.7,
+            "feed_forward_length": 20,
+            "expert_count": 5,
+            "expert_used_count": 2,
+            "rope.freq_base": 10000.0,
+        },
+        {"d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 64},
+        attn_config={"kv_n_heads": 2, "clip_qkv": 0.7, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 20, "moe_num_experts": 5, "moe_top_k": 2},
+    ),
+    row(
+        "glm-dsa",
+        "glm_moe_dsa",
+        MLA | SIGMOID | IN_FILE | {"attention.indexer.types": [True, False, True]},
+        LATENT | INDEXED,
+        indexer_types=["full", "shared", "full"],
+        norm_topk_prob=True,
+    ),
+    row(
+        "glm-dsa",
+        "glm_moe_dsa",
+        MLA | SIGMOID | IN_FILE,
+        LATENT | INDEXED,
+        norm_topk_prob=True,
+        n_group=3,
+        topk_group=2,
+    ),
     row("qwen2vl", "qwen2", SECTIONS),
     row("qwen3vl", "qwen3", SECTIONS | {"n_deepstack_layers": 3}, head_dim=10),
     row("qwen3vlmoe", "qwen3_moe", SECTIONS, MOE, num_experts=5, norm_topk_prob=True),

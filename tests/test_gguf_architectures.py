@@ -18,7 +18,7 @@ from easydel.tree import flatten
 from easydel.weights.gguf import hf_config, hf_tensors
 from easydel.weights.gguf_architectures import gguf_architectures
 from easydel.weights.gguf_delta import ByColumns
-from easydel.weights.gguf_tensors import Joined, LatentKV
+from easydel.weights.gguf_tensors import AllRows, Joined, LatentKV
 
 ALL = [*ROWS, *RECENT]
 
@@ -54,7 +54,13 @@ def test_every_architecture_is_tested():
 
 @pytest.mark.parametrize(
     ("model_type", "kind"),
-    [("gpt_oss", Joined), ("qwen3_next", Joined), ("deepseek_v3", LatentKV), ("qwen3_5_text", ByColumns)],
+    [
+        ("gpt_oss", Joined),
+        ("qwen3_next", Joined),
+        ("deepseek_v3", LatentKV),
+        ("qwen3_5_text", ByColumns),
+        ("dbrx", AllRows),
+    ],
 )
 def test_slices_of_joined_tensors_equal_slices_of_the_whole(tmp_path: Path, model_type: str, kind: type):
     row = next(row for row in ALL if row.case.model_type == model_type)

@@ -168,6 +168,9 @@ def test_numbers_and_words_are_cut_as_the_models_cut_them(tmp_path: Path):
         "kimi-k2": ["Hello", ",", " ", "123", "45", " ", "\u4f60\u597d", "w\u00f6rld'S", "!\n", "x", "Yz"],
         "qwen35": ["Hello", " ", "1", "2", " \u0915\u093f", "!\n", "x"],
         "seed-coder": ["Hello", " ", "1", "2", "!", "\n", "x"],
+        "afmoe": ["Hello", ",", " ", "12", "345", " ", "\u4f60\u597d", " world", "!\n", "x", " ", "1", "234", "567"],
+        "jais-2": ["Hello", ",", " ", "123", "45", " " * 8, " " * 4, "  ", " w\u00f6rld", "!\n\n", "x"],
+        "exaone-moe": ["Hello", ",", " world of words", "!\n", "\n", "x", " ", "1", "2", "//\n", "\n"],
     }
     for pre, expected in cut.items():
         tokenizer = ours(write(tmp_path / f"{pre}.gguf", original(pre), "gpt2", pre=pre))

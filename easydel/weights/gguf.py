@@ -16,7 +16,7 @@ from easydel.weights.gguf_architecture import Architecture
 from easydel.weights.gguf_architectures import find_architecture
 from easydel.weights.gguf_config import AHEAD, hf_config
 from easydel.weights.gguf_rope import TABLES
-from easydel.weights.gguf_tensors import HFTensor, Numbers, expert
+from easydel.weights.gguf_tensors import HFTensor, Numbers, by_kind, expert
 from easydel.weights.gguf_tokenizer import chat_templates, special_tokens, tokenizer_json
 from easydel.weights.sources import TensorSource
 
@@ -45,6 +45,8 @@ def hf_tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, T
             _check_table(tensor, config)
         elif tensor.name in used or _is_beyond(tensor.name, layers):
             continue
+        elif parts := _cut(tensor, architecture, config):
+            tensors.update(parts)
         elif (place := _place(tensor.name, names)) is None:
             problems.add(f"no {name} model has a place for it", tensor.name)
         else:
@@ -57,12 +59,15 @@ def hf_tensors(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, T
 
 
 def _layers(checkpoint: Checkpoint, file: Path) -> int:
-    """Returns the number of layers, without those that predict tokens further ahead."""
-    name = checkpoint.metadata["general.architecture"]
-    layers, ahead = checkpoint.metadata.get(f"{name}.block_count"), checkpoint.metadata.get(f"{name}.{AHEAD}", 0)
-    if type(layers) is not int or type(ahead) is not int or not 0 <= ahead <= layers <= len(checkpoint):
-        raise ConfigError(f"its block_count is {str(layers)[:100]}, of {len(checkpoint)} tensors", file=file)
-    return layers - ahead
+    """Returns the number of layers (of the longer tower) without those that predict tokens further ahead."""
+    name, metadata = checkpoint.metadata["general.architecture"], checkpoint.metadata
+    counts = {key: metadata.get(f"{name}.{key}", 0) for key in ("block_count", "decoder_block_count", AHEAD)}
+    layers, decoder, ahead = counts.values()
+    wrong = any(type(count) is not int or not 0 <= count <= len(checkpoint) for count in counts.values())
+    if wrong or not ahead <= layers:
+        found = ", ".join(f"{key} {str(count)[:100]}" for key, count in counts.items())
+        raise ConfigError(f"has {found}, of {len(checkpoint)} tensors", file=file)
+    return max(layers - ahead, decoder)
 
 
 def _is_beyond(name: str, layers: int) -> bool:
@@ -97,6 +102,16 @@ def _place(name: str, names: Mapping[str, str]) -> str | None:
         return names[name]
     stem, _, leaf = name.rpartition(".")
     return f"{names[stem]}.{leaf}" if stem in names and leaf in ("weight", "bias") else None
+
+
+def _cut(tensor: Tensor, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, TensorSource]:
+    """Returns queries, keys and values by their names, if the tensor holds all of them where the model has modules of
+    their own."""
+    layer, (stem, _, leaf) = _LAYER.match(tensor.name), _LAYER.sub("", tensor.name).rpartition(".")
+    if layer is None or stem not in architecture.cut:
+        return {}
+    parts = zip(architecture.cut[stem], by_kind(tensor, config), strict=True)
+    return {f"model.layers.{layer[1]}.{module}.{leaf}": HFTensor(part) for module, part in parts}
 
 
 def _joined(

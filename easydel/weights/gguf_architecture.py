@@ -52,8 +52,9 @@ class Architecture:
 
     `modules` are Hugging Face's names, with {} for the layer, and another {} for the expert where one tensor stacks
     them. `exact` maps whole names of tensors, for what has no module of its own. `changes` undo what the converter did
-    to the tensors whose names below "blk.N." a pattern matches, `joined` are tensors that it cut in two. `numbers` are
-    tensors of one number that are in the metadata: keys with a list of one number for each layer, and shapes.
+    to the tensors whose names below "blk.N." a pattern matches, `joined` are tensors that it cut in two. `cut` are
+    tensors that may hold queries, keys and values together, and the module of each. `numbers` are tensors of one number
+    that are in the metadata: keys with a list of one number for each layer, and shapes.
     `keys` of the metadata (after "<name>.") become config keys, `ignored` ones say nothing; `constants` are config keys
     that the name implies, `switches` config keys that say whether the tensor of that name exists. `rotary` is the share
     of each head that may be rotated; a "latent" head has a part of its own for it. `mscale` times YaRN's factor on
@@ -68,6 +69,7 @@ class Architecture:
     exact: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Change] = field(default_factory=dict)
     joined: Mapping[str, tuple[str, str, Join]] = field(default_factory=dict)
+    cut: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     numbers: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     rotary: Literal["whole", "part", "latent"] | None = "whole"

@@ -243,6 +243,13 @@ DENSE: dict[str, Architecture] = {
         constants=SILU,
         switches={"attention_bias": "blk.0.attn_q.bias"},
     ),
+    "chatglm": Architecture(
+        "glm",
+        decoder(*NORMS, *ATTENTION, "mlp.gate_up_proj", "mlp.down_proj"),
+        constants=SILU,
+        cut={"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},  # in files of authors' weights
+        rotary="part",
+    ),
     "glm4": Architecture(
         "glm4",
         decoder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from easydel.weights import gguf_extras_hybrids as hybrids, gguf_gemma as gemma
+from easydel.weights import gguf_extras_hybrids as hybrids, gguf_gemma as gemma, gguf_towers as towers
 from easydel.weights.gguf_metadata import Extra, Metadata, every_nth
 
 _PATTERN = 4  # of Cohere 2, EXAONE 4, OLMo 3 and AFMoE; llama.cpp has the number in its code, too
@@ -74,6 +74,35 @@ def _deepseek2(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**heads, "qk_nope_head_dim": keys - rotated, "v_head_dim": values}
 
 
+def _glm_moe_dsa(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Which layers have an indexer: older files do not say. Then a model of a million tokens is GLM-5.2, as llama.cpp
+    has it: the first three layers have one, and every fourth after them."""
+    layers = config["num_hidden_layers"]
+    stated = metadata.by_layer("attention.indexer.types", layers)
+    long = config["max_position_embeddings"] >= 1 << 20
+    own = stated or [not long or layer < 3 or (layer - 2) % 4 == 0 for layer in range(layers)]
+    return {**_deepseek2(metadata, config), "indexer_types": ["full" if one else "shared" for one in own]}
+
+
+def _dbrx(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    kv_heads = metadata.number("attention.head_count_kv", config["num_attention_heads"])
+    attention = {"kv_n_heads": kv_heads, "clip_qkv": metadata.get("attention.clamp_kqv")}
+    experts = {
+        "moe_num_experts": "expert_count",
+        "moe_top_k": "expert_used_count",
+        "ffn_hidden_size": "feed_forward_length",
+    }
+    return {
+        "attn_config": attention | {"rope_theta": config["rope_theta"]},
+        "ffn_config": {theirs: metadata.number(ours) for theirs, ours in experts.items()},
+    }
+
+
+def _glm(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    biases = ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")
+    return {"attention_bias": not metadata.tensors.keys().isdisjoint(biases)} if metadata.known else {}
+
+
 def with_mscale(scaling: dict[str, Any], multiplier: float | None, unit: float | None) -> dict[str, Any]:
     """Returns YaRN's settings with its two factors on attention, which files have as one number, times `unit`."""
     if not multiplier or not unit:
@@ -118,6 +147,10 @@ EXTRAS: Mapping[str, Extra] = {
     "mamba2": hybrids.mamba2,
     **dict.fromkeys(("lfm2", "lfm2_moe"), hybrids.lfm2),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _deepseek2),
+    "glm_moe_dsa": _glm_moe_dsa,
+    "dbrx": _dbrx,
+    "glm": _glm,
+    **dict.fromkeys(("t5", "umt5"), towers.t5),
     "gpt_oss": _gpt_oss,
     **dict.fromkeys(("cohere2", "exaone4", "exaone_moe", "olmo3", "afmoe"), every_nth(_PATTERN)),
 }

@@ -19,7 +19,7 @@ from easydel.weights.gguf_architecture import (
     experts,
 )
 from easydel.weights.gguf_dense import CONV, CONV_CHANGES, CONV_MODULES, GRANITE, SECTIONS, SSM_CHANGES
-from easydel.weights.gguf_tensors import after, beside, latent, row, transposed, woven
+from easydel.weights.gguf_tensors import after, all_rows, all_rows_turned, beside, latent, row, transposed, woven
 
 _EXPERTS = experts("mlp.experts", *GATED)
 _SPARSE = experts("block_sparse_moe.experts", "w1", "w2", "w3")
@@ -57,6 +57,7 @@ _LATENT_MODULES = decoder(
     *(*NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.shared_experts.{name}" for name in GATED)),
     *(f"self_attn.{name}" for name in _LATENT_PROJECTIONS),
 )
+_INDEXER = ("k_norm", "weights_proj", "wk", "wq_b")
 _LATENT_KV = {"model.layers.{}.self_attn.kv_b_proj.weight": ("attn_k_b.weight", "attn_v_b.weight", latent)}
 _SHARED = (*NORMS, *ATTENTION, *QK_NORMS, *GLU, "mlp.gate", *_EXPERTS, *(f"mlp.shared_experts.{n}" for n in GATED))
 _CORRECTED = {"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.gate.e_score_correction_bias"}
@@ -199,6 +200,42 @@ MIXTURES: dict[str, Architecture] = {
         joined=_LATENT_KV,
         rotary="latent",
         mscale=0.1,
+    ),
+    "glm-dsa": Architecture(
+        "glm_moe_dsa",
+        (*_LATENT_MODULES, *(f"model.layers.{{}}.self_attn.indexer.{name}" for name in _INDEXER)),
+        {
+            **_LATENT,
+            "attention.indexer.head_count": "index_n_heads",
+            "attention.indexer.key_length": "index_head_dim",
+            "attention.indexer.top_k": "index_topk",
+        },
+        constants=SILU,
+        exact=_CORRECTED,
+        joined=_LATENT_KV,
+        rotary="latent",
+        mscale=0.1,
+    ),
+    "dbrx": Architecture(
+        "dbrx",
+        (
+            *("transformer.wte", "transformer.norm_f", "lm_head", "transformer.blocks.{}.ffn.router.layer"),
+            *(f"transformer.blocks.{{}}.norm_attn_norm.{name}" for name in ("norm_1", "norm_2", "attn.Wqkv")),
+            "transformer.blocks.{}.norm_attn_norm.attn.out_proj",
+        ),
+        {
+            "context_length": "max_position_embeddings",
+            "block_count": "num_hidden_layers",
+            "embedding_length": "hidden_size",
+            "attention.head_count": "num_attention_heads",
+        },
+        exact={
+            "blk.{}.ffn_gate_exps.weight": "transformer.blocks.{}.ffn.experts.mlp.w1",
+            "blk.{}.ffn_up_exps.weight": "transformer.blocks.{}.ffn.experts.mlp.v1",
+            "blk.{}.ffn_down_exps.weight": "transformer.blocks.{}.ffn.experts.mlp.w2",
+        },
+        changes={r"ffn_(gate|up)_exps\.weight": all_rows, r"ffn_down_exps\.weight": all_rows_turned},
+        ignored=("attention.layer_norm_epsilon",),
     ),
     "dots1": Architecture(
         "dots1",

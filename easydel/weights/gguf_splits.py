@@ -40,6 +40,20 @@ _DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+# Groups of three from the last digit on; scripts that go without spaces; then DeepSeek-V3's words.
+_AFMOE = (
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0eff\u1780-\u17ff"
+    "\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
+    _DEEPSEEK_V3[2],
+)
+_JAIS2 = _LLAMA3.replace(
+    r"\s+(?!\S)|\s+", "|".join(rf"\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4, "1,2")) + r"|\s"
+)
+_EXAONE_MOE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 # Letters with a case, without those that Unicode has as such since 2014: Georgian's, and mathematical ones.
 _CASED = (
@@ -105,6 +119,9 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
     Split(_KIMI): ("kimi-k2",),
     Split(_QWEN35, nfc=True): ("qwen35",),
     Split(_SEED): ("seed-coder",),
+    Split(_AFMOE): ("afmoe",),
+    Split(_JAIS2): ("jais-2",),
+    Split(_EXAONE_MOE): ("exaone-moe",),
     Split(_BLOOM): ("bloom", "poro-chat", "gpt3-finnish"),
 }
 SPLITS = {name: split for split, names in _SPLITS.items() for name in names}

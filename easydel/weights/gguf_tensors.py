@@ -16,7 +16,9 @@ import numpy as np
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import row_major
 from easydel.errors import ConfigError
-from easydel.weights.sources import FLOAT32, TensorSource
+from easydel.weights.expressions import count_of, with_ends
+from easydel.weights.reshape import regrouped
+from easydel.weights.sources import FLOAT32, Changed, TensorSource
 
 Config = Mapping[str, Any]
 Index = tuple[slice, ...]
@@ -196,6 +198,23 @@ class Numbers:
         return np.full(self.shape, self.value, self.dtype)[(*index, ...)]
 
 
+@dataclass(frozen=True, eq=False)
+class AllRows(Changed):
+    """The matrices of all experts, one below the other."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        experts, rows, columns = self.of.shape
+        return experts * rows, columns
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        wanted = with_ends(index, self.shape)
+        out = np.empty(tuple(map(count_of, wanted)), self.dtype)
+        for place, part in regrouped(wanted, self.shape, self.of.shape):
+            out[place] = self.of.read(part).reshape(out[place].shape)
+        return out
+
+
 Change = Callable[[Tensor, Config], TensorSource]
 Join = Callable[[Tensor, Tensor, Config], TensorSource]
 
@@ -208,6 +227,20 @@ def expert(tensor: Tensor, number: int) -> Tensor:
         offset=tensor.offset + number * tensor.strides[0],
         strides=tensor.strides[1:],
     )
+
+
+def by_kind(tensor: Tensor, config: Config) -> list[Tensor]:
+    """Cuts a tensor into the rows of all queries, keys and values."""
+    heads: Any = config.get("num_attention_heads")
+    kv_heads: Any = config.get("num_key_value_heads", heads)
+    _check_heads(tensor, heads + 2 * kv_heads, 1)
+    dim = tensor.shape[0] // (heads + 2 * kv_heads)
+    starts = [0, heads * dim, (heads + kv_heads) * dim]
+    sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
+    return [
+        replace(tensor, shape=(size, *tensor.shape[1:]), offset=tensor.offset + start * tensor.strides[0])
+        for start, size in zip(starts, sizes, strict=True)
+    ]
 
 
 def rotary(tensor: Tensor, config: Config) -> HFTensor:
@@ -245,6 +278,19 @@ def convolution(tensor: Tensor, config: Config) -> Tensor:
 def row(tensor: Tensor, config: Config) -> TensorSource:
     """Undoes that a dimension of 1 in front was left out."""
     return reshaped(tensor, (1, *tensor.shape)) if len(tensor.shape) == 1 else tensor
+
+
+def all_rows(tensor: Tensor, config: Config) -> TensorSource:
+    """Undoes that the matrix of all experts was cut into one for each."""
+    if len(tensor.shape) != 3:
+        raise ConfigError(f"is {list(tensor.shape)}, expected one matrix for each expert", tensor=tensor.name)
+    return AllRows(HFTensor(tensor))
+
+
+def all_rows_turned(tensor: Tensor, config: Config) -> TensorSource:
+    """Undoes that the matrix of all experts was cut into one for each, and these were transposed."""
+    all_rows(tensor, config)
+    return AllRows(HFTensor(tensor, transposed=True))
 
 
 def by_head(key: str) -> Change:

@@ -1,13 +1,15 @@
 """The tokenizer in the metadata of a GGUF file.
 
-There are three kinds: "gpt2", byte-level BPE with its merges, where `tokenizer.ggml.pre` names the way to split text;
-"llama", SentencePiece BPE without merges, which follow from the vocabulary's scores; "gemma4", the same with merges.
+There are four kinds: "gpt2", byte-level BPE with its merges, where `tokenizer.ggml.pre` names the way to split text;
+"llama", SentencePiece BPE without merges, which follow from the vocabulary's scores; "gemma4", the same with merges;
+"t5", SentencePiece's unigram model, whose scores are probabilities.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,10 @@ def tokenizer_json(metadata: Mapping[str, Any], file: Path | None = None) -> Tok
         return _byte_level(vocabulary)
     if kind in ("llama", "gemma4"):
         return _sentencepiece(vocabulary)
+    if kind == "t5":
+        return _unigram(vocabulary)
     raise UnsupportedModelError(
-        f"its tokenizer is of kind {str(kind)[:100]!r}", file=file, hint="known: gpt2, llama, gemma4"
+        f"its tokenizer is of kind {str(kind)[:100]!r}", file=file, hint="known: gpt2, llama, gemma4, t5"
     )
 
 
@@ -65,9 +69,7 @@ class _Vocabulary:
             raise ConfigError("holds no vocabulary: tokenizer.ggml.tokens is not a list of strings", file=file)
         self.tokens: list[str] = tokens
         self.types = self._per_token("token_type", default=1)
-        self.roles = {
-            role: tokens[number] for role, key in ROLES.items() if (number := self._token_id(key)) is not None
-        }
+        self.roles = {role: tokens[number] for role, key in ROLES.items() if (number := self.token_id(key)) is not None}
 
     def _per_token(self, key: str, default: float) -> np.ndarray:
         values = self.metadata.get(f"tokenizer.ggml.{key}")
@@ -77,7 +79,7 @@ class _Vocabulary:
             raise ConfigError(f"tokenizer.ggml.{key} is not one number for each token", file=self.file)
         return values
 
-    def _token_id(self, key: str) -> int | None:
+    def token_id(self, key: str) -> int | None:
         number = self.metadata.get(f"tokenizer.ggml.{key}")
         if number is not None and not (type(number) is int and 0 <= number < len(self.tokens)):
             raise ConfigError(f"tokenizer.ggml.{key} is {str(number)[:100]}, not the number of a token", file=self.file)
@@ -99,12 +101,18 @@ class _Vocabulary:
         return self._per_token("scores", default=0.0).tolist()
 
     def bpe(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], **options: Any) -> Tokenizer:
-        try:
+        with self.making("vocabulary and merges"):
             return Tokenizer(models.BPE(vocab=dict(vocab), merges=list(merges), **options))
-        except Exception as error:  # the library raises nothing more specific
-            raise ConfigError(f"its vocabulary and merges make no tokenizer: {error}", file=self.file) from error
 
-    def finish(self, tokenizer: Tokenizer, spelled: Mapping[str, int], *, bos: bool) -> Tokenizer:
+    @contextmanager
+    def making(self, parts: str) -> Iterator[None]:
+        """Turns the library's errors, which have no class of their own, into one that names the file's `parts`."""
+        try:
+            yield
+        except Exception as error:
+            raise ConfigError(f"its {parts} make no tokenizer: {error}", file=self.file) from error
+
+    def finish(self, tokenizer: Tokenizer, spelled: Mapping[str, int], *, bos: bool, eos: bool = False) -> Tokenizer:
         """Adds the tokens that are matched as a whole before the text is cut, and begin and end of sequence."""
         special = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind == CONTROL]
         plain = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind == USER_DEFINED]
@@ -112,7 +120,7 @@ class _Vocabulary:
         tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special if token in spelled])
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in plain if token in spelled])
         first = self.roles.get("bos_token") if self.metadata.get("tokenizer.ggml.add_bos_token", bos) else None
-        last = self.roles.get("eos_token") if self.metadata.get("tokenizer.ggml.add_eos_token", False) else None
+        last = self.roles.get("eos_token") if self.metadata.get("tokenizer.ggml.add_eos_token", eos) else None
         around = [token for token in (first, last) if token is not None]
         if around:
             begin, end = ([first] if first else []), ([last] if last else [])
@@ -189,6 +197,23 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
     _spell_spaces(tokenizer, architecture, prefixed)
     bos = vocabulary.metadata.get("tokenizer.ggml.add_bos_token", True)
     return vocabulary.finish(tokenizer, vocab, bos=bool(bos))
+
+
+def _unigram(vocabulary: _Vocabulary) -> Tokenizer:
+    get, unknown = vocabulary.metadata.get, vocabulary.token_id("unknown_token_id")
+    characters = get("tokenizer.ggml.precompiled_charsmap")
+    pieces = list(zip(vocabulary.tokens, vocabulary.scores(), strict=True))
+    with vocabulary.making("vocabulary and scores"):
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=False))
+        if characters is not None:
+            tokenizer.normalizer = normalizers.Precompiled(np.asarray(characters).astype(np.uint8).tobytes())
+    scheme = "always" if get("tokenizer.ggml.add_space_prefix", True) else "never"
+    spaces = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme)
+    words = [pre_tokenizers.WhitespaceSplit()] if get("tokenizer.ggml.remove_extra_whitespaces", True) else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, spaces])
+    tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme=scheme)
+    spelled = {token: number for number, token in enumerate(vocabulary.tokens)}
+    return vocabulary.finish(tokenizer, spelled, bos=False, eos=True)
 
 
 def _spell_spaces(tokenizer: Tokenizer, architecture: str, prefixed: bool) -> None:
