@@ -82,7 +82,8 @@ def _contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Ar
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
     if isinstance(kernel, Coded):
-        y = kernel.times(rows.astype(policy.dtype), policy.precision, split=not whole)
+        on = {"split": not whole, "tpu": policy.platform == "tpu"}
+        y = kernel.times(rows.astype(policy.dtype), policy.precision, **on)
     else:
         dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
         y = jax.lax.dot_general(

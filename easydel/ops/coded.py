@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from easydel.forms import Form
+from easydel.ops import few_rows
 
 BLOCK_BYTES = 4 << 20  # of floats that a CPU makes at a time: they stay in its cache
 FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
@@ -102,19 +103,23 @@ class Coded:
                 floats = jnp.take_along_axis(floats, place[..., None, :], axis=-1)
         return floats if self.gains is None else floats * self.gains[..., None, :].astype(dtype)
 
-    def times(self, x: jax.Array, precision: Any, *, split: bool) -> jax.Array:
+    def times(self, x: jax.Array, precision: Any, *, split: bool, tpu: bool = False) -> jax.Array:
         """Returns x [..., columns] times the transpose of one matrix [rows, columns], in the dtype of `x`.
 
-        On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh.
+        Unless it is `split` over a mesh, a large matrix is made floats a few rows at a time on CPUs, and on a `tpu` a
+        kernel multiplies few rows of `x` with 4-bit codes.
         """
         if self.changes_inputs:
-            return self.bare.times(self.inputs(x), precision, split=split)
+            return self.bare.times(self.inputs(x), precision, split=split, tpu=tpu)
         at_once = partial(_product, precision=precision)
         rows = max(BLOCK_BYTES // (4 * self.shape[1]) // self.form.block[0], 1) * self.form.block[0]
-        if split or self.shape[0] <= 2 * rows:
-            return at_once(x, self)
-        by_blocks = partial(_product_by_blocks, rows=rows, precision=precision)
-        return jax.lax.platform_dependent(x, self, cpu=by_blocks, default=at_once)
+        ways: dict[str, Any] = {}
+        if self.shape[0] > 2 * rows:
+            ways["cpu"] = partial(_product_by_blocks, rows=rows, precision=precision)
+        if tpu and few_rows.takes(x.size // x.shape[-1], x.dtype, self):
+            ways["tpu"] = partial(_product_of_few, precision)
+        ways = {} if split else ways
+        return jax.lax.platform_dependent(x, self, default=at_once, **ways) if ways else at_once(x, self)
 
     def between(self, start: Any, rows: int) -> Coded:
         """Returns `rows` rows of one matrix, from row `start` on; both are multiples of a block's rows."""
@@ -211,6 +216,17 @@ def _product(x: jax.Array, matrix: Coded, *, precision: Any) -> jax.Array:
     ]
     y = sum(products[1:], start=products[0])
     return y * matrix.scales.astype(y.dtype) if matrix.scales_outputs else y
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product_of_few(precision: Any, x: jax.Array, matrix: Coded) -> jax.Array:
+    return few_rows.multiply(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
+
+
+_product_of_few.defvjp(
+    lambda precision, x, matrix: (_product_of_few(precision, x, matrix), (x, matrix)),
+    lambda precision, saved, dy: jax.vjp(partial(_product, precision=precision), *saved)[1](dy),
+)
 
 
 def _product_by_blocks(x: jax.Array, matrix: Coded, *, rows: int, precision: Any) -> jax.Array:

@@ -1,0 +1,102 @@
+"""The TPU kernel for few rows and 4-bit codes: the choice of it, and its results, interpreted on CPUs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from foretold import built, llama, needs_libtpu, read_from_memory
+
+import easydel.ops.coded as coded
+import easydel.ops.few_rows as few_rows
+from easydel.aot.hlo import cycles
+from easydel.aot.topology import topology_mesh
+from easydel.aot.tracing import placed_shapes, trace_step
+from easydel.forms import OFFSET, SCALE, Form, by_rows, floats_of, packed
+from easydel.ops.coded import Coded
+from easydel.ops.few_rows import multiply, takes
+from easydel.quantize import make_int4
+
+INT4, UINT4, FP4 = (np.dtype(kind) for kind in (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.float4_e2m1fn))
+FORMS = {
+    "int4": (Form(INT4, (1, 64)), 8),
+    "int4 of rows that are not filled up": (Form(INT4, (1, 256)), 3),
+    "zeros": (Form(UINT4, (1, 128), shift="zero"), 16),
+    "offsets": (Form(UINT4, (1, 32), shift="offset"), 8),
+}
+
+
+def matrix_of(form: Form, rows: int = 512, columns: int = 768) -> tuple[Coded, np.ndarray]:
+    """A matrix by codes, and its floats."""
+    rng = np.random.default_rng(0)
+    signed = np.issubdtype(form.code, np.signedinteger) or form.code == INT4
+    codes = rng.integers(-8 if signed else 0, 8 if signed else 16, (rows, columns)).astype(form.code)
+    arrays = {"": packed(codes, form), SCALE: rng.uniform(0.01, 0.1, form.blocks((rows, columns))).astype("bfloat16")}
+    if form.shift:
+        arrays[OFFSET] = rng.integers(0, 16, arrays[SCALE].shape).astype(np.float32)
+    shifts = jnp.asarray(arrays[OFFSET]) if form.shift else None
+    return Coded(jnp.asarray(arrays[""]), jnp.asarray(arrays[SCALE]), shifts, form=form), floats_of(arrays, form)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_products_and_gradients_equal_those_of_floats(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(few_rows, "multiply", partial(multiply, interpret=True))
+    form, rows = FORMS[name]
+    matrix, floats = matrix_of(form)
+    rng = np.random.default_rng(1)
+    x, dy = (jnp.asarray(rng.normal(size=(rows, size)), jnp.bfloat16) for size in floats.shape[::-1])
+    assert takes(rows, x.dtype, matrix)
+    sums = few_rows._of_codes(x, matrix.codes, matrix.scales, form, jnp.float32, interpret=True)
+    scaled = np.asarray(x, np.float64) @ floats_of({"": matrix.codes, SCALE: matrix.scales}, replace(form, shift="")).T
+    np.testing.assert_allclose(sums, scaled, atol=3e-6 * np.abs(scaled).max(), err_msg="as exact as float32")
+    y, pull = jax.vjp(lambda x: coded._product_of_few(None, x, matrix), x)
+    expected = np.asarray(x, np.float32) @ floats.T
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2**-8, atol=1e-5 * np.abs(expected).max())
+    theirs = jax.vjp(lambda x: coded._product(x, matrix, precision=None), x)[1](dy)
+    np.testing.assert_array_equal(pull(dy)[0], theirs[0])
+
+
+@pytest.mark.parametrize(
+    ("expected", "form", "changes"),
+    [
+        (True, Form(INT4, (1, 64)), {}),
+        (True, Form(UINT4, (1, 128), shift="zero"), {"rows": 64}),
+        (False, Form(INT4, (1, 64)), {"rows": 65}),
+        (False, Form(INT4, (1, 64)), {"dtype": jnp.float32}),
+        (False, Form(INT4, (1, 64)), {"outputs": 640}),
+        (False, Form(INT4, (1, 64)), {"inputs": 192}),
+        (False, Form(INT4, (1, 48)), {"inputs": 768}),
+        (False, Form(INT4, (2, 64)), {}),
+        (False, Form(UINT4, (1, 64), tuple(map(float, range(16)))), {}),
+        (False, Form(FP4, (1, 32)), {}),
+        (False, by_rows(INT4, 256), {}),
+        (False, Form(np.dtype(np.int8), (1, 64)), {}),
+    ],
+)
+def test_what_is_multiplied_by_the_kernel(expected: bool, form: Form, changes: dict[str, Any]):
+    sizes: dict[str, Any] = {"rows": 8, "outputs": 256, "inputs": 256, "dtype": jnp.bfloat16} | changes
+    shape = (sizes["outputs"], sizes["inputs"])
+    parts: Any = [jax.ShapeDtypeStruct(dims, jnp.bfloat16) for dims in form.parts(shape).values()]
+    assert takes(sizes["rows"], sizes["dtype"], Coded(*parts, form=form)) == expected
+
+
+@needs_libtpu
+def test_a_step_on_one_chip_reads_codes_at_their_own_bits():
+    mesh, sizes = topology_mesh("v5e:1x1", (1, 1, 1, 1)), {"hidden_size": 2048, "intermediate_size": 5632}
+    config = llama(**sizes, num_hidden_layers=1, num_attention_heads=16, vocab_size=1024)
+    found = []
+    for store in (lambda model: None, lambda model: make_int4(model, None)):
+        model, _ = built(config, mesh)
+        store(model)
+        text = trace_step(model, placed_shapes(model), 8, 128).lower().compile().as_text()
+        found.append((read_from_memory(text), text.count('"tpu_custom_call"'), cycles(text)))
+    (floats, _, slow), (int4, kernels, beside) = found
+    assert int4 < 0.33 * floats
+    assert kernels == 7, "attention's four, the MLP's three"
+    assert beside < 0.5 * slow, "what is not in the kernels"
