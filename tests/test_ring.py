@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 from cases.gemma2 import CASES as GEMMA2
 from parity import make_reference, padded_mask, random_ids
 
-import easydel.ops.ring as rings
+import easydel.ops.ring_pieces as ring_pieces
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.ops.attend import attend
-from easydel.ops.ring import Ring, attend_ring
+from easydel.ops.ring import Pieces, Ring, attend_ring
+from easydel.ops.ring_pieces import PlainPieces
 from easydel.ops.scores import Scores
-from easydel.ops.sight import Around, Causal
+from easydel.ops.sight import Around, Causal, Sight, order_seen
+from easydel.ops.splash_pieces import SplashPieces, distances
 from easydel.sharding import make_mesh
 
 B, K, G, C, V = 2, 2, 3, 5, 4
@@ -41,33 +44,74 @@ NAMES = ["8", "window", "both ways", "odd pieces", "segments", "segments both wa
 
 @pytest.mark.parametrize(("dims", "T", "scores", "sinks", "segment"), CASES, ids=NAMES)
 def test_values_and_gradients_equal_one_device(
-    dims: tuple[int, ...],
-    T: int,
-    scores: Scores,
-    sinks: bool,
-    segment: int | None,
-    monkeypatch: pytest.MonkeyPatch,
+    dims: tuple[int, ...], T: int, scores: Scores, sinks: bool, segment: int | None, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(ring_pieces, "BLOCK", 4)
+    check(PlainPieces(scores), ring_of(*dims), T, sinks=sinks, segment=segment)
+
+
+SPLASH = {
+    "one row, nothing masked": (Scores(0.15), {"rows": 1, "padded": False}),
+    "all at once": (Scores(0.5, softcap=1.7, sight=Causal(200)), {"sinks": True, "segment": 290}),
+}
+
+
+@pytest.mark.parametrize("name", SPLASH)
+def test_with_the_tpu_kernel_values_and_gradients_equal_one_device(name: str):
+    """Pieces of 128 tokens: some are seen wholly, some in part, some not at all."""
+    scores, options = SPLASH[name]
+    masked = options.get("padded", True)
+    check(SplashPieces(scores, masked=masked, interpret=True), ring_of(1, 1, 1, 2), 512, channels=(64, 80), **options)
+
+
+@pytest.mark.parametrize(
+    "sight", [Causal(), Causal(1), Causal(9), Around(), Around(3, 0), Around(8, 17), Around(None, 4)]
+)
+def test_distances_of_pieces_that_are_seen_in_part(sight: Sight):
+    length = 4
+    cut, whole = distances(sight, length)
+    reachable = range(-40, 41, length)
+    seen = {distance: order_seen(length, length, distance, sight) for distance in reachable}
+    every = {distance: True if mask is None else bool(mask.all()) for distance, mask in seen.items()}
+    some = {distance: True if mask is None else bool(mask.any()) for distance, mask in seen.items()}
+    assert cut == [distance for distance in reachable if some[distance] and not every[distance]]
+    assert whole == any(every.values())
+
+
+def check(
+    pieces: Pieces,
+    ring: Ring,
+    T: int,
+    *,
+    channels: tuple[int, int] = (C, V),
+    rows: int = B,
+    padded: bool = True,
+    sinks: bool = False,
+    segment: int | None = None,
+) -> None:
     """Segments of the second row are longer than those of the first."""
-    monkeypatch.setattr(rings, "BLOCK", 4)
     rng = np.random.default_rng(0)
-    shapes = {"q": (B, T, N, C), "k": (B, K, T, C), "v": (B, K, T, V), "sinks": (N,)}
+    own, values = channels
+    shapes = {"q": (rows, T, N, own), "k": (rows, K, T, own), "v": (rows, K, T, values), "sinks": (N,)}
     x = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
-    valid = jnp.arange(T) >= jnp.array([[0], [3]])
+    valid = jnp.arange(T) >= jnp.array([[0], [3]])[:rows]
     lengths = None if segment is None else jnp.array([[segment], [segment + 4]])
     starts = None if lengths is None else jnp.arange(T) // lengths * lengths
-    weights = jnp.asarray(rng.normal(size=(B, T, N, V)), jnp.float32) * valid[:, :, None, None]
+    weights = jnp.asarray(rng.normal(size=(rows, T, N, values)), jnp.float32) * valid[:, :, None, None]
 
     def loss(x: dict[str, Any], ring: Ring | None) -> tuple[jax.Array, jax.Array]:
-        options: dict[str, Any] = {"valid_BS": valid, "sinks_N": x["sinks"] if sinks else None, "starts_BT": starts}
-        parts = x["q"], x["k"], x["v"]
-        out = attend(*parts, scores, **options) if ring is None else attend_ring(*parts, scores, ring, **options)
+        options: dict[str, Any] = {"sinks_N": x["sinks"] if sinks else None, "starts_BT": starts}
+        options["valid_BS"] = valid if padded else None
+        one = partial(attend, scores=pieces.scores)
+        compute = one if ring is None else partial(attend_ring, pieces=pieces, ring=ring)
+        out = compute(x["q"], x["k"], x["v"], **options)
         return jnp.sum(out * weights), out
 
-    both = [jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(x, r) for r in (ring_of(*dims), None)]
+    both = [jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(x, r) for r in (ring, None)]
     ((_, out), grads), ((_, expected), expected_grads) = both
     keep = np.asarray(valid)
     np.testing.assert_allclose(np.asarray(out)[keep], np.asarray(expected)[keep], atol=2e-6)
+    assert np.isfinite(out).all()
     for name, gradient in grads.items():
         np.testing.assert_allclose(gradient, expected_grads[name], atol=1e-5, err_msg=name)
 
@@ -83,9 +127,10 @@ def test_gradients_of_queries_that_see_no_key_equal_one_device():
         return jnp.sum(weights * how(q, k, v, Scores(0.5), valid_BS=valid))
 
     def split(q: Any, k: Any, v: Any, scores: Scores, **options: Any) -> jax.Array:
-        return attend_ring(q, k, v, scores, ring, **options)
+        return attend_ring(q, k, v, PlainPieces(scores), ring, **options)
 
-    found, expected = (jax.grad(loss, (0, 1, 2))(*parts, how) for how in (split, attend))
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=3)
+    found, expected = (gradients(*parts, how) for how in (split, attend))
     for gradient, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(gradient, other, atol=2e-6)
 
@@ -95,7 +140,7 @@ def test_what_a_device_holds_falls_with_their_number():
         ring = ring_of(1, 1, 1, devices)
         shapes = [(1, 2048, N, 16), (1, K, 2048, 16), (1, K, 2048, 16)]
         parts = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        total = jax.jit(jax.grad(lambda *parts: attend_ring(*parts, Scores(0.5), ring).sum(), (0, 1, 2)))  # pyright: ignore
+        total = jax.jit(jax.grad(lambda *parts: attend_ring(*parts, PlainPieces(Scores(0.5)), ring).sum(), (0, 1, 2)))  # pyright: ignore
         memory: Any = total.lower(*parts).compile().memory_analysis()
         return memory.temp_size_in_bytes
 

@@ -52,6 +52,8 @@ def shapes(length: int = T, channels: int = C, values: int = V, dtype: Any = jnp
         ("splash", {"scores": Scores(1.0, precision=HIGHEST)}),
         ("splash", {"several": True, "ring": ring_of(2, 2, 2, 1)}),
         ("ring", {"several": True, "ring": ring_of(1, 1, 2, 4)}),
+        ("splash ring", {"several": True, "ring": ring_of(1, 1, 2, 4), "length": 2048}),
+        ("ring", {"several": True, "ring": ring_of(1, 1, 2, 4), "length": 2048, "platform": "cpu"}),
         ("chunked", {"whole": False}),
         ("chunked", {"bias": jnp.zeros((1, 1, 1, T))}),
         ("chunked", {"length": 128}),
@@ -198,6 +200,24 @@ def test_the_largest_blocks_of_a_chip_fit_into_its_memory(monkeypatch: pytest.Mo
     keys = of(4, 1, 2048, 128)
     arguments = (of(4, 2048, 2, 128), keys, keys, of(2, dtype=jnp.float32), of(4, 2048, dtype=jnp.bool_))
     jax.jit(jax.grad(total, (0, 1, 2, 3))).lower(*arguments).compile()
+
+
+@needs_libtpu
+def test_in_a_ring_of_tpus_the_kernel_computes_pieces():
+    mesh = topology_mesh("v5e:2x2", (1, 1, 1, 4))
+    ring, scores = Ring(mesh, "fsdp", "sp", "tp", "tp"), Scores(0.15)
+
+    def total(q: Any, k: Any, v: Any) -> jax.Array:
+        return attend(q, k, v, scores, mesh=mesh, ring=ring).astype(jnp.float32).sum()
+
+    def of(sequence: int, *shape: int) -> Any:
+        spec = PartitionSpec(*[None] * sequence, "sp")
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    keys = of(2, 1, 1, 4096, 128)
+    text: Any = jax.jit(jax.grad(total, (0, 1, 2))).lower(of(1, 1, 4096, 2, 128), keys, keys).compile().as_text()
+    kernels = text.count('custom_call_target="tpu_custom_call"')
+    assert kernels == 2 * 3, "of pieces seen in part and wholly: forward, to queries, to keys and values"
 
 
 def test_where_there_is_a_tpu_the_device_of_the_model_decides(monkeypatch: pytest.MonkeyPatch):

@@ -1,8 +1,8 @@
 """Attention over cached keys and values, one entry for every model.
 
-Five kernels compute it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over
-devices, and `split` for single queries to a cache that is; for whole sequences `splash` on TPUs and cuDNN's fused
-attention on NVIDIA GPUs, where they apply.
+Six kernels compute it: `chunked` everywhere, in prompts, decodes and training; `ring` where a sequence is split over
+devices, and `split` for single queries to a cache that is; for whole sequences `splash` on TPUs, in a ring
+`splash ring`, and cuDNN's fused attention on NVIDIA GPUs, where they apply.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from easydel.ops.chunked import Keys, attend_chunked
 from easydel.ops.ring import Ring, attend_ring
+from easydel.ops.ring_pieces import PlainPieces
 from easydel.ops.scores import MASKED, Bias, Scores
 from easydel.ops.sight import Around, Causal, Chunks, Prefix, Sight, is_causal
 from easydel.ops.splash import attend_splash, split, takes
+from easydel.ops.splash_pieces import SplashPieces
 from easydel.ops.split_keys import attend_split, split_of
 
 __all__ = [
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 # B batch, T queries, S keys, N heads, K kv heads, C head channels, V value channels
-Kernel = Literal["ring", "split", "splash", "cudnn", "chunked"]
+Kernel = Literal["ring", "splash ring", "split", "splash", "cudnn", "chunked"]
 # (first query, queries) -> [B, 1 or N, queries, S]: the mask of keys that a few queries see
 Select = Callable[[jax.Array | int, int], jax.Array]
 CUDNN_CHANNELS = 128  # the most that cuDNN's flash attention takes on every GPU since Ampere
@@ -76,9 +78,12 @@ def attend(
     several = mesh is not None and mesh.size > 1
     given: Any = {"whole": whole, "masked": masked, "bias": bias, "ring": ring, "several": several}
     kernel = choose(platform, q_BTNC, k_BKSC, v_BKSV, scores, **given)
-    if kernel == "ring":
+    chip = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
+    if kernel in ("ring", "splash ring"):
         assert ring is not None
-        return attend_ring(q_BTNC, k_BKSC, v_BKSV, scores, ring, **masks)
+        some = valid_BS is not None or starts_BT is not None
+        pieces = PlainPieces(scores) if kernel == "ring" else SplashPieces(scores, masked=some, chip=chip)
+        return attend_ring(q_BTNC, k_BKSC, v_BKSV, pieces, ring, **masks)
     if kernel == "split":
         assert ring is not None
         return attend_split(q_BTNC, k_BKSC, v_BKSV, scores, ring, offset, **masks)
@@ -94,7 +99,6 @@ def attend(
     def fused(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
         if kernel == "cudnn":
             return attend_fused(q_BTNC, k_BKSC, v_BKSV, scores, "cudnn")
-        chip = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
         return attend_splash(q_BTNC, k_BKSC, v_BKSV, scores, ring=ring if several else None, chip=chip, **masks)
 
     if several and kernel == "splash":  # the mesh's devices, and no others, run it
@@ -140,7 +144,8 @@ def choose(
     B, T, N, C = q_BTNC.shape
     K = k_BKSC.shape[1]
     if whole and bias is None and ring is not None and ring.spec(B, T, N, K) is not None:
-        return "ring"
+        by_splash = platform == "tpu" and takes(q_BTNC, k_BKSC, v_BKSV, scores, ring.piece(T))
+        return "splash ring" if by_splash else "ring"
     if (
         T == 1
         and not whole

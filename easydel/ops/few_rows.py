@@ -135,7 +135,8 @@ def _kernel(
         for part in range(0, tall, together):
             half = slice(part // 2, (part + together) // 2)
             own = [sums_HMO[parity, :, half].astype(y_MO.dtype) for parity in (0, 1)]
-            y_MO[:, part : part + together] = sum(_picked(own[h], picks[h], 0) for h in (0, 1)).astype(y_MO.dtype)
+            both = _picked(own[0], picks[0], 0) + _picked(own[1], picks[1], 0)
+            y_MO[:, part : part + together] = both.astype(y_MO.dtype)
 
 
 def _of_parity(places: int, parity: int) -> jax.Array:

@@ -30,9 +30,9 @@ NARROWEST = 64  # channels, which fill half of a register; narrower heads would 
 NOWHERE = -1  # the segment of keys that are not valid
 
 
-def takes(q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, scores: Scores) -> bool:
-    """True if the kernel can compute attention of whole sequences with these shapes and dtypes."""
-    T, C, V = q_BTNC.shape[1], q_BTNC.shape[3], v_BKSV.shape[3]
+def takes(q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, scores: Scores, length: int | None = None) -> bool:
+    """True if the kernel can compute attention of whole sequences, or of pieces of `length`, of these arrays."""
+    T, C, V = length or q_BTNC.shape[1], q_BTNC.shape[3], v_BKSV.shape[3]
     sized = T % LANES == 0 and T >= SHORTEST and all(NARROWEST <= c <= CHANNELS for c in (C, V))
     # the kernel multiplies in the hardware's own precision, which for bfloat16 is all there is
     precise = q_BTNC.dtype == jnp.float32 and scores.precision in (None, jax.lax.Precision.DEFAULT)
@@ -100,18 +100,30 @@ def _with_channels(x: jax.Array) -> jax.Array:
     return x if more == 0 else jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
 
 
+def prepared(scores: Scores, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns queries, keys and values as the kernel wants them, values perhaps with more channels.
+
+    The kernel has no scale: queries are scaled, and rounded once to their own dtype.
+    """
+    q_BTNC = (q_BTNC.astype(jnp.float32) * scores.scale).astype(q_BTNC.dtype)
+    return _with_channels(q_BTNC), _with_channels(k_BKSC), _with_channels(v_BKSV)
+
+
+def block_of(q: Any, v: Any, length: int, chip: str) -> int:
+    """Returns `block_size` of queries [..., C] and values [..., V]."""
+    return block_size(length, max(q.shape[-1], v.shape[-1]), q.dtype, chip)
+
+
 def _attend_local(
     scores: Scores, chip: str, interpret: bool, q_BTNC: Any, k_BKSC: Any, v_BKSV: Any, ids: Any, sinks_N: Any
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     values = v_BKSV.shape[3]
-    q_BTNC, k_BKSC, v_BKSV = (_with_channels(part) for part in (q_BTNC, k_BKSC, v_BKSV))
+    q_BTNC, k_BKSC, v_BKSV = prepared(scores, q_BTNC, k_BKSC, v_BKSV)
     T, N = q_BTNC.shape[1:3]
-    widest = max(q_BTNC.shape[3], v_BKSV.shape[3])
-    kernel = _kernel(N, T, block_size(T, widest, q_BTNC.dtype, chip), scores, interpret)
-    # the kernel has no scale: queries are scaled, and rounded once to their own dtype
-    q_BNTC = (q_BTNC.astype(jnp.float32) * scores.scale).astype(q_BTNC.dtype).swapaxes(1, 2)
+    kernel = kernel_of(N, T, block_of(q_BTNC, v_BKSV, T, chip), scores, interpret=interpret)
+    q_BNTC = q_BTNC.swapaxes(1, 2)
 
     def row(q_NTC: Any, k_KSC: Any, v_KSV: Any, ids: Any) -> jax.Array:
         return kernel(q_NTC, k_KSC, v_KSV, None if ids is None else SegmentIds(*ids), sinks_N)
@@ -119,8 +131,21 @@ def _attend_local(
     return jax.vmap(row)(q_BNTC, k_BKSC, v_BKSV, ids)[..., :values].swapaxes(1, 2)
 
 
-def _kernel(heads: int, length: int, block: int, scores: Scores, interpret: bool) -> Any:
-    """Returns a function of one row's q [N, T, C], k [K, S, C], v [K, S, V]; grouped heads read the same keys."""
+def kernel_of(
+    heads: int,
+    length: int,
+    block: int,
+    scores: Scores,
+    *,
+    distance: int = 0,
+    with_sums: bool = False,
+    interpret: bool,
+) -> Any:
+    """Returns a function of one row's q [N, T, C], k [K, S, C], v [K, S, V]; grouped heads read the same keys.
+
+    Queries begin `distance` slots after the keys. `with_sums` adds the logarithm of each query's sum of weights to the
+    result; then there is no gradient.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         BlockSizes,
         CausalMask,
@@ -134,13 +159,16 @@ def _kernel(heads: int, length: int, block: int, scores: Scores, interpret: bool
     before, after = scores.sight.before, scores.sight.after
     if before is None and after is None:
         mask = FullMask(shape)
+    elif before is None and after == 0:
+        mask = CausalMask(shape, distance)
     else:
-        mask = CausalMask(shape) if before is None and after == 0 else LocalMask(shape, (before, after), 0)
+        mask = LocalMask(shape, (before, after), distance)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes: dict[str, Any] = {f"block_{name}": block for name in names}
     return make_splash_mha_single_device(
         MultiHeadMask([mask] * heads),
         block_sizes=BlockSizes(**sizes),
+        save_residuals=with_sums,
         attn_logits_soft_cap=scores.softcap,
         interpret=interpret,
     )
