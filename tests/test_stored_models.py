@@ -154,9 +154,9 @@ def test_a_saved_int8_model_becomes_floats_if_wanted(checkpoint: Checkpoint, tmp
 
 
 def test_blocks_of_gguf_stay_if_wanted(tmp_path: Path):
-    kind = gguf.GGMLQuantizationType.Q8_0
-
     def blocks(name: str, array: np.ndarray) -> Any:
+        other = name.startswith("blk.1.attn_output")
+        kind = gguf.GGMLQuantizationType.Q4_1 if other else gguf.GGMLQuantizationType.Q8_0
         wide = array.ndim == 2 and array.shape[-1] % 32 == 0
         return (gguf.quants.quantize(array.astype(np.float32), kind), kind) if wide else None
 
@@ -164,7 +164,9 @@ def test_blocks_of_gguf_stay_if_wanted(tmp_path: Path):
     kept, _ = AutoEasyDeLModelForCausalLM.from_pretrained(file, dequantize=False)
     floats, _ = AutoEasyDeLModelForCausalLM.from_pretrained(file)
     assert not forms_of(floats)
-    assert {(form.code.name, form.block[0]) for form in forms_of(kept).values()} == {("int8", 1)}
+    assert {(form.code.name, form.block[0]) for form in forms_of(kept).values()} == {("int8", 1), ("uint4", 1)}
+    scanned, _ = AutoEasyDeLModelForCausalLM.from_pretrained(file, dequantize=False, scan_layers=True)
+    assert forms_of(scanned) == forms_of(kept), "layers of several types are not stacked"
     found = weights_of(kept)
     for path, leaf in flatten(floats.params).items():
         np.testing.assert_allclose(found[path], leaf, rtol=1e-6, atol=1e-9, err_msg=path)
