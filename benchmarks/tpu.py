@@ -230,7 +230,7 @@ def report(found: Mapping[str, Any]) -> Measured:
     notes = [
         "All figures are for one chip and one step, by the compiler. Cycles leave out attention's kernel and waiting "
         "for other chips; the memory bound is for parameters, moments and cache once (twice in training).",
-        "One row is padded to eight for a TPU's matrix unit, and so is what is then summed over sp or fsdp.",
+        "Bytes that are sent are those of shapes: in a TPU's tiles, one row of bfloat16 has the room of two.",
         "The yardstick is a training step in plain JAX, benchmarks/yardstick.py. Unwindowed: with "
         f"{next(iter(UNWINDOWED))}, which keeps XLA from splitting products into steps of a ring.",
     ]

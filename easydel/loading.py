@@ -112,6 +112,7 @@ def load_weights(
     """
     prepared = prepare(model, source, options)
     agree_on(model, source, prepared, check_others)
+    annotate(model, unflatten(prepared.shapes))  # programs that are compiled while weights are read ask for it
     params = read(prepared, model, source, options, check_others)
     source.check_same()
     if options.reading.verbose:

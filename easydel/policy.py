@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from easydel.errors import ArgumentError
 from easydel.ops.ring import Ring
 from easydel.sharding import PartitionAxis, constrain
-from easydel.sharding.axes import AxisName, axis_of, names_in, size_over
+from easydel.sharding.axes import AxisName, names_in, size_over, without
 from easydel.sharding.placement import fit
 
 ATTENTION_OUTPUT, MLP_HIDDEN = "attention_output", "mlp_hidden"  # names of activations for the backward pass
@@ -103,17 +103,20 @@ class Policy:
         axes, between = self.axes, (None,) * (x.ndim - 3)
         return self.shard(x, axes.batch_axis, axes.sequence_axis, *between, axes.activation_hidden_axis)
 
+    @property
+    def token_axis(self) -> AxisName:
+        """The mesh axes that rows are split over where kernels stay, and tokens are sent to them."""
+        return without(self.axes.batch_axis, names_in(self.axes.hidden_axis))
+
     def shard_tokens(self, x: jax.Array) -> jax.Array:
         """Constrains tokens [batch, ..., features] to be on all devices that share a kernel's other dimensions.
 
         A product then leaves its kernel where it is, and moves the tokens instead.
         """
-        if self.mesh is None or self.mesh.size == 1 or _on_one_device():
+        if self.mesh is None or self.mesh.size == 1 or on_one_device():
             return x
-        kept = names_in(self.axes.hidden_axis)
-        batch = axis_of([name for name in names_in(self.axes.batch_axis) if name not in kept])
         free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-        split = PartitionSpec(fit(x.shape[:1], (batch,), self.mesh)[0], *free)
+        split = PartitionSpec(fit(x.shape[:1], (self.token_axis,), self.mesh)[0], *free)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))
 
     def shard_heads(self, x_BTNC: jax.Array, *, kv: bool = False) -> jax.Array:
@@ -124,7 +127,7 @@ class Policy:
         return self.shard(x_BTNC, self.axes.batch_axis, self.axes.sequence_axis, heads, self.axes.head_dim_axis)
 
 
-def _on_one_device() -> bool:
+def on_one_device() -> bool:
     """True inside of `shard_map`, where arrays are what one device has: nothing is left to be split."""
     return jax.sharding.AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
 

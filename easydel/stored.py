@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from easydel.forms import BESIDE, FACTOR, GAIN, OFFSET, ORDER, SCALE, Form
 from easydel.ops.coded import Coded
-from easydel.tree import flatten, params_of, unfilled
+from easydel.tree import flatten, params_of, split_of, unfilled
 
 # the sharding of each parameter of these shapes
 Split = Callable[[Mapping[str, Any]], Mapping[str, jax.sharding.Sharding]]
@@ -32,6 +33,11 @@ class Stored(nnx.Module):
         """The shape of the matrix, whatever its codes' is."""
         *lead, columns = getattr(self, self.matrix).get_raw_value().shape
         return (*lead, columns if self.form is None else columns * self.form.per_byte)
+
+    @property
+    def split(self) -> PartitionSpec | None:
+        """How the matrix's two dimensions are split over a mesh, if that is known."""
+        return split_of(getattr(self, self.matrix))
 
     def store(self, form: Form, scale: np.dtype, shift: np.dtype | None = None) -> None:
         """Declares the parameter, which has no values yet, as codes with scales and shifts of these dtypes."""

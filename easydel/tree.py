@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 Tree = dict[str, Any]
 ADAPTERS = ("lora_A", "lora_B", "lora_magnitude")  # names of adapters among parameters
@@ -77,13 +77,14 @@ def bind(module: Any, params: Mapping[str, Any]) -> None:
 
 
 def annotate(module: Any, params: Mapping[str, Any]) -> None:
-    """Say on each variable of `module` how its value in `params` is split over a mesh, where NNX looks for it."""
+    """Says on each variable of `module` how its value in `params` is split over a mesh, where NNX looks for it."""
     for name, value in params.items():
         child = module[int(name)] if isinstance(module, nnx.List) else getattr(module, name)
         if isinstance(value, Mapping):
             annotate(child, value)
         elif isinstance(value.sharding, NamedSharding):
-            child.set_metadata("out_sharding", value.sharding.spec)
+            spec = value.sharding.spec
+            child.set_metadata("out_sharding", PartitionSpec(*spec, *(None,) * (len(value.shape) - len(spec))))
             child.set_metadata("mesh", value.sharding.mesh)
 
 
@@ -99,6 +100,12 @@ def splits_of(module: Any) -> dict[str, NamedSharding]:
         elif (spec := child.get_metadata("out_sharding", None)) is not None:
             found[name] = NamedSharding(child.get_metadata("mesh"), spec)
     return found
+
+
+def split_of(parameter: nnx.Param) -> PartitionSpec | None:
+    """What `annotate` said of the last two dimensions of a parameter, which may be stacked; None if nothing."""
+    spec = parameter.get_metadata("out_sharding", None)
+    return None if spec is None else PartitionSpec(*spec[-2:])
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,6 +155,17 @@ def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...
 
 
 @needs_libtpu
+@pytest.mark.parametrize("dims", [(1, 8, 1, 1), (1, 1, 1, 8), (1, 2, 4, 1)], ids=str)
+def test_of_one_row_one_is_summed_although_a_tpu_multiplies_eight(dims: tuple[int, ...]):
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1}
+    model, params = built(llama(**sizes), topology_mesh("v5e:2x4", dims))
+    summed = 3 * 512 + 2 * 1024 + VOCAB  # queries, keys, values, both inputs of the activation, and logits
+    whole = 4 * 512  # before and behind attention and the activation, or in float32 in attention over sp
+    sent = sum(one.total for one in sent_by(model, trace_step(model, params, 1, 128)))
+    assert sent < 1.1 * 2 * (2 * summed + 2 * whole)
+
+
+@needs_libtpu
 def test_a_long_cache_is_split_over_sp_and_stays_so():
     model, params = built(llama(max_position_embeddings=65536), topology_mesh("v5e:2x4", (1, 1, 2, 4)))
     own = bytes_on_each(cache_of(model, 2, 16384))

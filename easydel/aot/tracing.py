@@ -21,18 +21,20 @@ from easydel.sharding import default_rules, shardings
 from easydel.sharding.placement import fit
 from easydel.train.state import Optimizer, State, moment_shardings
 from easydel.train.steps import step as train_step
-from easydel.tree import Tree, flatten, unflatten
+from easydel.tree import Tree, annotate, flatten, unflatten
 
 # B batch, T tokens, S cache slots
 
 
 def placed_shapes(model: LanguageModel) -> Tree:
-    """Returns the model's parameters as shapes, split over its mesh by the default rules."""
+    """Returns the model's parameters as shapes, split over its mesh by the default rules, and tells the model so."""
     leaves, policy = flatten(model.params), model.policy
     assert policy.mesh is not None
     rules = default_rules(policy.axes)
     split, _ = shardings({path: leaf.shape for path, leaf in leaves.items()}, policy.mesh, rules, strict=False)
-    return unflatten({path: _shape(leaf, split[path]) for path, leaf in leaves.items()})
+    params = unflatten({path: _shape(leaf, split[path]) for path, leaf in leaves.items()})
+    annotate(model, params)
+    return params
 
 
 def cache_of(model: LanguageModel, batch: int, slots: int) -> Any:

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from easydel.ops.coded import Coded
 from easydel.ops.lookup import Split, look_up
-from easydel.policy import Policy
+from easydel.ops.split_product import SplitProduct
+from easydel.policy import Policy, on_one_device
 from easydel.stored import Stored
-from easydel.tree import unfilled
+from easydel.tree import split_of, unfilled
 
 
 class Buffer(nnx.Param):
@@ -68,15 +70,36 @@ def _moves_less(rows: int, outputs: int, inputs: int) -> bool:
     return rows * (inputs + 2 * outputs) < inputs * outputs
 
 
-def contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Array:
-    """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype."""
-    if x.ndim > 2 and x.shape[-2] == 1 and _moves_less(x.size // x.shape[-1], *kernel.shape):
+def contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy, split: PartitionSpec | None = None) -> jax.Array:
+    """Returns `x` [..., in] times `kernel` [out, in] on their last dimensions, in the computation dtype.
+
+    `split` says how the kernel is split over the policy's mesh, where that is known.
+    """
+    if x.ndim < 3 or x.shape[-2] > 1 or not _moves_less(x.size // x.shape[-1], *kernel.shape):
+        return _contract(x, kernel, policy)
+    if isinstance(kernel, Coded):
+        x, kernel = kernel.inputs(x), kernel.bare
+    apart = _split_product(x.shape, kernel, policy, split) if split is not None and _is_filled(x, policy) else None
+    if apart is None:
         return policy.shard_tokens(_contract(policy.shard_tokens(x), kernel, policy))
-    return _contract(x, kernel, policy)
+    return apart(lambda x, kernel: _contract(x, kernel, policy), x.astype(policy.dtype), kernel)
+
+
+def _split_product(
+    shape: tuple[int, ...], kernel: jax.Array | Coded, policy: Policy, split: PartitionSpec
+) -> SplitProduct | None:
+    if policy.mesh is None or on_one_device():
+        return None
+    return SplitProduct.of(policy.mesh, policy.token_axis, shape, kernel, split)
+
+
+def _is_filled(x: jax.Array, policy: Policy) -> bool:
+    """True if a product adds rows to `x`."""
+    return policy.platform == "tpu" and x.ndim > 1 and 0 < x.size < ROWS * x.shape[-1]
 
 
 def _contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Array:
-    if policy.platform == "tpu" and x.ndim > 1 and 0 < x.size < ROWS * x.shape[-1]:
+    if _is_filled(x, policy):
         return _contract(_with_rows(x), kernel, policy)[..., : x.shape[-2], :]
     whole = policy.mesh is None or policy.mesh.size == 1
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
@@ -101,7 +124,7 @@ class Linear(Stored):
         self.policy = policy
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(x, self.weight(), self.policy)
+        y = contract(x, self.weight(), self.policy, self.split)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def effective(self) -> jax.Array | Coded:
@@ -118,7 +141,7 @@ class Float32Linear(nnx.Module):
         self.policy = replace(policy, dtype=jnp.dtype(jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(x, self.kernel[...], self.policy)
+        y = contract(x, self.kernel[...], self.policy, split_of(self.kernel))
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
@@ -149,4 +172,4 @@ class Embedding(Stored):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products of `x` [..., features] with every row: tied logits."""
-        return contract(x, self.weight(), self.policy)
+        return contract(x, self.weight(), self.policy, self.split)
