@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from easydel.ops.scores import MASKED, Bias, Scores, attend_head
-from easydel.ops.sight import is_causal
+from easydel.ops.sight import Around, is_causal, order_seen
 
 # B batch, T queries, S keys, N heads, K kv heads, G query heads per kv head, C head channels, V value channels
 CHUNK = 256  # queries; larger ones compute more masked scores, smaller ones make worse matrix products
@@ -152,6 +152,8 @@ def _attend_chunk(
 ) -> jax.Array:
     """Attends from queries number `start` and following to those of `keys` that they can see."""
     T, slot, sight = q_BTNC.shape[1], offset + start, scores.sight
+    if T == 1 and isinstance(slot, jax.Array):
+        keys, scores = _masked_once(keys, scores, slot)
 
     def with_keys(keys: Keys) -> jax.Array:
         return _attend_keys(q_BTNC, keys, scores, start, slot - keys.first, sinks_N, looped)
@@ -167,6 +169,19 @@ def _attend_chunk(
     if not isinstance(offset, jax.Array) or sight.after:
         return with_keys(keys)
     return switched(lambda size: with_keys(keys.cut(0, size)), slot + T, prefixes(keys.slots, SHORTEST_PREFIX))
+
+
+def _masked_once(keys: Keys, scores: Scores, slot: jax.Array) -> tuple[Keys, Scores]:
+    """Returns keys whose bias masks all that the query in `slot` does not see, and scores without limits.
+
+    All layers of a step share that bias, which XLA computes once; masks behind a choice of a prefix, each layer anew.
+    """
+    if keys.bias is not None or keys.starts_BT is not None or keys.valid_BS is None:
+        return keys, scores
+    seen_TS = order_seen(1, keys.slots, slot - keys.first, scores.sight)
+    seen_BS = keys.valid_BS if seen_TS is None else keys.valid_BS & seen_TS
+    bias_B11S = jnp.where(seen_BS, 0.0, MASKED)[:, None, None]
+    return replace(keys, valid_BS=None, bias=bias_B11S), replace(scores, sight=Around())
 
 
 def _within_segments(
