@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,29 @@ def test_a_model_whose_tower_needs_timm_is_read_as_its_text(tmp_path: Path):
     directory = rewritten(tmp_path / "text", tmp_path / "whole", newer, lambda _: outer, towers)
     ids = random_ids(TIMM)
     assert_close(load(directory)[0](ids).logits, logits_of(reference, input_ids=ids))
+
+
+def test_experts_of_inkling_2_are_read_as_mxfp8_where_nothing_says_what_they_are(tmp_path: Path):
+    (case,) = (case for case in CASES if case.model_type == "inkling2")
+    wide, inner = {"hidden_size": 64, "intermediate_size": 64}, {"text_hidden_size": 64}  # blocks have 32 columns
+    make(replace(case, config=case.config | wide, vision=case.vision | inner), tmp_path)
+    codes = {
+        name: tensor.astype(ml_dtypes.float8_e4m3fn)
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+        if ".mlp.experts." in name
+    }
+    halves = {
+        f"{name}_scale": np.full((*one.shape[:-1], 2), 0.5).astype(ml_dtypes.float8_e8m0fnu)
+        for name, one in codes.items()
+    }
+    floats = {name: one.astype(np.float32) / 2 for name, one in codes.items()}
+    assert len(floats) == 2 * case.config["num_hidden_layers"]
+
+    def untold(config: Config) -> Config:
+        return {key: value for key, value in config.items() if key != "transformers_version"}
+
+    found = load(rewritten(tmp_path, tmp_path / "coded", change=untold, add=codes | halves), dequantize=True)[1]
+    assert_same(found, load(rewritten(tmp_path, tmp_path / "plain", add=floats))[1])
 
 
 @GEMMA
