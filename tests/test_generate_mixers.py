@@ -25,7 +25,7 @@ KINDS = {
     "short convolutions": ("lfm2", 0),
     "RWKV": ("rwkv", 0),
     "xLSTM": ("xlstm", 0),
-    "an indexer": ("deepseek_v32", 0),
+    "an indexer, whose choice another layer shares": ("glm_moe_dsa", 1),
     "AltUp": ("gemma3n_text", 0),
     "blocks of keys that an indexer chooses": ("minimax_m3_vl_text", 0),
     "hyper-connections and compressed keys": ("deepseek_v4", 0),
@@ -33,6 +33,12 @@ KINDS = {
     "convolutions that tokens weigh": ("inkling2_text", 1),
     "convolutions in attention": ("zaya", 1),
     "biases that tokens mix": ("inkling_text", 0),
+    "stacks of layers in turns": ("hrm_text", 0),
+    "experts in attention": ("jetmoe", 0),
+    "attention to both towers at once": ("t5gemma2", 0),
+    "predictions of two tokens": ("prophetnet", 0),
+    "differences of attention": ("diffllama", 0),
+    "blocks that layers share, Mamba by heads": ("zamba", 0),
 }
 
 
