@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from easydel.config import HFConfig
-from easydel.errors import ArgumentError
+from easydel.errors import ArgumentError, UnsupportedModelError
 from easydel.inputs import check_shapes
 from easydel.layers.block import Block, Flow
 from easydel.layers.context import Context, counted, segment_starts
 from easydel.layers.embed import Embed, Head
 from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm
-from easydel.layers.part import least
+from easydel.layers.part import carriers, least
 from easydel.layers.stack import layer_caches
 from easydel.layers.tower import PerLayer, Stream, TowerModel
 from easydel.policy import Policy
@@ -104,6 +104,17 @@ class Decoder:
         """True if tokens see later ones (BERT): such a model has no cache and cannot continue a text."""
         return any(block.looks_ahead() for block in self.blocks)
 
+    def unpacked(self, tokens: int) -> list[str]:
+        """Lists what keeps a row of `tokens` from holding several documents (`segment_ids`)."""
+        ahead = ["tokens that see later ones"] if self.looks_ahead else []
+        return [*ahead, *sorted(set(carriers(self, tokens)))]
+
+    def check_packed(self, tokens: int) -> None:
+        """Raises UnsupportedModelError if a row of `tokens` must not hold several documents."""
+        if reasons := self.unpacked(tokens):
+            hint = "documents would mix; pass one document in each row"
+            raise UnsupportedModelError(f"segment_ids are not implemented for {', '.join(reasons)}", hint=hint)
+
     @property
     def prefixed(self) -> bool:
         """True if some layer sees the tokens of a prefix both ways."""
@@ -156,8 +167,10 @@ class DecoderModel(TowerModel):
         between: list[jax.Array] | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Computes hidden states; a list `between` gets the first layer's input and each layer's output."""
-        self._check(prefix_mask, token_type_ids, segment_ids)
         shape = self._shape(input_ids, inputs_embeds)
+        self._check(prefix_mask, token_type_ids)
+        if segment_ids is not None:
+            self.record.check_packed(shape[1])
         masks: Any = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
         context, cache = make_context(shape, attention_mask, position_ids, cache, **masks)
         check_positions(shape[1], self.record.longest, context)
@@ -186,12 +199,8 @@ class DecoderModel(TowerModel):
         x_BTD = super().leave(flow, last=last)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
-    def _check(
-        self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None, segment_ids: jax.Array | None
-    ) -> None:
+    def _check(self, prefix_mask: jax.Array | None, token_type_ids: jax.Array | None) -> None:
         """Raises ArgumentError for inputs that this model does not use."""
-        if segment_ids is not None and self.record.looks_ahead:
-            raise ArgumentError("segment_ids are not implemented for models whose tokens see later ones")
         if prefix_mask is not None and not self.record.prefixed:
             raise ArgumentError("the model takes no prefix_mask", hint="its tokens never see later ones")
         if token_type_ids is not None and not self.record.embed.types:

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easydel.errors import UnsupportedModelError
-from easydel.layers.context import Context
 from easydel.layers.delta import DeltaNet
 from easydel.layers.lightning import Lightning
 from easydel.layers.norm import RMSNorm
@@ -19,7 +17,6 @@ from easydel.layers.part import Part
 from easydel.layers.short_conv import ShortConv
 from easydel.ops.delta import CHUNK, CHUNK_OF_CHANNELS, Tokens, delta_rule, token_by_token
 from easydel.ops.triangular import unit_lower_inverse
-from easydel.policy import Policy
 
 FORMS = pytest.mark.parametrize("form", ["heads", "channels", "adds"])
 
@@ -118,11 +115,8 @@ def test_what_mixers_carry_does_not_grow_and_cannot_be_rewound(mixer: Part):
 
 
 @MIXERS
-def test_documents_packed_into_a_row_are_refused(mixer: Part):
-    positions = jnp.zeros((1, 4), int)
-    layer = mixer.build(16, Policy())
-    with pytest.raises(UnsupportedModelError, match="segment_ids are not implemented for"):
-        layer(jnp.zeros((1, 4, 16)), Context(positions, starts_BT=positions), None)
+def test_rows_of_several_documents_would_mix_them(mixer: Part):
+    assert mixer.carries(4)
 
 
 @pytest.mark.parametrize("length", [1, 2, 13, 64])

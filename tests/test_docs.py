@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.cli.app import app
+from easydel.cli.families import LEFT_OUT
 from easydel.families import all_families, all_wrappers
 
 ROOT = Path(__file__).parents[1]
@@ -133,4 +134,5 @@ def test_nothing_is_installed_by_a_name_that_belongs_to_another_project():
 
 def test_the_table_of_models_is_up_to_date():
     script = runpy.run_path(str(ROOT / "scripts" / "make_models.py"))
+    assert script["left_out"]() == LEFT_OUT.read_text(), "run `make models`"
     assert script["text"]() == (ROOT / "docs" / "models.md").read_text(), "run `make models`"

@@ -119,7 +119,10 @@ def test_segments_that_make_no_sense_are_refused(given: dict[str, Any], message:
         model(random_ids(LLAMA, length=8), **given)
 
 
-@pytest.mark.parametrize("case", [CASES["mamba-plain"], t5("segments")], ids=lambda case: case.model_type)
+UNPACKED = [CASES["mamba-plain"], CASES["qwen4_exp_text-ngrams"], CASES["bert-both-ways"], t5("segments")]
+
+
+@pytest.mark.parametrize("case", UNPACKED, ids=lambda case: case.model_type)
 def test_models_without_segments_refuse_them(case: Case):
     model = empty(case)
     ids = np.zeros((1, 4), int)

@@ -14,8 +14,9 @@ import typer
 from easydel.cli.options import Json
 from easydel.cli.tables import print_table
 
-CHECKPOINTS = Path(__file__).parents[1] / "families" / "checkpoints.json"  # known repositories on the Hub
-
+FOLDER = Path(__file__).parents[1] / "families"
+CHECKPOINTS = FOLDER / "checkpoints.json"  # known repositories on the Hub
+LEFT_OUT = FOLDER / "left_out.json"  # what families do without; scripts/make_models.py writes it
 
 All = Annotated[bool, typer.Option("--all", help="Also the language models of transformers that do not load.")]
 
@@ -24,16 +25,22 @@ def families(as_json: Json = False, everything: All = False) -> None:
     """List the model types that can be loaded (the model_type of a config.json), with checkpoints and GGUF's names.
 
     All of them are read from safetensors, PyTorch and quantized files, sharded, scanned, trained, adapted, stored in 8
-    bits and exported.
+    bits and exported. What is left out: packed rows (several documents in a row of training), kept prompts
+    (conversations of which only the new part is computed), generation (where tokens see later ones), images and sound.
     """
     found = sorted([*rows(), *refused()], key=itemgetter("model_type")) if everything else rows()
     if as_json:
         print(json.dumps(found, indent=2))
         return
     print_table(
-        ("model_type", "kind", "gguf", "checkpoint", "description"),
+        ("model_type", "kind", "gguf", "left out", "checkpoint", "description"),
         [
-            (row["model_type"], kind(row), listed(row["gguf"]), listed(row["checkpoints"][:1]), row["description"])
+            (
+                row["model_type"],
+                kind(row),
+                *(listed(names) for names in (row["gguf"], row["left_out"], row["checkpoints"][:1])),
+                row["description"],
+            )
             for row in found
         ],
     )
@@ -46,12 +53,15 @@ def rows() -> list[dict[str, Any]]:
     from easydel.families import all_families, all_wrappers
     from easydel.weights.gguf_architectures import gguf_architectures
 
+    lacking = json.loads(LEFT_OUT.read_text())
     found = [
         _facts(family.model_type, _description(family.build), encoder_decoder=family.encoder_decoder)
+        | {"left_out": lacking.get(family.name, [])}
         for family in all_families()
     ]
     found += [
         _facts(row.model_type, f"{row.description}: its language model", multimodal=True)
+        | {"left_out": ["images and sound"]}
         for row in all_wrappers().values()
     ]
     found.sort(key=itemgetter("model_type"))
@@ -69,7 +79,8 @@ def refused() -> list[dict[str, Any]]:
 
     missing = sorted({*causal_types(), *REFUSED} - {row["model_type"] for row in rows()})
     reasons = {name: REFUSED.get(name, "is not implemented").split(": ")[-1] for name in missing}
-    return [_facts(name, reasons[name], refused=True) | {"gguf": [], "checkpoints": []} for name in missing]
+    nothing = dict.fromkeys(("gguf", "checkpoints", "left_out"), ())
+    return [_facts(name, reasons[name], refused=True) | nothing for name in missing]
 
 
 def summary() -> str:

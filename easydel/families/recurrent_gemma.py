@@ -29,7 +29,7 @@ from easydel.layers.context import Context
 from easydel.layers.conv import CausalConv
 from easydel.layers.linear import Linear, parameter
 from easydel.layers.part import empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.ops.gated_scan import gated_scan
 from easydel.policy import Policy
 
@@ -71,6 +71,9 @@ class GatedRecurrence(Part):
         if self.inner % self.blocks:
             raise ConfigError(f"{self.inner} channels cannot stand in {self.blocks} blocks")
 
+    def carries(self, tokens: int) -> str:
+        return "gated recurrences"
+
     def build(self, features: int, policy: Policy) -> GatedRecurrenceLayer:
         return GatedRecurrenceLayer(self, features, policy)
 
@@ -94,7 +97,6 @@ class GatedRecurrenceLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        refuse_segments(context, "gated recurrences")
         gate_BTI = activation(self.record.act)(self._shard(self.in_proj_y(x_BTD)))
         x_BTI = attended(self._shard(self.in_proj_x(x_BTD)), context)
         x_BTI, conv = self.conv1d(x_BTI, past(cache, "conv"))

@@ -14,7 +14,7 @@ from easydel.families._parts import Block, Decoder, Embed, HFConfig, LayerNorm, 
 from easydel.layers.context import Context
 from easydel.layers.linear import Linear, parameter
 from easydel.layers.part import empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.ops.wkv import NOTHING, Sums, weighted_average
 from easydel.policy import Policy
 
@@ -45,6 +45,9 @@ class TimeMix(Part):
     features: int
     inner: int
 
+    def carries(self, tokens: int) -> str:
+        return "RWKV"
+
     def build(self, features: int, policy: Policy) -> TimeMixLayer:
         return TimeMixLayer(self, features, policy)
 
@@ -65,7 +68,6 @@ class TimeMixLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        refuse_segments(context, "RWKV")
         x_BTD = attended(x_BTD, context)
         mixed = with_previous(self, ("key", "value", "receptance"), x_BTD, past(cache, "last"))
         k_BTI, v_BTI, r_BTI = (self._projected(name, part_BTD) for name, part_BTD in zip("kvr", mixed, strict=True))

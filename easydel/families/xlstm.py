@@ -26,7 +26,7 @@ from easydel.families._parts import (
 from easydel.layers.context import Context
 from easydel.layers.linear import Float32Linear, Linear
 from easydel.layers.part import empty
-from easydel.layers.recurrent import attended, kept, refuse_segments
+from easydel.layers.recurrent import attended, kept
 from easydel.ops.mlstm import NOTHING, Gated, matrix_memory
 from easydel.policy import Policy
 
@@ -72,6 +72,9 @@ class MatrixMemory(Part):
     eps: float
     bias: bool = False
 
+    def carries(self, tokens: int) -> str:
+        return "xLSTM"
+
     def build(self, features: int, policy: Policy) -> MatrixMemoryLayer:
         return MatrixMemoryLayer(self, features, policy)
 
@@ -98,7 +101,6 @@ class MatrixMemoryLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        refuse_segments(context, "xLSTM")
         record = self.record
         q_BTNK, k_BTNK, v_BTNV = (self._heads(getattr(self, f"in_proj_{name}")(x_BTD)) for name in "qkv")
         input_BTN, forget_BTN = (self._capped(gate(x_BTD)) for gate in (self.in_proj_i, self.in_proj_f))

@@ -31,7 +31,7 @@ from easydel.layers.conv import CausalConv
 from easydel.layers.global_block import GlobalBlock
 from easydel.layers.linear import Linear, parameter
 from easydel.layers.part import empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.ops.recurrence import selective_scan
 from easydel.policy import Policy
 
@@ -58,6 +58,9 @@ class HeadedMamba(Part):
         if self.inner % self.heads:
             raise ConfigError(f"{self.inner} channels cannot stand in {self.heads} heads")
 
+    def carries(self, tokens: int) -> str:
+        return "Mamba"
+
     def build(self, features: int, policy: Policy) -> HeadedMambaLayer:
         return HeadedMambaLayer(self, features, policy)
 
@@ -83,7 +86,6 @@ class HeadedMambaLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        refuse_segments(context, "Mamba")
         x_BTI, gate_BTI = self._shard(self.in_proj_x(x_BTD)), self._shard(self.in_proj_z(x_BTD))
         x_BTI, conv = self.conv1d(attended(x_BTI, context), past(cache, "conv"))
         x_BTI = attended(activation(self.record.act)(x_BTI), context).astype(jnp.float32)

@@ -13,7 +13,6 @@ from easydel.layers.context import Context
 from easydel.layers.indexer import by_pieces
 from easydel.layers.key_blocks import ChoosesBlocks, ChoosesBlocksLayer, by_position, held_positions
 from easydel.layers.part import Cached
-from easydel.layers.recurrent import refuse_segments
 from easydel.ops.attend import Select
 from easydel.policy import Policy
 
@@ -38,6 +37,9 @@ class BlockIndexer(ChoosesBlocks):
         if self.readers % self.heads:
             raise ConfigError(f"{self.readers} heads cannot be split among {self.heads} of an indexer")
 
+    def carries(self, tokens: int) -> str:
+        return "attention to chosen blocks" if tokens > self.count * self.block else ""
+
     def build(self, features: int, policy: Policy) -> BlockIndexerLayer:
         return BlockIndexerLayer(self, features, policy)
 
@@ -57,7 +59,6 @@ class BlockIndexerLayer(ChoosesBlocksLayer):
         cache = None if cache is None else replace(cache, array=k_BPC)
         if k_BPC.shape[1] <= record.count * record.block:  # of so few, all are chosen
             return None, cache
-        refuse_segments(context, "attention to chosen blocks")
         chosen_BTHK = self._chosen(self.queries(x_BTD, record, context), own_BT, k_BPC)
         return self._select(jax.lax.stop_gradient(chosen_BTHK), held_BS), cache
 

@@ -17,7 +17,7 @@ from easydel.layers.conv import CausalConv, GroupedConv
 from easydel.layers.kv_cache import empty_keys, update
 from easydel.layers.linear import Linear, parameter
 from easydel.layers.part import Cached, HeadSizes, Part, empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.layers.rope import Rope
 from easydel.ops.attend import Causal, Scores, attend
 from easydel.policy import ATTENTION_OUTPUT, Policy
@@ -53,6 +53,9 @@ class CCA(Part):
         """Channels of all queries and keys."""
         return (self.heads.count + self.heads.kv) * self.heads.dim
 
+    def carries(self, tokens: int) -> str:
+        return "attention with convolutions"
+
     def build(self, features: int, policy: Policy) -> CCALayer:
         return CCALayer(self, features, policy)
 
@@ -85,7 +88,6 @@ class CCALayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        refuse_segments(context, "attention with convolutions")
         record, x_BTD = self.record, attended(x_BTD, context)
         q_BTNC, k_BTKC, last_BWE = self._queries_and_keys(x_BTD, context, past(cache, "conv"))
         v_BTKC = self._values(x_BTD, past(cache, "input"))

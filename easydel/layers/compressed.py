@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from easydel.errors import UnsupportedModelError
 from easydel.layers.compressor import Compressor, EntryIndexer
 from easydel.layers.context import Context
 from easydel.layers.kv_cache import places, reachable, with_earlier
@@ -53,6 +52,9 @@ class CompressedAttention(Part):
     def choosers(self) -> dict[str, Compressor | EntryIndexer]:
         return {part.name: part for part in (self.compressor, self.indexer) if part is not None}
 
+    def carries(self, tokens: int) -> str:
+        return "attention to entries of several tokens"
+
     def build(self, features: int, policy: Policy) -> CompressedLayer:
         return CompressedLayer(self, features, policy)
 
@@ -92,9 +94,6 @@ class CompressedLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any]:
-        if context.starts_BT is not None:
-            hint = "entries would be made of several documents; pass one document in each row"
-            raise UnsupportedModelError("segment_ids are not implemented for attention to entries", hint=hint)
         record, heads = self.record, (self.record.heads, self.record.dim)
         cos, sin = context.angles(record.position)
         latent_BTR = self.q_a_norm(self.q_a_proj(x_BTD))

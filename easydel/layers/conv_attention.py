@@ -18,7 +18,6 @@ from easydel.layers.linear import Linear
 from easydel.layers.norm import AnyNorm, L2Clip
 from easydel.layers.part import HeadSizes, Part
 from easydel.layers.position import LogGrowth
-from easydel.layers.recurrent import refuse_segments
 from easydel.layers.residual_conv import ResidualConv, TokenConv
 from easydel.layers.token_bias import TokenBias
 from easydel.ops.attend import Bias, Causal, Scores, attend
@@ -48,6 +47,9 @@ class ConvAttention(Part):
     sight: Causal = Causal()
     growth: LogGrowth | None = None
     gated: bool = False
+
+    def carries(self, tokens: int) -> str:
+        return "attention with convolutions"
 
     def build(self, features: int, policy: Policy) -> ConvAttentionLayer:
         return ConvAttentionLayer(self, features, policy)
@@ -82,7 +84,6 @@ class ConvAttentionLayer(nnx.Module):
     def __call__(
         self, x: jax.Array | tuple[jax.Array, jax.Array, jax.Array], context: Context, cache: Any
     ) -> tuple[jax.Array, Any]:
-        refuse_segments(context, "attention with convolutions")
         x_BTD, k_read_BTD, v_read_BTD = x if isinstance(x, tuple) else (x, x, x)
         states: Any = {"k_conv": None, "v_conv": None} if cache is None else cache
         k_BTE, k_state = self.k_conv(self.k_proj(k_read_BTD), k_read_BTD, context, states["k_conv"])

@@ -15,7 +15,7 @@ from easydel.layers.conv import CausalConv
 from easydel.layers.linear import Float32Linear, Linear, parameter
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Part, empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.ops.delta import Tokens, delta_rule
 from easydel.policy import Policy
 
@@ -53,6 +53,9 @@ class DeltaNet(Part):
         keys = self.key_heads * self.key_dim
         return {"q": keys, "k": keys, "v": self.heads * self.value_dim}
 
+    def carries(self, tokens: int) -> str:
+        return "the delta rule"
+
     def build(self, features: int, policy: Policy) -> DeltaNetLayer:
         return DeltaNetLayer(self, features, policy)
 
@@ -85,7 +88,6 @@ class DeltaNetLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
-        refuse_segments(context, "the gated delta rule")
         record, (B, T) = self.record, x_BTD.shape[:2]
         tokens, inputs = self._tokens(x_BTD, context, cache)
         state_BNCV = past(cache, "state")

@@ -15,7 +15,7 @@ from easydel.layers.context import Context
 from easydel.layers.linear import Linear
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Part, empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.ops.delta import Tokens, delta_rule
 from easydel.policy import Policy
 
@@ -37,6 +37,9 @@ class Lightning(Part):
     act: str
     norm: RMSNorm
     fading: float
+
+    def carries(self, tokens: int) -> str:
+        return "lightning attention"
 
     def build(self, features: int, policy: Policy) -> LightningLayer:
         return LightningLayer(self, features, policy)
@@ -63,7 +66,6 @@ class LightningLayer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
-        refuse_segments(context, "lightning attention")
         record, (B, T) = self.record, x_BTD.shape[:2]
         projections = (self.in_proj_q, self.in_proj_k, self.in_proj_v)
         q_BTNC, k_BTNC, v_BTNC = (self._heads(projection(x_BTD), context) for projection in projections)

@@ -15,7 +15,7 @@ from easydel.layers.conv import CausalConv
 from easydel.layers.linear import Float32Linear, Linear, parameter
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Part, empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.ops.recurrence import selective_scan
 from easydel.policy import Policy
 
@@ -41,6 +41,9 @@ class Mamba(Part):
     bias: bool = False
     conv_bias: bool = True
     norm: RMSNorm | None = None
+
+    def carries(self, tokens: int) -> str:
+        return "Mamba"
 
     def build(self, features: int, policy: Policy) -> MambaLayer:
         return MambaLayer(self, features, policy)
@@ -70,7 +73,6 @@ class MambaLayer(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, cache: MambaState | None
     ) -> tuple[jax.Array, MambaState | None]:
-        refuse_segments(context, "Mamba")
         x_BTI, gate_BTI = (self._shard(part) for part in jnp.split(self.in_proj(x_BTD), 2, axis=-1))
         x_BTI, past_BWI = self.conv1d(attended(x_BTI, context), past(cache, "conv"))
         x_BTI = attended(activation(self.record.act)(x_BTI), context).astype(jnp.float32)

@@ -16,7 +16,7 @@ from easydel.layers.conv import CausalConv
 from easydel.layers.linear import Float32Linear, Linear, parameter
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Part, empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.ops.ssd import state_space_dual
 from easydel.policy import Policy
 from easydel.sharding.axes import AxisName
@@ -86,6 +86,9 @@ class Mamba2(Part):
         shared = self.groups * self.states
         return {"x": self.heads * self.head_dim, "b": shared, "c": shared}
 
+    def carries(self, tokens: int) -> str:
+        return "Mamba 2"
+
     def build(self, features: int, policy: Policy) -> Mamba2Layer:
         return Mamba2Layer(self, features, policy)
 
@@ -115,7 +118,6 @@ class Mamba2Layer(nnx.Module):
         self.record, self.policy = record, policy
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
-        refuse_segments(context, "Mamba 2")
         z_BTI, x_BTI, b_BTC, c_BTC, dt_BTN = self._projected(x_BTD)
         inputs, new = {"x": x_BTI, "b": b_BTC, "c": c_BTC}, {}
         for name, channels in self._channels().items():

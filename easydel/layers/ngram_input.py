@@ -15,7 +15,7 @@ from easydel.layers.linear import Linear
 from easydel.layers.ngram_table import NGramTable
 from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, empty
-from easydel.layers.recurrent import attended, kept, refuse_segments
+from easydel.layers.recurrent import attended, kept
 from easydel.policy import Policy
 
 # B batch, T length, H streams, D model, E channels of all streams
@@ -35,6 +35,9 @@ class NGramInput:
     norm: RMSNorm
     streams: int
     features: int
+
+    def carries(self, tokens: int) -> str:
+        return "vectors of n-grams"
 
     def build(self, features: int, policy: Policy) -> NGramInputModule:
         return NGramInputModule(self, policy)
@@ -57,7 +60,6 @@ class NGramInputModule(nnx.Module):
 
     def __call__(self, x_BTHD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
         """Returns what is added to the streams, and the new state."""
-        refuse_segments(context, "vectors of n-grams")
         found_BTE, tokens = self.table(context, None if cache is None else cache["tokens"])
         key_BTHD = self.norm_key(self.key_proj(found_BTE).reshape(x_BTHD.shape))
         score_BTH = jnp.sum(key_BTHD * self.norm_query(x_BTHD), axis=-1, keepdims=True) * x_BTHD.shape[-1] ** -0.5

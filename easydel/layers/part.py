@@ -6,8 +6,8 @@ cache. Questions about the part (its caches, ropes, heads, ...) are answered by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -111,6 +111,10 @@ class Part:
         """True if its output for a token depends on later tokens."""
         return False
 
+    def carries(self, tokens: int) -> str:
+        """What brings values from one document to the next if a row of `tokens` holds several; "" if nothing does."""
+        return ""
+
     def rewinds(self, length: int, end: int) -> int | None:
         """Number of slots one can go back, in a cache for `length` tokens of which `end` were ever written.
 
@@ -122,3 +126,15 @@ class Part:
 def least(reaches: Iterable[int | None]) -> int | None:
     """Returns the smallest number of slots; None, which stands for all slots, is the largest."""
     return min((slots for slots in reaches if slots is not None), default=None)
+
+
+def carriers(record: Any, tokens: int) -> Iterator[str]:
+    """Yields what `carries` says of a record and of all records in it."""
+    if isinstance(record, tuple):
+        for one in dict.fromkeys(record):
+            yield from carriers(one, tokens)
+    elif is_dataclass(record):
+        if (words := getattr(record, "carries", lambda _: "")(tokens)) != "":
+            yield words
+        for inner in fields(record):
+            yield from carriers(getattr(record, inner.name), tokens)

@@ -12,7 +12,6 @@ from easydel.layers.context import Context
 from easydel.layers.indexer import by_pieces
 from easydel.layers.key_blocks import ChoosesBlocks, ChoosesBlocksLayer, by_position, held_positions
 from easydel.layers.part import Cached
-from easydel.layers.recurrent import refuse_segments
 from easydel.ops.attend import Select
 from easydel.policy import Policy
 
@@ -27,6 +26,9 @@ class PooledIndexer(ChoosesBlocks):
     A score is the sum over `heads` of relu(query * key), with one key of `dim` channels for all heads: the normed mean
     of a block's, rotated as its first token is.
     """
+
+    def carries(self, tokens: int) -> str:
+        return "attention to chosen blocks" if tokens // self.block > self.count else ""
 
     def build(self, features: int, policy: Policy) -> PooledIndexerLayer:
         return PooledIndexerLayer(self, features, policy)
@@ -46,7 +48,6 @@ class PooledIndexerLayer(ChoosesBlocksLayer):
         blocks = k_BPC.shape[1] // record.block
         if blocks <= record.count:  # of so few, all are chosen
             return None, cache
-        refuse_segments(context, "attention to chosen blocks")
         chosen_BTK = self._chosen(self.queries(x_BTD, record, context), own_BT, self._pooled(k_BPC, blocks))
         return self._select(jax.lax.stop_gradient(chosen_BTK), own_BT, held_BS), cache
 

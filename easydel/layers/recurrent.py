@@ -6,16 +6,8 @@ from dataclasses import replace
 
 import jax
 
-from easydel.errors import UnsupportedModelError
 from easydel.layers.context import Context
 from easydel.layers.part import Cached
-
-
-def refuse_segments(context: Context, mixer: str) -> None:
-    """Raises UnsupportedModelError if several documents are packed into a row: their states would mix."""
-    if context.starts_BT is not None:
-        hint = "recurrent layers carry their state from one segment to the next; pass one document in each row"
-        raise UnsupportedModelError(f"segment_ids are not implemented for {mixer}", hint=hint)
 
 
 def attended(x_BTC: jax.Array, context: Context) -> jax.Array:

@@ -12,7 +12,7 @@ from easydel.layers.context import Context
 from easydel.layers.conv import CausalConv
 from easydel.layers.linear import Linear
 from easydel.layers.part import Cached, Part, empty
-from easydel.layers.recurrent import attended, kept, past, refuse_segments
+from easydel.layers.recurrent import attended, kept, past
 from easydel.policy import Policy
 
 # B batch, T length, D model
@@ -31,6 +31,9 @@ class ShortConv(Part):
     width: int
     bias: bool = False
 
+    def carries(self, tokens: int) -> str:
+        return "short convolutions"
+
     def build(self, features: int, policy: Policy) -> ShortConvLayer:
         return ShortConvLayer(self, features, policy)
 
@@ -48,7 +51,6 @@ class ShortConvLayer(nnx.Module):
         self.out_proj = Linear(record.channels, features, policy, bias=record.bias)
 
     def __call__(self, x_BTD: jax.Array, context: Context, cache: State | None) -> tuple[jax.Array, State | None]:
-        refuse_segments(context, "short convolutions")
         given_BTD = attended(self.in_proj_b(x_BTD) * self.in_proj_x(x_BTD), context)
         mixed_BTD, past_BWD = self.conv(given_BTD, past(cache, "conv"))
         return self.out_proj(self.in_proj_c(x_BTD) * mixed_BTD), kept(cache, conv=past_BWD)
