@@ -60,8 +60,13 @@ KEYS = {
 }
 
 
-def convert(directory: Path, arch: str, config: Any, file: Path, metadata: Mapping[str, Any]) -> Path:
-    """Writes the model in `directory`; `metadata` has further keys, without "<arch>.", None for those to leave out."""
+def convert(
+    directory: Path, arch: str, config: Any, file: Path, metadata: Mapping[str, Any], coded: str | None = None
+) -> Path:
+    """Writes the model in `directory`; `metadata` has further keys, without "<arch>.", None for those to leave out.
+
+    Tensors whose names match `coded` are written in blocks of 8 bits.
+    """
     writer = gguf.GGUFWriter(file, arch)
     for key, value in {**described(config), **metadata}.items():
         if isinstance(value, list):
@@ -83,7 +88,11 @@ def convert(directory: Path, arch: str, config: Any, file: Path, metadata: Mappi
         writer.add_array(f"xielu.{number}", [array.item() for array in found])
     for name, array in changed(arch, config, stacked(together(arch, config, folded(arch, config, arrays)))):
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(mapped or name, np.ascontiguousarray(array))
+        array, kind = np.ascontiguousarray(array), None
+        if coded is not None and re.search(coded, mapped or name):
+            kind = gguf.GGMLQuantizationType.Q8_0
+            array = gguf.quantize(array, kind)
+        writer.add_tensor(mapped or name, array, raw_dtype=kind)
     for name, array in tables(arch, config, metadata).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,27 @@ def test_a_file_with_constants_in_its_weights_computes_what_the_checkpoint_does(
     model, _ = AutoEasyDeLModelForCausalLM.from_pretrained(file, progress=False)
     ids = random_ids(row.case)
     np.testing.assert_allclose(model(ids).logits, reference_logits(reference, ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "coded", "part"),
+    [("qwen3moe", "exps", "experts/"), ("chatglm", r"attn_qkv\.weight", "self_attn/[qkv]_proj/")],
+)
+def test_parts_of_a_tensor_keep_their_own_codes(tmp_path: Path, arch: str, coded: str, part: str):
+    row = [row for row in ALL if row.arch == arch][-1]
+    sizes = {"hidden_size": 64, "num_attention_heads": 8, "moe_intermediate_size": 32, "head_dim": 8}
+    config = row.case.config | {key: size for key, size in sizes.items() if key in row.case.config}
+    reference = make_reference(replace(row.case, config=config), tmp_path)
+    file = convert(tmp_path, row.arch, reference.config, tmp_path / "model.gguf", row.metadata, coded)
+    floats = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(file, progress=False)[1])
+    kept = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(file, progress=False, dequantize=False)[1])
+    found = [path for path in kept if re.search(rf"{part}.*kernel$", path)]
+    assert len(found) == 9
+    for path in found:
+        assert kept[path].dtype == np.int8
+        scales = np.asarray(kept[f"{path}_scale"], np.float32).reshape(-1, 1)
+        values = np.asarray(kept[path]).reshape(-1, 32) * scales
+        np.testing.assert_array_equal(values.reshape(floats[path].shape), floats[path], err_msg=path)
 
 
 def test_every_architecture_is_tested():

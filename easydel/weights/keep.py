@@ -223,8 +223,10 @@ class _Parts:
         whole = FACTOR not in self.form.extra
         part = Part(tensor, kind, self._unit(tensor, kind, turned), turned, ORDER in self.form.extra, whole)
         plain = tensor.plain(kind)
-        self.made[part.name] = part if plain is None or not part.is_plain else plain
-        return Source(part.name)
+        # several tensors may be parts of one in the file, and have its name: a GGUF file's experts
+        key = f"{name}{part.name.removeprefix(tensor.name)}"
+        self.made[key] = part if plain is None or not part.is_plain else plain
+        return Source(key)
 
     def _unit(self, tensor: CodedTensor, kind: Kind, turned: bool) -> Block:
         """Returns the rows and columns of the tensor that one stored number is for."""
