@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,20 @@ LLAMA_405B = LLAMA_8B | {
     "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128,
 }  # fmt: skip
 FOUR_LAYERS = LLAMA_8B | {"num_hidden_layers": 4}
+QWEN3_30B: dict[str, Any] = {
+    "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144,
+    "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+    "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "max_position_embeddings": 40960, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
+DEEPSEEK_V3: dict[str, Any] = {
+    "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+    "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8,
+    "n_group": 8, "topk_group": 4, "norm_topk_prob": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1,
+    "num_hidden_layers": 4, "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536,
+    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "max_position_embeddings": 4096, "rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class Case:
     axes: Mapping[str, Any] = field(default_factory=dict)  # of PartitionAxis
 
 
-V5E, V5E_16, V5P_512 = "v5e:2x4", "v5e:4x4", "v5p:8x8x8"
+V5E, V5E_16, V5E_64, V5P_512 = "v5e:2x4", "v5e:4x4", "v5e:8x8", "v5p:8x8x8"
 RATIOS = {"x HBM": 1.03, "x cycles": 1.03, "x sent": 1.05}
 CASES = {
     "8B decode, 4 layers, batch 8": Case(
@@ -75,6 +89,10 @@ CASES = {
     "405B train, split residual": Case(
         "train", LLAMA_405B, V5P_512, (1, 64, 8, 1), 512, 4096, {"HBM GB": 60}, axes={"activation_hidden_axis": "tp"}
     ),
+    "Qwen3-30B-A3B train, 4 layers": Case("train", QWEN3_30B, V5E_64, (1, 64, 1, 1), 64, 4096),
+    "Qwen3-30B-A3B decode, 4 layers": Case("decode", QWEN3_30B, V5E_64, (1, 64, 1, 1), 64, 2048),
+    "DeepSeek-V3 train, 4 layers": Case("train", DEEPSEEK_V3, V5E_64, (1, 64, 1, 1), 64, 2048),
+    "DeepSeek-V3 decode, 4 layers": Case("decode", DEEPSEEK_V3, V5E_64, (1, 64, 1, 1), 64, 2048),
 }
 
 
@@ -120,8 +138,18 @@ def figures(case: Case) -> dict[str, Any]:
         "cycle_seconds": None if text is None else cycles(text) / CLOCK[kind],
         "sent": None if sent is None else sum(one.total for one in sent),
         "sent_for_head": None if sent is None else sum(one.total for one in sent if one.largest >= head),
+        "sent_by": None if sent is None else by_kind(sent),
         "collectives": [asdict(one) for one in sorted(sent or (), key=lambda one: -one.total)[:24]],
     }
+
+
+def by_kind(sent: Sequence[Any]) -> dict[str, int]:
+    """Returns the bytes that go over each axis of the mesh, by the kind of collective."""
+    found: dict[str, int] = {}
+    for one in sent:
+        name = f"{one.kind} over {' '.join(one.axes)}"
+        found[name] = found.get(name, 0) + one.total
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def text_of(compiled: Any) -> str | None:

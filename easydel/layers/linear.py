@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from easydel.ops import few_rows
 from easydel.ops.coded import Coded
 from easydel.ops.lookup import Split, look_up
 from easydel.ops.split_product import SplitProduct
@@ -79,18 +80,22 @@ def contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy, split: Par
         return _contract(x, kernel, policy)
     if isinstance(kernel, Coded):
         x, kernel = kernel.inputs(x), kernel.bare
-    apart = _split_product(x.shape, kernel, policy, split) if split is not None and _is_filled(x, policy) else None
+    coded = isinstance(kernel, Coded) and policy.platform == "tpu"
+    by_kernel = coded and few_rows.takes(max(x.size // x.shape[-1], ROWS), policy.dtype, kernel)
+    apart = None
+    if split is not None and (by_kernel or _is_filled(x, policy)):
+        apart = _split_product(x.shape, kernel, policy, split, by_kernel=by_kernel)
     if apart is None:
         return policy.shard_tokens(_contract(policy.shard_tokens(x), kernel, policy))
     return apart(lambda x, kernel: _contract(x, kernel, policy), x.astype(policy.dtype), kernel)
 
 
 def _split_product(
-    shape: tuple[int, ...], kernel: jax.Array | Coded, policy: Policy, split: PartitionSpec
+    shape: tuple[int, ...], kernel: jax.Array | Coded, policy: Policy, split: PartitionSpec, *, by_kernel: bool
 ) -> SplitProduct | None:
     if policy.mesh is None or on_one_device():
         return None
-    return SplitProduct.of(policy.mesh, policy.token_axis, shape, kernel, split)
+    return SplitProduct.of(policy.mesh, policy.token_axis, shape, kernel, split, always=by_kernel)
 
 
 def _is_filled(x: jax.Array, policy: Policy) -> bool:
@@ -105,8 +110,8 @@ def _contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Ar
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
     if isinstance(kernel, Coded):
-        on = {"split": not whole, "tpu": policy.platform == "tpu"}
-        y = kernel.times(rows.astype(policy.dtype), policy.precision, **on)
+        on_one_tpu = policy.platform == "tpu" and (whole or on_one_device())
+        y = kernel.times(rows.astype(policy.dtype), policy.precision, split=not whole, tpu=on_one_tpu)
     else:
         dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
         y = jax.lax.dot_general(

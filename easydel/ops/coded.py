@@ -106,19 +106,18 @@ class Coded:
     def times(self, x: jax.Array, precision: Any, *, split: bool, tpu: bool = False) -> jax.Array:
         """Returns x [..., columns] times the transpose of one matrix [rows, columns], in the dtype of `x`.
 
-        Unless it is `split` over a mesh, a large matrix is made floats a few rows at a time on CPUs, and on a `tpu` a
-        kernel multiplies few rows of `x` with 4-bit codes.
+        On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh. On one `tpu` few
+        rows of `x` and 4-bit codes have a kernel.
         """
         if self.changes_inputs:
             return self.bare.times(self.inputs(x), precision, split=split, tpu=tpu)
         at_once = partial(_product, precision=precision)
         rows = max(BLOCK_BYTES // (4 * self.shape[1]) // self.form.block[0], 1) * self.form.block[0]
         ways: dict[str, Any] = {}
-        if self.shape[0] > 2 * rows:
+        if not split and self.shape[0] > 2 * rows:
             ways["cpu"] = partial(_product_by_blocks, rows=rows, precision=precision)
         if tpu and few_rows.takes(x.size // x.shape[-1], x.dtype, self):
             ways["tpu"] = partial(_product_of_few, precision)
-        ways = {} if split else ways
         return jax.lax.platform_dependent(x, self, default=at_once, **ways) if ways else at_once(x, self)
 
     def between(self, start: Any, rows: int) -> Coded:

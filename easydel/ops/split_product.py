@@ -33,15 +33,23 @@ class SplitProduct:
 
     @classmethod
     def of(
-        cls, mesh: Mesh, batch: AxisName, shape: tuple[int, ...], matrix: Matrix, split: PartitionSpec
+        cls,
+        mesh: Mesh,
+        batch: AxisName,
+        shape: tuple[int, ...],
+        matrix: Matrix,
+        split: PartitionSpec,
+        *,
+        always: bool = False,
     ) -> SplitProduct | None:
         """Returns the splits for x of a `shape`, whose rows are split over `batch` where the matrix is not.
 
-        The matrix is `split` over axes (out, in). None if its columns, or those of its scales, are not.
+        The matrix is `split` over axes (out, in). None if its columns, or those of its scales, are not; with
+        `always`, only if they cannot be.
         """
         out, columns = split = PartitionSpec(*(axis_of(names_in(axis)) for axis in split))
         specs, summed = _specs(matrix, split, mesh), names_in(columns)
-        if specs is None or size_over(summed, mesh) == 1:
+        if specs is None or (size_over(summed, mesh) == 1 and not always):
             return None
         rows, between = (
             fit(shape[:1], (without(batch, (*names_in(out), *summed)),), mesh)[0],
