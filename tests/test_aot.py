@@ -63,6 +63,7 @@ TPU_TEXT = """
 "xprof_metadata":"{}"
 }}, backend_config={"flag_configs":[]}
   %fusion.1 = bf16[8,16]{1,0} fusion(%p), calls=%all-reduce-scatter.1, backend_config={"estimated_cycles":"20"}
+  %sort = s32[8]{0} sort(%p), dimensions={0}, backend_config={"estimated_cycles":"18446744073709551615"}
   %fusion.2 = bf16[8,16]{1,0} fusion(%p), kind=kLoop, calls=%fused
   %start = (f32[4]{0}, f32[8]{0}, u32[], u32[]) all-gather-start(%q), channel_id=5, replica_groups=[2,4]<=[4,2]T(1,0)
 }

@@ -21,6 +21,7 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_UNKNOWN = 2**64 - 1  # cycles of what the compiler has no estimate for
 # TPUs spread one operation over the fusions that it runs beside: each part has its channel and the name of the chain.
 _CHAIN = re.compile(r'\bchannel_id=(\d+),.*chain_id="(\d+)"')
 # The ways in which XLA writes groups of devices: axes of a mesh, a transposed grid, and lists.
@@ -81,7 +82,7 @@ def cycles(text: str) -> int:
     def of_line(line: str) -> int:
         inner = [of(called) for called in _called(line)]
         together = max(inner, default=0) if " conditional(" in line else sum(inner)
-        own = sum(map(int, _CYCLES.findall(line)))
+        own = sum(int(count) for count in _CYCLES.findall(line) if int(count) < _UNKNOWN)
         return own + together * (_trips(line, program) if " while(" in line else 1)
 
     return of(ENTRY)
