@@ -25,7 +25,7 @@ from easydel.weights.arena import ARENA_BYTES, carve, groups
 from easydel.weights.arrays import Arrays, Arrived
 from easydel.weights.expressions import Index, source_names
 from easydel.weights.fill import ROWS_BYTES, SCRATCH_BYTES, Filler, Finite
-from easydel.weights.pages import Pages, given
+from easydel.weights.pages import HUGE, Pages, given
 from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
 
@@ -52,7 +52,7 @@ class Job:
         return [part for part in self.parts if part.values is None]
 
     def work(self, fresh: Sequence[DevicePart], start: int, stop: int) -> None:
-        """Fills rows of the array; the memory of `fresh` parts was never touched."""
+        """Fills rows of the array; the memory of `fresh` parts is asked for before."""
         assert self.fill is not None
         for part in fresh:
             given(part.rows(*part.span) if self.at_once and part.index else part.rows(start, stop))
@@ -278,6 +278,8 @@ def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor, pages: Pages) -> tuple
     unplaced = list(chain.from_iterable(fresh))
     for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced], pages), strict=True):
         part.values = memory
+    if pages.usual == HUGE:  # few, and best touched just before they are written
+        fresh = [[] for _ in jobs]
     futures = [
         pool.submit(job.work, parts, *piece)
         for job, parts in zip(jobs, fresh, strict=True)
