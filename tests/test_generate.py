@@ -274,7 +274,7 @@ def test_the_cache_is_updated_in_place(loaded: Loaded, function: Any, scan_layer
     lowered = model.compiled(function).lower(params, state, Rules(), *limit)  # pyright: ignore
     memory: Any = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size
-    assert memory.temp_size_in_bytes < size * (0.9 if scan_layers else 0.5)  # a scan copies the layer it is at
+    assert memory.temp_size_in_bytes < size * (0.7 if scan_layers else 0.5)  # a scan copies some of a layer
 
 
 def test_temporaries_of_a_prompt_grow_with_its_length_not_with_its_square(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -223,7 +223,7 @@ class AttentionLayer(nnx.Module):
         )
         out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
         y_BTD = self.o_proj(self._finished(x_BTD, out_BTNV))
-        values = chosen | ({record.keys.name: seen} if isinstance(record.keys, HandOn) else {})
+        values = chosen | ({record.keys.name: replace(seen, stacks=None)} if isinstance(record.keys, HandOn) else {})
         cache = cache if cache is None or record.select is None else cache | {"select": kept}
         return handing(y_BTD, values), cache
 

@@ -16,6 +16,7 @@ from easydel.layers.context import Context
 from easydel.layers.part import Cached, empty
 from easydel.ops.attend import Around, Scores
 from easydel.ops.sight import is_causal, reach
+from easydel.ops.stacked import Stacked
 
 # B batch, T tokens of this call, S slots of the sequence, P places of the cache, K kv heads, C head channels
 KVCache = dict[str, Cached]
@@ -28,7 +29,8 @@ REWIND = 64
 class Seen:
     """The keys and values that queries attend to, with their masks and the queries' place among them.
 
-    The first query is in slot `slot` of the keys, or in `known_slot` where that is known at trace time.
+    The first query is in slot `slot` of the keys, or in `known_slot` where that is known at trace time. `stacks` are
+    the keys and values among those of other layers, if they lie there.
     """
 
     k_BKSC: jax.Array
@@ -38,11 +40,12 @@ class Seen:
     slot: jax.Array | None
     known_slot: int = field(metadata={"static": True})
     scores: Scores = field(metadata={"static": True})
+    stacks: tuple[Stacked, Stacked] | None = None
 
     def masks(self) -> dict[str, Any]:
-        """Returns the arguments of `attend` that restrict which keys are seen."""
+        """Returns the arguments of `attend` that say which keys are seen, and where they lie."""
         offset = self.known_slot if self.slot is None else self.slot
-        return {"offset": offset, "valid_BS": self.valid_BS, "starts_BT": self.starts_BT}
+        return {"offset": offset, "valid_BS": self.valid_BS, "starts_BT": self.starts_BT, "stacks": self.stacks}
 
 
 def empty_keys(
@@ -97,7 +100,9 @@ def update(
     P, T = cache["k"].array.shape[2], k_BKTC.shape[2]
     if valid_BS.shape[1] == P:  # the cache holds the whole sequence
         cache = _written(cache, new, offset)
-        return cache, seen(cache["k"].array, cache["v"].array, valid_BS, starts_BT, offset, scores)
+        found = seen(cache["k"].array, cache["v"].array, valid_BS, starts_BT, offset, scores)
+        k, v = (cache[name].stack for name in "kv")
+        return cache, found if k is None or v is None else replace(found, stacks=(k, v))
     window = reach(scores.sight)
     assert window is not None
     assert is_causal(scores.sight)
@@ -133,10 +138,7 @@ def with_earlier(
 
 
 def _written(cache: KVCache, new: dict[str, jax.Array], place: jax.Array | int) -> KVCache:
-    def write(old: Cached, part: jax.Array) -> Cached:
-        return replace(old, array=jax.lax.dynamic_update_slice_in_dim(old.array, part, place, axis=2))
-
-    return {name: write(cache[name], part) for name, part in new.items()}
+    return {name: cache[name].written(part, place, 2) for name, part in new.items()}
 
 
 def _rolled(cache: KVCache, new: dict[str, jax.Array], offset: jax.Array | int, valid_BT: jax.Array | None) -> KVCache:

@@ -7,13 +7,14 @@ cache. Questions about the part (its caches, ropes, heads, ...) are answered by 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from easydel.layers.rope import Rope
+from easydel.ops.stacked import Stacked
 from easydel.policy import Policy
 
 
@@ -24,11 +25,37 @@ class Cached:
 
     Axes are names of `PartitionAxis` without "_axis" ("batch", "kv_head", "mlp"), or None for a dimension that is
     never split. They travel with the array, so that code that places a cache need not know its layer. Where layers are
-    scanned, the array has one more dimension in front.
+    scanned, the array has one more dimension in front, and a layer's own part knows `among` which it lies.
     """
 
     array: jax.Array
     axes: tuple[str | None, ...] = field(metadata={"static": True})
+    among: Stacked | None = None
+
+    @classmethod
+    def taken(cls, stacked: Cached, number: jax.Array, policy: Policy) -> Cached:
+        """Returns the part of layer `number` in the arrays of several layers."""
+        among = Stacked(stacked.array, number, tpu=policy.platform == "tpu")
+        return cls(among.own, stacked.axes, among)
+
+    @property
+    def stack(self) -> Stacked | None:
+        """The arrays of several layers, where this one's was written there and can be read from there."""
+        return None if self.among is None or not self.among.holds else self.among
+
+    def put_back(self) -> Cached:
+        """Returns the arrays of the layers that this one's was `taken` from, with what it holds now."""
+        among = self.among
+        assert among is not None
+        return Cached(among.arrays if among.holds else among.put(self.array), self.axes)
+
+    def written(self, part: jax.Array, place: jax.Array | int, dim: int) -> Cached:
+        """Returns the same with `part` at `place` of a dimension."""
+        part = part.astype(self.array.dtype)
+        if self.among is None or not self.among.writable:
+            return replace(self, array=jax.lax.dynamic_update_slice_in_dim(self.array, part, place, dim))
+        among = self.among.written(part, place, dim)
+        return replace(self, array=among.own, among=among)
 
 
 def empty(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Cached:

@@ -176,7 +176,7 @@ def _loop(layers: Any, run: Run, policy: Policy, flow: Flow, context: Context, c
 def _scan(group: list[Any], run: Run, policy: Policy, flow: Flow, context: Context, caches: Any) -> tuple[Flow, Any]:
     """Runs periods of layers by `jax.lax.scan`.
 
-    Caches are carried and updated in place: as results that the scan collects, they would be copied.
+    Caches are carried, and layers write into them: as results that the scan collects, they would be copied.
     """
     inputs = ([params_of(layer) for layer in group], _by_period(context.each, run))
     functions = [_as_function(layer, policy, scanned=True) for layer in group]
@@ -192,9 +192,9 @@ def _scan(group: list[Any], run: Run, policy: Policy, flow: Flow, context: Conte
 
     def carried(carry: tuple[Flow, Any], sliced: tuple[jax.Array, Any]) -> tuple[tuple[Flow, Any], None]:
         (flow, stacked), (index, inputs) = carry, sliced
-        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
+        own = jax.tree.map(lambda leaf: Cached.taken(leaf, index, policy), stacked, is_leaf=_is_cached)
         flow, own = period(flow, inputs, own)
-        return (flow, jax.tree.map(lambda all, one: _put(all, one, index), stacked, own)), None
+        return (flow, jax.tree.map(Cached.put_back, own, is_leaf=_is_cached)), None
 
     empty = [None] * len(group)
     if any(name not in flow for layer in group for name in layer.record.hands_on()):
@@ -221,8 +221,8 @@ def _with_room(period: Callable[..., Any], flow: Flow, inputs: Any, caches: Any)
     return {**jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), after), **flow}
 
 
-def _put(stacked: jax.Array, one: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stacked, one.astype(stacked.dtype), index, 0)
+def _is_cached(leaf: Any) -> bool:
+    return isinstance(leaf, Cached)
 
 
 def _as_function(layer: BlockLayer, policy: Policy, *, scanned: bool) -> Any:

@@ -21,6 +21,7 @@ from easydel.ops.sight import Around, Causal, Chunks, Prefix, Sight, is_causal
 from easydel.ops.splash import attend_splash, split, takes
 from easydel.ops.splash_pieces import SplashPieces
 from easydel.ops.split_keys import attend_split, split_of
+from easydel.ops.stacked import Stacked
 
 __all__ = [
     "Around",
@@ -58,6 +59,7 @@ def attend(
     starts_BT: jax.Array | None = None,
     mesh: jax.sharding.Mesh | None = None,
     ring: Ring | None = None,
+    stacks: tuple[Stacked, Stacked] | None = None,
 ) -> jax.Array:
     """Returns weighted values [B, T, N, V] in the queries' dtype.
 
@@ -67,7 +69,8 @@ def attend(
     logit per head that takes weight but adds no value. An `offset` that is no traced array saves computation: see
     `chunked`. `starts_BT` is the first slot that each query sees. For a whole sequence it is where the token's segment
     begins, and tokens see their own segment only; sights that are not causal accept it for whole sequences alone.
-    `mesh` is the mesh that arrays may be split over, and `ring` tells how.
+    `mesh` is the mesh that arrays may be split over, and `ring` tells how. `stacks` are keys and values among those of
+    other layers, for who reads a part of them.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     whole = not isinstance(offset, jax.Array) and int(offset) == 0 and q_BTNC.shape[1] == k_BKSC.shape[2]
@@ -90,7 +93,7 @@ def attend(
     looped = platform == "cpu" and not several
 
     def chunked(q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array) -> jax.Array:
-        keys = Keys(k_BKSC, v_BKSV, valid_BS, bias, starts_BT, segments=whole)
+        keys = Keys(k_BKSC, v_BKSV, valid_BS, bias, starts_BT, segments=whole, stacks=stacks)
         return attend_chunked(q_BTNC, keys, scores, offset, sinks_N, looped=looped)
 
     if kernel == "chunked":

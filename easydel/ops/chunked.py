@@ -19,6 +19,7 @@ import numpy as np
 
 from easydel.ops.scores import MASKED, Bias, Scores, attend_head
 from easydel.ops.sight import Around, is_causal, order_seen
+from easydel.ops.stacked import Stacked
 
 # B batch, T queries, S keys, N heads, K kv heads, G query heads per kv head, C head channels, V value channels
 CHUNK = 256  # queries; larger ones compute more masked scores, smaller ones make worse matrix products
@@ -33,8 +34,8 @@ LOOPED_FROM = 32  # queries from which a loop over kv heads beats a batched prod
 class Keys:
     """Keys and values [B, K, S, ...], the first of them in slot `first`, with the biases on their scores.
 
-    `bias` and `starts_BT` are arguments of `attend`. The starts belong to its queries, and with `segments` to the keys
-    too, of which there are then as many. `earliest_T` is the least start over all rows.
+    `bias`, `starts_BT` and `stacks` are arguments of `attend`. The starts belong to its queries, and with `segments` to
+    the keys too, of which there are then as many. `earliest_T` is the least start over all rows.
     """
 
     k_BKSC: jax.Array
@@ -45,6 +46,7 @@ class Keys:
     earliest_T: jax.Array | None = None
     segments: bool = False
     first: jax.Array | int = 0
+    stacks: tuple[Stacked, Stacked] | None = None
 
     @property
     def slots(self) -> int:
@@ -52,11 +54,15 @@ class Keys:
 
     def cut(self, start: jax.Array | int, size: int) -> Keys:
         """Returns `size` keys and values, from number `start` on."""
-        if size == self.slots:
+        if size == self.slots and self.stacks is None:
             return self
-        k_BKSC, v_BKSV = (_cut(part, start, size, 2) for part in (self.k_BKSC, self.v_BKSV))
+        if self.stacks is None:
+            k_BKSC, v_BKSV = (_cut(part, start, size, 2) for part in (self.k_BKSC, self.v_BKSV))
+        else:
+            k_BKSC, v_BKSV = (part.cut(start, size, 2) for part in self.stacks)
         valid_BS = None if self.valid_BS is None else _cut(self.valid_BS, start, size, 1)
-        return replace(self, k_BKSC=k_BKSC, v_BKSV=v_BKSV, valid_BS=valid_BS, first=self.first + start)
+        first = self.first + start
+        return replace(self, k_BKSC=k_BKSC, v_BKSV=v_BKSV, valid_BS=valid_BS, first=first, stacks=None)
 
     def biases(self, start: jax.Array | int, queries: int) -> jax.Array | None:
         """Returns the bias [B or 1, N or 1, queries or 1, S] for `queries` queries from number `start` on."""
