@@ -223,11 +223,25 @@ def test_the_kernel_for_tpus_agrees_with_native_products():
     rng = np.random.default_rng(1)
     x, dy = (jnp.asarray(rng.normal(size=(200, width)), jnp.bfloat16) for width in (256, 128))
     kernel, sizes = jnp.asarray(rng.normal(size=(3, 128, 256)), jnp.bfloat16), jnp.asarray([150, 0, 40])
+    master = kernel.astype(jnp.float32)  # as trained parameters are stored
     assert gmm.takes(x, kernel)
+    assert gmm.takes(x, master)
     assert not gmm.takes(x, kernel[:, :96])
     for contracted, part in ((2, x), (1, dy)):
-        ours = gmm.product(part, kernel, sizes, contracted=contracted, interpret=True)
+        ours = gmm.product(part, master, sizes, contracted=contracted, interpret=True)
         native = ragged.product_native(part, kernel, sizes, contracted=contracted)
         np.testing.assert_allclose(*(y[:190].astype(jnp.float32) for y in (ours, native)), rtol=0.02, atol=0.1)
     outer = gmm.outer(dy, x, sizes, interpret=True)
     np.testing.assert_allclose(outer, ragged.outer_native(dy, x, sizes), atol=1e-3)
+
+
+def test_experts_trained_in_bfloat16_lower_to_the_kernel_for_tpus():
+    """`ragged_dot` would compute all experts for each row."""
+
+    def total(x: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
+        return jnp.sum(ragged.ragged_dot(x, kernel, sizes).astype(jnp.float32) ** 2)
+
+    x, kernel = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16), jax.ShapeDtypeStruct((3, 128, 256), jnp.float32)
+    gradient = jax.export.export(jax.jit(jax.grad(total, (0, 1))), platforms=["tpu"])
+    text = str(gradient(x, kernel, jax.ShapeDtypeStruct((3,), jnp.int32)).mlir_module())
+    assert text.count("tpu_custom_call") == 3, "forward, to rows, to matrices"

@@ -18,9 +18,12 @@ WIDEST_SUM = 512  # of one that is kept in float32
 
 
 def takes(x: jax.Array, kernel: Any) -> bool:
-    """Returns whether the kernel can compute these products: in bfloat16, of matrices made of whole lanes."""
-    bf16 = x.dtype == jnp.bfloat16 and getattr(kernel, "dtype", None) == jnp.bfloat16
-    return bf16 and all(dim % LANES == 0 for dim in kernel.shape[1:])
+    """Returns whether the kernel can compute these products: in bfloat16, of matrices made of whole lanes.
+
+    The matrices may be stored as float32, as in training.
+    """
+    floats = x.dtype == jnp.bfloat16 and getattr(kernel, "dtype", None) in (jnp.bfloat16, jnp.float32)
+    return floats and all(dim % LANES == 0 for dim in kernel.shape[1:])
 
 
 def product(
@@ -31,7 +34,7 @@ def product(
 
     tall = _rows(x.shape[0], kernel.shape[0])
     tiles = (tall, _tile(kernel.shape[contracted], WIDEST), _tile(kernel.shape[3 - contracted], WIDEST))
-    given = (_padded(x, tall), kernel, sizes.astype(jnp.int32), x.dtype, tiles)
+    given = (_padded(x, tall), kernel.astype(x.dtype), sizes.astype(jnp.int32), x.dtype, tiles)
     return gmm(*given, transpose_rhs=contracted == 2, interpret=interpret)[: x.shape[0]]
 
 
