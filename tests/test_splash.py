@@ -180,13 +180,15 @@ def test_what_it_takes_lowers_for_tpus_forward_and_backward(sizes: dict[str, Any
 
 @needs_libtpu
 @pytest.mark.usefixtures("full_optimization")
-def test_the_largest_blocks_of_a_chip_fit_into_its_memory(monkeypatch: pytest.MonkeyPatch):
-    """Of the chip with the least memory of its own."""
+@pytest.mark.parametrize(("topology", "channels"), [("v5e:2x2", 128), ("v6e:2x2", 256)])
+def test_the_largest_blocks_of_a_chip_fit_into_its_memory(
+    topology: str, channels: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(splash, "BLOCKS", (512, 256, 128))
-    mesh = topology_mesh("v5e:2x2", (1, 4, 1, 1))
+    mesh = topology_mesh(topology, (1, 4, 1, 1))
     chip = mesh.devices.flat[0].device_kind
-    assert block_size(2048, 128, jnp.bfloat16, chip) == 1024
-    assert block_size(2048, 256, jnp.bfloat16, chip) == block_size(2048, 128, jnp.float32, chip) == 512
+    assert block_size(2048, channels, jnp.bfloat16, chip) == 1024
+    assert block_size(2048, channels + 1, jnp.bfloat16, chip) == block_size(2048, 128, jnp.float32, chip) == 512
     ring, scores = Ring(mesh, "fsdp", "sp", "tp", "tp"), Scores(0.15, softcap=30.0)
 
     def total(q: Any, k: Any, v: Any, sinks: Any, valid: Any) -> jax.Array:
@@ -197,8 +199,8 @@ def test_the_largest_blocks_of_a_chip_fit_into_its_memory(monkeypatch: pytest.Mo
         spec = PartitionSpec("fsdp" if len(shape) > 1 else None)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    keys = of(4, 1, 2048, 128)
-    arguments = (of(4, 2048, 2, 128), keys, keys, of(2, dtype=jnp.float32), of(4, 2048, dtype=jnp.bool_))
+    keys = of(4, 1, 2048, channels)
+    arguments = (of(4, 2048, 2, channels), keys, keys, of(2, dtype=jnp.float32), of(4, 2048, dtype=jnp.bool_))
     jax.jit(jax.grad(total, (0, 1, 2, 3))).lower(*arguments).compile()
 
 

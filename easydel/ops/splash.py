@@ -22,9 +22,9 @@ from easydel.sharding.placement import fit
 LANES = 128  # the least keys in a block, as wide as a TPU's vector registers
 SHORTEST = 256  # shorter sequences are one chunk elsewhere: there is nothing to skip
 BLOCKS = (512, 256, LANES)  # queries and keys
-# Chips, by the name that JAX gives them, whose own memory has room for larger blocks of at most 128 bfloat16 channels,
-# in the backward pass too, with masks and sinks.
-LARGER, ROOMY = 1024, ("TPU v5 lite", "TPU v6 lite")
+# Chips, by the name that JAX gives them, whose own memory has room for larger blocks, and the most bfloat16 channels of
+# these: in the backward pass too, with masks and sinks.
+LARGER, ROOMY = 1024, {"TPU v5 lite": 128, "TPU v6 lite": 256}
 CHANNELS = 256  # the most that JAX's own tests of the kernel use
 NARROWEST = 64  # channels, which fill half of a register; narrower heads would be zeros for the most part
 NOWHERE = -1  # the segment of keys that are not valid
@@ -89,7 +89,7 @@ def _ids(valid_BS: jax.Array | None, starts_BT: jax.Array | None) -> tuple[jax.A
 
 def block_size(length: int, channels: int, dtype: Any, chip: str) -> int:
     """Returns the number of queries, and of keys, in a block."""
-    larger = chip in ROOMY and channels <= LANES and dtype == jnp.bfloat16
+    larger = channels <= ROOMY.get(chip, 0) and dtype == jnp.bfloat16
     return next(block for block in (*((LARGER,) if larger else ()), *BLOCKS) if length % block == 0)
 
 
