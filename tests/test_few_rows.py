@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from foretold import built, llama, needs_libtpu, read_from_memory
+from jax.sharding import PartitionSpec as P
 
 import easydel.ops.coded as coded
 import easydel.ops.few_rows as few_rows
@@ -21,7 +22,9 @@ from easydel.aot.tracing import placed_shapes, trace_step
 from easydel.forms import OFFSET, SCALE, Form, by_rows, floats_of, packed
 from easydel.ops.coded import Coded
 from easydel.ops.few_rows import multiply, takes
+from easydel.ops.split_product import SplitProduct
 from easydel.quantize import make_int4
+from easydel.sharding import make_mesh
 
 INT4, UINT4, FP4 = (np.dtype(kind) for kind in (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.float4_e2m1fn))
 FORMS = {
@@ -61,6 +64,25 @@ def test_products_and_gradients_equal_those_of_floats(name: str, monkeypatch: py
     np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2**-8, atol=1e-5 * np.abs(expected).max())
     theirs = jax.vjp(lambda x: coded._product(x, matrix, precision=None), x)[1](dy)
     np.testing.assert_array_equal(pull(dy)[0], theirs[0])
+
+
+def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.MonkeyPatch):
+    """In float32: over a mesh of CPUs XLA has no products of bfloat16 numbers that are added up in float32."""
+    times = few_rows._times
+    monkeypatch.setattr(few_rows, "_times", lambda x, y, dim: times(x.astype(jnp.float32), y.astype(jnp.float32), dim))
+    mesh, rng = make_mesh((1, 2, 4, 1)), np.random.default_rng(1)
+    matrix, floats = matrix_of(Form(UINT4, (1, 64), shift="zero"), 256, 1024)
+    x = jnp.asarray(rng.normal(size=(2, 1, 1024)), jnp.bfloat16)
+    apart = SplitProduct.of(mesh, "dp", x.shape, matrix, P("fsdp", "tp"), always=True)
+    assert apart is not None
+
+    def product(x: jax.Array, matrix: Coded) -> jax.Array:
+        assert matrix.shape == (128, 256)
+        return multiply(x.reshape(-1, x.shape[-1]), matrix, interpret=True).reshape(*x.shape[:-1], -1)
+
+    y = jax.jit(partial(apart, product))(x, matrix)
+    expected = np.asarray(x, np.float32) @ floats.T
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2**-6, atol=2**-7 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
