@@ -113,6 +113,7 @@ def test_every_field_can_be_extended():
         {"s": ("u",)},
         ("o",),
         ("l",),
+        ("f",),
         "bert",
     )
     more = {field.name: getattr(other, field.name) for field in fields(Names)}

@@ -28,13 +28,12 @@ def after_first(c: HFConfig, router: TopK, *, bias: bool = False) -> list[Part]:
     return [sparse if i >= first and i % step == 0 else dense for i in range(c.num_hidden_layers)]
 
 
-def by_type(c: HFConfig, sparse: Part, dense: Part, default: int | Sequence[str]) -> list[Part]:
+def by_type(c: HFConfig, sparse: Part, dense: Part, first: int = 0, default: Sequence[str] = ()) -> list[Part]:
     """Returns `sparse` or `dense` for each layer, as `mlp_layer_types` says.
 
-    By `default` so many of the first are dense, or each layer is what is listed.
+    Without it, as the list `default` says; without that, the `first` ones are dense.
     """
-    if isinstance(default, int):
-        default = ["dense" if i < default else "sparse" for i in range(c.num_hidden_layers)]
+    default = default or ["dense" if i < first else "sparse" for i in range(c.num_hidden_layers)]
     kinds = checked_types(c, "mlp_layer_types", c.get("mlp_layer_types") or default, ("dense", "sparse"))
     return [sparse if kind == "sparse" else dense for kind in kinds]
 

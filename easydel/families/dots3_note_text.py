@@ -90,7 +90,7 @@ def ffns(c: HFConfig) -> list[Part]:
     size = c.get("moe_shared_expert_intermediate_size", c.shared_experts_intermediate_size)
     shared, expert = GLU(size * c.n_shared_experts, c.hidden_act), GLU(c.moe_intermediate_size, c.hidden_act)
     sparse = MoE(c.n_routed_experts, expert, corrected_router(c), shared)
-    return by_type(c, sparse, GLU(c.intermediate_size, c.hidden_act), default)
+    return by_type(c, sparse, GLU(c.intermediate_size, c.hidden_act), default=default)
 
 
 def names(c: HFConfig) -> Names:

@@ -63,7 +63,7 @@ def ffns(c: HFConfig) -> list[Part]:
     sparse = MoE(c.num_local_experts, clamped(c.intermediate_size), router, clamped(c.shared_intermediate_size))
     stated = checked_types(c, "moe_layer_freq", c.get("moe_layer_freq") or [1] * c.num_hidden_layers, (0, 1))
     default = ["sparse" if has else "dense" for has in stated]
-    return by_type(c, sparse, clamped(c.dense_intermediate_size), default)
+    return by_type(c, sparse, clamped(c.dense_intermediate_size), default=default)
 
 
 @family("minimax_m3_vl_text", NAMES, inert=INERT)
