@@ -50,7 +50,7 @@ ROWS = (
     Wrapper("llama4", "Llama 4 (Meta 2025)", text_config(tied=False), SEEN_BY_LLAMA),
     Wrapper("llava", "LLaVA (Liu et al. 2023, arXiv:2304.08485)", text_config(tied=None), IMAGES),
     Wrapper("llava_next", "LLaVA-NeXT (Liu et al. 2024)", text_config(tied=False), (*IMAGES, NEWLINE)),
-    Wrapper("minimax_m3_vl", MINIMAX, text_config(tied=False), minimax.IGNORED, names=minimax.NAMES),
+    Wrapper("minimax_m3_vl", MINIMAX, text_config(tied=None), minimax.IGNORED, names=minimax.NAMES),
     Wrapper("mistral3", "Mistral Small 3.1, Ministral 3 (Mistral AI 2025)", text_config(tied=True), IMAGES),
     Wrapper("mllama", VISION, mllama.mllama_text, SEEN_BY_LLAMA, mllama.mllama_tensors, mllama.text_layers),
     Wrapper("moss_transcribe_diarize", "MOSS-Transcribe-Diarize (OpenMOSS 2026)", text_config(tied=True), HEARD),
