@@ -40,7 +40,7 @@ def params_of(module: Any) -> Tree:
 def paths_of(module: Any, kind: type[nnx.Param]) -> Iterator[str]:
     """Yields the paths of the parameters below `module` that are of this `kind`."""
     for name, child in _children(module):
-        if isinstance(child, kind):
+        if _is(type(child), kind):
             yield name
         elif _kind(type(child)) in (nnx.List, nnx.Module) and name[0] != "_":
             yield from (f"{name}/{path}" for path in paths_of(child, kind))
@@ -50,6 +50,12 @@ def paths_of(module: Any, kind: type[nnx.Param]) -> Iterator[str]:
 def _kind(found: type) -> type | None:
     """Returns a type's NNX kind, once per type: NNX answers isinstance slowly, and each call asks for thousands."""
     return next((kind for kind in (nnx.Param, nnx.List, nnx.Module) if issubclass(found, kind)), None)
+
+
+@cache
+def _is(found: type, kind: type) -> bool:
+    """True if `found` is a `kind`, asked once per type for the same reason."""
+    return issubclass(found, kind)
 
 
 def unfilled(shape: tuple[int, ...], dtype: Any) -> nnx.Param:
