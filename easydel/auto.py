@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,11 @@ class AutoEasyDeLModelForCausalLM:
             options = options.settled(stored_dtype(source))
             family = choose_family(source.config, encoder_decoder=cls.encoder_decoder)
             config = options.configured(family, source.config)
-            model = build_model(family, config, options.policy, source, dequantize=options.dequantize)
+            build = partial(build_model, family, config, options.policy, dequantize=options.dequantize)
+            model = build(source)
             if adapters is not None:
                 source = with_adapters(source, model, open_adapters(adapters, source.layers))
-                model = build_model(
-                    family, config, options.policy, source, dequantize=options.dequantize
-                )  # a tied head may have become another
+                model = build(source)  # a tied head may have become another
                 model.merged = True
                 model.tokenizer_origin = adapters if has_tokenizer(adapters) else model.origin
             params = load_weights(model, source, options, check_others)

@@ -36,7 +36,6 @@ from easydel.weights.apart import kinds_of_layers
 from easydel.weights.arrays import Arrived
 from easydel.weights.by_hosts import moved, read_placements
 from easydel.weights.execute import execute
-from easydel.weights.gguf_codes import by_codes
 from easydel.weights.plan import head_differs
 from easydel.weights.sources import TensorSource
 
@@ -69,9 +68,7 @@ def build_model(
         record, names = family.record(config)
     if policy.scan_layers and not dequantize and isinstance(record, Decoder):
         numbers = source.layers or range(len(record.blocks))
-        coded = source.checkpoint.format == "gguf" and dequantize is False
-        tensors = by_codes(source.tensors) if coded else source.tensors
-        kinds = kinds_of_layers(tensors, source.manifest.int8 if source.manifest else (), numbers)
+        kinds = kinds_of_layers(source.stored(dequantize), source.manifest.int8 if source.manifest else (), numbers)
         blocks = zip(record.blocks, kinds, strict=True)
         record = replace(record, blocks=tuple(replace(block, stored=kind) for block, kind in blocks))
     gguf = source.checkpoint.format == "gguf"
@@ -119,7 +116,6 @@ def load_weights(
         print_sizes(source.checkpoint, params)
     tree = unflatten({path: params[path] for path in prepared.shapes})
     bind(model, tree)
-    annotate(model, tree)
     return tree
 
 

@@ -23,7 +23,6 @@ from easydel.stored import Split, forms_of
 from easydel.tree import Tree, bind, flatten, unflatten
 from easydel.weights.expressions import source_names
 from easydel.weights.formats.finite import check_scales
-from easydel.weights.gguf_codes import by_codes
 from easydel.weights.kept import kept
 from easydel.weights.mlx_names import as_mlx_saves
 from easydel.weights.names import OWN
@@ -77,7 +76,7 @@ def plan_for(
     that the checkpoint stores by codes stay so, unless `dequantize` (GGUF's: if that is False), in blocks that `split`
     over devices cuts nowhere. Tensors without a place are left out if a pattern in `ignore` matches their names.
     """
-    table, tensors, manifest = source.names or model.names, source.tensors, source.manifest
+    table, tensors, manifest = source.names or model.names, source.stored(dequantize), source.manifest
     stored: Collection[str] = ()
     if manifest is not None:
         table = OWN
@@ -92,8 +91,6 @@ def plan_for(
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers, "ignore": ignore}
     if source.checkpoint.metadata.get("format") == "mlx":
         table, tensors = as_mlx_saves(table, tensors, file)
-    if source.checkpoint.format == "gguf" and dequantize is False:
-        tensors = by_codes(tensors)
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
     take_dtypes(model, plan)
     chosen: Collection[str] = ()

@@ -20,6 +20,7 @@ from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
 from easydel.policy import FLOATS
 from easydel.weights import formats
+from easydel.weights.gguf_codes import by_codes
 from easydel.weights.names import Names
 from easydel.weights.saved import MANIFEST, Manifest, coded, read_manifest
 from easydel.weights.sources import TensorSource
@@ -50,6 +51,11 @@ class CheckpointSource:
     identity: tuple[int, int] | None = None
     layers: tuple[int, ...] | None = None
     names: Names | None = None
+
+    def stored(self, dequantize: bool | None) -> Mapping[str, TensorSource]:
+        """Returns the tensors; those of a GGUF file are floats unless `dequantize` is False."""
+        by_bits = self.checkpoint.format == "gguf" and dequantize is False
+        return by_codes(self.tensors) if by_bits else self.tensors
 
     def check_same(self) -> None:
         """Raises CheckpointError if the directory was replaced since its first file was read: files would not match."""

@@ -38,7 +38,11 @@ class BlockIndexer(ChoosesBlocks):
             raise ConfigError(f"{self.readers} heads cannot be split among {self.heads} of an indexer")
 
     def carries(self, tokens: int) -> str:
-        return "attention to chosen blocks" if tokens > self.count * self.block else ""
+        return "" if self.chooses_all(tokens) else "attention to chosen blocks"
+
+    def chooses_all(self, positions: int) -> bool:
+        """True if there are no more blocks than are chosen."""
+        return positions <= self.count * self.block
 
     def build(self, features: int, policy: Policy) -> BlockIndexerLayer:
         return BlockIndexerLayer(self, features, policy)
@@ -57,7 +61,7 @@ class BlockIndexerLayer(ChoosesBlocksLayer):
         held_BS, own_BT = held_positions(x_BTD.shape[1], context)
         k_BPC = by_position(k_BTC, own_BT, context, cache)
         cache = None if cache is None else replace(cache, array=k_BPC)
-        if k_BPC.shape[1] <= record.count * record.block:  # of so few, all are chosen
+        if record.chooses_all(k_BPC.shape[1]):
             return None, cache
         chosen_BTHK = self._chosen(self.queries(x_BTD, record, context), own_BT, k_BPC)
         return self._select(jax.lax.stop_gradient(chosen_BTHK), held_BS), cache

@@ -28,7 +28,11 @@ class PooledIndexer(ChoosesBlocks):
     """
 
     def carries(self, tokens: int) -> str:
-        return "attention to chosen blocks" if tokens // self.block > self.count else ""
+        return "" if self.chooses_all(tokens) else "attention to chosen blocks"
+
+    def chooses_all(self, positions: int) -> bool:
+        """True if there are no more whole blocks than are chosen."""
+        return positions // self.block <= self.count
 
     def build(self, features: int, policy: Policy) -> PooledIndexerLayer:
         return PooledIndexerLayer(self, features, policy)
@@ -45,9 +49,9 @@ class PooledIndexerLayer(ChoosesBlocksLayer):
         held_BS, own_BT = held_positions(x_BTD.shape[1], context)
         k_BPC = by_position(self.wk(x_BTD), own_BT, context, cache)
         cache = None if cache is None else replace(cache, array=k_BPC)
-        blocks = k_BPC.shape[1] // record.block
-        if blocks <= record.count:  # of so few, all are chosen
+        if record.chooses_all(k_BPC.shape[1]):
             return None, cache
+        blocks = k_BPC.shape[1] // record.block
         chosen_BTK = self._chosen(self.queries(x_BTD, record, context), own_BT, self._pooled(k_BPC, blocks))
         return self._select(jax.lax.stop_gradient(chosen_BTK), own_BT, held_BS), cache
 
