@@ -1,23 +1,27 @@
 """Measures this checkout against another commit: loading, a decoding step, a prompt, a training step, and a call.
 
-    python benchmarks/commits.py BASE [--repeat 5] [--shape 135m|tiny] [--output out.json] [--force]
+    python benchmarks/commits.py BASE [--repeat 5] [--job load] [--shape 135m|tiny] [--output out.json] [--force]
 
 BASE is a commit of this repository; a git worktree of it is made for the run. Both import their own `easydel` in
-processes of their own and are asked in turn, so that a slower minute of the machine hits both. Random models of
-SmolLM2-135M's shape, float32; for calls, one with as many arrays and little in them.
+processes of their own and are asked in turn, each first as often as the other, so that a slower minute of the machine
+hits both. Before each load as much memory as it takes is touched and freed: who gets pages that the host has taken back
+is chance (`benchmarks/load.py` measures loads with such pages, too). Random models of SmolLM2-135M's shape, float32;
+for calls, one with as many arrays and little in them.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import mmap
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from measured import Measured, Worker, quiet_machine, show, write
 from train import SHAPES, make_model, our_step
 
 ROOT = Path(__file__).parents[1]
+LOAD = "load"
 PROMPT, NEW, LONG, TRAINED, CALLS = 16, 64, 512, 256, 200
 Job = Callable[[], Any]
 
@@ -55,7 +60,7 @@ def make_jobs(directory: str, narrow: str) -> dict[str, Job]:
             small.apply(params, few).logits.block_until_ready()
 
     return {
-        "load": load,
+        LOAD: load,
         f"{NEW} tokens": lambda: generated(short, NEW),
         f"a prompt of {LONG}": lambda: generated(long, 1),
         f"a training step of {TRAINED}": lambda: step(batch) and None,
@@ -63,13 +68,24 @@ def make_jobs(directory: str, narrow: str) -> dict[str, Job]:
     }
 
 
+def warm(size: int) -> None:
+    """Touches as much memory, in huge pages, and frees it."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    np.frombuffer(memory, np.uint8)[::4096] = 0
+
+
 def serve(directory: str, narrow: str) -> None:
     """Runs the job that each line on stdin names, and answers with its seconds and its result."""
     jobs = make_jobs(directory, narrow)
     print(json.dumps(list(jobs)), flush=True)
     for line in sys.stdin:
+        job = json.loads(line)
+        gc.collect()  # also frees the memory of the model before
+        if job == LOAD:
+            warm(sum(file.stat().st_size for file in Path(directory).glob("*.safetensors")))
         start = time.perf_counter()
-        result = jobs[json.loads(line)]()
+        result = jobs[job]()
         print(json.dumps({"seconds": time.perf_counter() - start, "result": result}), flush=True)
 
 
@@ -93,14 +109,15 @@ def worker(checkout: Path, models: list[str]) -> Worker:
     return Worker(__file__, "--serve", *models)
 
 
-def compare(workers: dict[str, Worker], repeat: int) -> dict[str, Any]:
+def compare(workers: dict[str, Worker], repeat: int, jobs: Sequence[str] | None = None) -> dict[str, Any]:
     """Returns the seconds of both commits for every job, round by round, and the jobs whose results differ."""
     found: dict[str, Any] = {"rounds": {}, "differ": []}
-    for job in workers["here"].facts:
+    for job in jobs or workers["here"].facts:
         results = [worker.ask(job)["result"] for worker in workers.values()]  # the first call may compile
         found["differ"] += [job] if results[0] != results[1] else []
+        orders = [list(workers.items()), list(workers.items())[::-1]]
         found["rounds"][job] = [
-            {name: worker.ask(job)["seconds"] for name, worker in workers.items()} for _ in range(repeat)
+            {name: worker.ask(job)["seconds"] for name, worker in orders[turn % 2]} for turn in range(repeat)
         ]
     return found
 
@@ -116,13 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--job", action="append", help="measure this alone (may be given again)")
     parser.add_argument("--shape", choices=SHAPES, default="135m")
     parser.add_argument("--output", type=Path, help="write what was measured to this JSON file")
     parser.add_argument("--force", action="store_true", help="run although the machine is busy")
     chosen = parser.parse_args()
     machine = quiet_machine(force=chosen.force)
     with started(chosen.base, chosen.shape) as workers:
-        found = compare(workers, chosen.repeat)
+        found = compare(workers, chosen.repeat, chosen.job)
         for one in workers.values():
             one.close()
     columns = ["", "base ms", "here ms", "base / here", "min", "max", "results"]

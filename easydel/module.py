@@ -114,8 +114,9 @@ class LanguageModel(nnx.Module):
     @property
     def exact(self) -> frozenset[str]:
         """The paths of learned parameters that loading never rounds."""
-        listed = (path for path in flatten(self.params) if self.names.is_exact(path))
-        return frozenset({*paths_of(self, Exact), *listed}) - self.buffers
+        listed = filter(self.names.is_exact, paths_of(self, nnx.Param)) if self.names.exact else ()
+        found = frozenset({*paths_of(self, Exact), *listed})
+        return found - self.buffers if found else found
 
     def num_params(self) -> int:
         """Number of values in the parameters.

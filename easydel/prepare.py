@@ -87,30 +87,32 @@ def plan_for(
     leaves = flatten(model.params)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     file = source.checkpoint.catalog
-    integers = {path for path in model.buffers if not jnp.issubdtype(leaves[path].dtype, jnp.floating)}
+    buffers = model.buffers
+    integers = {path for path in buffers if not jnp.issubdtype(leaves[path].dtype, jnp.floating)}
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers, "ignore": ignore}
     if source.checkpoint.metadata.get("format") == "mlx":
         table, tensors = as_mlx_saves(table, tensors, file)
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
-    take_dtypes(model, plan)
+    take_dtypes(model, plan, buffers)
     chosen: Collection[str] = ()
     if isinstance(quantize, Int4):
         chosen = make_int4(model, quantize.targets, split)
     elif quantize is not None:
         chosen = make_int8(model, quantize.targets)
-    forms = forms_of(model)
+    forms = forms_of(model) if chosen else {}
     if not dequantize:
         plan = kept(model, plan, chosen, split)
     return plan, {path: forms[path] for path in chosen if path not in stored}
 
 
-def take_dtypes(model: LanguageModel, plan: Plan) -> None:
-    """Gives buffers, which have no values yet, the dtypes of the tensors that they are read from.
+def take_dtypes(model: LanguageModel, plan: Plan, buffers: Collection[str]) -> None:
+    """Gives `buffers`, which have no values yet, the dtypes of the tensors that they are read from.
 
     So it does exact parameters, where their own dtype would round these.
     """
-    leaves, exact = flatten(model.params), model.exact
-    for path in (*model.buffers, *exact):
+    exact = model.exact
+    leaves = flatten(model.params) if buffers or exact else {}
+    for path in (*buffers, *exact):
         stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
         if not stored:  # a file may leave it out
             continue

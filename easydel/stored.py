@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from easydel.forms import BESIDE, FACTOR, GAIN, OFFSET, ORDER, SCALE, Form
 from easydel.ops.coded import Coded
-from easydel.tree import flatten, params_of, split_of, unfilled
+from easydel.tree import flatten, modules_of, params_of, split_of, unfilled
 
 # the sharding of each parameter of these shapes
 Split = Callable[[Mapping[str, Any]], Mapping[str, jax.sharding.Sharding]]
@@ -59,14 +59,9 @@ class Stored(nnx.Module):
         return Coded(leaves[self.matrix], scales, *others, form=self.form)
 
 
-def storable(module: Any, prefix: str = "") -> dict[str, Stored]:
+def storable(module: Any) -> dict[str, Stored]:
     """Returns the modules below `module` with a parameter that can be stored by codes, by the parameter's path."""
-    found: dict[str, Stored] = {f"{prefix}{module.matrix}": module} if isinstance(module, Stored) else {}
-    children = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
-    for name, child in children:
-        if isinstance(child, nnx.Module | nnx.List):
-            found |= storable(child, f"{prefix}{name}/")
-    return found
+    return {f"{prefix}{found.matrix}": found for prefix, found in modules_of(module, Stored)}
 
 
 def device_counts(module: Any, forms: Mapping[str, Form], split: Split) -> dict[str, tuple[int, ...]]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 Tree = dict[str, Any]
+Found = TypeVar("Found")
 ADAPTERS = ("lora_A", "lora_B", "lora_magnitude")  # names of adapters among parameters
 
 
@@ -21,6 +22,10 @@ def _children(module: Any) -> Iterable[tuple[str, Any]]:
     if _kind(type(module)) is nnx.List:
         return ((str(index), child) for index, child in enumerate(module))
     return vars(module).items()
+
+
+def _child(module: Any, name: str) -> Any:
+    return module[int(name)] if _kind(type(module)) is nnx.List else getattr(module, name)
 
 
 def params_of(module: Any) -> Tree:
@@ -37,13 +42,27 @@ def params_of(module: Any) -> Tree:
     return tree
 
 
-def paths_of(module: Any, kind: type[nnx.Param]) -> Iterator[str]:
-    """Yields the paths of the parameters below `module` that are of this `kind`."""
+def paths_of(module: Any, kind: type[nnx.Param], prefix: str = "") -> list[str]:
+    """Returns the paths of the parameters below `module` that are of this `kind`, each after `prefix`."""
+    found: list[str] = []
     for name, child in _children(module):
-        if _is(type(child), kind):
-            yield name
-        elif _kind(type(child)) in (nnx.List, nnx.Module) and name[0] != "_":
-            yield from (f"{name}/{path}" for path in paths_of(child, kind))
+        general = _kind(type(child))
+        if general is None or name[0] == "_":
+            continue
+        if general is not nnx.Param:
+            found += paths_of(child, kind, f"{prefix}{name}/")
+        elif is_of(type(child), kind):
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def modules_of(module: Any, kind: type[Found], prefix: str = "") -> Iterator[tuple[str, Found]]:
+    """Yields `module` and the modules below it that are of this `kind`, each after "" or its path with a slash."""
+    if is_of(type(module), kind):
+        yield prefix, module
+    for name, child in _children(module):
+        if _kind(type(child)) in (nnx.List, nnx.Module) and name[0] != "_":
+            yield from modules_of(child, kind, f"{prefix}{name}/")
 
 
 @cache
@@ -53,7 +72,7 @@ def _kind(found: type) -> type | None:
 
 
 @cache
-def _is(found: type, kind: type) -> bool:
+def is_of(found: type, kind: type) -> bool:
     """True if `found` is a `kind`, asked once per type for the same reason."""
     return issubclass(found, kind)
 
@@ -75,7 +94,7 @@ def replica(module: Any) -> Any:
 def bind(module: Any, params: Mapping[str, Any]) -> None:
     """Gives the parameters of `module` the values of a nested dict like that of `params_of`."""
     for name, value in params.items():
-        child = module[int(name)] if isinstance(module, nnx.List) else getattr(module, name)
+        child = _child(module, name)
         if isinstance(value, Mapping):
             bind(child, value)
         else:
@@ -85,7 +104,7 @@ def bind(module: Any, params: Mapping[str, Any]) -> None:
 def annotate(module: Any, params: Mapping[str, Any]) -> None:
     """Says on each variable of `module` how its value in `params` is split over a mesh, where NNX looks for it."""
     for name, value in params.items():
-        child = module[int(name)] if isinstance(module, nnx.List) else getattr(module, name)
+        child = _child(module, name)
         if isinstance(value, Mapping):
             annotate(child, value)
         elif isinstance(value.sharding, NamedSharding):

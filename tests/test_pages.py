@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from easydel.weights import pages
-from easydel.weights.arena import carve
+from easydel.weights.arena import allocate, carve
 from easydel.weights.pages import HUGE, HUGE_PAGE, SMALL, Pages
 
 MiB = 1 << 20
@@ -21,22 +21,20 @@ class Machine:
 
     seconds: dict[int, float]
     got: dict[int, int] = field(default_factory=lambda: {HUGE: 0, SMALL: 0})
-    spent: float = 0
     _kind: int = HUGE
 
-    def madvise(self, kind: int, start: int, length: int) -> None:
-        assert start % HUGE_PAGE == 0 < length
+    def advise(self, memory: np.ndarray, kind: int) -> None:
+        assert memory.ctypes.data % HUGE_PAGE == 0 < memory.nbytes
         self._kind = kind
-        self.got[kind] += length
+        self.got[kind] += memory.nbytes
 
     def touch(self, _: np.ndarray) -> float:
-        self.spent += self.seconds[self._kind]
         return self.seconds[self._kind]
 
     def give(self, size: int, kept: Pages | None = None) -> Pages:
         kept = kept or Pages()
-        kept.touch = self.touch
-        kept.choose(self, np.empty(0, np.uint8), 0, size)
+        kept.touch, kept.advise = self.touch, self.advise
+        kept.choose(allocate(size, SMALL), SMALL)
         return kept
 
 
@@ -72,10 +70,21 @@ def test_one_slow_page_is_soon_forgotten():
     assert machine.got[HUGE] > 0.7 * 2048 * MiB
 
 
-@pytest.mark.parametrize("seconds", [{HUGE: 2.0, SMALL: 1.0}, {HUGE: 1.0, SMALL: 2.0}])
-def test_arrays_of_both_kinds_of_pages_are_memory_like_any_other(seconds: dict[int, float]):
-    a, b = carve([((5 * MiB + 3,), np.dtype(np.uint8)), ((2, 3), np.dtype(np.float32))], Pages(dict(seconds)))
+@pytest.mark.parametrize("kind", [HUGE, SMALL])
+def test_arrays_of_both_kinds_of_pages_are_memory_like_any_other(kind: int):
+    a, b = carve([((5 * MiB + 3,), np.dtype(np.uint8)), ((2, 3), np.dtype(np.float32))], kind)
+    Pages({kind: 1.0, HUGE + SMALL - kind: 2.0}).choose(a, kind)
     a[:], b[...] = 7, 1
     assert a.min() == 7
     assert b.shape == (2, 3)
     assert b.ctypes.data % 64 == 0
+
+
+def test_pages_at_the_ends_of_memory_are_left_to_its_neighbours():
+    machine, kept = Machine({HUGE: 1.0, SMALL: 2.0}), Pages()
+    kept.touch, kept.advise = machine.touch, machine.advise
+    whole = allocate(8 * MiB, HUGE)
+    for memory, count in [(whole[1:-1], 2), (whole[: HUGE_PAGE - 1], 0), (whole[1 : HUGE_PAGE + 1], 0), (whole[:0], 0)]:
+        machine.got |= {HUGE: 0, SMALL: 0}
+        kept.choose(memory, SMALL)
+        assert sum(machine.got.values()) == count * HUGE_PAGE

@@ -8,21 +8,23 @@ from math import prod
 
 import numpy as np
 
-from easydel.weights.pages import ADVISED, HUGE_PAGE, Pages
+from easydel.weights.pages import HUGE_PAGE, advise
 
 ALIGNMENT = 64  # JAX uses host memory without a copy only at addresses that are multiples of this
 ARENA_BYTES = 64 << 20
 
 
-def allocate(size: int, pages: Pages) -> np.ndarray:
-    """Returns `size` bytes that start at a huge page. They live as long as any array that views them."""
+def allocate(size: int, pages: int) -> np.ndarray:
+    """Returns `size` bytes that start at a huge page. They live as long as any array that views them.
+
+    They come in pages of this kind (an advice), unless it is changed before they are touched.
+    """
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % HUGE_PAGE
     filled = size // HUGE_PAGE * HUGE_PAGE  # a huge page for the rest would waste memory
-    if ADVISED:
-        pages.choose(memory, whole, start, filled)
+    advise(whole[start : start + filled], pages)
     return whole[start : start + size]
 
 
@@ -38,7 +40,7 @@ def groups(sizes: Sequence[int]) -> Iterator[range]:
         yield range(start, len(sizes))
 
 
-def carve(shapes: Sequence[tuple[tuple[int, ...], np.dtype]], pages: Pages) -> list[np.ndarray]:
+def carve(shapes: Sequence[tuple[tuple[int, ...], np.dtype]], pages: int) -> list[np.ndarray]:
     """Returns arrays of those shapes and dtypes in one new arena, each aligned."""
     sizes = [prod(shape) * dtype.itemsize for shape, dtype in shapes]
     arena, offset = allocate(sum(map(padded, sizes)), pages), 0

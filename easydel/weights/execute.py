@@ -25,7 +25,7 @@ from easydel.weights.arena import ARENA_BYTES, carve, groups
 from easydel.weights.arrays import Arrays, Arrived
 from easydel.weights.expressions import Index, source_names
 from easydel.weights.fill import ROWS_BYTES, SCRATCH_BYTES, Filler, Finite
-from easydel.weights.pages import HUGE, Pages, given
+from easydel.weights.pages import SMALL, Pages, given
 from easydel.weights.parts import DevicePart, Key, key_of, parts_of
 from easydel.weights.plan import Plan
 
@@ -33,6 +33,7 @@ MAX_THREADS = 16
 REMOTE_THREADS = 8  # at least: threads wait for the network more than they compute
 WINDOW = 2
 PIECE_BYTES = 16 << 20  # one thread's share of a large part
+PAGES = Pages()  # of all loads of this process
 Placements = Mapping[str, jax.sharding.Sharding]
 
 
@@ -51,11 +52,14 @@ class Job:
     def unplaced(self) -> list[DevicePart]:
         return [part for part in self.parts if part.values is None]
 
-    def work(self, fresh: Sequence[DevicePart], start: int, stop: int) -> None:
-        """Fills rows of the array; the memory of `fresh` parts is asked for before."""
+    def work(self, fresh: Sequence[DevicePart], pages: int, start: int, stop: int) -> None:
+        """Fills rows of the array; `fresh` parts have memory that was never touched, advised `pages`."""
         assert self.fill is not None
         for part in fresh:
-            given(part.rows(*part.span) if self.at_once and part.index else part.rows(start, stop))
+            memory = part.rows(*part.span) if self.at_once and part.index else part.rows(start, stop)
+            PAGES.choose(memory, pages)
+            if PAGES.usual == SMALL:  # huge ones are few, and best touched just before they are written
+                given(memory)
         self.fill(start, stop)
 
     @property
@@ -261,10 +265,10 @@ def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart],
     """Yields filled parts, arena by arena, with their share of the work; at least `least` threads fill them."""
     pool = ThreadPoolExecutor(max(thread_count(MAX_THREADS), least))
     pending: deque[tuple[list[DevicePart], list[Future[None]]]] = deque()
-    total, pages = max(sum(part.nbytes for job in jobs for part in job.parts), 1), Pages()
+    total = max(sum(part.nbytes for job in jobs for part in job.parts), 1)
     try:
         for group in groups([job.nbytes for job in jobs]):
-            pending.append(_start([jobs[item] for item in group], pool, pages))
+            pending.append(_start([jobs[item] for item in group], pool))
             if len(pending) > WINDOW:
                 yield _finished(*pending.popleft(), total)
         while pending:
@@ -273,15 +277,13 @@ def _filled(jobs: Sequence[Job], least: int) -> Iterator[tuple[list[DevicePart],
         pool.shutdown(cancel_futures=True)
 
 
-def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor, pages: Pages) -> tuple[list[DevicePart], list[Future[None]]]:
+def _start(jobs: Sequence[Job], pool: ThreadPoolExecutor) -> tuple[list[DevicePart], list[Future[None]]]:
     fresh = [job.unplaced for job in jobs]
-    unplaced = list(chain.from_iterable(fresh))
-    for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced], pages), strict=True):
+    unplaced, usual = list(chain.from_iterable(fresh)), PAGES.usual
+    for part, memory in zip(unplaced, carve([(part.shape, part.dtype) for part in unplaced], usual), strict=True):
         part.values = memory
-    if pages.usual == HUGE:  # few, and best touched just before they are written
-        fresh = [[] for _ in jobs]
     futures = [
-        pool.submit(job.work, parts, *piece)
+        pool.submit(job.work, parts, usual, *piece)
         for job, parts in zip(jobs, fresh, strict=True)
         if job.fill is not None
         for piece in job.pieces()

@@ -20,7 +20,10 @@ def kept(module: Any, plan: Plan, others: Collection[str], split: Split | None) 
     `split` gives the sharding of each parameter: blocks are made so small that it cuts none. A warning tells which
     parameters become floats all the same, and why.
     """
-    found, places = coded_paths(plan), storable(module)
+    found = coded_paths(plan)
+    if not found:
+        return plan
+    places = storable(module)
     reasons: dict[str, list[str]] = {}
 
     def chosen(paths: Collection[str], counts: Mapping[str, tuple[int, ...]]) -> dict[str, Kept]:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
-from typing import Protocol
 
 import numpy as np
 
@@ -24,19 +23,32 @@ ADVISED = hasattr(mmap, "MADV_HUGEPAGE")
 HUGE = getattr(mmap, "MADV_HUGEPAGE", 14)
 SMALL = getattr(mmap, "MADV_NOHUGEPAGE", 15)
 POPULATE = 23  # MADV_POPULATE_WRITE, of Linux 5.14
-STRETCH = 16 << 20  # bytes for which a choice holds
-TRIED = 4  # pages of the other kind that have to be faster, one after the other, before it is taken
-SOON, RARELY = 2, 40  # the other kind is looked at when the usual one took so many times what looking costs
+STRETCH = 16 << 20  # bytes for which a choice holds; twice as many after each look that finds huge pages fast,
+LONGEST = 64 << 20  # up to this
+TRIED = 4  # pages of the other kind that have to be faster at the mean before it is taken
+AGAIN = 3  # pages of the usual kind at most: more after one that the other kind beats
+WEIGHT = 1 / 24  # of a page in the mean of its kind: one or two slow ones in a run of fast ones change nothing
+SOON, RARELY = 2, 16  # the other kind is looked at when the usual one took so many times what looking costs
 
 
-def given(memory: np.ndarray) -> None:
+def given(memory: np.ndarray) -> bool:
     """Asks the system for all pages of contiguous memory at once: two thirds of what their first touches take.
 
-    Older systems, which cannot do that, give them at the first touch.
+    Older systems cannot do that: then it returns False, and they come at the first touch.
     """
-    if memory.nbytes and (madvise := system_madvise()) is not None:
-        start = memory.ctypes.data // SMALL_PAGE * SMALL_PAGE
-        madvise(start, memory.ctypes.data + memory.nbytes - start, POPULATE)
+    start = memory.ctypes.data
+    return _madvise(start // SMALL_PAGE * SMALL_PAGE, start + memory.nbytes, POPULATE)
+
+
+def advise(memory: np.ndarray, kind: int) -> None:
+    """Asks for pages of this `kind` where memory, which starts and ends at huge pages, is first touched."""
+    start = memory.ctypes.data
+    _madvise(start, start + memory.nbytes, kind)
+
+
+def _madvise(start: int, stop: int, advice: int) -> bool:
+    madvise = system_madvise()
+    return start < stop and madvise is not None and madvise(start, stop - start, advice) == 0
 
 
 @cache
@@ -49,71 +61,108 @@ def system_madvise() -> Callable[[int, int, int], int] | None:
     return found
 
 
-class Memory(Protocol):
-    """What `mmap.mmap` can do."""
-
-    def madvise(self, option: int, start: int, length: int, /) -> None: ...
-
-
 def touched(memory: np.ndarray) -> float:
     """Touches each small page, and returns the seconds of the processor that it took: waiting for a turn is none."""
     started = time.thread_time()
-    given(memory)
-    memory[::SMALL_PAGE] = 0
+    if not given(memory):
+        memory[::SMALL_PAGE] = 0
     return max(time.thread_time() - started, 1e-9)
 
 
 @dataclass
 class Pages:
-    """The last first touches of a load's memory, in seconds for a huge page and the small ones like it.
+    """The mean of the last first touches, in seconds for a huge page and the small ones like it.
 
-    Fast huge pages come in runs, and a slow one costs as much as ten that are fast save.
+    A slow huge page costs as much as ten that are fast save, and both come in runs. What one load has seen is where the
+    next begins. Several threads may choose: what they overwrite of each other's counts only moves the next look.
     """
 
     seconds: dict[int, float] = field(default_factory=dict)
     touch: Callable[[np.ndarray], float] = touched
+    advise: Callable[[np.ndarray, int], None] = advise
+    usual: int = HUGE  # the kind of pages that is faster, as far as is known: the advice for it
+    _least: float = inf  # seconds of the fastest small pages
     _since: float = 0  # seconds that the usual kind took since the other one was looked at
     _patience: float = SOON
+    _stretch: int = STRETCH
+    _left: int = 0  # bytes for which the last choice still holds
 
     @property
-    def usual(self) -> int:
-        """The kind of pages that is faster, as far as is known: the advice for it."""
-        return min((HUGE, SMALL), key=lambda kind: self.seconds.get(kind, 0))
+    def _fast(self) -> bool:
+        """True if huge pages are faster than small ones ever were, which then need no look."""
+        return self.usual == HUGE and self.seconds.get(HUGE, inf) < self._least
 
-    def choose(self, memory: Memory, whole: np.ndarray, start: int, size: int) -> None:
-        """Chooses the pages of `size` bytes from `start` on, which are at huge pages, and touches some of them.
+    def choose(self, memory: np.ndarray, kind: int) -> None:
+        """Chooses the pages of contiguous memory that was never touched, and now and then touches some of them.
 
-        `whole` is all of the memory as an array.
+        The memory was advised to come in pages of this `kind`.
         """
-        stop = start + size
+        size = memory.nbytes
+        if self._left >= size and kind == self.usual:  # a load asks hundreds of times
+            self._left -= size
+            return
+        if not ADVISED or size < HUGE_PAGE:
+            return
+        first = memory.ctypes.data
+        start, stop = -first % HUGE_PAGE, size - (first + size) % HUGE_PAGE
+        flat = memory.reshape(-1).view(np.uint8)
         while start < stop:
-            end, before = min(start + STRETCH, stop), self.usual
-            for kind, pages in self._looks():
-                start = self._look(memory, whole, kind, range(start, min(start + pages * HUGE_PAGE, end), HUGE_PAGE))
+            if self._left <= 0:
+                start = self._look(flat, start, stop)
+                self._left = self._stretch
+            end = min(start + max(self._left, HUGE_PAGE), stop)
             if start < end:
-                memory.madvise(self.usual, start, end - start)
-                self._since += self.seconds[self.usual] * (end - start) / HUGE_PAGE
-            if self.usual != before:
-                self._since, self._patience = 0, SOON
+                self.advise(flat[start:end], self.usual)
+            self._left -= end - start
             start = end
 
-    def _looks(self) -> list[tuple[int, int]]:
-        """Returns the kinds of the next pages to touch and time, and how many of each at most."""
+    def _look(self, memory: np.ndarray, start: int, stop: int) -> int:
+        """Touches pages from `start` on, and returns where those that it touched end."""
         if not self.seconds:
-            return [(SMALL, 1), (HUGE, TRIED)]
-        other = HUGE + SMALL - self.usual
-        if self._since < self._patience * self.seconds.get(other, 0):
-            return [(self.usual, 1)]
-        self._since, self._patience = 0, min(2 * self._patience, RARELY)
-        return [(self.usual, 1), (other, TRIED)]
+            start = self._try(memory, SMALL, _huge_pages(start, stop, 1))
+            start = self._try(memory, HUGE, _huge_pages(start, stop, TRIED))
+        else:
+            start = self._go_on(memory, _huge_pages(start, stop, AGAIN))
+            other = HUGE + SMALL - self.usual
+            if self._since >= self._patience * self.seconds.get(other, 0) and not self._fast:
+                self._since, self._patience = 0, min(2 * self._patience, RARELY)
+                start = self._try(memory, other, _huge_pages(start, stop, TRIED))
+        usual = min(self.seconds, key=self.seconds.__getitem__)
+        if self.usual != usual:
+            self.usual, self._since, self._patience = usual, 0, SOON
+        self._stretch = min(2 * self._stretch, LONGEST) if self._fast else STRETCH
+        self._since += self.seconds[usual] * self._stretch / HUGE_PAGE
+        return start
 
-    def _look(self, memory: Memory, whole: np.ndarray, kind: int, starts: range) -> int:
-        """Touches pages of a kind until one is slower than those of the other kind, and returns where they end."""
-        limit, slowest = self.seconds.get(HUGE + SMALL - kind, inf), 0.0
+    def _go_on(self, memory: np.ndarray, starts: range) -> int:
+        """Touches pages of the usual kind until one is as fast as the other kind, and returns where they end."""
+        kind, limit = self.usual, self.seconds.get(HUGE + SMALL - self.usual, inf)
         for start in starts:
-            memory.madvise(kind, start, HUGE_PAGE)
-            slowest = max(slowest, self.touch(whole[start : start + HUGE_PAGE]))
-            self.seconds[kind] = slowest
-            if slowest > limit:
+            seconds = self._touch(memory, kind, start)
+            self.seconds[kind] += WEIGHT * (seconds - self.seconds[kind])
+            if seconds <= limit:
                 return start + HUGE_PAGE
         return starts.stop
+
+    def _try(self, memory: np.ndarray, kind: int, starts: range) -> int:
+        """Touches pages of a kind anew until one is slower than the other kind, and returns where they end."""
+        limit, total = self.seconds.get(HUGE + SMALL - kind, inf), 0.0
+        for count, start in enumerate(starts, 1):
+            seconds = self._touch(memory, kind, start)
+            total += seconds
+            self.seconds[kind] = total / count
+            if seconds > limit:
+                return start + HUGE_PAGE
+        return starts.stop
+
+    def _touch(self, memory: np.ndarray, kind: int, start: int) -> float:
+        page = memory[start : start + HUGE_PAGE]
+        self.advise(page, kind)
+        seconds = self.touch(page)
+        if kind == SMALL:
+            self._least = min(self._least, seconds)
+        return seconds
+
+
+def _huge_pages(start: int, stop: int, most: int) -> range:
+    return range(start, min(start + most * HUGE_PAGE, stop), HUGE_PAGE)
