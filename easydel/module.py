@@ -24,7 +24,7 @@ from easydel.layers.linear import Buffer, Exact
 from easydel.layers.stack import stacks
 from easydel.policy import Policy
 from easydel.stored import storable
-from easydel.tree import Tree, bind, flatten, params_of, paths_of, replica, splits_of, unflatten
+from easydel.tree import Tree, bind, flatten, of_kind, params_of, replica, splits_of, unflatten, variables_of
 from easydel.weights.execute import LoadReport
 from easydel.weights.names import Names
 
@@ -109,14 +109,14 @@ class LanguageModel(nnx.Module):
     @property
     def buffers(self) -> frozenset[str]:
         """The paths of parameters that are not learned."""
-        return frozenset(paths_of(self, Buffer))
+        return frozenset(of_kind(variables_of(self), Buffer))
 
     @property
     def exact(self) -> frozenset[str]:
         """The paths of learned parameters that loading never rounds."""
-        listed = filter(self.names.is_exact, paths_of(self, nnx.Param)) if self.names.exact else ()
-        found = frozenset({*paths_of(self, Exact), *listed})
-        return found - self.buffers if found else found
+        variables = variables_of(self)
+        listed = filter(self.names.is_exact, variables) if self.names.exact else ()
+        return frozenset({*of_kind(variables, Exact), *listed}.difference(of_kind(variables, Buffer)))
 
     def num_params(self) -> int:
         """Number of values in the parameters.
@@ -193,7 +193,7 @@ class LanguageModel(nnx.Module):
 
     def canonical_paths(self) -> dict[str, list[str]]:
         """Maps each parameter's path to the per-layer paths it stands for: itself, or one for each stacked layer."""
-        paths = list(flatten(self.params))
+        paths = list(variables_of(self))
         if not self.policy.scan_layers:
             return {path: [path] for path in paths}
         starts = {

@@ -14,13 +14,14 @@ from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError
 from easydel.forms import Form
+from easydel.layers.linear import Buffer
 from easydel.module import CausalLMOutput, LanguageModel, forward
 from easydel.options import LoadOptions
 from easydel.policy import Policy
 from easydel.quantize import Int4, Int8, make_int4, make_int8
 from easydel.source import CheckpointSource
 from easydel.stored import Split, forms_of
-from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.tree import Tree, flatten, of_kind, variables_of
 from easydel.weights.expressions import source_names
 from easydel.weights.formats.finite import check_scales
 from easydel.weights.kept import kept
@@ -84,16 +85,16 @@ def plan_for(
             tensors = coded(tensors, int8_forms(tensors, manifest), source.path / MANIFEST)
         else:
             stored = stored_int8(model, manifest, source.path / MANIFEST)
-    leaves = flatten(model.params)
+    variables = variables_of(model)
+    leaves = {path: variable.get_raw_value() for path, variable in variables.items()}
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     file = source.checkpoint.catalog
-    buffers = model.buffers
-    integers = {path for path in buffers if not jnp.issubdtype(leaves[path].dtype, jnp.floating)}
+    integers = {p for p in of_kind(variables, Buffer) if not jnp.issubdtype(leaves[p].dtype, jnp.floating)}
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers, "ignore": ignore}
     if source.checkpoint.metadata.get("format") == "mlx":
         table, tensors = as_mlx_saves(table, tensors, file)
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
-    take_dtypes(model, plan, buffers)
+    take_dtypes(model, plan)
     chosen: Collection[str] = ()
     if isinstance(quantize, Int4):
         chosen = make_int4(model, quantize.targets, split)
@@ -105,20 +106,20 @@ def plan_for(
     return plan, {path: forms[path] for path in chosen if path not in stored}
 
 
-def take_dtypes(model: LanguageModel, plan: Plan, buffers: Collection[str]) -> None:
-    """Gives `buffers`, which have no values yet, the dtypes of the tensors that they are read from.
+def take_dtypes(model: LanguageModel, plan: Plan) -> None:
+    """Gives buffers, which have no values yet, the dtypes of the tensors that they are read from.
 
     So it does exact parameters, where their own dtype would round these.
     """
-    exact = model.exact
-    leaves = flatten(model.params) if buffers or exact else {}
-    for path in (*buffers, *exact):
+    variables, exact = variables_of(model), model.exact
+    for path in (*of_kind(variables, Buffer), *exact):
         stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
         if not stored:  # a file may leave it out
             continue
-        stored += [leaves[path].dtype] if path in exact else []
+        leaf = variables[path].get_raw_value()
+        stored += [leaf.dtype] if path in exact else []
         dtype = jax.dtypes.canonicalize_dtype(reduce(jnp.promote_types, stored))
-        bind(model, unflatten({path: jax.ShapeDtypeStruct(leaves[path].shape, dtype)}))
+        variables[path].set_raw_value(jax.ShapeDtypeStruct(leaf.shape, dtype))
 
 
 def stored_int8(model: LanguageModel, manifest: Manifest, file: Path) -> Collection[str]:

@@ -5,7 +5,7 @@ Modules define a model; every hot path runs `jax.jit` on plain dicts, which cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -42,18 +42,23 @@ def params_of(module: Any) -> Tree:
     return tree
 
 
-def paths_of(module: Any, kind: type[nnx.Param], prefix: str = "") -> list[str]:
-    """Returns the paths of the parameters below `module` that are of this `kind`, each after `prefix`."""
-    found: list[str] = []
+def variables_of(module: Any, prefix: str = "") -> dict[str, nnx.Param]:
+    """Returns every `nnx.Param` below `module` itself, by its path after `prefix`."""
+    found: dict[str, nnx.Param] = {}
     for name, child in _children(module):
-        general = _kind(type(child))
-        if general is None or name[0] == "_":
+        kind = _kind(type(child))
+        if kind is None or name[0] == "_":
             continue
-        if general is not nnx.Param:
-            found += paths_of(child, kind, f"{prefix}{name}/")
-        elif is_of(type(child), kind):
-            found.append(f"{prefix}{name}")
+        if kind is nnx.Param:
+            found[f"{prefix}{name}"] = child
+        else:
+            found |= variables_of(child, f"{prefix}{name}/")
     return found
+
+
+def of_kind(variables: Mapping[str, nnx.Param], kind: type[nnx.Param]) -> list[str]:
+    """Returns the paths of the parameters that are of this `kind`."""
+    return [path for path, variable in variables.items() if is_of(type(variable), kind)]
 
 
 def modules_of(module: Any, kind: type[Found], prefix: str = "") -> Iterator[tuple[str, Found]]:
@@ -87,8 +92,13 @@ def unfilled(shape: tuple[int, ...], dtype: Any) -> nnx.Param:
 
 def replica(module: Any) -> Any:
     """Returns a copy of a module with parameters of its own, in a thirtieth of the time of building one."""
+    return replicator(module)()
+
+
+def replicator(module: Any) -> Callable[[], Any]:
+    """Returns a function that returns a new `replica` in each call."""
     leaves, structure = jax.tree.flatten(module)
-    return jax.tree.unflatten(structure, leaves)
+    return lambda: jax.tree.unflatten(structure, leaves)
 
 
 def bind(module: Any, params: Mapping[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from easydel.layers.context import Context
 from easydel.policy import Policy
-from easydel.tree import replica
+from easydel.tree import replica, replicator
 
 
 def shared_module(name: str, context: Context) -> Any:
@@ -16,6 +17,6 @@ def shared_module(name: str, context: Context) -> Any:
 
 
 @lru_cache
-def template(record: Any, features: int, policy: Policy) -> Any:
-    """Returns a module to copy, the same one for equal records: building NNX modules is slow."""
-    return record.build(features, policy)
+def maker(record: Any, features: int, policy: Policy) -> Callable[[], Any]:
+    """Returns a function that makes modules of a record, the same one for equal records: building is slow."""
+    return replicator(record.build(features, policy))

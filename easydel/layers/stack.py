@@ -18,7 +18,7 @@ from flax import nnx
 from easydel.layers.block import Block, BlockLayer, Flow
 from easydel.layers.context import Context
 from easydel.layers.part import Cached
-from easydel.layers.shared import template
+from easydel.layers.shared import maker
 from easydel.policy import Policy
 from easydel.sharding import check_heads
 from easydel.stored import forms_of
@@ -77,7 +77,7 @@ def stacks(blocks: Sequence[Block]) -> dict[str, list[int]]:
 def build_layers(blocks: Sequence[Block], features: int, policy: Policy) -> Any:
     """Returns a list of layers, or with `policy.scan_layers` stacked ones. Their parameters have no values yet."""
     if not policy.scan_layers:
-        return nnx.List([replica(template(block, features, policy)) for block in blocks])
+        return nnx.List([maker(block, features, policy)() for block in blocks])
     built = {
         name: _stacked(blocks[layers[0]], len(layers), features, policy) for name, layers in stacks(blocks).items()
     }
@@ -85,7 +85,7 @@ def build_layers(blocks: Sequence[Block], features: int, policy: Policy) -> Any:
 
 
 def _stacked(block: Block, layers: int, features: int, policy: Policy) -> BlockLayer:
-    layer = replica(template(block, features, policy))
+    layer = maker(block, features, policy)()
     if layers == 1:
         return layer
     shapes = params_of(layer)
