@@ -12,8 +12,8 @@ Unwarmed: one load in a process of its own, right after the imports, with whatev
 take turns, and a ratio is of two loads of the same round.
 
 All turns count. In some the host takes time from this machine (steal in /proc/stat), and the table says in how many.
-Mapped files cost more at their first use, so the time to touch each page of the result is measured with every load. A
-busy machine is refused unless --force.
+Mapped files cost more at their first use, so the time to read every weight once, with one thread, is measured with
+every load. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -179,10 +179,10 @@ def one_turn(scope: Mapping[str, Any], directory: str) -> tuple[Turn, Any]:
 
 
 def first_touch(arrays: list[np.ndarray]) -> float:
-    """Returns the seconds to read one byte of each page."""
+    """Returns the seconds to read every weight once."""
     started = time.perf_counter()
     for array in arrays:
-        array.reshape(-1).view(np.uint8)[::4096].max(initial=0)
+        array.reshape(-1).view(np.uint8).max(initial=0)
     return time.perf_counter() - started
 
 

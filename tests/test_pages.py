@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Event
+from time import sleep
 
 import numpy as np
 import pytest
@@ -68,6 +71,27 @@ def test_one_slow_page_is_soon_forgotten():
     machine.got |= {HUGE: 0, SMALL: 0}
     machine.give(2048 * MiB, kept)
     assert machine.got[HUGE] > 0.7 * 2048 * MiB
+
+
+def test_a_thread_goes_on_while_another_one_looks():
+    looking, done = Event(), Event()
+
+    def touch(_: np.ndarray) -> float:
+        if looking.is_set():
+            assert done.wait(10), "the other thread waits"
+        looking.set()
+        return 0.001
+
+    kept = Pages(touch=touch, advise=lambda *_: None)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(kept.choose, allocate(32 * MiB, SMALL), SMALL)
+        assert looking.wait(10)
+        while not kept.seconds:  # until the first page has been counted
+            sleep(0.001)
+        kept.choose(allocate(32 * MiB, SMALL), SMALL)
+        done.set()
+        first.result()
+    assert kept.seconds.keys() == {HUGE, SMALL}
 
 
 @pytest.mark.parametrize("kind", [HUGE, SMALL])

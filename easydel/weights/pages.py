@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
+from threading import Lock
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class Pages:
     """The mean of the last first touches, in seconds for a huge page and the small ones like it.
 
     A slow huge page costs as much as ten that are fast save, and both come in runs. What one load has seen is where the
-    next begins. Several threads may choose: what they overwrite of each other's counts only moves the next look.
+    next begins. Several threads may choose, of which one at a time looks; the others go on with what is known.
     """
 
     seconds: dict[int, float] = field(default_factory=dict)
@@ -85,7 +86,8 @@ class Pages:
     _since: float = 0  # seconds that the usual kind took since the other one was looked at
     _patience: float = SOON
     _stretch: int = STRETCH
-    _left: int = 0  # bytes for which the last choice still holds
+    _left: int = 0  # bytes for which the last choice still holds; threads that count at once only move the next look
+    _turn: Lock = field(default_factory=Lock)
 
     @property
     def _fast(self) -> bool:
@@ -107,8 +109,11 @@ class Pages:
         start, stop = -first % HUGE_PAGE, size - (first + size) % HUGE_PAGE
         flat = memory.reshape(-1).view(np.uint8)
         while start < stop:
-            if self._left <= 0:
-                start = self._look(flat, start, stop)
+            if self._left <= 0 and self._turn.acquire(blocking=False):
+                try:
+                    start = self._look(flat, start, stop)
+                finally:
+                    self._turn.release()
                 self._left = self._stretch
             end = min(start + max(self._left, HUGE_PAGE), stop)
             if start < end:
@@ -118,20 +123,21 @@ class Pages:
 
     def _look(self, memory: np.ndarray, start: int, stop: int) -> int:
         """Touches pages from `start` on, and returns where those that it touched end."""
-        if not self.seconds:
-            start = self._try(memory, SMALL, _huge_pages(start, stop, 1))
-            start = self._try(memory, HUGE, _huge_pages(start, stop, TRIED))
+        if len(self.seconds) < 2:
+            for kind, most in ((SMALL, 1), (HUGE, TRIED)):
+                if kind not in self.seconds:
+                    start = self._try(memory, kind, _huge_pages(start, stop, most))
         else:
             start = self._go_on(memory, _huge_pages(start, stop, AGAIN))
             other = HUGE + SMALL - self.usual
             if self._since >= self._patience * self.seconds.get(other, 0) and not self._fast:
                 self._since, self._patience = 0, min(2 * self._patience, RARELY)
                 start = self._try(memory, other, _huge_pages(start, stop, TRIED))
-        usual = min(self.seconds, key=self.seconds.__getitem__)
+        usual = min((HUGE, SMALL), key=lambda kind: self.seconds.get(kind, 0))
         if self.usual != usual:
             self.usual, self._since, self._patience = usual, 0, SOON
         self._stretch = min(2 * self._stretch, LONGEST) if self._fast else STRETCH
-        self._since += self.seconds[usual] * self._stretch / HUGE_PAGE
+        self._since += self.seconds.get(usual, 0) * self._stretch / HUGE_PAGE
         return start
 
     def _go_on(self, memory: np.ndarray, starts: range) -> int:
