@@ -30,6 +30,7 @@ class Form:
 
     W[r, c] = (value(code[r, c]) - zero[block]) * scale[block] * factor + offset[block], where the block of r, c is
     (r // block[0], c // block[1]); a block may stand out over the matrix's end. Leading dimensions (experts) are apart.
+    With a `step`, a block's rows lie that far apart (see `row_of`), and blocks fill the matrix.
     Of parameters blocks divide the matrix, and a block of all columns is of one row. What they may have besides, the
     same for all rows: a factor of each whole matrix, the order of its columns (at place c is column order[c] of W, and
     blocks are of places), and a gain, by which each column of W is multiplied.
@@ -40,6 +41,7 @@ class Form:
         table: the value of each code from 0 on; empty where the code's number is its value.
         shift: what blocks have besides a scale: a "zero" (a code's value that means 0), an "offset", or nothing.
         extra: the endings of what else a parameter has beside it, in the order of `BESIDE`.
+        step: rows from one row of a block to its next one.
     """
 
     code: np.dtype
@@ -47,6 +49,7 @@ class Form:
     table: tuple[float, ...] = ()
     shift: Literal["", "zero", "offset"] = ""
     extra: tuple[str, ...] = ()
+    step: int = 1
 
     @property
     def bits(self) -> int:
@@ -67,6 +70,18 @@ class Form:
         """Returns the shape of the scales of a matrix of that shape."""
         rows, columns = self.block
         return (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns))
+
+    def row_of(self, row: Any) -> Any:
+        """Returns the row of blocks of a row of the matrix."""
+        height = self.block[0]
+        return row // height if self.step == 1 else row // (height * self.step) * self.step + row % self.step
+
+    def by_blocks(self, shape: tuple[int, ...], width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the shape of a matrix taken apart into blocks of so many columns, and the shape of their numbers."""
+        *lead, rows, columns = shape
+        apart = (self.step,) if self.step > 1 else ()
+        outer, across = rows // (self.block[0] * self.step), columns // width
+        return (*lead, outer, self.block[0], *apart, across, width), (*lead, outer, 1, *apart, across, 1)
 
     def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the array of codes of a matrix of that shape."""
@@ -89,20 +104,22 @@ class Form:
     def to_json(self) -> dict[str, Any]:
         """Returns the form as JSON has it."""
         found = {"code": self.code.name, "block": list(self.block), "table": list(self.table), "shift": self.shift}
-        return found | ({"extra": list(self.extra)} if self.extra else {})
+        found |= {"extra": list(self.extra)} if self.extra else {}
+        return found | ({"step": self.step} if self.step > 1 else {})
 
     @classmethod
     def from_json(cls, found: Any) -> Form:
         """Returns the form that `to_json` wrote. Raises ValueError, KeyError or TypeError if it is none."""
         code, (rows, columns), table = CODES[found["code"]], found["block"], tuple(map(float, found["table"]))
-        if not all(isinstance(size, int) and size > 0 for size in (rows, columns)):
-            raise ValueError(f"a block of {rows!r} x {columns!r}")
+        step = found.get("step", 1)
+        if not all(isinstance(size, int) and size > 0 for size in (rows, columns, step)):
+            raise ValueError(f"a block of {rows!r} x {columns!r}, rows {step!r} apart")
         if found["shift"] not in ("", "zero", "offset") or len(table) not in (0, 1 << NARROW.get(code, 8)):
             raise ValueError(f"shift {found['shift']!r}, a table of {len(table)}")
         extra = tuple(found.get("extra", ()))
         if extra != tuple(end for end in (FACTOR, ORDER, GAIN) if end in extra):
             raise ValueError(f"extra {extra!r}")
-        return cls(code, (rows, columns), table, found["shift"], extra)
+        return cls(code, (rows, columns), table, found["shift"], extra, step)
 
 
 def by_rows(code: np.dtype, columns: int) -> Form:
@@ -135,13 +152,12 @@ def unpacked(held: np.ndarray, form: Form) -> np.ndarray:
 def floats_of(arrays: Mapping[str, np.ndarray], form: Form) -> np.ndarray:
     """Returns the float32 matrix [..., rows, columns] of a parameter's arrays, by the endings of their names."""
     codes, scales, shifts = unpacked(arrays[""], form), arrays[SCALE], arrays.get(OFFSET)
-    *lead, rows, columns = codes.shape
     values = np.asarray(form.table, np.float32)[codes.view(np.uint8)] if form.table else codes.astype(np.float32)
-    height, width = form.block
-    blocks = values.reshape(*lead, rows // height, height, columns // width, width)
+    apart, of_blocks = form.by_blocks(codes.shape, form.block[1])
+    blocks = values.reshape(apart)
 
     def spread(numbers: np.ndarray) -> np.ndarray:
-        return numbers.astype(np.float32).reshape(*blocks.shape[:-3], 1, blocks.shape[-2], 1)
+        return numbers.astype(np.float32).reshape(of_blocks)
 
     if shifts is not None and form.shift == "zero":
         blocks -= spread(shifts)

@@ -95,8 +95,11 @@ class Made:
         return floats * self.more[GAIN][..., None, :] if GAIN in self.more else floats
 
     def _wide(self, numbers: np.ndarray | None) -> Any:
-        rows, columns = self.form.block
-        return 0 if numbers is None else np.repeat(np.repeat(numbers, rows, -2), columns, -1)
+        if numbers is None:
+            return 0
+        (rows, columns), (*lead, high, across), step = self.form.block, numbers.shape, self.form.step
+        apart = numbers.reshape(*lead, high // step, 1, step, across)
+        return np.repeat(np.repeat(apart, rows, -3).reshape(*lead, high * rows, across), columns, -1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         shape = self.form.scales_shape(self.codes.shape)

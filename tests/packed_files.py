@@ -210,5 +210,7 @@ WRITERS: dict[str, Callable[[np.random.Generator], Packed]] = {
     **{f"hqq-{bits}": lambda rng, bits=bits: hqq(rng, bits, 1) for bits in (1, 2, 3, 4, 8)},
     "hqq-crossing": lambda rng: hqq(rng, 4, 1, shape=(16, 40)),
     "hqq-columns": lambda rng: hqq(rng, 3, 0),
+    "hqq-apart-3": lambda rng: hqq(rng, 3, 0, shape=(24, 40), group=12),
+    "hqq-apart-4": lambda rng: hqq(rng, 4, 0, shape=(16, 40), group=8),
     **{f"bitnet-{kind}": lambda rng, kind=kind: bitnet(rng, kind) for kind in ("bitlinear", "autobitlinear")},
 }

@@ -50,18 +50,24 @@ def test_a_file_with_constants_in_its_weights_computes_what_the_checkpoint_does(
 
 @pytest.mark.parametrize(
     ("arch", "coded", "part"),
-    [("qwen3moe", "exps", "experts/"), ("chatglm", r"attn_qkv\.weight", "self_attn/[qkv]_proj/")],
+    [
+        ("qwen3moe", "exps", "experts/"),
+        ("chatglm", r"attn_qkv\.weight", "self_attn/[qkv]_proj/"),
+        ("dbrx", "exps", "experts/"),
+    ],
 )
 def test_parts_of_a_tensor_keep_their_own_codes(tmp_path: Path, arch: str, coded: str, part: str):
     row = [row for row in ALL if row.arch == arch][-1]
     sizes = {"hidden_size": 64, "num_attention_heads": 8, "moe_intermediate_size": 32, "head_dim": 8}
+    sizes |= {"d_model": 64, "n_heads": 8, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 5, "moe_top_k": 2}}
     config = row.case.config | {key: size for key, size in sizes.items() if key in row.case.config}
     reference = make_reference(replace(row.case, config=config), tmp_path)
-    file = convert(tmp_path, row.arch, reference.config, tmp_path / "model.gguf", row.metadata, coded)
+    metadata = {key: 32 if key == "feed_forward_length" else value for key, value in row.metadata.items()}
+    file = convert(tmp_path, row.arch, reference.config, tmp_path / "model.gguf", metadata, coded)
     floats = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(file, progress=False)[1])
     kept = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(file, progress=False, dequantize=False)[1])
     found = [path for path in kept if re.search(rf"{part}.*kernel$", path)]
-    assert len(found) == 9
+    assert len(found) == 3 * reference.config.num_hidden_layers
     for path in found:
         assert kept[path].dtype == np.int8
         scales = np.asarray(kept[f"{path}_scale"], np.float32).reshape(-1, 1)

@@ -89,7 +89,7 @@ class Elsewhere:
         return ""
 
 
-@pytest.mark.parametrize("name", ["gptq-apart", "hqq-3"])
+@pytest.mark.parametrize("name", ["gptq-apart", "hqq-3", "hqq-apart-4"])
 def test_a_matrix_whose_slices_lie_all_over_a_file_elsewhere_is_fetched_once(name: str, tmp_path: Path):
     made = WRITERS[name](np.random.default_rng(5))
     local = written(made, tmp_path)
@@ -207,6 +207,9 @@ DAMAGED = [
     ("mlx-mxfp8", cut("scales"), "m.weight", "its scales are"),
     ("hqq-4", cut("W_q"), "m.W_q", r"is \[23, 32\], expected \[24, 32\]"),
     ("hqq-4", cut("zero"), "m.W_q", "its zero is"),
+    ("hqq-apart-4", cut("W_q"), "m.W_q", r"is \[3, 80\], expected \[4, 80\]"),
+    ("hqq-apart-4", cut("scale"), "m.W_q", r"its scale is \[0, 80\], expected \[1, 80\]"),
+    ("hqq-apart-4", filled("axis", 1), "m.W_q", "its scale is"),
     ("hqq-4", filled("nbits", 7), "m.W_q", r"nbits=\[7\]"),
     ("hqq-4", filled("axis", 2), "m.W_q", r"axis=\[2\]"),
     ("hqq-4", filled("shape", 1 << 40), "m.W_q", "expected"),

@@ -29,6 +29,7 @@ KINDS = [
     Form(CODES["uint4"], (1, 96), (), "zero"),
     Form(CODES["uint8"], (1, 32), (), "offset"),
     Form(CODES["int4"], (8, 4), (), "offset"),
+    Form(CODES["uint4"], (4, 1), (), "zero", step=10),
     Form(CODES["float4_e2m1fn"], (1, 16), extra=(FACTOR, ORDER, GAIN)),
 ]
 
@@ -117,6 +118,7 @@ def read(plan: Plan, path: str, dtype: Any, index: Index) -> np.ndarray:
 
 
 INT4, FP8, UINT8 = Form(CODES["int4"], (1, 16)), Form(CODES["float8_e4m3fn"], (8, 16)), Form(CODES["uint8"], (1, 48))
+APART = Form(CODES["uint2"], (8, 1), step=2)
 PICKED = np.array([3, 4, 5, 9, 8, 0, 2, 4])
 EXPRESSIONS: dict[str, tuple[Plan, tuple[int, int]]] = {
     "tensor": (plan_of(Source("a"), (16, 48), a=FP8), (8, 16)),
@@ -140,6 +142,12 @@ EXPRESSIONS: dict[str, tuple[Plan, tuple[int, int]]] = {
     "stacked experts, some rows": (
         plan_of(Stack((Rows(Source("x"), PICKED, 16), Rows(Source("y"), PICKED, 16))), (2, 2, 8, 48), x=FP8, y=FP8),
         (1, 16),
+    ),
+    "transposed, blocks of one column": (plan_of(Transpose(Source("a")), (48, 16), a=INT4), (16, 1)),
+    "rows that lie apart": (plan_of(Source("a"), (16, 48), a=APART), (8, 1)),
+    "stacked, of rows that lie apart": (
+        plan_of(Stack((Source("a"), Source("b"))), (2, 16, 48), a=APART, b=replace(APART, block=(4, 1))),
+        (4, 1),
     ),
     "a block for all": (plan_of(Source("a"), (16, 48), a=replace(FP8, block=(16, 48))), (1, 48)),
 }
@@ -176,7 +184,9 @@ def test_codes_and_scales_of_any_part_are_read_through_the_parameters_own_expres
     [
         (Rows(Source("a"), PICKED, 48, -1), (16, 8), {"a": INT4}, "columns are in another order"),
         (Reshape(Source("a"), (16, 48), (32, 24)), (32, 24), {"a": INT4}, r"\[16, 48\] is read as \[32, 24\]"),
-        (Transpose(Source("a")), (48, 16), {"a": INT4}, "2 codes of a byte are not in one block of 16 x 1"),
+        (Source("a"), (16, 48), {"a": replace(INT4, block=(1, 3))}, "2 codes of a byte are not in one block of 1 x 3"),
+        (Transpose(Source("a")), (48, 16), {"a": APART}, "rows of its blocks lie apart"),
+        (Rows(Source("a"), PICKED, 16), (8, 48), {"a": APART}, "blocks of 1 x 1 take as much memory"),
         (Stack((Source("a"), Source("b"))), (2, 16, 48), {"a": INT4, "b": FP8}, "int4 and float8_e4m3fn"),
         (Source("a"), (16, 48), {"a": replace(FP8, block=(1, 4))}, "as much memory as 16-bit floats"),
     ],

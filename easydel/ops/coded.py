@@ -85,11 +85,11 @@ class Coded:
         """Returns rows of one matrix, [*index, columns]; `look_up` gives the rows of a table with two dimensions."""
 
         def of_blocks(part: jax.Array) -> jax.Array:
-            block = index // self.form.block[0]
+            block = self.form.row_of(index)
             return look_up(part, block) if part.ndim > 1 else jnp.take(part, block, axis=0, mode="clip")
 
         part = self._of(look_up(self.sliceable().codes, index), of_blocks)
-        return replace(part, form=replace(self.form, block=(1, self.form.block[1])))
+        return part._in_order()
 
     def whole(self, dtype: Any, *, scaled: bool = True) -> jax.Array:
         """Returns the floats, [..., rows, columns], or what scales have not multiplied yet."""
@@ -112,7 +112,7 @@ class Coded:
         if self.changes_inputs:
             return self.bare.times(self.inputs(x), precision, split=split, tpu=tpu)
         at_once = partial(_product, precision=precision)
-        rows = max(BLOCK_BYTES // (4 * self.shape[1]) // self.form.block[0], 1) * self.form.block[0]
+        rows = self._at_a_time(BLOCK_BYTES // (4 * self.shape[1]))
         ways: dict[str, Any] = {}
         if not split and self.shape[0] > 2 * rows:
             ways["cpu"] = partial(_product_by_blocks, rows=rows, precision=precision)
@@ -121,12 +121,22 @@ class Coded:
         return jax.lax.platform_dependent(x, self, default=at_once, **ways) if ways else at_once(x, self)
 
     def between(self, start: Any, rows: int) -> Coded:
-        """Returns `rows` rows of one matrix, from row `start` on; both are multiples of a block's rows."""
+        """Returns `rows` rows of one matrix, from row `start` on: as many as `_at_a_time` says, or the last ones."""
+        cut, form = jax.lax.dynamic_slice_in_dim, self.form
+        of_blocks = rows if form.step > 1 else rows // form.block[0]
+        part = self._of(cut(self.codes, start, rows), lambda part: cut(part, form.row_of(start), of_blocks))
+        return part._in_order() if form.step > 1 else part
 
-        def cut(array: jax.Array, block: int) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(array, start // block, rows // block)
+    def _at_a_time(self, rows: int) -> int:
+        """Returns the rows to take at a time, if possible at most `rows`: whole blocks, or rows of different ones."""
+        height, step = self.form.block[0], self.form.step
+        if step == 1:
+            return max(rows // height, 1) * height
+        return max(part for part in range(1, max(rows, 1) + 1) if step % part == 0)
 
-        return self._of(cut(self.codes, 1), partial(cut, block=self.form.block[0]))
+    def _in_order(self) -> Coded:
+        """Returns the same arrays as a matrix each of whose rows has numbers of its own."""
+        return replace(self, form=replace(self.form, block=(1, self.form.block[1]), step=1))
 
     def sliceable(self) -> Coded:
         """Returns the same matrix for slices in a loop: of an array of float8, XLA would make all floats first."""
@@ -147,16 +157,17 @@ class Coded:
         if self.factors is not None:
             scales = scales * self.factors.reshape(*self.factors.shape, *[1] * (scales.ndim - self.factors.ndim))
         shifts = None if self.shifts is None else self.shifts.astype(jnp.float32)
-        return [self._scaled(part, scales, shifts).astype(dtype) for part in parts]
+        return [self._scaled(part, place, scales, shifts).astype(dtype) for place, part in enumerate(parts)]
 
-    def _scaled(self, values: jax.Array, scales: jax.Array, shifts: jax.Array | None) -> jax.Array:
-        *lead, rows, columns = values.shape
+    def _scaled(self, values: jax.Array, place: int, scales: jax.Array, shifts: jax.Array | None) -> jax.Array:
+        width, together = self.form.block[1], self.form.per_byte
         if self.by_rows:
             blocks, spread = values, lambda part: part[..., None]
         else:
-            height, width = self.form.block[0], self.form.block[1] // self.form.per_byte
-            blocks = values.reshape(*lead, rows // height, height, columns // width, width)
-            spread = lambda part: part[..., :, None, :, None]  # noqa: E731 (one line for each shape of scales)
+            apart, of_blocks = self.form.by_blocks(values.shape, max(width // together, 1))
+            every = together if width == 1 else 1  # of blocks of one column, each place in a byte has its own
+            blocks = values.reshape(apart)
+            spread = lambda part: (part[..., place::every] if every > 1 else part).reshape(of_blocks)  # noqa: E731
         if shifts is not None and self.form.shift == "zero":
             blocks = blocks - spread(shifts)
         blocks = blocks * spread(scales)

@@ -145,12 +145,17 @@ class CodedTensor(ABC):
         """Returns a slice as float32. Slices may lack ends, and have positive steps."""
         *leading, rows, columns = with_ends(index, self.shape)
         form, groups = self.form, self.groups(columns)
-        blocks = (_blocks(rows, form.block[0]), _blocks(columns, form.block[1], groups))
+        lines = form.row_of(np.arange(rows.start, rows.stop, rows.step)) if form.step > 1 else None
+        blocks = (_blocks(rows, form.block[0], lines), _blocks(columns, form.block[1], groups))
         touched = (*leading, *blocks)
 
         def each(found: np.ndarray) -> np.ndarray:
             """Returns the numbers of blocks for each number of the slice, or such that they broadcast to it."""
-            wide = _repeated(_values(found), rows, form.block[0], -2)
+            tall = _values(found)
+            if lines is not None:
+                wide = np.take(tall, lines - blocks[0].start, axis=-2)
+            else:
+                wide = _repeated(tall, rows, form.block[0], -2)
             if groups is not None:
                 return np.take(wide, groups - blocks[1].start, axis=-1)
             return _repeated(wide, columns, form.block[1], -1) if numbers is values else wide[..., None]

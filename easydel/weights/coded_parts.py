@@ -138,10 +138,10 @@ class Part:
 
     def _numbers(self, index: Index) -> np.ndarray:
         *lead, rows, columns = index
-        spread = [
-            _blocks(part, unit, size)
-            for part, unit, size in zip((rows, columns), self.unit, self.of.form.block, strict=True)
-        ]
+        form, (height, width) = self.of.form, self.unit
+        numbers, across = (np.arange(part.start, part.stop, part.step or 1) for part in (rows, columns))
+        first_rows = numbers // form.step * (height * form.step) + numbers % form.step
+        spread = [_touched(form.row_of(first_rows)), _touched(across * width // form.block[1])]
         blocks = (*lead, *(touched for touched, _ in spread))
         found = self.of.scales(blocks) if self.kind == "scales" else self.of.shifts(blocks)
         for dim, (_, places) in zip((-2, -1), spread, strict=True):
@@ -157,9 +157,9 @@ def _widened(part: slice, size: int) -> slice:
     return slice(part.start * size, part.stop * size)
 
 
-def _blocks(part: slice, unit: int, size: int) -> tuple[slice, np.ndarray]:
-    """Returns the blocks of that size that a slice of units touches, and for each unit its block among those."""
-    places = np.arange(part.start, part.stop, part.step or 1) * unit // size
-    if not len(places):
-        return slice(0, 0), places
-    return slice(int(places[0]), int(places[-1]) + 1), places - places[0]
+def _touched(blocks: np.ndarray) -> tuple[slice, np.ndarray]:
+    """Returns a slice that has all these blocks, and the place of each in it."""
+    if not len(blocks):
+        return slice(0, 0), blocks
+    first = int(blocks.min())
+    return slice(first, int(blocks.max()) + 1), blocks - first

@@ -6,7 +6,7 @@ Five forms cover every known layout: a tensor, its transpose, the same numbers i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -148,24 +148,30 @@ Expression = Source | Transpose | Reshape | Rows | Stack
 
 
 def straightened(
-    expressions: Mapping[str, Expression], turned: Collection[str]
+    expressions: Mapping[str, Expression], drops: Callable[[Expression, str], bool]
 ) -> tuple[dict[str, Expression], set[str]]:
-    """Drops `Transpose` around tensors that the file can also give transposed (`turned`).
+    """Drops what is directly around a tensor of that name, where `drops` is true of it.
 
-    Returns the new expressions, and the names it applied to: only tensors that every reader transposes.
+    Returns the new expressions, and the names it applied to: only tensors of which it is true for every reader.
     """
-    turned = set(turned) - {name for expression in expressions.values() for name in _names(expression, plain=True)}
-    return {path: _straight(expression, turned) for path, expression in expressions.items()}, turned
+
+    def dropped(expression: Expression) -> bool:
+        within = None if isinstance(expression, Source | Stack) else expression.of
+        return isinstance(within, Source) and drops(expression, within.name)
+
+    others = {name for expression in expressions.values() for name in _names(expression, dropped)}
+    names = source_names(expressions).keys() - others
+    return {path: _straight(expression, dropped, names) for path, expression in expressions.items()}, names
 
 
-def _straight(expression: Expression, turned: Collection[str]) -> Expression:
+def _straight(expression: Expression, dropped: Callable[[Expression], bool], names: Collection[str]) -> Expression:
     if isinstance(expression, Source):
         return expression
     if isinstance(expression, Stack):
-        return Stack(tuple(_straight(part, turned) for part in expression.of))
-    if isinstance(expression, Transpose) and isinstance(expression.of, Source) and expression.of.name in turned:
+        return Stack(tuple(_straight(part, dropped, names) for part in expression.of))
+    if dropped(expression) and isinstance(expression.of, Source) and expression.of.name in names:
         return expression.of
-    return replace(expression, of=_straight(expression.of, turned))
+    return replace(expression, of=_straight(expression.of, dropped, names))
 
 
 def runs(index: np.ndarray) -> Sequence[slice]:
@@ -219,12 +225,12 @@ def source_names(expressions: Mapping[str, Expression]) -> dict[str, list[str]]:
     return readers
 
 
-def _names(expression: Expression, *, plain: bool = False) -> Iterator[str]:
-    """Yields the tensors that are read; with `plain`, without those directly inside a `Transpose`."""
+def _names(expression: Expression, but: Callable[[Expression], bool] | None = None) -> Iterator[str]:
+    """Yields the tensors that are read, without those within expressions of which `but` is true."""
     if isinstance(expression, Source):
         yield expression.name
     elif isinstance(expression, Stack):
         for part in expression.of:
-            yield from _names(part, plain=plain)
-    elif not (plain and isinstance(expression, Transpose) and isinstance(expression.of, Source)):
-        yield from _names(expression.of, plain=plain)
+            yield from _names(part, but)
+    elif but is None or not but(expression):
+        yield from _names(expression.of, but)

@@ -18,7 +18,8 @@ from easydel.checkpoint.blocks import block_layout
 from easydel.weights.coded import CodedTensor, Form
 from easydel.weights.expressions import Index
 from easydel.weights.gguf import HFTensor
-from easydel.weights.sources import FLOAT32, TensorSource
+from easydel.weights.gguf_tensors import AllRows
+from easydel.weights.sources import FLOAT32, TensorSource, Turned
 
 BYTE, HALF, INT4, UINT4 = (np.dtype(kind) for kind in (np.uint8, np.float16, ml_dtypes.int4, ml_dtypes.uint4))
 Read = Callable[[np.ndarray], np.ndarray]
@@ -45,7 +46,19 @@ class Layout:
 
 def by_codes(tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Returns the tensors of a GGUF file, as codes where their type of block allows it."""
-    return {name: CodedBlocks(of) if is_coded(of) else of for name, of in tensors.items()}
+    return {name: _by_codes(of) for name, of in tensors.items()}
+
+
+def _by_codes(tensor: TensorSource) -> TensorSource:
+    if isinstance(tensor, AllRows):
+        return AllRows(_by_codes(tensor.of))
+    if (
+        isinstance(tensor, HFTensor)
+        and tensor.transposed
+        and is_coded(untransposed := replace(tensor, transposed=False))
+    ):
+        return Turned(CodedBlocks(untransposed))
+    return CodedBlocks(tensor) if is_coded(tensor) else tensor
 
 
 def is_coded(tensor: TensorSource) -> TypeGuard[HFTensor]:

@@ -200,7 +200,11 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class AllRows(Changed):
-    """The matrices of all experts, one below the other."""
+    """The matrices of all experts, one below the other; `apart` are the matrices."""
+
+    @property
+    def apart(self) -> TensorSource:
+        return self.of
 
     @property
     def shape(self) -> tuple[int, ...]:

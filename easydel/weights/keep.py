@@ -62,9 +62,10 @@ def kept_as(plan: Plan, path: str, counts: Shape) -> Kept:
     """
     shape = plan.shapes[path]
     found = _form(plan.expressions[path], shape, plan.tensors)
-    form = replace(found.form, block=_block(found.form.block, shape, counts))
+    form = _with_block(found, _block(found.form, shape, counts)).form
     rows, columns = form.block
-    if form.per_byte > 1 and (columns % form.per_byte or shape[-1] % form.per_byte):
+    own = shape[-1] // counts[-1]
+    if form.per_byte > 1 and (own % form.per_byte or (columns > 1 and columns % form.per_byte)):
         raise NotKept(f"{form.per_byte} codes of a byte are not in one block of {rows} x {columns}")
     beside = (found.scale.itemsize + (found.shift.itemsize if found.shift else 0)) * prod(form.scales_shape(shape))
     if 8 * beside + prod(shape) * form.bits >= 16 * prod(shape):
@@ -95,6 +96,8 @@ def _form(expression: Expression, shape: Shape, tensors: Mapping[str, TensorSour
         return _common([_form(part, shape[1:], tensors) for part in expression.of])
     if isinstance(expression, Transpose):
         found = _without_order(_form(expression.of, _swapped(shape), tensors))
+        if found.form.step > 1:
+            raise NotKept("rows of its blocks lie apart, and are columns of the parameter")
         return _with_block(found, (found.form.block[1], found.form.block[0]))
     if isinstance(expression, Reshape):
         found = _form(expression.of, expression.theirs, tensors)
@@ -150,19 +153,19 @@ def _common(parts: Iterable[Kept]) -> Kept:
     block = tuple(reduce(gcd, sizes) for sizes in zip(*blocks, strict=True))
     alike = all((part.scale, part.shift) == (first.scale, first.shift) for part in others)
     scale, shift = (first.scale, first.shift) if alike else (FLOAT32, first.shift and FLOAT32)
-    return Kept(replace(first.form, block=block, extra=extra), scale, shift)
+    return _with_block(Kept(replace(first.form, extra=extra), scale, shift), block)
 
 
 def _with_block(kept: Kept, block: Block) -> Kept:
-    return replace(kept, form=replace(kept.form, block=block))
+    return replace(kept, form=replace(kept.form, block=block, step=kept.form.step if block[0] > 1 else 1))
 
 
-def _block(block: Block, shape: Shape, counts: Shape) -> Block:
+def _block(form: Form, shape: Shape, counts: Shape) -> Block:
     """Returns the largest block that divides each device's part; a block of all columns is of one row."""
-    rows, columns = shape[-2:]
-    if block[1] == columns:
-        return 1, columns
-    return gcd(block[0], rows // counts[-2]), gcd(block[1], columns // counts[-1])
+    rows, columns = (size // count for size, count in zip(shape[-2:], counts[-2:], strict=True))
+    if form.block[1] == shape[-1] and form.step == 1:
+        return 1, shape[-1]
+    return 1 if rows % form.step else gcd(form.block[0], rows // form.step), gcd(form.block[1], columns)
 
 
 def _swapped(shape: Shape) -> Shape:

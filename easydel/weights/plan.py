@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easydel.errors import ArgumentError
-from easydel.weights.expressions import Expression, Source, Stack, Transpose, chain, source_names, straightened
+from easydel.weights.expressions import Expression, Reshape, Source, Stack, Transpose, chain, source_names, straightened
 from easydel.weights.misfit import check_fit
 from easydel.weights.names import Names
 from easydel.weights.sources import TensorSource, Zeros, is_spare
@@ -70,7 +70,7 @@ def make_plan(
     spare = {name for name in unused if _is_ignored(name, names, tied) or is_spare(tensors[name])}
     homeless = _homeless({name: tensors[name] for name in unused if name not in spare}, ignore, file)
     check_fit(expressions, readers, shapes, found, homeless, integers=integers, file=file)
-    expressions, found = _turned(expressions, found)
+    expressions, found = _as_stored(expressions, found)
     return Plan(expressions, shapes, found, unused)
 
 
@@ -113,15 +113,25 @@ def _is_ignored(name: str, names: Names, tied: bool) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in (*names.ignored, *(TIED_HEADS if tied else ())))
 
 
-def _turned(
+def _as_stored(
     expressions: dict[str, Expression], found: dict[str, TensorSource]
 ) -> tuple[dict[str, Expression], dict[str, TensorSource]]:
-    """Returns expressions and tensors without any `Transpose` of a tensor that its file also gives transposed."""
-    turned = {name: other for name, tensor in found.items() if (other := getattr(tensor, "turned", None)) is not None}
-    if not turned:
-        return expressions, found
-    expressions, chosen = straightened(expressions, turned)
-    return expressions, found | {name: turned[name] for name in chosen}
+    """Returns expressions and tensors without what undoes, of a tensor, how it differs from the file's."""
+
+    def others(attribute: str) -> dict[str, TensorSource]:
+        stored = {name: getattr(tensor, attribute, None) for name, tensor in found.items()}
+        return {name: other for name, other in stored.items() if other is not None}
+
+    def reshapes(of: Expression, name: str) -> bool:
+        return isinstance(of, Reshape) and name in apart and of.ours == apart[name].shape
+
+    if apart := others("apart"):
+        expressions, chosen = straightened(expressions, reshapes)
+        found = found | {name: apart[name] for name in chosen}
+    if turned := others("turned"):
+        expressions, chosen = straightened(expressions, lambda of, name: isinstance(of, Transpose) and name in turned)
+        found = found | {name: turned[name] for name in chosen}
+    return expressions, found
 
 
 def head_differs(names: Names, tensors: Mapping[str, TensorSource], vectors_at: str) -> bool:

@@ -3,6 +3,8 @@
 The numbers of W [out, in], row after row, fill a matrix in which each row (axis 1) or each column (axis 0) is a group
 with a scale and a zero: W = (q - zero) * scale. Rows of that matrix that lie far apart share an integer of W_q: of N
 rows at 4 bits, row r is in the high half of bytes r, and row r + N / 2 in the low one. Small tensors say the rest.
+
+With axis 0, if N divides `out`, each row is out / N rows of W: a group is N numbers of one column, that far apart.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from easydel.checkpoint import Tensor
+from easydel.checkpoint.tensor import row_major
 from easydel.weights.coded import Form
 from easydel.weights.expressions import Index, with_ends
 from easydel.weights.formats.checks import BYTE, FLOATS, WORD, misshapen
@@ -108,12 +111,22 @@ def _misfit(packed: Tensor, scale: Tensor, zero: Tensor, bits: int, axis: int, s
 
 
 def _matrix(name: str, groups: Groups, scale: Tensor, zero: Tensor, axis: int, shape: tuple[int, int]) -> TensorSource:
-    if axis == 0:
+    stored = groups.packed, scale, zero
+    if axis == 1:
+        code = Codes(groups, shape)
+        each, zeros = (OfBlocks(part, shape, groups.width) for part in (scale, zero))
+        return Matrix(name, Form(code.dtype, (1, each.together), shift="zero"), stored, code, each, zeros)
+    if groups.width % shape[1]:
         return Columns(name, groups, scale, zero, shape)
-    code = Codes(groups, shape)
-    each, zeros = (OfBlocks(stored, shape, groups.width) for stored in (scale, zero))
-    form = Form(code.dtype, (1, each.together), shift="zero")
-    return Matrix(name, form, (groups.packed, scale, zero), code, each, zeros)
+    code = RowsApart(groups, shape)
+    form = Form(code.dtype, (groups.count, 1), shift="zero", step=code.step)
+    return Matrix(name, form, stored, code, *(_with_rows(part, code.step) for part in (scale, zero)))
+
+
+def _with_rows(stored: Tensor, rows: int) -> Tensor:
+    """Returns a matrix of one row as one of `rows` rows."""
+    shape = (rows, stored.shape[1] // rows)
+    return replace(stored, shape=shape, strides=row_major(shape, stored.dtype.itemsize))
 
 
 @dataclass(frozen=True)
@@ -128,11 +141,16 @@ class Groups:
     def width(self) -> int:
         return self.packed.shape[1]
 
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Returns some rows' numbers, as uint8 [*rows.shape, width]."""
+    def rows(self, rows: np.ndarray, parts: int = 1, columns: Index = ()) -> np.ndarray:
+        """Returns some rows' numbers, as uint8 [*rows.shape, width].
+
+        If each row is cut into several `parts`, `rows` and `columns` count those of the parts.
+        """
         together, fields = self.packed.shape[0], FIELDS[self.bits]
-        found = self.packed.read()[rows % together]  # a view of the mapped file: only these rows are touched
-        shifts = (self.bits * (fields - 1 - rows // together)).astype(found.dtype)
+        found = self.packed.read().reshape(together, parts, -1)  # a view of the mapped file: only these are touched
+        whole = rows // parts
+        found = found[:, :, *columns][whole % together, rows % parts]
+        shifts = (self.bits * (fields - 1 - whole // together)).astype(found.dtype)
         return (found >> shifts[..., None] & (1 << self.bits) - 1).astype(BYTE)
 
     def run(self, index: Index, columns: int, read: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -170,6 +188,27 @@ class Codes:
 
 
 @dataclass(frozen=True, eq=False)
+class RowsApart:
+    """The codes of a matrix of that shape, `step` rows of which are one row of the matrix of groups."""
+
+    groups: Groups
+    shape: tuple[int, int]
+    scattered: ClassVar[bool] = True
+
+    @property
+    def dtype(self) -> np.dtype:
+        return integers(self.groups.bits, signed=False)
+
+    @property
+    def step(self) -> int:
+        return self.groups.width // self.shape[1]
+
+    def read(self, index: Index = ()) -> np.ndarray:
+        rows = np.arange(index[0].start, index[0].stop, index[0].step)
+        return self.groups.rows(rows, self.step, index[1:]).view(self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class OfBlocks:
     """A number for each few columns of a matrix of shape `of`, which are in one group of `group` numbers."""
 
@@ -197,7 +236,7 @@ class OfBlocks:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """A matrix in which a group's numbers lie far apart (axis 0): it is read as floats alone."""
+    """A matrix whose groups (axis 0) do not divide its rows, and lie in several columns: it is read as floats alone."""
 
     name: str
     groups: Groups
