@@ -12,6 +12,8 @@ from easydel.checkpoint.tensor import Tensor, row_major
 from easydel.weights.coded import CodedTensor
 from easydel.weights.gguf import HFTensor
 from easydel.weights.gguf_codes import LAYOUTS, by_codes
+from easydel.weights.gguf_tensors import AllRows
+from easydel.weights.sources import Turned
 
 HALVES = {
     "Q4_1": (0, 2),
@@ -52,7 +54,16 @@ def test_codes_and_scales_are_the_decoded_numbers_bit_for_bit(kind: str, tmp_pat
 
 def test_other_tensors_stay_as_they_are(tmp_path: Path):
     norm = HFTensor(Tensor("n", (32,), np.dtype(np.float32), tmp_path / "n", 0, (4,)))
-    turned = HFTensor(random_tensor("Q8_0", (4, 64), tmp_path / "turned"), transposed=True)
     other = HFTensor(random_tensor("Q3_K", (4, 256), tmp_path / "other"))
-    stored = {"norm": norm, "turned": turned, "other": other}
+    raised = HFTensor(random_tensor("Q8_0", (4, 64), tmp_path / "raised"), add=-1.0)
+    stored = {"norm": norm, "other": other, "raised": raised}
     assert by_codes(stored) == stored
+
+
+def test_matrices_that_lie_otherwise_in_a_file_have_codes_as_they_lie(tmp_path: Path):
+    experts = HFTensor(random_tensor("Q8_0", (2, 4, 64), tmp_path / "experts"), transposed=True)
+    found = by_codes({"experts": AllRows(experts)})["experts"]
+    assert isinstance(found, AllRows)
+    assert isinstance(found.apart, Turned)
+    assert isinstance(found.apart.turned, CodedTensor)
+    np.testing.assert_array_equal(found.read(), experts.read().reshape(128, 4))

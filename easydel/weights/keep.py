@@ -150,10 +150,10 @@ def _common(parts: Iterable[Kept]) -> Kept:
     extra = tuple(end for end in (FACTOR, ORDER, GAIN) if end in found)
     if ORDER in extra and len({*blocks}) > 1:
         raise NotKept("columns are in the order of groups of several sizes")
-    block = tuple(reduce(gcd, sizes) for sizes in zip(*blocks, strict=True))
+    rows, columns = (reduce(gcd, sizes) for sizes in zip(*blocks, strict=True))
     alike = all((part.scale, part.shift) == (first.scale, first.shift) for part in others)
     scale, shift = (first.scale, first.shift) if alike else (FLOAT32, first.shift and FLOAT32)
-    return _with_block(Kept(replace(first.form, extra=extra), scale, shift), block)
+    return _with_block(Kept(replace(first.form, extra=extra), scale, shift), (rows, columns))
 
 
 def _with_block(kept: Kept, block: Block) -> Kept:
