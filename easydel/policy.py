@@ -63,6 +63,12 @@ class Policy:
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     @property
+    def tpu(self) -> str:
+        """The kind of TPU that programs are compiled for, as JAX names it; empty for other devices."""
+        device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+        return device.device_kind if device.platform == "tpu" else ""
+
+    @property
     def remat_policy(self) -> Callable[..., bool] | None:
         """Returns the policy of activations that `jax.checkpoint` keeps."""
         if self.remat in (None, REMAT):

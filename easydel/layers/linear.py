@@ -80,8 +80,8 @@ def contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy, split: Par
         return _contract(x, kernel, policy)
     if isinstance(kernel, Coded):
         x, kernel = kernel.inputs(x), kernel.bare
-    coded = isinstance(kernel, Coded) and policy.platform == "tpu"
-    by_kernel = coded and few_rows.takes(max(x.size // x.shape[-1], ROWS), policy.dtype, kernel)
+    rows = max(x.size // x.shape[-1], ROWS)
+    by_kernel = isinstance(kernel, Coded) and few_rows.takes(rows, policy.dtype, kernel, policy.tpu)
     apart = None
     if split is not None and (by_kernel or _is_filled(x, policy)):
         apart = _split_product(x.shape, kernel, policy, split, by_kernel=by_kernel)
@@ -110,8 +110,8 @@ def _contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Ar
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
     if isinstance(kernel, Coded):
-        on_one_tpu = policy.platform == "tpu" and (whole or on_one_device())
-        y = kernel.times(rows.astype(policy.dtype), policy.precision, split=not whole, tpu=on_one_tpu)
+        chip = policy.tpu if whole or on_one_device() else ""
+        y = kernel.times(rows.astype(policy.dtype), policy.precision, split=not whole, chip=chip)
     else:
         dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
         y = jax.lax.dot_general(

@@ -103,20 +103,20 @@ class Coded:
                 floats = jnp.take_along_axis(floats, place[..., None, :], axis=-1)
         return floats if self.gains is None else floats * self.gains[..., None, :].astype(dtype)
 
-    def times(self, x: jax.Array, precision: Any, *, split: bool, tpu: bool = False) -> jax.Array:
+    def times(self, x: jax.Array, precision: Any, *, split: bool, chip: str = "") -> jax.Array:
         """Returns x [..., columns] times the transpose of one matrix [rows, columns], in the dtype of `x`.
 
-        On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh. On one `tpu` few
-        rows of `x` and 4-bit codes have a kernel.
+        On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh. On one TPU, of the
+        kind `chip`, few rows of `x` and 4-bit codes have a kernel.
         """
         if self.changes_inputs:
-            return self.bare.times(self.inputs(x), precision, split=split, tpu=tpu)
+            return self.bare.times(self.inputs(x), precision, split=split, chip=chip)
         at_once = partial(_product, precision=precision)
         rows = self._at_a_time(BLOCK_BYTES // (4 * self.shape[1]))
         ways: dict[str, Any] = {}
         if not split and self.shape[0] > 2 * rows:
             ways["cpu"] = partial(_product_by_blocks, rows=rows, precision=precision)
-        if tpu and few_rows.takes(x.size // x.shape[-1], x.dtype, self):
+        if few_rows.takes(x.size // x.shape[-1], x.dtype, self, chip):
             ways["tpu"] = partial(_product_of_few, precision)
         return jax.lax.platform_dependent(x, self, default=at_once, **ways) if ways else at_once(x, self)
 
