@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -109,12 +110,6 @@ class Decoder:
         ahead = ["tokens that see later ones"] if self.looks_ahead else []
         return [*ahead, *sorted(set(carriers(self, tokens)))]
 
-    def check_packed(self, tokens: int) -> None:
-        """Raises UnsupportedModelError if a row of `tokens` must not hold several documents."""
-        if reasons := self.unpacked(tokens):
-            hint = "documents would mix; pass one document in each row"
-            raise UnsupportedModelError(f"segment_ids are not implemented for {', '.join(reasons)}", hint=hint)
-
     @property
     def prefixed(self) -> bool:
         """True if some layer sees the tokens of a prefix both ways."""
@@ -170,7 +165,7 @@ class DecoderModel(TowerModel):
         shape = self._shape(input_ids, inputs_embeds)
         self._check(prefix_mask, token_type_ids)
         if segment_ids is not None:
-            self.record.check_packed(shape[1])
+            refuse_packed(self.record.unpacked(shape[1]))
         masks: Any = {"segment_ids": segment_ids, "prefix_mask": prefix_mask, "token_type_ids": token_type_ids}
         context, cache = make_context(shape, attention_mask, position_ids, cache, **masks)
         check_positions(shape[1], self.record.longest, context)
@@ -264,6 +259,13 @@ def unless_full(x_BTD: jax.Array, cache: Cache) -> jax.Array:
     """Returns `x_BTD`, or NaN if more tokens were read into the cache than it has room for."""
     used, slots = cache["offset"], cache["valid"].shape[1]
     return jnp.where(used <= slots, x_BTD, jnp.nan) if isinstance(used, jax.Array) else x_BTD
+
+
+def refuse_packed(reasons: Sequence[str]) -> None:
+    """Raises UnsupportedModelError if there are reasons why a row must not hold several documents."""
+    if reasons:
+        hint = "documents would mix; pass one document in each row"
+        raise UnsupportedModelError(f"segment_ids are not implemented for {', '.join(reasons)}", hint=hint)
 
 
 def _starts(segment_ids: jax.Array, cache: Cache | None) -> jax.Array:

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from easydel.decoder import Cache, check_positions, empty_slots, make_context, unless_full
-from easydel.errors import ArgumentError, UnsupportedModelError
+from easydel.decoder import Cache, check_positions, empty_slots, make_context, refuse_packed, unless_full
+from easydel.errors import ArgumentError
 from easydel.inputs import check_shapes
 from easydel.layers.block import Block
 from easydel.layers.context import Context, Cross
@@ -217,8 +217,7 @@ class EncoderDecoderModel(nnx.Module):
         `cache` that earlier calls filled neither is needed. `segment_ids` are refused.
         """
         if segment_ids is not None:
-            hint = "pass one document in each row"
-            raise UnsupportedModelError("segment_ids are not implemented for encoder-decoders", hint=hint)
+            refuse_packed(["encoder-decoders"])
         if decoder_input_ids is None:
             decoder_input_ids = self.record.shift(input_ids, labels)
         if encoder_outputs is None and input_ids is not None:
