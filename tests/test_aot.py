@@ -147,6 +147,16 @@ def test_choosing_a_token_moves_neither_head_nor_logits(name: str):
 
 
 @needs_libtpu
+@pytest.mark.parametrize("dims", [(1, 16, 1, 1), (1, 4, 1, 4)], ids=str)
+def test_on_a_plane_of_chips_each_gets_its_part_of_the_heads_gradient_alone(dims: tuple[int, ...]):
+    """XLA summed all of it on every chip."""
+    model, params = built(llama(hidden_size=512, num_hidden_layers=1), topology_mesh("v5e:4x4", dims))
+    traced = trace_training(model, params, optax.sgd(1e-3), 16, 32, tokens=8)
+    large = as_large_as(VOCAB * 512 // 4, sent_by(model, traced))
+    assert sum(one.total for one in large) < 1.01 * (2 + 4) * VOCAB * 512 * 15 / 16, "gathered in 16 bits, summed in 32"
+
+
+@needs_libtpu
 @pytest.mark.parametrize(("dims", "rows"), [((1, 8, 1, 1), 8), ((2, 2, 2, 1), 8), ((1, 4, 2, 1), 4)], ids=str)
 def test_for_one_token_a_row_parameters_stay_where_they_are(dims: tuple[int, ...], rows: int):
     model, params = built(llama(hidden_size=512, intermediate_size=1024), topology_mesh("v5e:2x4", dims))

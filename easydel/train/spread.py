@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from easydel.ops.scatter import scattered
 from easydel.policy import Policy
 from easydel.sharding import default_rules
 from easydel.sharding.axes import axis_of, names_in, without
@@ -74,7 +75,7 @@ def spread(function: Callable[..., Any], policy: Policy, rows: int) -> Callable[
         def local(*arguments: Any) -> Any:
             sums, gradients, by_hidden = function(share, *arguments)
             added = {
-                path: _added(leaf, stored[path], (*summed, *share.axes), here[0][path])
+                path: _added(leaf, stored[path], (*summed, *share.axes), here[0][path], mesh)
                 for path, leaf in gradients.items()
             }
             return jax.lax.psum(sums, summed) if summed else sums, added, share.sum(by_hidden)
@@ -107,12 +108,14 @@ def _split(
     return PartitionSpec(*(here[0] if dim == 0 and len(here) and here[0] else axis for dim, axis in enumerate(own)))
 
 
-def _added(gradient: jax.Array, stored: PartitionSpec, summed: tuple[str, ...], here: PartitionSpec) -> jax.Array:
+def _added(
+    gradient: jax.Array, stored: PartitionSpec, summed: tuple[str, ...], here: PartitionSpec, mesh: Mesh
+) -> jax.Array:
     """Returns this device's part of a gradient's sum over the mesh axes `summed` that did not split it before."""
     left = [name for name in summed if all(name not in names_in(axis) for axis in here)]
     for dim, axis in enumerate(stored):
         if names := [name for name in names_in(axis) if name in left]:
-            gradient = jax.lax.psum_scatter(gradient, axis_of(names), scatter_dimension=dim, tiled=True)
+            gradient = scattered(gradient, names, dim, mesh)
             left = [name for name in left if name not in names]
     return jax.lax.psum(gradient, tuple(left)) if left else gradient
 
