@@ -18,6 +18,8 @@ from easydel.aot.hlo import Collective, collectives, cycles
 from easydel.aot.topology import topology_mesh
 from easydel.aot.tracing import cache_of, placed_shapes, trace_step, trace_training
 from easydel.errors import ArgumentError
+from easydel.lora import LoRA
+from easydel.lora.places import adapt, targeted
 from easydel.ops.sampling import Rules, Sampling
 from easydel.quantize import make_int4, make_int8
 from easydel.sharding import make_mesh
@@ -174,6 +176,22 @@ def test_of_one_row_one_is_summed_although_a_tpu_multiplies_eight(dims: tuple[in
     whole = 4 * 512  # before and behind attention and the activation, or in float32 in attention over sp
     sent = sum(one.total for one in sent_by(model, trace_step(model, params, 1, 128)))
     assert sent < 1.1 * 2 * (2 * summed + 2 * whole)
+
+
+@needs_libtpu
+def test_of_one_row_one_is_summed_by_routers_and_adapters_too():
+    """There are so many experts, and adapters of so high a rank, that eight rows of either are more than all logits."""
+    experts = rank = VOCAB // 4
+    sizes: Any = {"hidden_size": 512, "num_hidden_layers": 1, "num_experts": experts, "moe_intermediate_size": 16}
+    config = llama(**sizes) | {"model_type": "qwen3_moe", "num_experts_per_tok": 2, "head_dim": 64}
+    model, _ = built(config, topology_mesh("v5e:2x4", (1, 8, 1, 1)))
+    lora = LoRA(r=rank)
+    adapt(model, {place.path: (place, lora) for place in targeted(model, lora)})
+    summed = [
+        one for one in sent_by(model, trace_step(model, placed_shapes(model), 1, 128)) if one.kind == "all-reduce"
+    ]
+    assert summed != []
+    assert as_large_as(VOCAB + 1, summed) == []
 
 
 @needs_libtpu

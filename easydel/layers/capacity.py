@@ -15,6 +15,7 @@ from easydel.layers.context import Context
 from easydel.layers.linear import contract, parameter
 from easydel.layers.moe import Router
 from easydel.policy import Policy
+from easydel.tree import split_of
 
 # B batch, T length, D model, E experts, N tokens of all rows
 
@@ -119,7 +120,7 @@ class LimitedGate(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Any]:
         """Returns weights and indices of the chosen experts, [B, T, K] each."""
-        logits_BTE = contract(x_BTD, self.kernel[...], self.policy)
+        logits_BTE = contract(x_BTD, self.kernel[...], self.policy, split_of(self.kernel))
         if self.bias is not None:
             logits_BTE = logits_BTE + self.bias[...].astype(logits_BTE.dtype)
         return self.router.choose(logits_BTE, context.valid_BT)

@@ -18,6 +18,7 @@ from easydel.layers.block import Block, BlockLayer, Flow, normed
 from easydel.layers.linear import contract, exact
 from easydel.layers.norm import RMSNorm
 from easydel.policy import Policy
+from easydel.tree import split_of
 
 # B batch, T tokens of this call, H streams, J streams after mixing, D model
 
@@ -74,7 +75,8 @@ class StreamWeights(nnx.Module):
         """Returns the logits of each kind, [B, T, size] in float32."""
         streams = self.norm.normalise(x_BTHD.reshape(*x_BTHD.shape[:2], -1).astype(jnp.float32))
         gains = jnp.repeat(self.gain[...], np.array(self.sizes), total_repeat_length=sum(self.sizes))
-        logits = contract(streams, self.kernel[...], self.policy) * gains + self.bias[...].astype(jnp.float32)
+        logits = contract(streams, self.kernel[...], self.policy, split_of(self.kernel)) * gains
+        logits = logits + self.bias[...].astype(jnp.float32)
         return jnp.split(logits, np.cumsum(self.sizes)[:-1], axis=-1)
 
 

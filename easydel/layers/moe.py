@@ -17,6 +17,7 @@ from easydel.layers.linear import Float32Linear, Linear, buffer, contract, param
 from easydel.layers.mlp import GLU, MLP
 from easydel.layers.part import Handed, Part, handing, received
 from easydel.policy import Policy
+from easydel.tree import split_of
 
 # B batch, T length, D model, E experts, K chosen experts of a token
 
@@ -198,7 +199,7 @@ class Gate(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         """Returns weights and indices of the chosen experts, [B, T, K] each."""
-        logits_BTE = contract(x_BTD, self.kernel[...], self.policy)
+        logits_BTE = contract(x_BTD, self.kernel[...], self.policy, split_of(self.kernel))
         if self.bias is not None:
             logits_BTE = logits_BTE + self.bias[...].astype(logits_BTE.dtype)
         return self.router.choose(logits_BTE, None if self.correction_bias is None else self.correction_bias[...])

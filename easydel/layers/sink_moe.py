@@ -16,6 +16,7 @@ from easydel.layers.mlp import GLU
 from easydel.layers.moe import Router
 from easydel.layers.part import Part
 from easydel.policy import Policy
+from easydel.tree import split_of
 
 # B batch, T length, D model, E experts and shared ones, K chosen experts of a token, S shared ones
 
@@ -45,7 +46,7 @@ class SinkGate(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         """Returns weights [B, T, K + S] of the chosen experts and of the shared ones, and the chosen ones [B, T, K]."""
-        scores_BTE = jax.nn.sigmoid(contract(x_BTD, self.kernel[...], self.policy))
+        scores_BTE = jax.nn.sigmoid(contract(x_BTD, self.kernel[...], self.policy, split_of(self.kernel)))
         routed_BTE, shared_BTS = jnp.split(scores_BTE, [self.correction_bias.shape[0]], axis=-1)
         _, chosen_BTK = jax.lax.top_k(routed_BTE + self.correction_bias[...], self.router.k)
         scores = jnp.concatenate([jnp.take_along_axis(routed_BTE, chosen_BTK, axis=-1), shared_BTS], axis=-1)

@@ -13,6 +13,7 @@ from easydel.layers.context import Context
 from easydel.layers.linear import buffer, contract, parameter
 from easydel.layers.moe import Router, TopK
 from easydel.policy import Policy
+from easydel.tree import split_of
 
 
 @dataclass(frozen=True)
@@ -45,4 +46,5 @@ class TokenGate(nnx.Module):
         assert context.ids_BT is not None
         weighed = self.router.weighed
         chosen_BTK = self.experts_of_token[...][context.ids_BT].astype(jnp.int32)
-        return weighed.weights(weighed.scores(contract(x_BTD, self.kernel[...], self.policy)), chosen_BTK), chosen_BTK
+        logits_BTE = contract(x_BTD, self.kernel[...], self.policy, split_of(self.kernel))
+        return weighed.weights(weighed.scores(logits_BTE), chosen_BTK), chosen_BTK

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from easydel.layers.experts import ExpertLinear
 from easydel.layers.linear import Embedding, Linear, contract
@@ -58,7 +59,8 @@ class AdaptedLinear(Linear, Adapted):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         seen = x if self.lora_key is None else dropped(x, self.lora_key[...], self.lora.lora_dropout)
-        added = contract(contract(seen, self.lora_A[...], self.policy), self.lora_B[...], self.policy) * self.lora.scale
+        low = contract(seen, self.lora_A[...], self.policy, self._split_of_A())
+        added = contract(low, self.lora_B[...], self.policy) * self.lora.scale
         y = super().__call__(x)
         if self.lora_magnitude is None:
             return y + added
@@ -66,6 +68,10 @@ class AdaptedLinear(Linear, Adapted):
         plain = y if self.lora_key is None else super().__call__(seen)
         plain = plain if self.bias is None else plain - self.bias[...].astype(y.dtype)
         return y + ((factors - 1) * plain + factors * added).astype(y.dtype)
+
+    def _split_of_A(self) -> PartitionSpec | None:
+        """How A is split while it is multiplied: like the kernel's columns, since both have the same inputs."""
+        return None if self.split is None else PartitionSpec(None, self.split[1])
 
     def _lengths(self) -> jax.Array:
         return lengths(self.whole_kernel(), self.lora_A[...], self.lora_B[...], self.lora.scale)
