@@ -96,6 +96,9 @@ def test_other_meshes_are_compared_and_those_that_split_a_head_left_out(tiny: Pa
     tried = {one["flags"].removeprefix("--mesh "): one["fits"] for one in facts["compared"]}
     assert tried == {"1,8,1,1": True, "1,1,1,8": True, "1,4,2,1": False, "1,1,2,4": False}
     assert "the best first" in invoke(*command).stdout
+    facts = invoke_json(*command, "--replicate-kv")
+    assert facts["best"] == "--mesh 1,1,1,8 --replicate-kv"
+    assert all(one["flags"].endswith(" --replicate-kv") for one in facts["compared"])
 
 
 def test_activations_between_layers_are_split_on_demand():

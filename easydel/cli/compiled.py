@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,7 +74,7 @@ def report(
     if chip is None:
         raise ArgumentError(f"nothing is known of the chips of {name!r}", hint=f"use one of {', '.join(CHIPS)}")
     facts = _facts(built_for, placed, compiling, chip)
-    found = _compared(built_for, facts, compiling, chip) if compiling.compare else []
+    found = _compared(built_for, placed, facts, compiling, chip) if compiling.compare else []
     if as_json:
         print(json.dumps(facts | ({"compared": found, "best": found[0]["flags"]} if found else {}), indent=2))
         return
@@ -90,18 +90,22 @@ def _facts(
 ) -> dict[str, Any]:
     model = built_for(placed)
     assert model.policy.mesh is not None
-    placed = Placed(tuple(model.policy.mesh.shape.values()), placed.split_residual)
+    placed = replace(placed, dims=tuple(model.policy.mesh.shape.values()))
     found = facts_of(costs(model, compiling), compiling, chip, model.policy.mesh)
     return {**found, "split_residual": placed.split_residual, "flags": placed.flags}
 
 
 def _compared(
-    built_for: Callable[[Placed], BaseNNXModule], own: dict[str, Any], compiling: Compiling, chip: Chip
+    built_for: Callable[[Placed], BaseNNXModule], given: Placed, own: dict[str, Any], compiling: Compiling, chip: Chip
 ) -> list[dict[str, Any]]:
-    """Returns the facts of all meshes, the best first; those that the model cannot be split over are left out."""
+    """Returns the facts of all meshes, the best first; those that the model cannot be split over are left out.
+
+    `own` are the facts of the mesh that was `given`.
+    """
     rows, _ = compiling.sizes()
     found = [own]
-    for placed in sensible(own["chips"], rows, training=compiling.train is not None):
+    for other in sensible(own["chips"], rows, training=compiling.train is not None):
+        placed = replace(other, replicate_kv=given.replicate_kv)
         if placed.flags != own["flags"]:
             with suppress(ShardingError):
                 found.append(_facts(built_for, placed, compiling, chip))

@@ -11,15 +11,20 @@ WIDEST_TRAINING = 8  # tp: beyond, what each layer sends takes longer than its p
 
 @dataclass(frozen=True)
 class Placed:
-    """Sizes of the mesh axes dp, fsdp, tp, sp, and whether activations are split over tp between layers."""
+    """Sizes of the mesh axes dp, fsdp, tp, sp, and what is split over tp otherwise than by default.
+
+    Activations between layers may be split, too; key and value heads may be whole on each device.
+    """
 
     dims: tuple[int, ...]
     split_residual: bool = False
+    replicate_kv: bool = False
 
     @property
     def flags(self) -> str:
         """The flags of every command that ask for it."""
-        return f"--mesh {','.join(map(str, self.dims))}{' --split-residual' if self.split_residual else ''}"
+        chosen = {"--split-residual": self.split_residual, "--replicate-kv": self.replicate_kv}
+        return " ".join(["--mesh", ",".join(map(str, self.dims)), *(flag for flag, given in chosen.items() if given)])
 
 
 def sensible(chips: int, rows: int, *, training: bool) -> Iterator[Placed]:

@@ -104,7 +104,8 @@ def plan(
             return _model(where, chosen, topology, remat_of(compiling.remat))[0]
 
         dims = (1, -1, 1, 1) if loading.mesh is None else parse_mesh(loading.mesh)
-        report(built_for, Placed(dims, loading.split_residual), compiling, as_json=as_json)
+        given = Placed(dims, loading.split_residual, loading.replicate_kv)
+        report(built_for, given, compiling, as_json=as_json)
         return
     mesh = _mesh(loading.mesh)
     built, read_plan, rounded = _model(where, loading, mesh, follow_links=hub.follow_links)
