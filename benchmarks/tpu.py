@@ -54,9 +54,9 @@ DEEPSEEK_V3: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A program, and the most that its figures may be; those of training may refer to the yardstick's as `x ...`."""
+    """A program, and the most that its figures may be; `x ...` are ratios to those of the case `against`."""
 
-    program: str  # "decode", "train" or "yardstick"
+    program: str  # "decode", "prompt", "train" or "yardstick"
     config: dict[str, Any]
     topology: str
     dims: tuple[int, int, int, int]
@@ -66,9 +66,10 @@ class Case:
     against: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     axes: Mapping[str, Any] = field(default_factory=dict)  # of PartitionAxis
+    scanned: bool = False
 
 
-V5E, V5E_16, V5E_64, V5P_512 = "v5e:2x4", "v5e:4x4", "v5e:8x8", "v5p:8x8x8"
+V5E, V5E_16, V5E_64, V5P_8, V5P_512 = "v5e:2x4", "v5e:4x4", "v5e:8x8", "v5p:2x2x2", "v5p:8x8x8"
 RATIOS = {"x HBM": 1.03, "x cycles": 1.03, "x sent": 1.05}
 CASES = {
     "8B decode, 4 layers, batch 8": Case(
@@ -77,8 +78,25 @@ CASES = {
     "8B decode, 4 layers, batch 1": Case(
         "decode", FOUR_LAYERS, V5E, (1, 1, 8, 1), 1, 2048, {"cycles / memory bound": 1.2}
     ),
+    "8B decode, 4 layers, batch 8, scanned": Case("decode", FOUR_LAYERS, V5E, (1, 1, 8, 1), 8, 2048, scanned=True),
     "8B decode, default mesh": Case("decode", LLAMA_8B, V5E, (1, 8, 1, 1), 8, 2048, {"sent MB a token": 30}),
     "8B decode, sp=8, 131,072 slots": Case("decode", LLAMA_8B, V5E, (1, 1, 1, 8), 1, 131072, {"sent MB a token": 6}),
+    **{
+        f"8B prompt of 131,072, sp={sp}": Case(
+            "prompt",
+            LLAMA_8B,
+            V5P_8,
+            (1, 8 // sp, 1, sp),
+            1,
+            131072,
+            {"x 1/sp": 1.05} if sp > 2 else {},
+            against="8B prompt of 131,072, sp=2",
+            options=UNWINDOWED,
+            scanned=True,
+        )
+        for sp in (2, 4, 8)
+    },
+    "8B prompt of 131,072, sp=8, windowed": Case("prompt", LLAMA_8B, V5P_8, (1, 1, 1, 8), 1, 131072, scanned=True),
     "8B train, yardstick": Case("yardstick", LLAMA_8B, V5E_16, (1, 16, 1, 1), 16, 4096),
     "8B train": Case("train", LLAMA_8B, V5E_16, (1, 16, 1, 1), 16, 4096, RATIOS, "8B train, yardstick"),
     "8B train, unwindowed yardstick": Case("yardstick", LLAMA_8B, V5E_16, (1, 16, 1, 1), 16, 4096, options=UNWINDOWED),
@@ -166,11 +184,20 @@ def decode(case: Case, mesh: Any) -> tuple[Any, Any, int]:
     from easydel.aot.tracing import cache_of, trace_step
     from easydel.tree import flatten
 
-    model, params = model_of(case, mesh, param_dtype="bfloat16")
+    model, params = model_of(case, mesh, param_dtype="bfloat16", scan_layers=case.scanned)
     arguments = {"parameters": params, "cache": cache_of(model, case.batch, case.length)}
     unread = [flatten(params)[path] for path in EMBEDDING]
     touched = sum(map(bytes_on_each, arguments.values())) - bytes_on_each(unread)
     return trace_step(model, params, case.batch, case.length), arguments, touched
+
+
+def prompt(case: Case, mesh: Any) -> tuple[Any, Any, int]:
+    from easydel.aot.cost import bytes_on_each
+    from easydel.aot.tracing import cache_of, trace_prefill
+
+    model, params = model_of(case, mesh, param_dtype="bfloat16", scan_layers=case.scanned)
+    touched = bytes_on_each(params) + bytes_on_each(cache_of(model, case.batch, case.length))
+    return trace_prefill(model, params, case.batch, case.length), {"parameters": params}, touched
 
 
 def train(case: Case, mesh: Any) -> tuple[Any, Any, int]:
@@ -197,6 +224,7 @@ def yardstick(case: Case, mesh: Any) -> tuple[Any, Any, int]:
 
 PROGRAMS: dict[str, Callable[[Case, Any], tuple[Any, Any, int]]] = {
     "decode": decode,
+    "prompt": prompt,
     "train": train,
     "yardstick": yardstick,
 }
@@ -231,10 +259,17 @@ def shown(found: Mapping[str, Any], name: str) -> dict[str, float]:
         figures |= {"sent MB a token": own["sent"] / CASES[name].batch / 1e6}
         figures |= {"cycles / memory bound": own["cycle_seconds"] / own["memory_seconds"]}
     against = found.get(CASES[name].against or "")
-    if against is not None:
+    if against is not None and CASES[name].program == "prompt":
+        figures |= {"x 1/sp": tokens_share(name, own) / tokens_share(CASES[name].against or "", against)}
+    elif against is not None:
         ratios = {"x HBM": "total", "x cycles": "cycles", "x sent": "sent"}
         figures |= {ratio: own[key] / against[key] for ratio, key in ratios.items()}
     return figures
+
+
+def tokens_share(name: str, own: Mapping[str, Any]) -> float:
+    """Returns the bytes on all chips of a sequence together, beyond the weights that each holds."""
+    return (own["total"] - own["held"]["parameters"]) * CASES[name].dims[3]
 
 
 def report(found: Mapping[str, Any]) -> Measured:
@@ -258,9 +293,13 @@ def report(found: Mapping[str, Any]) -> Measured:
     notes = [
         "All figures are for one chip and one step, by the compiler. Cycles leave out attention's kernel and waiting "
         "for other chips; the memory bound is for parameters, moments and cache once (twice in training).",
+        "Cycles of products that read their kernels from memory are those that XLA takes for 560 GB/s (v5e has 819); "
+        "what is fetched meanwhile counts none. Scanned layers fetch nothing before its product.",
         "Bytes that are sent are those of shapes: in a TPU's tiles, one row of bfloat16 has the room of two.",
         "The yardstick is a training step in plain JAX, benchmarks/yardstick.py. Unwindowed: with "
-        f"{next(iter(UNWINDOWED))}, which keeps XLA from splitting products into steps of a ring.",
+        f"{next(iter(UNWINDOWED))}, which keeps XLA from splitting products into steps of a ring. So are prompts that "
+        "are not called windowed.",
+        "x 1/sp: memory beyond the weights, times sp, to that of sp=2. It is the cache, and what is computed.",
     ]
     title = "Programs for TPUs: compiled, not run"
     return Measured(title, [*titles, "to show", "holds"], rows, bars, "GB of memory on each chip", notes)
