@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -81,6 +82,22 @@ def read_from_memory(text: str) -> float:
         )
         total += sum(size for size, in_vmem in arrays if not in_vmem)
     return total
+
+
+def made_by(text: str) -> list[tuple[str, int]]:
+    """The arrays that a program makes, loops and branches included: what makes each, and the number of its elements.
+
+    Those within a fusion are not made, and what is fetched into fast memory meanwhile (`copy-start`) is left out.
+    """
+    made, fused = [], False
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            fused = line.startswith("%fused_computation")
+        found = None if fused else OPERATION.match(line)
+        if found is not None and found[3] not in (*MOVES_NOTHING, "while", "conditional", "copy-start", "copy-done"):
+            sizes = [sizes for _, sizes, _ in ARRAY.findall(found[2])]
+            made += [(found[1], math.prod(int(size) for size in each.split(",") if size)) for each in sizes]
+    return made
 
 
 def _arrays(kind: str) -> Iterator[tuple[float, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -9,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from foretold import as_large_as, built, llama, needs_libtpu, read_from_memory, sent_by
+from foretold import as_large_as, built, llama, made_by, needs_libtpu, read_from_memory, sent_by
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from easydel.aot.cost import bytes_on_each
 from easydel.aot.flops import flops
 from easydel.aot.hlo import Collective, collectives, cycles
 from easydel.aot.topology import topology_mesh
-from easydel.aot.tracing import cache_of, placed_shapes, trace_step, trace_training
+from easydel.aot.tracing import cache_of, placed_shapes, trace_prefill, trace_step, trace_training
 from easydel.errors import ArgumentError
 from easydel.lora import LoRA
 from easydel.lora.places import adapt, targeted
@@ -131,6 +132,15 @@ def test_training_gathers_the_head_once_and_moves_its_gradient_once():
     assert sum(one.total for one in large) <= 2 * 4 * share * others  # CPUs gather bfloat16 as float32
 
 
+def test_what_a_prompt_takes_beside_weights_falls_as_the_devices_that_share_it():
+    shares = []
+    for dims in ((1, 4, 1, 2), (1, 1, 1, 8)):
+        model, params = built(llama(num_hidden_layers=1, vocab_size=256), make_mesh(dims))
+        memory: Any = trace_prefill(model, params, 1, 8192).lower().compile().memory_analysis()
+        shares.append((memory.temp_size_in_bytes + memory.output_size_in_bytes) * dims[3])
+    assert shares[1] < 1.05 * shares[0]
+
+
 def test_what_cannot_be_compiled_for_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("easydel.aot.topology.find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match="tpu-plan"):
@@ -205,6 +215,29 @@ def test_scanned_layers_read_and_write_their_caches_where_these_lie():
         assert compiled.memory_analysis().temp_size_in_bytes < bytes_on_each(cache_of(model, 8, 8192)) / 32
         found.append(cycles(compiled.as_text()))
     assert found[1] < 1.1 * found[0]
+
+
+LATENTS = {
+    "model_type": "deepseek_v3", "first_k_dense_replace": 2, "q_lora_rank": 64, "kv_lora_rank": 448,
+    "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64,
+}  # fmt: skip
+STATES = {"model_type": "mamba2", "expand": 2, "num_heads": 16, "head_dim": 64, "n_groups": 1, "state_size": 128}
+OTHERS = {  # which TPUs lay out in another order; of which a layer writes a part; of which it writes everything
+    "keys of 64 channels": llama(hidden_size=512),
+    "latents": llama(hidden_size=512) | LATENTS,
+    "recurrent states": llama(hidden_size=512) | STATES,
+}
+
+
+@needs_libtpu
+@pytest.mark.parametrize("kind", OTHERS)
+def test_scanned_layers_copy_no_cache_of_any_kind(kind: str):
+    model, params = built(OTHERS[kind], topology_mesh("v5e:2x2", (1, 1, 4, 1)), scan_layers=True)
+    cache = cache_of(model, 8, 1024)["layers"]
+    largest = max(leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(cache))
+    own = math.prod(largest[1:])
+    made = made_by(trace_step(model, params, 8, 1024).lower().compile().as_text())
+    assert [name for name, elements in made if own / 2 <= elements <= own] == [], "all other are written in place"
 
 
 @needs_libtpu

@@ -59,6 +59,7 @@ def test_cache_holds_a_latent_and_one_rotated_key_for_each_token():
 
 
 def test_int8_decoding_equals_the_int8_forward_pass(tmp_path: Path):
+    """Scanned layers, too, which read and write their latents among those of others: here a part of 300 slots."""
     case = DEEPSEEK_V2[1]
     make_reference(case, tmp_path)
     model, params = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, load_in_8bit=True)
@@ -67,8 +68,10 @@ def test_int8_decoding_equals_the_int8_forward_pass(tmp_path: Path):
     assert leaves["model/layers/1/self_attn/kv_b_proj/kernel"].dtype == jnp.int8
     assert leaves["model/layers/1/mlp/gate/kernel"].dtype == jnp.float32
     ids = random_ids(case)
-    out, steps = model(ids[:, :10], cache=model.init_cache(2, case.length)), []
-    for token in range(10, case.length):
-        out = model(ids[:, token : token + 1], cache=out.cache)
-        steps.append(np.asarray(out.logits))
-    assert_close(np.concatenate(steps, axis=1), np.asarray(model(ids).logits)[:, 10:])
+    scanned, _ = AutoEasyDeLModelForCausalLM.from_pretrained(tmp_path, load_in_8bit=True, scan_layers=True)
+    for one, slots in ((model, case.length), (scanned, 300)):
+        out, steps = one(ids[:, :10], cache=one.init_cache(2, slots)), []
+        for token in range(10, case.length):
+            out = one(ids[:, token : token + 1], cache=out.cache)
+            steps.append(np.asarray(out.logits))
+        assert_close(np.concatenate(steps, axis=1), np.asarray(model(ids).logits)[:, 10:])

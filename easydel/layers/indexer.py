@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -75,9 +75,8 @@ class IndexerLayer(nnx.Module):
         k_BSC = record.position.rotate(self.k_norm(self.wk(x_BTD))[:, :, None], angles)[:, :, 0]
         weights_BTH = self.weights_proj(x_BTD).astype(jnp.float32) * (record.heads * record.dim) ** -0.5
         if cache is not None:
-            old = cache.array
-            k_BSC = jax.lax.dynamic_update_slice_in_dim(old, k_BSC.astype(old.dtype), context.offset, axis=1)
-            cache = replace(cache, array=k_BSC)
+            cache = cache.written(k_BSC, context.offset, 1)
+            k_BSC = cache.array
         slots = k_BSC.shape[1]
         if slots <= record.count:  # of so few, all are chosen
             chosen_BTK = jnp.zeros((*x_BTD.shape[:2], 0), jnp.int32)

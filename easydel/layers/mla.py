@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -19,11 +19,13 @@ from easydel.layers.norm import RMSNorm
 from easydel.layers.part import Cached, Handed, HeadSizes, Part, empty, handing, received
 from easydel.layers.rope import Rope
 from easydel.ops.attend import Causal, Scores, Select, attend
+from easydel.ops.stacked import Stacked
 from easydel.policy import ATTENTION_OUTPUT, Policy
 
 # B batch, T query length, S key slots, D model, N heads, C unrotated head channels, P rotated ones, V value channels,
 # R latent channels, L latent and rotated key side by side (R + P)
 LatentCache = dict[str, Cached]
+LATENT_AXES = ("batch", None, None, None)
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class MLA(Part):
 
     def cache(self, batch: int, length: int, dtype: Any) -> dict[str, Any]:
         """Returns empty latents and rotated keys side by side, [batch, 1, length, kv_rank + rotated_dim]."""
-        shape, axes = (batch, 1, length, self.kv_rank + self.rotated_dim), ("batch", None, None, None)
-        own = {"latent": empty(shape, dtype, *axes)}
+        shape = (batch, 1, length, self.kv_rank + self.rotated_dim)
+        own = {"latent": empty(shape, dtype, *LATENT_AXES)}
         return own if self.select is None else own | {"select": self.select.cache(batch, length, dtype)}
 
     def ropes(self) -> Iterable[Rope]:
@@ -147,13 +149,12 @@ class MLALayer(nnx.Module):
             found, kept = getattr(self, record.select.name)((x_BTD, q_latent_BTR), context, kept)
             cache = None if cache is None else cache | {"select": kept}
             select, values = received(found)
+        latents = Cached(latent_B1SL, LATENT_AXES)
         if cache is not None:
-            old = cache["latent"]
-            written = latent_B1SL.astype(old.array.dtype)
-            latent_B1SL = jax.lax.dynamic_update_slice_in_dim(old.array, written, context.offset, axis=2)
-            cache = cache | {"latent": replace(old, array=latent_B1SL)}
-        absorbs = record.absorbs(x_BTD.shape[1], latent_B1SL.shape[2])
-        out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latent_B1SL, context, select)
+            latents = cache["latent"].written(latent_B1SL, context.offset, 2)
+            cache = cache | {"latent": latents}
+        absorbs = record.absorbs(x_BTD.shape[1], latents.array.shape[2])
+        out_BTNV = (self._absorbed if absorbs else self._expanded)(q_BTNC, q_BTNP, latents, context, select)
         out_BTNV = checkpoint_name(self.policy.shard_heads(out_BTNV), ATTENTION_OUTPUT)
         if record.gate is not None:
             gates_BTE = activation(record.gate.act)(self.gate_proj(read_BTE if record.both else x_BTD))
@@ -175,11 +176,11 @@ class MLALayer(nnx.Module):
         return latent_BTR, read_BTE, self.policy.shard_heads(q.reshape(*q.shape[:2], *heads))
 
     def _expanded(
-        self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
+        self, q_BTNC: jax.Array, q_BTNP: jax.Array, latents: Cached, context: Context, select: Select | None
     ) -> jax.Array:
         """Attends with every head's keys and values, computed from the latents."""
         record = self.record
-        latent_BSR, k_BSP = jnp.split(latent_B1SL[:, 0], [record.kv_rank], axis=-1)
+        latent_BSR, k_BSP = jnp.split(latents.array[:, 0], [record.kv_rank], axis=-1)
         made = self.kv_b_proj(latent_BSR).reshape(*latent_BSR.shape[:2], record.heads, -1)
         k_BSNC, v_BSNV = jnp.split(self.policy.shard_heads(made), [record.plain_dim], axis=-1)
         k_BSNP = jnp.broadcast_to(k_BSP[:, :, None], (*k_BSNC.shape[:3], k_BSP.shape[-1]))
@@ -188,7 +189,7 @@ class MLALayer(nnx.Module):
         return self._attend(q_BTNC, k_BNSC, v_BSNV.swapaxes(1, 2), context, select)
 
     def _absorbed(
-        self, q_BTNC: jax.Array, q_BTNP: jax.Array, latent_B1SL: jax.Array, context: Context, select: Select | None
+        self, q_BTNC: jax.Array, q_BTNP: jax.Array, latents: Cached, context: Context, select: Select | None
     ) -> jax.Array:
         """Attends to the latents: the kernel of keys is applied to queries, the kernel of values to the output."""
         record, precision, weight = self.record, self.policy.precision, self.kv_b_proj.effective()
@@ -198,16 +199,22 @@ class MLALayer(nnx.Module):
         q_BTNR = jnp.einsum("BTNC,NCR->BTNR", q_BTNC, key_NCR, precision=precision)
         q_BTNL = jnp.concatenate([q_BTNR, q_BTNP], axis=-1)
         # the rotated keys are passed as values too and dropped after: cheaper than a copy of the cache without them
-        out_BTNR = self._attend(q_BTNL, latent_B1SL, latent_B1SL, context, select)[..., : record.kv_rank]
+        keys, stacks = latents.array, None if latents.stack is None else (latents.stack, latents.stack)
+        out_BTNR = self._attend(q_BTNL, keys, keys, context, select, stacks)[..., : record.kv_rank]
         return jnp.einsum("BTNR,NVR->BTNV", out_BTNR, value_NVR, precision=precision)
 
     def _attend(
-        self, q_BTNC: jax.Array, k_BKSC: jax.Array, v_BKSV: jax.Array, context: Context, select: Select | None
+        self,
+        q_BTNC: jax.Array,
+        k_BKSC: jax.Array,
+        v_BKSV: jax.Array,
+        context: Context,
+        select: Select | None,
+        stacks: tuple[Stacked, Stacked] | None = None,
     ) -> jax.Array:
         scale = self.record.head_dim**-0.5 if self.record.scale is None else self.record.scale
         scores = Scores(scale, sight=Causal(self.record.window), precision=self.policy.precision)
         masks: Any = {"offset": context.offset, "valid_BS": context.valid_BS, "starts_BT": context.starts_BT}
         masks |= {"sinks_N": None if self.sinks is None else self.sinks[...]}
-        return attend(
-            q_BTNC, k_BKSC, v_BKSV, scores, select=select, mesh=self.policy.mesh, ring=self.policy.ring, **masks
-        )
+        masks |= {"select": select, "stacks": stacks}
+        return attend(q_BTNC, k_BKSC, v_BKSV, scores, mesh=self.policy.mesh, ring=self.policy.ring, **masks)

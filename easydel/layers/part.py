@@ -52,7 +52,7 @@ class Cached:
     def written(self, part: jax.Array, place: jax.Array | int, dim: int) -> Cached:
         """Returns the same with `part` at `place` of a dimension."""
         part = part.astype(self.array.dtype)
-        if self.among is None or not self.among.writable:
+        if self.among is None:
             return replace(self, array=jax.lax.dynamic_update_slice_in_dim(self.array, part, place, dim))
         among = self.among.written(part, place, dim)
         return replace(self, array=among.own, among=among)

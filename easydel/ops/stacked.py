@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-LANES = 128  # of a TPU's registers: it lays arrays out in another order whose last dimension is narrower
+TILE = (8, 128)  # rows and columns that a TPU's memory has room for, at least
 
 
 @jax.tree_util.register_dataclass
@@ -31,11 +31,6 @@ class Stacked:
         """The layer's array."""
         return jax.lax.dynamic_index_in_dim(self.arrays, self.number, keepdims=False)
 
-    @property
-    def writable(self) -> bool:
-        """True if a part can be written without a copy of everything."""
-        return not self.tpu or self.arrays.shape[-1] % LANES == 0
-
     def cut(self, start: jax.Array | int, size: int, dim: int) -> jax.Array:
         """Returns `size` entries of the layer's array along a dimension, from number `start` on."""
         sizes = [size if index == dim else length for index, length in enumerate(self.arrays.shape[1:])]
@@ -44,13 +39,28 @@ class Stacked:
     def written(self, part: jax.Array, place: jax.Array | int, dim: int) -> Stacked:
         """Returns the same with `part` in the layer's array, at `place` of a dimension."""
         arrays = jax.lax.dynamic_update_slice(self.arrays, part[None], self._first(place, dim))
-        if self.tpu:  # else XLA chooses the layout that suits `part`, and copies everything to it and back
-            arrays = with_layout_constraint(arrays, Layout(major_to_minor=tuple(range(arrays.ndim))))
-        return replace(self, arrays=arrays, holds=True)
+        return replace(self, arrays=self._laid_out(arrays), holds=True)
 
     def put(self, own: jax.Array) -> jax.Array:
         """Returns the arrays with `own` as that of the layer."""
         return jax.lax.dynamic_update_index_in_dim(self.arrays, own.astype(self.arrays.dtype), self.number, 0)
 
+    def _laid_out(self, arrays: jax.Array) -> jax.Array:
+        """Returns the arrays in the layout that a TPU's programs get and return them in: the one with less padding.
+
+        Else XLA chooses the one that suits what is written, and copies everything to it and back.
+        """
+        if not self.tpu:
+            return arrays
+        order, (rows, columns) = list(range(arrays.ndim)), arrays.shape[-2:]
+        if _tiles(columns, rows) < _tiles(rows, columns):
+            order[-2:] = reversed(order[-2:])
+        return with_layout_constraint(arrays, Layout(major_to_minor=tuple(order)))
+
     def _first(self, place: jax.Array | int, dim: int) -> list[jax.Array | int]:
         return [self.number, *(place if index == dim else 0 for index in range(self.arrays.ndim - 1))]
+
+
+def _tiles(rows: int, columns: int) -> int:
+    """Returns the number of tiles that a matrix takes."""
+    return -(-rows // TILE[0]) * -(-columns // TILE[1])
