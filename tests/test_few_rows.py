@@ -17,12 +17,15 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 import easydel.ops.coded as coded
 import easydel.ops.few_rows as few_rows
+import easydel.ops.few_rows_of_groups as few_rows_of_groups
+import easydel.ops.few_rows_tiles as few_rows_tiles
 from easydel.aot.hlo import cycles
 from easydel.aot.topology import topology_mesh
 from easydel.aot.tracing import placed_shapes, trace_step
 from easydel.forms import FACTOR, OFFSET, SCALE, Form, by_rows, floats_of, packed
 from easydel.ops.coded import Coded
 from easydel.ops.few_rows import multiply, takes
+from easydel.ops.ragged import ragged_dot
 from easydel.ops.split_product import SplitProduct
 from easydel.quantize import make_int4
 from easydel.sharding import make_mesh
@@ -39,9 +42,9 @@ FORMS = {
 CHIP = "TPU v5 lite"
 
 
-def matrix_of(form: Form, rows: int = 256, columns: int = 512) -> tuple[Coded, np.ndarray]:
+def matrix_of(form: Form, rows: int = 256, columns: int = 512, seed: int = 0) -> tuple[Coded, np.ndarray]:
     """A matrix by codes, and its floats."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     signed = np.issubdtype(form.code, np.signedinteger) or form.code == INT4
     codes = rng.integers(-8 if signed else 0, 8 if signed else 16, (rows, columns)).astype(form.code)
     arrays = {"": packed(codes, form), SCALE: rng.uniform(0.01, 0.1, form.blocks((rows, columns))).astype("bfloat16")}
@@ -78,8 +81,10 @@ def test_products_and_gradients_equal_those_of_floats(name: str, monkeypatch: py
 
 def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.MonkeyPatch):
     """In float32: over a mesh of CPUs XLA has no products of bfloat16 numbers that are added up in float32."""
-    times = few_rows._times
-    monkeypatch.setattr(few_rows, "_times", lambda x, y, dim: times(x.astype(jnp.float32), y.astype(jnp.float32), dim))
+    times = few_rows_tiles._times
+    monkeypatch.setattr(
+        few_rows_tiles, "_times", lambda x, y, dim: times(x.astype(jnp.float32), y.astype(jnp.float32), dim)
+    )
     mesh, rng = make_mesh((1, 2, 4, 1)), np.random.default_rng(1)
     matrix, floats = matrix_of(Form(UINT4, (1, 64), shift="zero"), 256, 1024)
     x = jnp.asarray(rng.normal(size=(2, 1, 1024)), jnp.bfloat16)
@@ -156,6 +161,45 @@ def test_tables_compile_for_every_chip_that_looks_them_up(topology: str):
         [jax.ShapeDtypeStruct((8, 2048), jnp.bfloat16), *matrices],
     )
     assert all(takes(8, jnp.bfloat16, matrix, chip) for matrix in matrices)
-    text = jax.jit(lambda x, *matrices: [multiply(x, matrix) for matrix in matrices]).lower(*shapes).compile().as_text()
+
+    def all_products(x: jax.Array, *matrices: Coded) -> list[jax.Array]:
+        experts = (jax.tree.map(lambda part: part[None], matrix) for matrix in matrices)
+        rows = jnp.full(1, x.shape[0])
+        grouped = [ragged_dot(x, one, rows, chip=chip) for one in experts]
+        return [multiply(x, matrix) for matrix in matrices] + grouped
+
+    text = jax.jit(all_products).lower(*shapes).compile().as_text()
     assert text is not None
-    assert text.count('"tpu_custom_call"') == len(matrices)
+    assert text.count('"tpu_custom_call"') == 2 * len(matrices)
+
+
+GROUPS = {
+    "int4": (Form(INT4, (1, 64)), [3, 0, 9, 1]),
+    "NF4, one row": (Form(UINT4, (1, 128), NF4), [0, 0, 0, 1]),
+    "FP4 with factors": (Form(FP4, (1, 16), extra=(FACTOR,)), [7, 2, 0, 0]),
+    "no rows": (Form(INT4, (1, 256)), [0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_rows_are_multiplied_with_the_matrix_of_their_group(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(few_rows_of_groups, "product", partial(few_rows_of_groups.product, interpret=True))
+    form, sizes = GROUPS[name]
+    made = [matrix_of(form, 256, 512, seed) for seed in range(len(sizes))]
+    kernel = jax.tree.map(lambda *parts: jnp.stack(parts), *(matrix for matrix, _ in made))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(max(sum(sizes) + 3, 8), 512)), jnp.bfloat16)
+    assert few_rows_of_groups.takes(x, kernel, CHIP)
+    y = few_rows_of_groups.product(x, kernel, jnp.asarray(sizes))
+    rows = np.split(np.asarray(x, np.float32), np.cumsum(sizes))
+    expected = np.concatenate([part @ floats.T for part, (_, floats) in zip(rows, made, strict=False)])
+    largest, rounded = np.abs(expected).max(initial=0), 2**-9 if form.table else 1e-5
+    np.testing.assert_allclose(np.asarray(y, np.float32)[: sum(sizes)], expected, rtol=2**-8, atol=rounded * largest)
+
+
+def test_experts_are_in_the_kernel_while_they_have_few_rows():
+    parts: Any = [
+        jax.ShapeDtypeStruct(dims, jnp.bfloat16) for dims in Form(INT4, (1, 64)).parts((4, 256, 512)).values()
+    ]
+    kernel = Coded(*parts, form=Form(INT4, (1, 64)))
+    for rows, chip, expected in ((32, CHIP, True), (33, CHIP, False), (8, "", False)):
+        assert few_rows_of_groups.takes(jnp.zeros((rows, 512), jnp.bfloat16), kernel, chip) == expected

@@ -37,9 +37,10 @@ class ExpertLinear(Stored):
         self.bias = parameter((experts, outputs), policy) if bias else None
         self.adapter_scale = 1.0  # of the product of `lora_A` [experts, r, in] and `lora_B` [experts, out, r], if any
 
-    def sorted_rows(self, leaves: Tree, x_MI: jax.Array, group: Sorted, precision: Any) -> jax.Array:
+    def sorted_rows(self, leaves: Tree, x_MI: jax.Array, group: Sorted, policy: Policy) -> jax.Array:
         """Returns [M, out]: rows of `x_MI`, each times the kernel of its expert; `leaves` are this module's."""
-        y_MO = ragged_dot(x_MI, self.weight_in(leaves), group.sizes_E, precision)
+        precision = policy.precision
+        y_MO = ragged_dot(x_MI, self.weight_in(leaves), group.sizes_E, precision, chip=policy.tpu)
         if "lora_A" in leaves:
             low_MR = ragged_dot(x_MI, leaves["lora_A"], group.sizes_E, precision)
             y_MO = y_MO + ragged_dot(low_MR, leaves["lora_B"], group.sizes_E, precision) * self.adapter_scale
@@ -252,7 +253,7 @@ class Experts(nnx.Module):
         group = Sorted.by_expert(chosen_BTK, experts)
 
         def linear(name: str, x_MI: jax.Array) -> jax.Array:
-            return getattr(self, name).sorted_rows(params[name], x_MI, group, self.policy.precision)
+            return getattr(self, name).sorted_rows(params[name], x_MI, group, self.policy)
 
         order_M, position_M = group.order_M, group.position_M
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(self.policy.dtype)

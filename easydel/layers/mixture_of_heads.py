@@ -73,7 +73,7 @@ class MixtureOfHeadsLayer(AttentionLayer):
         def local(leaves: Tree, x_BTGI: jax.Array, chosen_BTG: jax.Array) -> jax.Array:
             group = Sorted.by_expert(chosen_BTG, linear.shape[0])
             x_MI = x_BTGI.reshape(-1, x_BTGI.shape[-1]).astype(self.policy.dtype)[group.order_M]
-            y_MO = linear.sorted_rows(leaves, x_MI, group, self.policy.precision)
+            y_MO = linear.sorted_rows(leaves, x_MI, group, self.policy)
             return y_MO[group.position_M].reshape(*chosen_BTG.shape, -1)
 
         given = (params_of(linear), x_BTGI, chosen_BTG)

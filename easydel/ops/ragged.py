@@ -14,39 +14,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.ops import gmm
+from easydel.ops import few_rows_of_groups, gmm
 from easydel.ops.coded import Coded
 
 # M rows sorted by group, E groups, O and I the two sides of each matrix
 MAX_BLOCK = 128  # larger blocks waste more rows than they save in copies of matrices
 
 
-def ragged_dot(x_MI: jax.Array, kernel_EOI: jax.Array | Coded, sizes_E: jax.Array, precision: Any = None) -> jax.Array:
+def ragged_dot(
+    x_MI: jax.Array, kernel_EOI: jax.Array | Coded, sizes_E: jax.Array, precision: Any = None, *, chip: str = ""
+) -> jax.Array:
     """Returns row m times the transpose of its group's [out, in] matrix: [M, O] in the dtype of `x_MI`.
 
     Rows are sorted by group: the first `sizes_E[0]` belong to group 0, and so on. Rows past the last group give zeros.
-    A kernel may be stored by codes, which get no gradient.
+    A kernel may be stored by codes, which get no gradient. On a TPU of the kind `chip`, few rows and codes of 4 bits
+    have a kernel.
     """
     if not isinstance(kernel_EOI, Coded) or not (kernel_EOI.scales_outputs or kernel_EOI.changes_inputs):
-        return _differentiable(x_MI, kernel_EOI, sizes_E, precision)
+        return _differentiable(x_MI, kernel_EOI, sizes_E, precision, chip)
     group_M = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(x_MI.shape[0]), side="right", method="compare_all")
     if kernel_EOI.changes_inputs:
         x_MI = kernel_EOI.of_groups(group_M).inputs(x_MI)
-    y_MO = _differentiable(x_MI, kernel_EOI.bare, sizes_E, precision)
+    y_MO = _differentiable(x_MI, kernel_EOI.bare, sizes_E, precision, chip)
     if not kernel_EOI.scales_outputs:
         return y_MO
     return y_MO * kernel_EOI.scales.at[group_M].get(mode="fill", fill_value=0).astype(y_MO.dtype)
 
 
-def _plain(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, precision: Any) -> jax.Array:
-    return _product(x, kernel, sizes, 2, precision)
+def _plain(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, precision: Any, chip: str) -> jax.Array:
+    return _product(x, kernel, sizes, 2, precision, chip)
 
 
-def _forward(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, precision: Any) -> tuple[jax.Array, Any]:
-    return _plain(x, kernel, sizes, precision), (x, kernel, sizes)
+def _forward(
+    x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, precision: Any, chip: str
+) -> tuple[jax.Array, Any]:
+    return _plain(x, kernel, sizes, precision, chip), (x, kernel, sizes)
 
 
-def _backward(precision: Any, saved: Any, dy_MO: jax.Array) -> tuple[Any, Any, Any]:
+def _backward(precision: Any, chip: str, saved: Any, dy_MO: jax.Array) -> tuple[Any, Any, Any]:
     x_MI, kernel, sizes = saved
     dx_MI = _product(dy_MO, kernel, sizes, 1, precision)
     none = np.zeros(sizes.shape, jax.dtypes.float0)
@@ -64,7 +69,7 @@ def _backward(precision: Any, saved: Any, dy_MO: jax.Array) -> tuple[Any, Any, A
     return dx_MI, outer.astype(kernel.dtype), none
 
 
-_differentiable: Any = jax.custom_vjp(_plain, nondiff_argnums=(3,))
+_differentiable: Any = jax.custom_vjp(_plain, nondiff_argnums=(3, 4))
 _differentiable.defvjp(_forward, _backward)
 
 
@@ -78,9 +83,13 @@ def _floats(kernel: jax.Array | Coded, dtype: Any) -> jax.Array:
     return kernel.whole(dtype, scaled=not kernel.scales_outputs) if isinstance(kernel, Coded) else kernel.astype(dtype)
 
 
-def _product(x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, contracted: int, precision: Any) -> jax.Array:
+def _product(
+    x: jax.Array, kernel: jax.Array | Coded, sizes: jax.Array, contracted: int, precision: Any, chip: str = ""
+) -> jax.Array:
     """Returns rows times their matrices, contracted on the matrices' dimension `contracted` (of E, O, I)."""
     ways: dict[str, Any] = {"tpu": partial(gmm.product, contracted=contracted)} if gmm.takes(x, kernel) else {}
+    if isinstance(kernel, Coded) and contracted == 2 and few_rows_of_groups.takes(x, kernel, chip):
+        ways["tpu"] = few_rows_of_groups.product
     y = jax.lax.platform_dependent(
         x,
         kernel,

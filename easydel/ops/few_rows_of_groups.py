@@ -1,0 +1,134 @@
+"""Products of few rows with the 4-bit matrix of their own group on a TPU, by a Pallas kernel: experts, while decoding.
+
+A step takes eight rows, in their order, and one group that has some of them. Groups without rows are not read.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from easydel.forms import Form
+from easydel.ops import few_rows
+from easydel.ops.few_rows_tiles import LANES, known, products, put_together, table_of, take_scales, tile_of
+
+# A steps, M rows sorted by group, E groups, O rows of a matrix, I columns, W bytes of a row, S scales of a row
+TOGETHER = 8  # rows of a step
+MOST = 1024  # rows whose sums fit into fast memory
+GROUP, ROWS, FIRST, STOP, STEPS = range(5)  # what `_steps` says of a step
+
+
+def takes(x_MI: jax.Array, matrix: Any, chip: str) -> bool:
+    """True if the kernel can multiply these rows, at most eight for each group, with a `Coded` of three dimensions."""
+    rows, groups = x_MI.shape[0], matrix.codes.shape[0]
+    one = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape[1:], part.dtype), matrix)
+    few = rows <= min(TOGETHER * groups, MOST) and matrix.shifts is None
+    return few and few_rows.takes(TOGETHER, x_MI.dtype, one, chip)
+
+
+def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Returns rows times the transposes of their matrices [E, O, I], for which `takes` is true: [M, O]."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
+    M, (groups, outputs, W), S, form = x_MI.shape[0], matrix.codes.shape, matrix.scales.shape[-1], matrix.form
+    rows = -(-M // TOGETHER) * TOGETHER
+    steps = min(groups, M) + rows // TOGETHER - 1
+    x_PMW = jnp.moveaxis(jnp.pad(x_MI, ((0, rows - M), (0, 0))).reshape(rows, W, 2), 2, 0)
+    scales_ESO = jnp.swapaxes(matrix.scales.astype(known(matrix.scales.dtype)), 1, 2)
+    codes_EOW, scales_ESO = few_rows.where_they_are(matrix.codes, scales_ESO, interpret=interpret)
+    table, (tall, wide) = table_of(form), tile_of(outputs, W)
+    last = W // wide - 1
+
+    def codes_of(i: Any, a: Any, j: Any, at: Any) -> tuple[Any, Any, Any]:
+        return at[GROUP, a], i, jnp.where(a < at[STEPS, a], j, last)  # after the last step, nothing else is read
+
+    y_MO = pl.pallas_call(
+        partial(_kernel, width=W // S, form=form),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(outputs // tall, steps, last + 1),
+            in_specs=[
+                pl.BlockSpec(table.shape, lambda i, a, j, at: (0, 0)),
+                pl.BlockSpec((2, TOGETHER, W), lambda i, a, j, at: (0, at[ROWS, a], 0)),
+                pl.BlockSpec((None, tall, wide), codes_of),
+                pl.BlockSpec((None, S, tall), lambda i, a, j, at: (at[GROUP, a], 0, i)),
+            ],
+            out_specs=pl.BlockSpec((rows, tall), lambda i, a, j, at: (0, i)),
+            scratch_shapes=[
+                pltpu.VMEM((2, S, tall // 2), jnp.float32),
+                pltpu.VMEM((2, rows, tall // 2), jnp.float32),
+            ],
+        ),
+        out_shape=jax.ShapeDtypeStruct((rows, outputs), x_MI.dtype if matrix.factors is None else jnp.float32),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
+        interpret=interpret,
+    )(_steps(sizes_E, steps), table, x_PMW, codes_EOW, scales_ESO)[:M]
+    if matrix.factors is None:
+        return y_MO
+    group_M = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(M), side="right", method="compare_all")
+    return (y_MO * matrix.factors.at[group_M].get(mode="clip")[:, None]).astype(x_MI.dtype)
+
+
+def _steps(sizes_E: jax.Array, steps: int) -> jax.Array:
+    """Returns of each step its group, its rows (in eights), the group's first row and end, and the number of steps.
+
+    Those that are too many repeat the last one.
+    """
+    stop_E = jnp.cumsum(sizes_E)
+    first_E = stop_E - sizes_E
+    count_E = jnp.where(sizes_E > 0, (stop_E - 1) // TOGETHER - first_E // TOGETHER + 1, 0)
+    until_E = jnp.cumsum(count_E)
+    step_A = jnp.minimum(jnp.arange(steps), jnp.maximum(until_E[-1] - 1, 0))
+    group_A = jnp.searchsorted(until_E, step_A, side="right", method="compare_all")
+    group_A = jnp.minimum(group_A, sizes_E.size - 1)  # where no group has rows
+    rows_A = first_E[group_A] // TOGETHER + step_A - (until_E - count_E)[group_A]
+    found = (group_A, jnp.maximum(rows_A, 0), first_E[group_A], stop_E[group_A], jnp.full(steps, until_E[-1]))
+    return jnp.stack(found).astype(jnp.int32)
+
+
+def _kernel(
+    at: Any,
+    table: Any,
+    x_PMW: Any,
+    codes_OW: Any,
+    scales_SO: Any,
+    y_MO: Any,
+    scales_HSO: Any,
+    sums_HMO: Any,
+    *,
+    width: int,
+    form: Form,
+) -> None:
+    """Adds up the products of a step with a tile; the last two arrays are scratch memory."""
+    from jax.experimental import pallas as pl
+
+    a, column, wide = pl.program_id(1), pl.program_id(2), codes_OW.shape[1]
+
+    @pl.when((a == 0) & (column == 0))
+    def start() -> None:
+        sums_HMO[...] = jnp.zeros_like(sums_HMO)
+
+    @pl.when((a < at[STEPS, a]) & (column == 0))
+    def scales() -> None:
+        take_scales(scales_SO, scales_HSO)
+
+    @pl.when(a < at[STEPS, a])
+    def step() -> None:
+        number = at[ROWS, a] * TOGETHER + jax.lax.broadcasted_iota(jnp.int32, (TOGETHER, LANES), 0)
+        own = (number >= at[FIRST, a]) & (number < at[STOP, a])
+
+        def inputs(place: int, first: int) -> jax.Array:
+            here = pl.ds(pl.multiple_of(column * wide + first, LANES), LANES)
+            return jnp.where(own, x_PMW[place, :, here].astype(jnp.float32), 0.0)
+
+        rows = pl.ds(pl.multiple_of(at[ROWS, a] * TOGETHER, TOGETHER), TOGETHER)
+        for parity, sums in enumerate(products(inputs, codes_OW, scales_HSO, table, column, width=width, form=form)):
+            sums_HMO[parity, rows, :] += sums
+
+    @pl.when((a == pl.num_programs(1) - 1) & (column == pl.num_programs(2) - 1))
+    def end() -> None:
+        put_together(sums_HMO, y_MO)

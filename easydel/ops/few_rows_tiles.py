@@ -1,0 +1,181 @@
+"""Tiles of a matrix of 4-bit codes in a Pallas kernel for TPUs, multiplied with a few rows.
+
+A chip's vector unit would make and scale floats of codes more slowly than its memory gives them. Here it makes unscaled
+ones, two by each operation: a code set into the lowest bits of a bfloat16 gives a number that is the code and a
+constant. Codes into a table are looked up in registers: a word of eight entries has two of them, which a code's highest
+bit chooses from. The matrix unit has room for more rows, so each row of inputs is multiplied once for each block, with
+zeros outside of it, and scales multiply the results, of which there are fewer than codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from easydel.forms import Form
+
+# M rows of inputs, O rows of the matrix, S scales of a row, P codes in a byte, H parity of a row of the matrix
+LANES = 128
+TALL, WIDE = 512, 1024  # the most rows of the matrix, and bytes of them, in a tile
+CODES = 0x000F000F  # the bits of two codes in a word of 32 bits
+# The exclusive or of a code and these, 128 and 136 in each half, is a bfloat16: the code and as much.
+UNSIGNED, SIGNED = 0x43004300, 0x43084308
+ENTRIES = 8  # of a table that a TPU looks up at once: the rows of a register
+FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
+
+
+def tile_of(outputs: int, bytes_of_row: int) -> tuple[int, int]:
+    """Returns the rows of a tile, and the bytes of each."""
+    return _tile(outputs, 2 * LANES, TALL), _tile(bytes_of_row, LANES, WIDE)
+
+
+def _tile(size: int, step: int, most: int) -> int:
+    return size if size <= most else max(part for part in range(step, most + 1, step) if size % part == 0)
+
+
+def take_scales(scales_SO: Any, scales_HSO: Any) -> None:
+    """Puts the scales of a tile's even and odd rows into scratch memory."""
+    tall = scales_SO.shape[-1]
+    together = min(tall, 2 * LANES)
+    picks = [_of_parity(together, parity) for parity in (0, 1)]
+    for parity, part in product((0, 1), range(0, tall, together)):
+        half = slice(part // 2, (part + together) // 2)
+        scales_HSO[parity, :, half] = _picked(scales_SO[:, part : part + together], picks[parity], 1)
+
+
+def products(
+    inputs: Callable[[int, int], jax.Array],
+    codes_OW: Any,
+    scales_HSO: Any,
+    table: Any,
+    column: Any,
+    *,
+    width: int,
+    form: Form,
+) -> list[jax.Array]:
+    """Returns the scaled products of rows with the even and the odd rows of a tile, [M, O / 2] each.
+
+    `inputs` gives, for a place in the byte, the rows [M, LANES] at `LANES` bytes of the tile from one on, in float32.
+    The tile is number `column` of its rows, and blocks are of `width` bytes.
+    """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
+    floats, lift = _floats_of(form, table)
+    wide, sums = codes_OW.shape[-1], [jnp.zeros((), jnp.float32)] * 2
+    for first in range(0, wide, LANES):
+        rows = [inputs(place, first) for place in (0, 1)]
+        count, own = rows[0].shape[0], [_apart(part, width) for part in rows]
+        lifted = lift * jnp.sum(own[0] + own[1], axis=1, keepdims=True) if lift else 0.0
+        # a word has the bytes of four rows: of an even and an odd one in each half
+        words = pltpu.bitcast(codes_OW[:, first : first + LANES], jnp.int32)
+        for parity in (0, 1):
+            z = -lifted
+            for place in (0, 1):
+                two = pltpu.bitcast(floats(words, 8 * parity + 4 * place), jnp.bfloat16)
+                z += _times(own[place].astype(jnp.bfloat16), two, 1)
+            for block in range(LANES // width):
+                scale = scales_HSO[parity, pl.ds(column * (wide // width) + first // width + block, 1), :]
+                sums[parity] += z[block * count : (block + 1) * count] * scale
+    return sums
+
+
+def put_together(sums_HMO: Any, y_MO: Any) -> None:
+    """Writes sums of even and odd rows of the matrix in the order of its rows."""
+    tall = y_MO.shape[-1]
+    together = min(tall, 2 * LANES)
+    picks = [_of_parity(together, parity) for parity in (0, 1)]
+    for part in range(0, tall, together):
+        half = slice(part // 2, (part + together) // 2)
+        own = [sums_HMO[parity, :, half].astype(y_MO.dtype) for parity in (0, 1)]
+        both = _picked(own[0], picks[0], 0) + _picked(own[1], picks[1], 0)
+        y_MO[:, part : part + together] = both.astype(y_MO.dtype)
+
+
+def known(dtype: Any) -> Any:
+    """Returns the dtype that has these scales as numbers that a TPU computes with, exactly."""
+    if dtype in (jnp.bfloat16, jnp.float32):
+        return dtype
+    return jnp.bfloat16 if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1 else jnp.float32
+
+
+def values_of(form: Form) -> tuple[float, ...]:
+    """Returns the values of the codes from 0 on, where they are no integers."""
+    return tuple(np.arange(16, dtype=np.uint8).view(FP4).astype(float).tolist()) if form.code == FP4 else form.table
+
+
+def _has_signs(values: tuple[float, ...]) -> bool:
+    """True if the highest bit of a code is a sign."""
+    return all(high == -low for low, high in zip(values[:ENTRIES], values[ENTRIES:], strict=True))
+
+
+def table_of(form: Form) -> jax.Array:
+    """Returns words [8, LANES] of two bfloat16 values: of codes n and n + 8, or twice of n, where these have signs."""
+    halves = np.asarray(values_of(form) or range(16), ml_dtypes.bfloat16).view(np.uint16).astype(np.uint32)
+    low, high = halves[:ENTRIES], halves[:ENTRIES] if _has_signs(values_of(form)) else halves[ENTRIES:]
+    return jnp.asarray(np.repeat((low | high << 16).view(np.int32)[:, None], LANES, axis=1))
+
+
+def _floats_of(form: Form, table: Any) -> tuple[Callable[[jax.Array, int], jax.Array], float]:
+    """Returns what makes two bfloat16 numbers of the codes at some bits of each half of a word, and what they are more.
+
+    The functions are of words and the first of these bits.
+    """
+    if not (values := values_of(form)):
+        lift, bits = (136.0, SIGNED) if jnp.issubdtype(form.code, jnp.signedinteger) else (128.0, UNSIGNED)
+        return lambda words, bit: (words >> bit) & CODES ^ bits, lift
+
+    def looked_up(codes: jax.Array) -> jax.Array:
+        parts = (codes[row : row + ENTRIES] & 7 for row in range(0, codes.shape[0], ENTRIES))
+        found = [jnp.take_along_axis(table[...], part, axis=0, mode="promise_in_bounds") for part in parts]
+        return jnp.concatenate(found, axis=0)
+
+    def joined(low: jax.Array, high: jax.Array) -> jax.Array:
+        return (low & 0xFFFF) | (high & -0x10000)
+
+    def with_signs(words: jax.Array, bit: int) -> jax.Array:
+        low, high = words >> bit, words >> (bit + 16)
+        return joined(looked_up(low), looked_up(high)) | ((low & 0x00080008) << 12)
+
+    def chosen(words: jax.Array, bit: int) -> jax.Array:
+        low, high = words >> bit, words >> (bit + 16)
+        own = jax.lax.shift_right_logical(looked_up(low), (low & 8) << 1)
+        return joined(own, looked_up(high) << (16 - ((high & 8) << 1)))
+
+    return with_signs if _has_signs(values) else chosen, 0.0
+
+
+def _of_parity(places: int, parity: int) -> jax.Array:
+    """Returns a matrix [places / 2, places] of 0 and 1, each row of which picks one of the even or the odd places."""
+    shape = (places // 2, places)
+    row, place = (jax.lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (0, 1))
+    return (place == 2 * row + parity).astype(jnp.float32).astype(jnp.bfloat16)
+
+
+def _picked(x: jax.Array, picks: jax.Array, contracted: int) -> jax.Array:
+    """Returns `x` times a matrix of 0 and 1, in float32 and exact: three bfloat16 numbers add up to one of float32."""
+    if x.dtype == jnp.bfloat16:
+        return _times(x, picks, contracted)
+    total = jnp.zeros((), jnp.float32)
+    for _ in range(3):
+        part = x.astype(jnp.bfloat16)
+        total, x = total + _times(part, picks, contracted), x - part.astype(jnp.float32)
+    return total
+
+
+def _times(x: jax.Array, matrix: jax.Array, contracted: int) -> jax.Array:
+    return jax.lax.dot_general(x, matrix, (((1,), (contracted,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _apart(x: jax.Array, width: int) -> jax.Array:
+    """Returns `x` [M, LANES] once for each block of `width` columns, with zeros outside of it: [blocks * M, LANES]."""
+    if width == LANES:
+        return x
+    block = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1), width)
+    return jnp.concatenate([jnp.where(block == one, x, 0.0) for one in range(LANES // width)], axis=0)
