@@ -96,7 +96,9 @@ CASES = {
         )
         for sp in (1, 2, 4, 8)
     },
-    "8B prompt of 131,072, sp=8, windowed": Case("prompt", LLAMA_8B, V5P_8, (1, 1, 1, 8), 1, 131072, scanned=True),
+    "8B prompt of 131,072, sp=8, windowed": Case(
+        "prompt", LLAMA_8B, V5P_8, (1, 1, 1, 8), 1, 131072, {"x 1/sp": 1.05}, "8B prompt of 131,072, sp=1", scanned=True
+    ),
     "8B train, yardstick": Case("yardstick", LLAMA_8B, V5E_16, (1, 16, 1, 1), 16, 4096),
     "8B train": Case("train", LLAMA_8B, V5E_16, (1, 16, 1, 1), 16, 4096, RATIOS, "8B train, yardstick"),
     "8B train, unwindowed yardstick": Case("yardstick", LLAMA_8B, V5E_16, (1, 16, 1, 1), 16, 4096, options=UNWINDOWED),
