@@ -92,12 +92,12 @@ def test_what_was_quantized_while_loading_is_read_back_bit_for_bit(
     assert_kept(model, loaded(tmp_path / "codes", scan_layers="scan_layers" in arguments))
     groups = settings(tmp_path / "codes")["config_groups"]
     if "load_in_8bit" in arguments:
-        assert [group["format"] for group in groups.values()] == ["int-quantized"]
-        assert str(stored(tmp_path / "codes")["lm_head.weight"].dtype) == "int8"
+        assert [group["format"] for group in groups.values()] == ["pack-quantized"], "vLLM's one for weights"
+        assert str(stored(tmp_path / "codes")["lm_head.weight_packed"].dtype) == "int32"
     else:
         *packed, head = groups.values()  # a group for each size of blocks
         assert {group["format"] for group in packed} == {"pack-quantized"}
-        assert (head["format"], head["targets"]) == ("int-quantized", ["lm_head"])
+        assert (head["format"], head["targets"]) == ("pack-quantized", ["lm_head"])
     assert str(stored(tmp_path / "codes")["model.embed_tokens.weight"].dtype) == "bfloat16"
 
 

@@ -1,7 +1,8 @@
 """Parameters stored by codes as the tensors of compressed-tensors, which transformers and vLLM load.
 
-Integers of a few bits, in blocks of a row, are packed into words (pack-quantized); int8 and float8 are written as they
-are, with their scales beside them (int-quantized, float-quantized). All other forms have no such tensors.
+Integers of 2 to 8 bits, by rows or in blocks of a row, are packed into words (pack-quantized); float8 is written as it
+is, with its scales beside it (float-quantized). All other forms have no such tensors. Integers of 8 bits by rows could
+be int-quantized as well, but vLLM takes that for activations that are quantized, too, and refuses weights alone.
 """
 
 from __future__ import annotations
@@ -43,10 +44,7 @@ class Scheme:
 
     @property
     def format(self) -> str:
-        if self.type == "float":
-            return "float-quantized"
-        plain = self.num_bits == BYTE and self.strategy == "channel" and self.symmetric
-        return "int-quantized" if plain else "pack-quantized"
+        return "float-quantized" if self.type == "float" else "pack-quantized"
 
 
 def scheme_of(form: Form, columns: int, scale: np.dtype, shift: np.dtype | None) -> Scheme | None:
