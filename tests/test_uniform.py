@@ -110,11 +110,20 @@ def test_a_tied_head_stands_for_token_vectors_that_the_file_lacks(loaded: Loaded
     assert_same(type(loaded)(loaded.case, tmp_path, None, None, {}).again()[1], loaded.params)
 
 
-def by_transformers(loaded: Loaded, directory: Path, **choices: Any) -> np.ndarray:
-    """Logits of the checkpoint in `directory`."""
+def in_transformers(loaded: Loaded, directory: Path, **choices: Any) -> Any:
+    """The checkpoint in `directory` as transformers loads it."""
     auto = transformers_class(loaded.case)
     model = auto.from_pretrained(directory, attn_implementation=loaded.case.attention, **choices).eval()
-    return logits_of(model, **loaded.inputs)
+    for module in model.modules():
+        if isinstance(table := getattr(module, "weights", None), torch.Tensor) and table.is_meta:
+            # transformers 5.23 leaves the sinusoids of TrOCR without values
+            module.weights = module.get_embedding(*table.shape, module.padding_idx).to(model.dtype)
+    return model
+
+
+def by_transformers(loaded: Loaded, directory: Path) -> np.ndarray:
+    """Logits of the checkpoint in `directory`."""
+    return logits_of(in_transformers(loaded, directory), **loaded.inputs)
 
 
 def test_transformers_loads_what_is_exported(loaded: Loaded, tmp_path: Path):
@@ -187,14 +196,20 @@ def save_gradients(model: Any, directory: Path) -> None:
 
 
 def test_bfloat16_is_as_exact_as_in_transformers(loaded: Loaded):
-    """By the error of the median token: of others a rounding may change the experts, there or here."""
+    """By the error of the median token of three texts: of others a rounding may change the experts, there or here."""
     if loaded.case.model_type == "xlstm" and loaded.case.length >= CHUNK:
         pytest.skip("transformers 5.23 computes no chunks in bfloat16: it multiplies them with float32")
     model, params = loaded.again(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    ours = np.asarray(model.apply(params, **loaded.inputs).logits, np.float32)
     choices = {"dtype": torch.bfloat16, "experts_implementation": "eager"}  # the other one wants wider experts
-    theirs = by_transformers(loaded, loaded.directory, **choices)
-    mine, other = (np.median(np.square(logits - loaded.logits).mean(axis=-1) ** 0.5) for logits in (ours, theirs))
+    theirs = in_transformers(loaded, loaded.directory, **choices)
+    errors = []
+    for seed in range(3):
+        ids = np.random.default_rng(seed).permuted(loaded.inputs[loaded.fed], axis=1)
+        inputs = loaded.inputs | {loaded.fed: ids}
+        found = np.asarray(model.apply(params, **inputs).logits, np.float32), logits_of(theirs, **inputs)
+        exact = logits_of(loaded.reference, **inputs)
+        errors.append([np.square(logits - exact).mean(axis=-1) ** 0.5 for logits in found])
+    mine, other = np.median(np.array(errors), axis=(0, 2, 3))
     assert mine <= 1.5 * other
 
 

@@ -6,7 +6,8 @@ from cases import YARN, case
 from cases.minicpm3 import LATENT
 
 CASES = [
-    case("youtu", "interleaved", LATENT, v_head_dim=14),
+    # whenever transformers 5.23 loads a file, it zeroes the vector of the padding token
+    case("youtu", "interleaved", LATENT, v_head_dim=14, pad_token_id=None),
     case(
         "youtu",
         "halves-biased-yarn-untied",
