@@ -94,6 +94,17 @@ def test_a_thread_goes_on_while_another_one_looks():
     assert kept.seconds.keys() == {HUGE, SMALL}
 
 
+@pytest.mark.parametrize(("seconds", "looks"), [(0.002, 0), (0.02, 1)])
+def test_memory_that_took_long_to_be_filled_is_followed_by_a_look(seconds: float, looks: int):
+    machine = Machine({HUGE: 0.0004, SMALL: 0.001})
+    kept = machine.give(64 * MiB)
+    machine.got |= {HUGE: 0, SMALL: 0}
+    kept.filled(4 * MiB, 0.001)
+    kept.filled(4 * MiB, seconds)
+    kept.choose(allocate(4 * MiB, HUGE), HUGE)
+    assert machine.got == {HUGE: looks * 4 * MiB, SMALL: 0}
+
+
 @pytest.mark.parametrize("kind", [HUGE, SMALL])
 def test_arrays_of_both_kinds_of_pages_are_memory_like_any_other(kind: int):
     a, b = carve([((5 * MiB + 3,), np.dtype(np.uint8)), ((2, 3), np.dtype(np.float32))], kind)

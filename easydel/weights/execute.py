@@ -55,12 +55,16 @@ class Job:
     def work(self, fresh: Sequence[DevicePart], pages: int, start: int, stop: int) -> None:
         """Fills rows of the array; `fresh` parts have memory that was never touched, advised `pages`."""
         assert self.fill is not None
+        size = 0
         for part in fresh:
             memory = part.rows(*part.span) if self.at_once and part.index else part.rows(start, stop)
             PAGES.choose(memory, pages)
+            size += memory.nbytes
             if PAGES.usual == SMALL:  # huge ones are few, and best touched just before they are written
                 given(memory)
+        started = time.thread_time()
         self.fill(start, stop)
+        PAGES.filled(size, time.thread_time() - started)
 
     @property
     def nbytes(self) -> int:

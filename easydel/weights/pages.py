@@ -29,6 +29,7 @@ LONGEST = 64 << 20  # up to this
 TRIED = 4  # pages of the other kind that have to be faster at the mean before it is taken
 AGAIN = 3  # pages of the usual kind at most: more after one that the other kind beats
 WEIGHT = 1 / 24  # of a page in the mean of its kind: one or two slow ones in a run of fast ones change nothing
+SLOWER = 3  # times as long as the fastest memory of its size took to be filled: then it is looked at anew
 SOON, RARELY = 2, 16  # the other kind is looked at when the usual one took so many times what looking costs
 
 
@@ -86,6 +87,7 @@ class Pages:
     _since: float = 0  # seconds that the usual kind took since the other one was looked at
     _patience: float = SOON
     _stretch: int = STRETCH
+    _rate: float = inf  # seconds for each byte of the memory that was filled fastest
     _left: int = 0  # bytes for which the last choice still holds; threads that count at once only move the next look
     _turn: Lock = field(default_factory=Lock)
 
@@ -120,6 +122,14 @@ class Pages:
                 self.advise(flat[start:end], self.usual)
             self._left -= end - start
             start = end
+
+    def filled(self, size: int, seconds: float) -> None:
+        """Tells what filling memory took of the processor's time: if that is long for its size, a look comes next."""
+        if size < HUGE_PAGE or self.usual != HUGE:
+            return
+        if seconds > SLOWER * self._rate * size:
+            self._left = 0
+        self._rate = min(self._rate, seconds / size)
 
     def _look(self, memory: np.ndarray, start: int, stop: int) -> int:
         """Touches pages from `start` on, and returns where those that it touched end."""
