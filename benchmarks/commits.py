@@ -3,8 +3,8 @@
     python benchmarks/commits.py BASE [--repeat 5] [--job load] [--shape 135m|tiny] [--output out.json] [--force]
 
 BASE is a commit of this repository; a git worktree of it is made for the run. Both import their own `easydel` in
-processes of their own and are asked in turn, each first as often as the other, so that a slower minute of the machine
-hits both. Before each load as much memory as it takes is touched and freed: who gets pages that the host has taken back
+processes of their own and are asked in turn, one first and then the other, so that a slower minute of the machine hits
+both. Before each load as much memory as it takes is touched and freed: who gets pages that the host has taken back
 is chance (`benchmarks/load.py` measures loads with such pages, too). Random models of SmolLM2-135M's shape, float32;
 for calls, one with as many arrays and little in them.
 """
@@ -112,7 +112,10 @@ def worker(checkout: Path, models: list[str]) -> Worker:
 def compare(workers: dict[str, Worker], repeat: int, jobs: Sequence[str] | None = None) -> dict[str, Any]:
     """Returns the seconds of both commits for every job, round by round, and the jobs whose results differ."""
     found: dict[str, Any] = {"rounds": {}, "differ": []}
-    for job in jobs or workers["here"].facts:
+    known = workers["here"].facts
+    if unknown := set(jobs or ()) - set(known):
+        raise SystemExit(f"--job {', '.join(sorted(unknown))}: it is one of {', '.join(known)}")
+    for job in jobs or known:
         results = [worker.ask(job)["result"] for worker in workers.values()]  # the first call may compile
         found["differ"] += [job] if results[0] != results[1] else []
         orders = [list(workers.items()), list(workers.items())[::-1]]

@@ -43,7 +43,7 @@ def params_of(module: Any) -> Tree:
 
 
 def variables_of(module: Any, prefix: str = "") -> dict[str, nnx.Param]:
-    """Returns every `nnx.Param` below `module` itself, by its path after `prefix`."""
+    """Returns the `nnx.Param` objects below `module`, not their values, by their paths after `prefix`."""
     found: dict[str, nnx.Param] = {}
     for name, child in _children(module):
         kind = _kind(type(child))

@@ -165,6 +165,7 @@ def test_on_a_plane_of_chips_each_gets_its_part_of_the_heads_gradient_alone(dims
     model, params = built(llama(hidden_size=512, num_hidden_layers=1), topology_mesh("v5e:4x4", dims))
     traced = trace_training(model, params, optax.sgd(1e-3), 16, 32, tokens=8)
     large = as_large_as(VOCAB * 512 // 4, sent_by(model, traced))
+    assert {one.kind for one in large} == {"all-gather", "reduce-scatter"}, "of the head, and of its gradient"
     assert sum(one.total for one in large) < 1.01 * (2 + 4) * VOCAB * 512 * 15 / 16, "gathered in 16 bits, summed in 32"
 
 
@@ -234,9 +235,10 @@ OTHERS = {  # which TPUs lay out in another order; of which a layer writes a par
 def test_scanned_layers_copy_no_cache_of_any_kind(kind: str):
     model, params = built(OTHERS[kind], topology_mesh("v5e:2x2", (1, 1, 4, 1)), scan_layers=True)
     cache = cache_of(model, 8, 1024)["layers"]
-    largest = max(leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(cache))
+    largest = max((leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(cache)), key=math.prod)
     own = math.prod(largest[1:])
     made = made_by(trace_step(model, params, 8, 1024).lower().compile().as_text())
+    assert any(elements > own for _, elements in made), "the whole cache, which is written in place"
     assert [name for name, elements in made if own / 2 <= elements <= own] == [], "all other are written in place"
 
 

@@ -56,6 +56,24 @@ def matrix_of(form: Form, rows: int = 256, columns: int = 512, seed: int = 0) ->
     return Coded(jnp.asarray(arrays[""]), jnp.asarray(arrays[SCALE]), *parts, form=form), floats_of(arrays, form)
 
 
+@pytest.mark.parametrize("kept", [few_rows.KEPT, 0])
+def test_tiles_of_rows_and_of_their_bytes_add_up(kept: int, monkeypatch: pytest.MonkeyPatch):
+    """Of one matrix, and of each group's, in two by two tiles; the table has signs that its highest bit turns round."""
+    monkeypatch.setattr(few_rows, "KEPT", kept)
+    monkeypatch.setattr(few_rows_tiles, "TALL", 256)
+    monkeypatch.setattr(few_rows_tiles, "WIDE", 128)
+    table = tuple(range(-8, 0)) + tuple(range(8, 0, -1))
+    matrices, floats = zip(*(matrix_of(Form(UINT4, (1, 128), table), 512, 512, seed) for seed in (0, 1)), strict=True)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(8, 512)), jnp.bfloat16)
+    assert few_rows_tiles.tile_of(*matrices[0].codes.shape, 4, jnp.bfloat16) == (256, 128)
+    one = multiply(x, matrices[0], interpret=True)
+    kernel = jax.tree.map(lambda *parts: jnp.stack(parts), *matrices)
+    each = few_rows_of_groups.product(x, kernel, jnp.asarray([3, 5]), interpret=True)
+    wide = np.asarray(x, np.float32)
+    for found, expected in ((one, wide @ floats[0].T), (each, np.r_[wide[:3] @ floats[0].T, wide[3:] @ floats[1].T])):
+        assert np.abs(np.asarray(found, np.float32) - expected).max() < 2**-8 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_products_and_gradients_equal_those_of_floats(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(few_rows, "multiply", partial(multiply, interpret=True))
@@ -107,13 +125,18 @@ def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.Monk
         (True, Form(UINT4, (1, 128), shift="zero"), {"rows": 64}),
         (False, Form(INT4, (1, 64)), {"rows": 65}),
         (False, Form(INT4, (1, 64)), {"dtype": jnp.float32}),
+        (True, Form(INT4, (1, 64)), {"outputs": 128}),
+        (False, Form(INT4, (1, 64)), {"outputs": 384}),
         (False, Form(INT4, (1, 64)), {"outputs": 640}),
+        (True, Form(FP4, (1, 16)), {"outputs": 16384, "inputs": 53248}),
+        (False, Form(FP4, (1, 16)), {"inputs": 1 << 17}),
         (False, Form(INT4, (1, 64)), {"inputs": 192}),
         (False, Form(INT4, (1, 48)), {"inputs": 768}),
         (False, Form(INT4, (2, 64)), {}),
         (True, Form(UINT4, (1, 64), NF4), {}),
         (True, Form(FP4, (1, 32)), {}),
         (False, Form(FP4, (1, 32)), {"chip": "TPU v4"}),
+        (False, Form(FP4, (1, 32)), {"chip": "TPU v4 lite"}),
         (True, Form(INT4, (1, 64)), {"chip": "TPU v4"}),
         (False, Form(INT4, (1, 64)), {"chip": ""}),
         (False, Form(INT4, (16, 1)), {}),

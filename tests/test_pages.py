@@ -73,6 +73,13 @@ def test_one_slow_page_is_soon_forgotten():
     assert machine.got[HUGE] > 0.7 * 2048 * MiB
 
 
+def test_memory_of_odd_sizes_in_between_changes_no_page_in_part():
+    machine = Machine({HUGE: 0.0004, SMALL: 0.001})
+    kept = machine.give(64 * MiB)  # Machine demands whole huge pages
+    for size in (2304, 64 * MiB, 3 * MiB + 4096, 64 * MiB):
+        kept.choose(allocate(size, kept.usual), kept.usual)
+
+
 def test_a_thread_goes_on_while_another_one_looks():
     looking, done = Event(), Event()
 

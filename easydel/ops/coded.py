@@ -107,7 +107,7 @@ class Coded:
         """Returns x [..., columns] times the transpose of one matrix [rows, columns], in the dtype of `x`.
 
         On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh. On one TPU, of the
-        kind `chip`, few rows of `x` and 4-bit codes have a kernel.
+        kind `chip`, few rows of `x` are multiplied with 4-bit codes by a Pallas kernel.
         """
         if self.changes_inputs:
             return self.bare.times(self.inputs(x), precision, split=split, chip=chip)

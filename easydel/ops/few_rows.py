@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from easydel.forms import Form
 from easydel.ops.few_rows_tiles import (
     LANES,
-    TALL,
+    fits,
     known,
     products,
     put_together,
@@ -35,10 +35,10 @@ def takes(rows: int, dtype: Any, matrix: Any, chip: str) -> bool:
     form, codes_OW = matrix.form, matrix.codes
     if not chip or form.bits != 4 or form.block[1] == 1 or dtype != jnp.bfloat16 or matrix.by_rows:
         return False
-    if values_of(form) and chip in WITHOUT_TABLES:
+    if values_of(form) and chip.startswith(WITHOUT_TABLES):
         return False
     outputs, bytes_of_row = codes_OW.shape
-    sized = outputs % (2 * LANES if outputs > TALL else LANES) == 0 and bytes_of_row % LANES == 0
+    sized = fits(outputs, bytes_of_row, matrix.scales.shape[-1], matrix.scales.dtype)
     width = form.block[1] // form.per_byte
     return sized and form.block[0] == 1 and LANES % width == 0 and _padded(rows) * (LANES // width) <= MOST
 
@@ -68,8 +68,8 @@ def _of_codes(
     x_PMW = jnp.moveaxis(jnp.pad(x_MI, ((0, rows - M), (0, 0))).reshape(rows, W, 2), 2, 0)
     scales_SO = scales_OS.astype(known(scales_OS.dtype)).T
     table = table_of(form)
-    codes_OW, scales_SO = where_they_are(codes_OW, scales_SO, interpret=interpret)
-    tall, wide = tile_of(outputs, W)
+    codes_OW, scales_SO = in_hbm(codes_OW, scales_SO, interpret=interpret)
+    tall, wide = tile_of(outputs, W, S, scales_OS.dtype)
     stays = x_PMW.nbytes <= KEPT
     y_MO = pl.pallas_call(
         partial(_kernel, width=W // S, form=form),
@@ -100,8 +100,8 @@ def _of_codes(
     return y_MO[:M]
 
 
-def where_they_are(*arrays: jax.Array, interpret: bool) -> tuple[jax.Array, ...]:
-    """Returns arrays that a kernel reads from memory: else XLA fetches some ahead, and the kernel those again."""
+def in_hbm(*arrays: jax.Array, interpret: bool) -> tuple[jax.Array, ...]:
+    """Keeps arrays in HBM: XLA would copy some to fast memory, from where the Pallas kernel would copy them again."""
     from jax.experimental.pallas import tpu as pltpu
 
     if interpret:

@@ -39,8 +39,8 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
     steps = min(groups, M) + rows // TOGETHER - 1
     x_PMW = jnp.moveaxis(jnp.pad(x_MI, ((0, rows - M), (0, 0))).reshape(rows, W, 2), 2, 0)
     scales_ESO = jnp.swapaxes(matrix.scales.astype(known(matrix.scales.dtype)), 1, 2)
-    codes_EOW, scales_ESO = few_rows.where_they_are(matrix.codes, scales_ESO, interpret=interpret)
-    table, (tall, wide) = table_of(form), tile_of(outputs, W)
+    codes_EOW, scales_ESO = few_rows.in_hbm(matrix.codes, scales_ESO, interpret=interpret)
+    table, (tall, wide) = table_of(form), tile_of(outputs, W, S, matrix.scales.dtype)
     last = W // wide - 1
 
     def codes_of(i: Any, a: Any, j: Any, at: Any) -> tuple[Any, Any, Any]:

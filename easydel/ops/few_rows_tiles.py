@@ -23,6 +23,7 @@ from easydel.forms import Form
 # M rows of inputs, O rows of the matrix, S scales of a row, P codes in a byte, H parity of a row of the matrix
 LANES = 128
 TALL, WIDE = 512, 1024  # the most rows of the matrix, and bytes of them, in a tile
+SCALES = 9 << 20  # the most bytes of a tile's scales in fast memory (16 MiB on v5e): twice, and once more in float32
 CODES = 0x000F000F  # the bits of two codes in a word of 32 bits
 # The exclusive or of a code and these, 128 and 136 in each half, is a bfloat16: the code and as much.
 UNSIGNED, SIGNED = 0x43004300, 0x43084308
@@ -30,9 +31,21 @@ ENTRIES = 8  # of a table that a TPU looks up at once: the rows of a register
 FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 
 
-def tile_of(outputs: int, bytes_of_row: int) -> tuple[int, int]:
-    """Returns the rows of a tile, and the bytes of each."""
-    return _tile(outputs, 2 * LANES, TALL), _tile(bytes_of_row, LANES, WIDE)
+def fits(outputs: int, bytes_of_row: int, scales: int, dtype: Any) -> bool:
+    """True if a matrix with so many scales of this dtype in a row can be cut into tiles."""
+    even = outputs == LANES or outputs % (2 * LANES) == 0
+    return even and bytes_of_row % LANES == 0 and _tallest(scales, dtype) > 0
+
+
+def tile_of(outputs: int, bytes_of_row: int, scales: int, dtype: Any) -> tuple[int, int]:
+    """Returns the rows of a tile, and the bytes of each, of a matrix that `fits`."""
+    return _tile(outputs, 2 * LANES, _tallest(scales, dtype)), _tile(bytes_of_row, LANES, WIDE)
+
+
+def _tallest(scales: int, dtype: Any) -> int:
+    """Returns the most rows of a tile, whose scales are all in fast memory; 0 if they cannot be."""
+    each = scales * (2 * known(dtype).itemsize + 4)
+    return min(TALL, SCALES // each // (2 * LANES) * 2 * LANES)
 
 
 def _tile(size: int, step: int, most: int) -> int:
@@ -98,11 +111,10 @@ def put_together(sums_HMO: Any, y_MO: Any) -> None:
         y_MO[:, part : part + together] = both.astype(y_MO.dtype)
 
 
-def known(dtype: Any) -> Any:
+def known(dtype: Any) -> np.dtype:
     """Returns the dtype that has these scales as numbers that a TPU computes with, exactly."""
-    if dtype in (jnp.bfloat16, jnp.float32):
-        return dtype
-    return jnp.bfloat16 if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1 else jnp.float32
+    short = dtype == jnp.bfloat16 or (jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize == 1)
+    return np.dtype(jnp.bfloat16 if short else jnp.float32)
 
 
 def values_of(form: Form) -> tuple[float, ...]:
@@ -123,9 +135,10 @@ def table_of(form: Form) -> jax.Array:
 
 
 def _floats_of(form: Form, table: Any) -> tuple[Callable[[jax.Array, int], jax.Array], float]:
-    """Returns what makes two bfloat16 numbers of the codes at some bits of each half of a word, and what they are more.
+    """Returns a function that makes bfloat16 numbers of codes, and the constant that it adds to them.
 
-    The functions are of words and the first of these bits.
+    The function takes words of 32 bits, and the first of a code's four bits in the lower half. It makes two numbers of
+    each word: of that code, and of the one at the same place in the upper half.
     """
     if not (values := values_of(form)):
         lift, bits = (136.0, SIGNED) if jnp.issubdtype(form.code, jnp.signedinteger) else (128.0, UNSIGNED)
@@ -141,7 +154,7 @@ def _floats_of(form: Form, table: Any) -> tuple[Callable[[jax.Array, int], jax.A
 
     def with_signs(words: jax.Array, bit: int) -> jax.Array:
         low, high = words >> bit, words >> (bit + 16)
-        return joined(looked_up(low), looked_up(high)) | ((low & 0x00080008) << 12)
+        return joined(looked_up(low), looked_up(high)) ^ ((low & 0x00080008) << 12)
 
     def chosen(words: jax.Array, bit: int) -> jax.Array:
         low, high = words >> bit, words >> (bit + 16)

@@ -117,7 +117,7 @@ class Pages:
                 finally:
                     self._turn.release()
                 self._left = self._stretch
-            end = min(start + max(self._left, HUGE_PAGE), stop)
+            end = min(start + max(self._left // HUGE_PAGE, 1) * HUGE_PAGE, stop)
             if start < end:
                 self.advise(flat[start:end], self.usual)
             self._left -= end - start
