@@ -76,11 +76,15 @@ class Form:
         height = self.block[0]
         return row // height if self.step == 1 else row // (height * self.step) * self.step + row % self.step
 
+    def runs(self, rows: int) -> int:
+        """Returns in how many runs of rows, each with blocks of its own, so many rows can be cut."""
+        return rows // (self.block[0] * self.step)
+
     def by_blocks(self, shape: tuple[int, ...], width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the shape of a matrix taken apart into blocks of so many columns, and the shape of their numbers."""
         *lead, rows, columns = shape
         apart = (self.step,) if self.step > 1 else ()
-        outer, across = rows // (self.block[0] * self.step), columns // width
+        outer, across = self.runs(rows), columns // width
         return (*lead, outer, self.block[0], *apart, across, width), (*lead, outer, 1, *apart, across, 1)
 
     def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -45,9 +45,9 @@ FORMS = {
     "k_proj": Form(CODES["int4"], (1, 32), extra=(FACTOR, ORDER, GAIN)),
     "v_proj": Form(CODES["uint4"], (1, 16), NF4),
     "o_proj": Form(CODES["uint2"], (8, 16), (), "zero", (ORDER,)),
-    "gate_proj": Form(CODES["float4_e2m1fn"], (1, 32), extra=(FACTOR, ORDER)),
+    "gate_proj": Form(CODES["float4_e2m1fn"], (8, 32), extra=(FACTOR, ORDER), step=6),
     "up_proj": Form(CODES["uint8"], (1, 64), (), "offset"),
-    "down_proj": Form(CODES["int4"], (1, 16), (), "offset", (GAIN,)),
+    "down_proj": Form(CODES["int4"], (1, 8), (), "offset", (GAIN,)),
     "embed_tokens": Form(CODES["int8"], (1, 32), extra=(ORDER, GAIN)),
     "lm_head": Form(CODES["float8_e4m3fn"], (1, 64), extra=(FACTOR,)),
 }

@@ -62,3 +62,11 @@ def test_a_matrix_that_no_axis_cuts_alike_is_left_to_xla():
     assert SplitProduct.of(mesh, "dp", (1, 1, IN), wide, by_columns) is None, "a scale is for whole rows"
     whole = jnp.zeros((OUT, IN))
     assert SplitProduct.of(mesh, "dp", (1, 1, IN), whole, P("fsdp", "tp")) is None, "tp is one device"
+
+
+def test_rows_of_blocks_that_lie_apart_are_split_only_between_blocks():
+    mesh, by_both = make_mesh((1, 2, 4, 1)), P("fsdp", "tp")
+    for step, splits in ((6, True), (12, False)):
+        form = Form(CODES["uint4"], (4, 1), (), "zero", step=step)
+        matrix = Made.random(form, (OUT, IN), np.random.default_rng(0)).on_device()
+        assert (SplitProduct.of(mesh, "dp", (2, 1, IN), matrix, by_both) is not None) == splits

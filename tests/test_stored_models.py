@@ -15,13 +15,15 @@ from gguf_files import TINY, write_gguf
 
 from easydel import AutoEasyDeLModelForCausalLM
 from easydel.errors import CheckpointError
+from easydel.forms import CODES, Form
 from easydel.lora import LoRA, add_adapters, merge_adapters
 from easydel.model import BaseNNXModule
 from easydel.quantize import rounded_blocks
+from easydel.sharding import make_mesh
 from easydel.stored import forms_of, storable
 from easydel.tree import flatten, unflatten
 from easydel.weights.export import Parameters
-from easydel.weights.saved import MANIFEST
+from easydel.weights.saved import MANIFEST, Manifest, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,11 @@ IDS = np.random.default_rng(1).integers(0, 96, (2, 8))
 @pytest.mark.parametrize("how", [{}, {**TP2, "scan_layers": True, "remat": True}], ids=["looped", "tp 2, scanned"])
 def test_a_model_of_codes_computes_what_its_floats_do(checkpoint: Checkpoint, logits: np.ndarray, how: dict[str, Any]):
     found = load(checkpoint.codes, **how)(IDS).logits
+    np.testing.assert_allclose(found, logits, atol=2e-5 * float(np.abs(logits).max()))
+
+
+def test_a_model_of_codes_that_is_split_after_loading_computes_the_same(checkpoint: Checkpoint, logits: np.ndarray):
+    found = load(checkpoint.codes).to(make_mesh((1, 1, 2, -1)))(IDS).logits
     np.testing.assert_allclose(found, logits, atol=2e-5 * float(np.abs(logits).max()))
 
 
@@ -131,6 +138,7 @@ def test_floats_are_loaded_in_4_bits_whatever_the_sharding(checkpoint: Checkpoin
         ({"table": [1.0, 2.0]}, "not a manifest"),
         ({"block": [1, 8]}, r"has .*kernel_scale of \[2, 4\]|expected"),
         ({"shift": "zero"}, "lacks codes, scales or offsets"),
+        ({"step": 3}, "has blocks of 32 rows 3 apart, which do not fill 64 rows"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(checkpoint: Checkpoint, tmp_path: Path, change: dict[str, Any], told: str):
@@ -141,6 +149,14 @@ def test_a_manifest_that_lies_is_refused(checkpoint: Checkpoint, tmp_path: Path,
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=told):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("step", "version"), [(1, 2), (6, 3)])
+def test_only_rows_that_lie_apart_are_kept_from_versions_that_cannot_read_them(step: int, version: int, tmp_path: Path):
+    manifest = Manifest((), {"kernel": Form(CODES["uint4"], (8, 1), (), "zero", step=step)})
+    manifest.write(tmp_path)
+    assert json.loads((tmp_path / MANIFEST).read_text())["format"] == version
+    assert read_manifest(tmp_path) == manifest
 
 
 def test_a_saved_int8_model_becomes_floats_if_wanted(checkpoint: Checkpoint, tmp_path: Path):

@@ -236,7 +236,8 @@ class Experts(nnx.Module):
     def _inner(self, params: Tree) -> int:
         """Returns the largest number that divides the inner dimension of all kernels, of their scales and adapters.
 
-        It is 1 if the inputs of the last kernel are in an order of their own, which a device could not make.
+        No device then has a part of a block whose rows lie apart. It is 1 if the inputs of the last kernel are in an
+        order of their own, which a device could not make.
         """
         if f"kernel{ORDER}" in params["down_proj"]:
             return 1
@@ -244,6 +245,9 @@ class Experts(nnx.Module):
         for name, leaves in params.items():
             dim, without = (2, "lora_B") if name == "down_proj" else (1, "lora_A")
             whole = (FACTOR, ORDER, GAIN, without)
+            form = getattr(self, name).form
+            if form is not None and dim == 1:
+                found.append(form.runs(leaves["kernel"].shape[1]))
             found += [leaf.shape[dim] for end, leaf in leaves.items() if leaf.ndim > dim and not end.endswith(whole)]
         return gcd(*found)
 

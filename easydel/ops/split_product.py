@@ -70,7 +70,12 @@ class SplitProduct:
 
 
 def _specs(matrix: Matrix, split: PartitionSpec, mesh: Mesh) -> Any:
-    """Returns how each array of a matrix, which has neither order nor gains, is split; None if not all are alike."""
+    """Returns how each array of a matrix, which has neither order nor gains, is split; None if not all are alike.
+
+    None too where a device would have a part of a block whose rows lie apart.
+    """
+    if isinstance(matrix, Coded) and matrix.form.runs(matrix.shape[0]) % size_over(names_in(split[0]), mesh):
+        return None
     specs = jax.tree.map(lambda array: PartitionSpec(*split[: array.ndim]), matrix)
     fitting = jax.tree.map(lambda array: fit(array.shape, split[: array.ndim], mesh), matrix)
     return specs if specs == fitting else None

@@ -19,7 +19,7 @@ from easydel.weights.expressions import Index, with_ends
 from easydel.weights.sources import TensorSource
 
 MANIFEST = "easydel.json"
-VERSION, WITH_FORMS = 1, 2
+VERSION, WITH_FORMS, WITH_STEPS = VERSIONS = 1, 2, 3
 MAX_BYTES = 64 << 20
 
 
@@ -36,7 +36,9 @@ class Manifest:
     def write(self, directory: Path) -> None:
         found: dict[str, Any] = {"format": VERSION, "int8": self.int8}
         if self.forms:
-            found |= {"format": WITH_FORMS, "forms": {path: form.to_json() for path, form in self.forms.items()}}
+            # versions that know no step would take rows that lie apart for neighbours
+            version = WITH_STEPS if any(form.step > 1 for form in self.forms.values()) else WITH_FORMS
+            found |= {"format": version, "forms": {path: form.to_json() for path, form in self.forms.items()}}
         (directory / MANIFEST).write_text(json.dumps(found, indent=1))
 
 
@@ -57,8 +59,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointError(f"cannot be read: {error.strerror or error}", file=file) from None
     except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"not a manifest ({error!r})", file=file) from None
-    if version not in (VERSION, WITH_FORMS) or not all(isinstance(path, str) for path in int8):
-        problem = f"format {version!r} is not known, expected {VERSION} or {WITH_FORMS}"
+    if version not in VERSIONS or not all(isinstance(path, str) for path in int8):
+        problem = f"format {version!r} is not known, expected one of {list(VERSIONS)}"
         raise CheckpointError(problem, file=file, hint="update easydel")
     return Manifest(int8, forms)
 
@@ -128,6 +130,9 @@ class SavedTensor(CodedTensor):
         held, shapes = self.parts[""], self.form.parts(self.shape)
         if held.dtype != self.form.held or len(held.shape) < 2:
             return f"is {held.dtype} {list(held.shape)}, expected {self.form.held} of 2 or more dimensions"
+        height, step, rows = self.form.block[0], self.form.step, self.shape[-2]
+        if step > 1 and rows % (height * step):
+            return f"has blocks of {height} rows {step} apart, which do not fill {rows} rows"
         for end, part in self.parts.items():
             if part.shape != shapes[end]:
                 return f"has {part.name} of {list(part.shape)}, expected {list(shapes[end])}"
