@@ -51,6 +51,14 @@ def test_inspect_prints_them_as_a_table():
     assert "model.layers.*.mlp.up_proj.weight      | float8_e4m3fn | 128 x 128 |    8 |     2" in shown
 
 
+def test_inspect_tells_rows_of_a_block_that_lie_apart():
+    checkpoint = FORMATS / "hqq_b4_axis0_llama"
+    found = {row["name"]: row for row in invoke_json("inspect", checkpoint)["quantization"]["tensors"]}
+    down = found["model.layers.*.mlp.down_proj.weight"]
+    assert (down["block"], down["step"]) == ([8, 1], 4)
+    assert "| 8 x 1, rows 4 apart" in invoke("inspect", checkpoint).stdout
+
+
 def test_a_matrix_without_numbers_has_no_bits(tmp_path: Path):
     codes, empty = np.zeros((0, 8), np.int32), np.zeros((0, 8), np.float16)
     save_file({"a.qweight": codes, "a.qzeros": codes[:, :1], "a.scales": empty}, tmp_path / "model.safetensors")

@@ -16,7 +16,10 @@ from safetensors.numpy import save_file
 from easydel.checkpoint import Checkpoint, open_checkpoint
 from easydel.errors import EasyDeLError
 from easydel.weights.coded import CodedTensor
+from easydel.weights.expressions import Source
 from easydel.weights.formats import unpacked
+from easydel.weights.keep import NotKept, coded_paths, kept_as
+from easydel.weights.plan import Plan
 from easydel.weights.read import Reader
 from easydel.weights.sources import TensorSource, Turned
 
@@ -71,6 +74,14 @@ def test_bytes_that_are_held_are_those_of_the_codes_however_they_were_read(name:
                 continue
             expected = CodedTensor.packed(tensor, index, turned=turned)
             np.testing.assert_array_equal(tensor.packed(index, turned=turned), expected)
+
+
+def test_groups_that_lie_in_several_columns_say_why_they_become_floats(tmp_path: Path):
+    tensor = written(WRITERS["hqq-columns"](np.random.default_rng(5)), tmp_path)
+    plan = Plan({"w": Source("m.weight")}, {"w": tensor.shape}, {"m.weight": tensor}, ())
+    assert coded_paths(plan) == {"w": True}
+    with pytest.raises(NotKept, match="its groups are pieces of several columns"):
+        kept_as(plan, "w", (1, 1))
 
 
 class Elsewhere:

@@ -188,6 +188,7 @@ def test_codes_and_scales_of_any_part_are_read_through_the_parameters_own_expres
         (Transpose(Source("a")), (48, 16), {"a": APART}, "rows of its blocks lie apart"),
         (Rows(Source("a"), PICKED, 16), (8, 48), {"a": APART}, "blocks of 1 x 1 take as much memory"),
         (Stack((Source("a"), Source("b"))), (2, 16, 48), {"a": INT4, "b": FP8}, "int4 and float8_e4m3fn"),
+        (Stack((Source("a"), Source("b"))), (2, 16, 48), {"a": APART, "b": replace(APART, step=1)}, "or rows apart"),
         (Source("a"), (16, 48), {"a": replace(FP8, block=(1, 4))}, "as much memory as 16-bit floats"),
     ],
 )

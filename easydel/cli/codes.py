@@ -19,9 +19,9 @@ def codes(source: CheckpointSource) -> dict[str, Any] | None:
     """Returns the method, and what is stored by codes, in groups of tensors alike; None if nothing is."""
     from easydel.source import quantization_method
 
-    found: dict[tuple[str, str, tuple[int, ...]], dict[str, Any]] = {}
+    found: dict[tuple[str, str, tuple[int, ...], int], dict[str, Any]] = {}
     for name, tensor in source.tensors.items():
-        if 0 in tensor.shape or (stored := _code_and_block(tensor)) is None:
+        if 0 in tensor.shape or (stored := _code_block_and_step(tensor)) is None:
             continue
         key = (re.sub(r"\b\d+\b", "*", name), *stored)
         sums = found.setdefault(key, {"tensors": 0, "numbers": 0, "bytes": 0})
@@ -41,26 +41,34 @@ def codes(source: CheckpointSource) -> dict[str, Any] | None:
                 "name": name,
                 "code": code,
                 "block": list(block),
+                "step": step,
                 "bits_per_weight": round(8 * sums["bytes"] / sums["numbers"], 2),
                 **sums,
             }
-            for (name, code, block), sums in found.items()
+            for (name, code, block, step), sums in found.items()
         ],
     }
 
 
-def _code_and_block(tensor: TensorSource) -> tuple[str, tuple[int, ...]] | None:
-    """Returns the dtype of codes and a block's rows and columns; of codes in groups that lie apart, no block."""
+def _code_block_and_step(tensor: TensorSource) -> tuple[str, tuple[int, ...], int] | None:
+    """Returns the dtype of codes, a block's rows and columns, and how far apart its rows lie (1: neighbours).
+
+    Codes whose groups are pieces of several columns have no block.
+    """
     from easydel.weights.coded import CodedTensor
     from easydel.weights.formats.hqq import Columns
 
     bare = getattr(tensor, "turned", tensor)
     if isinstance(bare, Columns):
-        return bare.code.name, ()
+        return bare.code.name, (), 1
     if not isinstance(bare, CodedTensor):
         return None
     rows, columns = bare.form.block
-    return bare.form.code.name, (min(rows, bare.shape[-2]), min(columns, bare.shape[-1]))
+    return bare.form.code.name, (min(rows, bare.shape[-2]), min(columns, bare.shape[-1])), bare.form.step
+
+
+def _told(block: list[int], step: int) -> str:
+    return (" x ".join(map(str, block)) or "apart") + (f", rows {step} apart" if step > 1 else "")
 
 
 def print_codes(found: dict[str, Any]) -> None:
@@ -75,7 +83,7 @@ def print_codes(found: dict[str, Any]) -> None:
         (
             row["name"],
             row["code"],
-            " x ".join(map(str, row["block"])) or "apart",
+            _told(row["block"], row["step"]),
             f"{row['bits_per_weight']:g}",
             str(row["tensors"]),
         )

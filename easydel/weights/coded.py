@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +27,12 @@ KINDS: dict[str, Kind] = {
     ORDER: "order",
     GAIN: "gains",
 }
+
+
+class OnlyFloats:
+    """A TensorSource whose numbers are codes in the file, and which is read as floats alone, for a `reason`."""
+
+    reason: ClassVar[str]
 
 
 class CodedTensor(ABC):

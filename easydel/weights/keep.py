@@ -16,7 +16,7 @@ from math import gcd, prod
 import numpy as np
 
 from easydel.forms import FACTOR, GAIN, OFFSET, ORDER, SCALE, Form
-from easydel.weights.coded import KINDS, CodedTensor, Kind
+from easydel.weights.coded import KINDS, CodedTensor, Kind, OnlyFloats
 from easydel.weights.coded_parts import FOR_ALL_ROWS, Block, Part, dtype_of
 from easydel.weights.expressions import (
     Expression,
@@ -47,11 +47,11 @@ class NotKept(Exception):
 
 
 def coded_paths(plan: Plan) -> dict[str, bool]:
-    """Maps the parameters that are made of coded tensors to whether they are made of nothing else."""
+    """Maps the parameters that are made of coded tensors, or `OnlyFloats`, to whether they are made of nothing else."""
     found: dict[str, list[bool]] = {}
     for name, paths in source_names(plan.expressions).items():
         for path in paths:
-            found.setdefault(path, []).append(isinstance(plan.tensors[name], CodedTensor))
+            found.setdefault(path, []).append(isinstance(plan.tensors[name], CodedTensor | OnlyFloats))
     return {path: all(coded) for path, coded in found.items() if any(coded)}
 
 
@@ -117,6 +117,8 @@ def _form(expression: Expression, shape: Shape, tensors: Mapping[str, TensorSour
 
 
 def _form_of(tensor: TensorSource) -> Kept:
+    if isinstance(tensor, OnlyFloats):
+        raise NotKept(tensor.reason)
     assert isinstance(tensor, CodedTensor)
     form, (rows, columns) = tensor.form, tensor.shape[-2:]
     order, width, groups = tensor.arranged, min(form.block[1], columns), tensor.groups(slice(0, columns, 1))
@@ -144,7 +146,8 @@ def _common(parts: Iterable[Kept]) -> Kept:
     first, *others = dict.fromkeys(parts)
     for other in others:
         if replace(other.form, block=(1, 1), extra=()) != replace(first.form, block=(1, 1), extra=()):
-            raise NotKept(f"{first.form.code} and {other.form.code} with other tables or shifts are in one parameter")
+            told = f"{first.form.code} and {other.form.code} with other tables or shifts, or rows apart,"
+            raise NotKept(f"{told} are in one parameter")
     blocks = [part.form.block for part in (first, *others)]
     found = {end for part in (first, *others) for end in part.form.extra}
     extra = tuple(end for end in (FACTOR, ORDER, GAIN) if end in found)

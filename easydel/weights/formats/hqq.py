@@ -20,7 +20,7 @@ import numpy as np
 
 from easydel.checkpoint import Tensor
 from easydel.checkpoint.tensor import row_major
-from easydel.weights.coded import Form
+from easydel.weights.coded import Form, OnlyFloats
 from easydel.weights.expressions import Index, with_ends
 from easydel.weights.formats.checks import BYTE, FLOATS, WORD, misshapen
 from easydel.weights.formats.matrix import Matrix
@@ -235,7 +235,7 @@ class OfBlocks:
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class Columns(OnlyFloats):
     """A matrix whose groups (axis 0) do not divide its rows, and lie in several columns: it is read as floats alone."""
 
     name: str
@@ -244,6 +244,7 @@ class Columns:
     zero: Tensor
     shape: tuple[int, int]
     dtype: np.dtype = FLOAT32
+    reason: ClassVar[str] = "its groups are pieces of several columns"
 
     @property
     def code(self) -> np.dtype:
