@@ -9,12 +9,13 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
+FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 # Codes that share a byte; the first of them is in its lowest bits. JAX's own arrays of such dtypes are one byte a
 # number in the host's memory, and packed only on devices: bytes are the same everywhere, and in files.
 NARROW = {
     np.dtype(ml_dtypes.int4): 4,
     np.dtype(ml_dtypes.uint4): 4,
-    np.dtype(ml_dtypes.float4_e2m1fn): 4,
+    FP4: 4,
     np.dtype(ml_dtypes.int2): 2,
     np.dtype(ml_dtypes.uint2): 2,
 }

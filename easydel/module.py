@@ -115,7 +115,7 @@ class LanguageModel(nnx.Module):
     def exact(self) -> frozenset[str]:
         """The paths of learned parameters that loading never rounds."""
         variables = variables_of(self)
-        listed = filter(self.names.is_exact, variables) if self.names.exact else ()
+        listed = filter(self.names.is_exact, variables)
         return frozenset({*of_kind(variables, Exact), *listed}.difference(of_kind(variables, Buffer)))
 
     def num_params(self) -> int:

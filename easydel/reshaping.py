@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from easydel.layers.stack import check_head_splits
 from easydel.module import LanguageModel
 from easydel.sharding import PartitionAxis, Rules
 from easydel.sharding.placement import Placement
-from easydel.tree import annotate, bind, flatten, unflatten
+from easydel.tree import annotate, bind, flatten, modules_of, unflatten
 
 VOCABULARY = ("model/embed_tokens/embedding", "lm_head/kernel", "lm_head/bias")
 
@@ -32,20 +31,12 @@ def to_mesh(model: LanguageModel, mesh: Mesh, axes: PartitionAxis, rules: Rules 
     leaves = flatten(model.params)
     splits = Placement.by_rules(mesh, axes, rules).shardings_of(leaves)
     params = unflatten({path: jax.device_put(leaf, splits[path]) for path, leaf in leaves.items()})
-    for module in _modules(model):
+    for _, module in modules_of(model, cast(type[Any], nnx.Module)):
         if hasattr(module, "policy"):
             module.policy = replace(module.policy, mesh=mesh, axes=axes)
     bind(model, params)
     annotate(model, params)
     model.forget_compiled()
-
-
-def _modules(module: Any) -> Iterator[Any]:
-    yield module
-    children = list(module) if isinstance(module, nnx.List) else list(vars(module).values())
-    for child in children:
-        if isinstance(child, nnx.Module | nnx.List):
-            yield from _modules(child)
 
 
 def resize_vocabulary(model: LanguageModel, rows: int) -> None:

@@ -13,14 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
 
-from easydel.forms import Form
+from easydel.forms import FP4, Form
 from easydel.ops import few_rows
 
 BLOCK_BYTES = 4 << 20  # of floats that a CPU makes at a time: they stay in its cache
-FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 
 
 @jax.tree_util.register_dataclass

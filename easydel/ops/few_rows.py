@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from easydel.forms import Form
 from easydel.ops.few_rows_tiles import (
     LANES,
+    by_places,
     fits,
     known,
     products,
     put_together,
+    scratch,
     table_of,
     take_scales,
     tile_of,
@@ -65,7 +67,7 @@ def _of_codes(
     from jax.experimental.pallas import tpu as pltpu
 
     M, rows, outputs, W, S = x_MI.shape[0], _padded(x_MI.shape[0]), *codes_OW.shape, scales_OS.shape[1]
-    x_PMW = jnp.moveaxis(jnp.pad(x_MI, ((0, rows - M), (0, 0))).reshape(rows, W, 2), 2, 0)
+    x_PMW = by_places(x_MI, rows)
     scales_SO = scales_OS.astype(known(scales_OS.dtype)).T
     table = table_of(form)
     codes_OW, scales_SO = in_hbm(codes_OW, scales_SO, interpret=interpret)
@@ -82,10 +84,7 @@ def _of_codes(
         ],
         out_specs=pl.BlockSpec((rows, tall), lambda i, j: (0, i)),
         out_shape=jax.ShapeDtypeStruct((rows, outputs), dtype),
-        scratch_shapes=[
-            pltpu.VMEM((2, S, tall // 2), jnp.float32),
-            pltpu.VMEM((2, rows, tall // 2), jnp.float32),
-        ],
+        scratch_shapes=scratch(rows, tall, S),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=4 * rows * outputs * W,

@@ -13,7 +13,17 @@ import jax.numpy as jnp
 
 from easydel.forms import Form
 from easydel.ops import few_rows
-from easydel.ops.few_rows_tiles import LANES, known, products, put_together, table_of, take_scales, tile_of
+from easydel.ops.few_rows_tiles import (
+    LANES,
+    by_places,
+    known,
+    products,
+    put_together,
+    scratch,
+    table_of,
+    take_scales,
+    tile_of,
+)
 
 # A steps, M rows sorted by group, E groups, O rows of a matrix, I columns, W bytes of a row, S scales of a row
 TOGETHER = 8  # rows of a step
@@ -37,7 +47,7 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
     M, (groups, outputs, W), S, form = x_MI.shape[0], matrix.codes.shape, matrix.scales.shape[-1], matrix.form
     rows = -(-M // TOGETHER) * TOGETHER
     steps = min(groups, M) + rows // TOGETHER - 1
-    x_PMW = jnp.moveaxis(jnp.pad(x_MI, ((0, rows - M), (0, 0))).reshape(rows, W, 2), 2, 0)
+    x_PMW = by_places(x_MI, rows)
     scales_ESO = jnp.swapaxes(matrix.scales.astype(known(matrix.scales.dtype)), 1, 2)
     codes_EOW, scales_ESO = few_rows.in_hbm(matrix.codes, scales_ESO, interpret=interpret)
     table, (tall, wide) = table_of(form), tile_of(outputs, W, S, matrix.scales.dtype)
@@ -58,10 +68,7 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
                 pl.BlockSpec((None, S, tall), lambda i, a, j, at: (at[GROUP, a], 0, i)),
             ],
             out_specs=pl.BlockSpec((rows, tall), lambda i, a, j, at: (0, i)),
-            scratch_shapes=[
-                pltpu.VMEM((2, S, tall // 2), jnp.float32),
-                pltpu.VMEM((2, rows, tall // 2), jnp.float32),
-            ],
+            scratch_shapes=scratch(rows, tall, S),
         ),
         out_shape=jax.ShapeDtypeStruct((rows, outputs), x_MI.dtype if matrix.factors is None else jnp.float32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),

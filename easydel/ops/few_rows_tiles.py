@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from easydel.forms import Form
+from easydel.forms import FP4, Form
 
 # M rows of inputs, O rows of the matrix, S scales of a row, P codes in a byte, H parity of a row of the matrix
 LANES = 128
@@ -28,7 +28,6 @@ CODES = 0x000F000F  # the bits of two codes in a word of 32 bits
 # The exclusive or of a code and these, 128 and 136 in each half, is a bfloat16: the code and as much.
 UNSIGNED, SIGNED = 0x43004300, 0x43084308
 ENTRIES = 8  # of a table that a TPU looks up at once: the rows of a register
-FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 
 
 def fits(outputs: int, bytes_of_row: int, scales: int, dtype: Any) -> bool:
@@ -50,6 +49,18 @@ def _tallest(scales: int, dtype: Any) -> int:
 
 def _tile(size: int, step: int, most: int) -> int:
     return size if size <= most else max(part for part in range(step, most + 1, step) if size % part == 0)
+
+
+def by_places(x_MI: jax.Array, rows: int) -> jax.Array:
+    """Returns inputs filled up to so many rows, for each place in a byte those of its columns: [2, rows, W]."""
+    return jnp.moveaxis(jnp.pad(x_MI, ((0, rows - x_MI.shape[0]), (0, 0))).reshape(rows, -1, 2), 2, 0)
+
+
+def scratch(rows: int, tall: int, scales: int) -> list[Any]:
+    """Returns the memory for the scales and the sums of a tile's even and odd rows."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    return [pltpu.VMEM((2, size, tall // 2), jnp.float32) for size in (scales, rows)]
 
 
 def take_scales(scales_SO: Any, scales_HSO: Any) -> None:

@@ -141,6 +141,10 @@ class Groups:
     def width(self) -> int:
         return self.packed.shape[1]
 
+    @property
+    def code(self) -> np.dtype:
+        return integers(self.bits, signed=False)
+
     def rows(self, rows: np.ndarray, parts: int = 1, columns: Index = ()) -> np.ndarray:
         """Returns some rows' numbers, as uint8 [*rows.shape, width].
 
@@ -173,7 +177,7 @@ class Codes:
 
     @property
     def dtype(self) -> np.dtype:
-        return integers(self.groups.bits, signed=False)
+        return self.groups.code
 
     def read(self, index: Index = ()) -> np.ndarray:
         rows, columns = index
@@ -197,7 +201,7 @@ class RowsApart:
 
     @property
     def dtype(self) -> np.dtype:
-        return integers(self.groups.bits, signed=False)
+        return self.groups.code
 
     @property
     def step(self) -> int:
@@ -249,7 +253,7 @@ class Columns(OnlyFloats):
     @property
     def code(self) -> np.dtype:
         """The narrowest dtype of the codes."""
-        return integers(self.groups.bits, signed=False)
+        return self.groups.code
 
     @property
     def stored(self) -> tuple[Tensor, ...]:
