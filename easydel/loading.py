@@ -19,6 +19,7 @@ from easydel.config import HFConfig
 from easydel.decoder import Decoder
 from easydel.errors import ConfigError, UnsupportedModelError, listed
 from easydel.families import Family
+from easydel.garbage import collected_later
 from easydel.generate.settings import read_defaults
 from easydel.layers.stack import check_head_splits
 from easydel.model import BaseNNXModule
@@ -46,6 +47,7 @@ SWITCH_SECONDS = 1e-4
 SLACK = 64  # sizes may be products of others, and belong to parts that this family does not have
 
 
+@collected_later()
 def build_model(
     family: Family, config: HFConfig, policy: Policy, source: CheckpointSource, *, dequantize: bool | None = None
 ) -> BaseNNXModule:
@@ -100,6 +102,7 @@ def check_heads_of(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
     check_head_splits(blocks, replace(model.policy, mesh=mesh))
 
 
+@collected_later()
 def load_weights(
     model: BaseNNXModule, source: CheckpointSource, options: LoadOptions, check_others: Callable[[], None]
 ) -> Tree:

@@ -114,7 +114,10 @@ class LanguageModel(nnx.Module):
     @property
     def exact(self) -> frozenset[str]:
         """The paths of learned parameters that loading never rounds."""
-        variables = variables_of(self)
+        return self.exact_among(variables_of(self))
+
+    def exact_among(self, variables: Mapping[str, nnx.Param]) -> frozenset[str]:
+        """Returns the paths of those `variables` of the model that are learned and that loading never rounds."""
         listed = filter(self.names.is_exact, variables)
         return frozenset({*of_kind(variables, Exact), *listed}.difference(of_kind(variables, Buffer)))
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from easydel.config import HFConfig, shown
 from easydel.decoder import Decoder
 from easydel.errors import ArgumentError, CheckpointError, ConfigError, EasyDeLError
 from easydel.forms import Form
+from easydel.garbage import collected_later
 from easydel.layers.linear import Buffer
 from easydel.module import CausalLMOutput, LanguageModel, forward
 from easydel.options import LoadOptions
@@ -48,6 +50,7 @@ class Prepared:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in self.shapes.values())
 
 
+@collected_later()
 def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions) -> Prepared:
     """Makes the remaining decisions of a load, and the last checks before weights are read."""
     split = options.placement.sharding
@@ -94,7 +97,7 @@ def plan_for(
     if source.checkpoint.metadata.get("format") == "mlx":
         table, tensors = as_mlx_saves(table, tensors, file)
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
-    take_dtypes(model, plan)
+    take_dtypes(variables, model.exact_among(variables), plan)
     chosen: Collection[str] = ()
     if isinstance(quantize, Int4):
         chosen = make_int4(model, quantize.targets, split)
@@ -106,12 +109,11 @@ def plan_for(
     return plan, {path: forms[path] for path in chosen if path not in stored}
 
 
-def take_dtypes(model: LanguageModel, plan: Plan) -> None:
+def take_dtypes(variables: Mapping[str, nnx.Param], exact: Collection[str], plan: Plan) -> None:
     """Gives buffers, which have no values yet, the dtypes of the tensors that they are read from.
 
     So it does exact parameters, where their own dtype would round these.
     """
-    variables, exact = variables_of(model), model.exact
     for path in (*of_kind(variables, Buffer), *exact):
         stored = [plan.tensors[name].dtype for name in source_names({path: plan.expressions[path]})]
         if not stored:  # a file may leave it out

@@ -18,6 +18,7 @@ from easydel.checkpoint.open import open_remote
 from easydel.config import HFConfig, shown
 from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
+from easydel.garbage import collected_later
 from easydel.policy import FLOATS
 from easydel.weights import formats
 from easydel.weights.gguf_codes import by_codes
@@ -72,6 +73,7 @@ def identity_of(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+@collected_later()
 def open_source(where: Path | Streamed, *, saved: bool, follow_links: bool = False) -> CheckpointSource:
     """Reads config and headers of a directory, a single file, or a repository whose weights stay on the Hub.
 

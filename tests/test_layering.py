@@ -15,7 +15,7 @@ from easydel.families import all_families, all_wrappers
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "easydel"
 LAYERS = [
-    {"errors", "threads", "compilation"},
+    {"errors", "threads", "compilation", "garbage"},
     {
         "checkpoint",
         "sharding",

@@ -26,7 +26,7 @@ class Machine:
     got: dict[int, int] = field(default_factory=lambda: {HUGE: 0, SMALL: 0})
     _kind: int = HUGE
 
-    def advise(self, memory: np.ndarray, kind: int) -> None:
+    def advise(self, memory: np.ndarray, kind: int, _: int) -> None:
         assert memory.ctypes.data % HUGE_PAGE == 0 < memory.nbytes
         self._kind = kind
         self.got[kind] += memory.nbytes
@@ -110,6 +110,33 @@ def test_memory_that_took_long_to_be_filled_is_followed_by_a_look(seconds: float
     kept.filled(4 * MiB, seconds)
     kept.choose(allocate(4 * MiB, HUGE), HUGE)
     assert machine.got == {HUGE: looks * 4 * MiB, SMALL: 0}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The sizes and advice that the system is asked for from now on; it takes them all."""
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(pages, "system_madvise", lambda: lambda _, size, advice: calls.append((size, advice)) or 0)
+    return calls
+
+
+@pytest.mark.parametrize("kind", [HUGE, SMALL])
+def test_advice_that_memory_has_is_not_given_again(kind: int, asked: list[tuple[int, int]]):
+    memory = allocate(64 * MiB, kind)
+    asked.clear()
+    other, quick = HUGE + SMALL - kind, lambda _: 1.0
+    Pages({kind: 1.0, other: 1e9}, touch=quick, usual=kind).choose(memory, kind)
+    assert not asked, "each advice waits until no thread gets pages, and they wait for it"
+    Pages({kind: 1e9, other: 1.0}, touch=quick, usual=other).choose(memory, kind)
+    assert sum(size for size, advice in asked if advice == other) == 64 * MiB
+
+
+def test_pages_are_asked_for_in_calls_that_are_soon_done(asked: list[tuple[int, int]]):
+    memory = allocate(5 * MiB, SMALL)[100:]
+    asked.clear()
+    assert pages.given(memory)
+    assert max(size for size, _ in asked) <= pages.AT_ONCE
+    assert sum(size for size, _ in asked) == 5 * MiB  # from the start of the first page
 
 
 @pytest.mark.parametrize("kind", [HUGE, SMALL])

@@ -24,6 +24,7 @@ ADVISED = hasattr(mmap, "MADV_HUGEPAGE")
 HUGE = getattr(mmap, "MADV_HUGEPAGE", 14)
 SMALL = getattr(mmap, "MADV_NOHUGEPAGE", 15)
 POPULATE = 23  # MADV_POPULATE_WRITE, of Linux 5.14
+AT_ONCE = 1 << 20  # bytes asked for by a call: while it runs, no other thread can map memory or give advice
 STRETCH = 16 << 20  # bytes for which a choice holds; twice as many after each look that finds huge pages fast,
 LONGEST = 64 << 20  # up to this
 TRIED = 4  # pages of the other kind that have to be faster at the mean before it is taken
@@ -38,14 +39,18 @@ def given(memory: np.ndarray) -> bool:
 
     Older systems cannot do that: then it returns False, and they come at the first touch.
     """
-    start = memory.ctypes.data
-    return _madvise(start // SMALL_PAGE * SMALL_PAGE, start + memory.nbytes, POPULATE)
+    start, stop = memory.ctypes.data // SMALL_PAGE * SMALL_PAGE, memory.ctypes.data + memory.nbytes
+    return all(_madvise(at, min(at + AT_ONCE, stop), POPULATE) for at in range(start, stop, AT_ONCE))
 
 
-def advise(memory: np.ndarray, kind: int) -> None:
-    """Asks for pages of this `kind` where memory, which starts and ends at huge pages, is first touched."""
-    start = memory.ctypes.data
-    _madvise(start, start + memory.nbytes, kind)
+def advise(memory: np.ndarray, kind: int, before: int | None = None) -> None:
+    """Asks for pages of this `kind` where memory, which starts and ends at huge pages, is first touched.
+
+    Memory that was advised just that `before` is left alone: the system takes advice only while no thread gets pages.
+    """
+    if kind != before:
+        start = memory.ctypes.data
+        _madvise(start, start + memory.nbytes, kind)
 
 
 def _madvise(start: int, stop: int, advice: int) -> bool:
@@ -81,7 +86,7 @@ class Pages:
 
     seconds: dict[int, float] = field(default_factory=dict)
     touch: Callable[[np.ndarray], float] = touched
-    advise: Callable[[np.ndarray, int], None] = advise
+    advise: Callable[[np.ndarray, int, int], None] = advise
     usual: int = HUGE  # the kind of pages that is faster, as far as is known: the advice for it
     _least: float = inf  # seconds of the fastest small pages
     _since: float = 0  # seconds that the usual kind took since the other one was looked at
@@ -113,13 +118,13 @@ class Pages:
         while start < stop:
             if self._left <= 0 and self._turn.acquire(blocking=False):
                 try:
-                    start = self._look(flat, start, stop)
+                    start = self._look(flat, kind, start, stop)
                 finally:
                     self._turn.release()
                 self._left = self._stretch
             end = min(start + max(self._left // HUGE_PAGE, 1) * HUGE_PAGE, stop)
             if start < end:
-                self.advise(flat[start:end], self.usual)
+                self.advise(flat[start:end], self.usual, kind)
             self._left -= end - start
             start = end
 
@@ -131,18 +136,18 @@ class Pages:
             self._left = 0
         self._rate = min(self._rate, seconds / size)
 
-    def _look(self, memory: np.ndarray, start: int, stop: int) -> int:
+    def _look(self, memory: np.ndarray, before: int, start: int, stop: int) -> int:
         """Touches pages from `start` on, and returns where those that it touched end."""
         if len(self.seconds) < 2:
             for kind, most in ((SMALL, 1), (HUGE, TRIED)):
                 if kind not in self.seconds:
-                    start = self._try(memory, kind, _huge_pages(start, stop, most))
+                    start = self._try(memory, before, kind, _huge_pages(start, stop, most))
         else:
-            start = self._go_on(memory, _huge_pages(start, stop, AGAIN))
+            start = self._go_on(memory, before, _huge_pages(start, stop, AGAIN))
             other = HUGE + SMALL - self.usual
             if self._since >= self._patience * self.seconds.get(other, 0) and not self._fast:
                 self._since, self._patience = 0, min(2 * self._patience, RARELY)
-                start = self._try(memory, other, _huge_pages(start, stop, TRIED))
+                start = self._try(memory, before, other, _huge_pages(start, stop, TRIED))
         usual = min((HUGE, SMALL), key=lambda kind: self.seconds.get(kind, 0))
         if self.usual != usual:
             self.usual, self._since, self._patience = usual, 0, SOON
@@ -150,30 +155,30 @@ class Pages:
         self._since += self.seconds.get(usual, 0) * self._stretch / HUGE_PAGE
         return start
 
-    def _go_on(self, memory: np.ndarray, starts: range) -> int:
+    def _go_on(self, memory: np.ndarray, before: int, starts: range) -> int:
         """Touches pages of the usual kind until one is as fast as the other kind, and returns where they end."""
         kind, limit = self.usual, self.seconds.get(HUGE + SMALL - self.usual, inf)
         for start in starts:
-            seconds = self._touch(memory, kind, start)
+            seconds = self._touch(memory, before, kind, start)
             self.seconds[kind] += WEIGHT * (seconds - self.seconds[kind])
             if seconds <= limit:
                 return start + HUGE_PAGE
         return starts.stop
 
-    def _try(self, memory: np.ndarray, kind: int, starts: range) -> int:
+    def _try(self, memory: np.ndarray, before: int, kind: int, starts: range) -> int:
         """Touches pages of a kind anew until one is slower than the other kind, and returns where they end."""
         limit, total = self.seconds.get(HUGE + SMALL - kind, inf), 0.0
         for count, start in enumerate(starts, 1):
-            seconds = self._touch(memory, kind, start)
+            seconds = self._touch(memory, before, kind, start)
             total += seconds
             self.seconds[kind] = total / count
             if seconds > limit:
                 return start + HUGE_PAGE
         return starts.stop
 
-    def _touch(self, memory: np.ndarray, kind: int, start: int) -> float:
+    def _touch(self, memory: np.ndarray, before: int, kind: int, start: int) -> float:
         page = memory[start : start + HUGE_PAGE]
-        self.advise(page, kind)
+        self.advise(page, kind, before)
         seconds = self.touch(page)
         if kind == SMALL:
             self._least = min(self._least, seconds)
