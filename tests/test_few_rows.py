@@ -1,4 +1,4 @@
-"""The TPU kernel for few rows and 4-bit codes: the choice of it, and its results, interpreted on CPUs."""
+"""The TPU kernel for few rows and codes of 4 or 8 bits: the choice of it, and its results, interpreted on CPUs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from easydel.ops.coded import Coded
 from easydel.ops.few_rows import multiply, takes
 from easydel.ops.ragged import ragged_dot
 from easydel.ops.split_product import SplitProduct
-from easydel.quantize import make_int4
+from easydel.quantize import make_int4, make_int8
 from easydel.sharding import make_mesh
 
 INT4, UINT4, FP4 = (np.dtype(kind) for kind in (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.float4_e2m1fn))
+INT8, UINT8, FP8 = (np.dtype(kind) for kind in (np.int8, np.uint8, ml_dtypes.float8_e4m3fn))
+FP8_WIDE = np.dtype(ml_dtypes.float8_e5m2)
 FORMS = {
     "int4": (Form(INT4, (1, 64)), 8),
     "int4 of rows that are not filled up": (Form(INT4, (1, 256)), 3),
@@ -38,6 +40,13 @@ FORMS = {
     "offsets": (Form(UINT4, (1, 32), shift="offset"), 8),
     "NF4": (Form(UINT4, (1, 64), NF4), 8),
     "FP4 with a factor": (Form(FP4, (1, 16), extra=(FACTOR,)), 8),
+    "int4 of whole rows": (by_rows(INT4, 512), 8),
+    "zeros of several rows": (Form(UINT4, (2, 128), shift="zero"), 8),
+    "int8 of whole rows": (by_rows(INT8, 512), 8),
+    "int8 in blocks of columns": (Form(INT8, (1, 32)), 3),
+    "bytes with zeros": (Form(UINT8, (1, 256), shift="zero"), 8),
+    "float8 in blocks of rows and columns": (Form(FP8, (128, 128)), 8),
+    "float8 with a factor": (Form(FP8, (1, 16), extra=(FACTOR,)), 8),
 }
 CHIP = "TPU v5 lite"
 
@@ -45,9 +54,12 @@ CHIP = "TPU v5 lite"
 def matrix_of(form: Form, rows: int = 256, columns: int = 512, seed: int = 0) -> tuple[Coded, np.ndarray]:
     """A matrix by codes, and its floats."""
     rng = np.random.default_rng(seed)
-    signed = np.issubdtype(form.code, np.signedinteger) or form.code == INT4
-    codes = rng.integers(-8 if signed else 0, 8 if signed else 16, (rows, columns)).astype(form.code)
-    arrays = {"": packed(codes, form), SCALE: rng.uniform(0.01, 0.1, form.blocks((rows, columns))).astype("bfloat16")}
+    signed, half = np.issubdtype(form.code, np.signedinteger) or form.code == INT4, 1 << (form.bits - 1)
+    codes = rng.integers(-half if signed else 0, half if signed else 2 * half, (rows, columns)).astype(form.code)
+    if form.code in (FP8, FP8_WIDE):
+        codes = rng.normal(0, 20, codes.shape).astype(form.code)
+    scales = rng.uniform(0.01, 0.1, form.scales_shape((rows, columns))).astype("bfloat16")
+    arrays = {"": packed(codes, form), SCALE: scales}
     if form.extra:
         arrays[FACTOR] = np.full((), 0.7, np.float32)
     if form.shift:
@@ -82,7 +94,8 @@ def test_products_and_gradients_equal_those_of_floats(name: str, monkeypatch: py
     rng = np.random.default_rng(1)
     x, dy = (jnp.asarray(rng.normal(size=(rows, size)), jnp.bfloat16) for size in floats.shape[::-1])
     assert takes(rows, x.dtype, matrix, CHIP)
-    sums = few_rows._of_codes(x, matrix.codes, matrix.scales, form, jnp.float32, interpret=True)
+    scales = few_rows_tiles.for_rows(matrix.scales, matrix)
+    sums = few_rows._of_codes(x, matrix.codes, scales, form, jnp.float32, interpret=True)
     table = tuple(np.asarray(form.table, jnp.bfloat16).astype(float).tolist())
     bare = replace(form, shift="", table=table, extra=())
     scaled = (
@@ -132,7 +145,8 @@ def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.Monk
         (False, Form(FP4, (1, 16)), {"inputs": 1 << 17}),
         (False, Form(INT4, (1, 64)), {"inputs": 192}),
         (False, Form(INT4, (1, 48)), {"inputs": 768}),
-        (False, Form(INT4, (2, 64)), {}),
+        (True, Form(INT4, (2, 64)), {}),
+        (False, Form(INT4, (2, 64), step=16), {}),
         (True, Form(UINT4, (1, 64), NF4), {}),
         (True, Form(FP4, (1, 32)), {}),
         (False, Form(FP4, (1, 32)), {"chip": "TPU v4"}),
@@ -140,8 +154,15 @@ def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.Monk
         (True, Form(INT4, (1, 64)), {"chip": "TPU v4"}),
         (False, Form(INT4, (1, 64)), {"chip": ""}),
         (False, Form(INT4, (16, 1)), {}),
-        (False, by_rows(INT4, 256), {}),
-        (False, Form(np.dtype(np.int8), (1, 64)), {}),
+        (True, by_rows(INT4, 256), {"rows": 256}),
+        (False, by_rows(INT4, 256), {"rows": 257}),
+        (True, by_rows(INT8, 256), {"rows": 64}),
+        (False, by_rows(INT8, 256), {"rows": 65}),
+        (True, Form(INT8, (1, 64)), {"rows": 128}),
+        (False, Form(INT8, (1, 64)), {"rows": 129}),
+        (False, Form(INT8, (1, 96)), {"inputs": 768}),
+        (True, Form(FP8, (128, 128)), {"rows": 256, "inputs": 2048}),
+        (False, Form(UINT8, (1, 64), tuple(map(float, range(256)))), {}),
     ],
 )
 def test_what_is_multiplied_by_the_kernel(expected: bool, form: Form, changes: dict[str, Any]):
@@ -159,26 +180,28 @@ def test_a_step_reads_codes_at_their_own_bits(dims: tuple[int, ...]):
     sizes = {"hidden_size": 2048, "intermediate_size": 5632}
     config = llama(**sizes, num_hidden_layers=1, num_attention_heads=16, vocab_size=1024)
     found = []
-    for store in (lambda model: None, lambda model: make_int4(model, None)):
+    for store in (lambda model: None, lambda model: make_int4(model, None), lambda model: make_int8(model, None)):
         model, _ = built(config, mesh)
         store(model)
         compiled: Any = trace_step(model, placed_shapes(model), 8, 128).lower().compile()
         text = compiled.as_text()
         counted = compiled.cost_analysis()["bytes accessed"]
         found.append((read_from_memory(text), counted, text.count('"tpu_custom_call"'), cycles(text)))
-    (floats, counted, _, slow), (int4, again, kernels, beside) = found
-    assert int4 < 0.33 * floats
-    assert again < 0.33 * counted, "by XLA's own count, which has what is fetched ahead again where it is used"
-    assert kernels == 7, "attention's four, the MLP's three"
-    assert beside < slow, "what is not in the kernels"
+    (floats, counted, _, slow), *stored = found
+    for share, (read, again, kernels, beside) in zip((0.33, 0.56), stored, strict=True):
+        assert read < share * floats
+        assert again < share * counted, "by XLA's own count, which has what is fetched ahead again where it is used"
+        assert kernels == 8, "attention's four, the MLP's three, and the head"
+        assert beside < slow, "what is not in the kernels"
 
 
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
-def test_tables_compile_for_every_chip_that_looks_them_up(topology: str):
+def test_the_kernels_compile_for_every_chip_that_looks_tables_up(topology: str):
     mesh = topology_mesh(topology, (1, 1, 1, 1))
     whole, chip = NamedSharding(mesh, P()), mesh.devices.flat[0].device_kind
-    matrices = [matrix_of(form, 512, 2048)[0] for form in (Form(UINT4, (1, 64), NF4), Form(FP4, (1, 16)))]
+    forms = [Form(UINT4, (1, 64), NF4), Form(FP4, (1, 16)), Form(UINT8, (1, 64)), Form(FP8, (128, 128))]
+    matrices = [matrix_of(form, 512, 2048)[0] for form in (*forms, by_rows(INT8, 2048), by_rows(FP8_WIDE, 2048))]
     shapes: Any = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=whole),
         [jax.ShapeDtypeStruct((8, 2048), jnp.bfloat16), *matrices],
@@ -201,6 +224,8 @@ GROUPS = {
     "NF4, one row": (Form(UINT4, (1, 128), NF4), [0, 0, 0, 1]),
     "FP4 with factors": (Form(FP4, (1, 16), extra=(FACTOR,)), [7, 2, 0, 0]),
     "no rows": (Form(INT4, (1, 256)), [0, 0, 0, 0]),
+    "float8 in blocks of rows and columns": (Form(FP8, (128, 128)), [3, 0, 9, 1]),
+    "int8 of whole rows": (by_rows(INT8, 512), [0, 2, 0, 6]),
 }
 
 
@@ -212,11 +237,13 @@ def test_rows_are_multiplied_with_the_matrix_of_their_group(name: str, monkeypat
     kernel = jax.tree.map(lambda *parts: jnp.stack(parts), *(matrix for matrix, _ in made))
     x = jnp.asarray(np.random.default_rng(1).normal(size=(max(sum(sizes) + 3, 8), 512)), jnp.bfloat16)
     assert few_rows_of_groups.takes(x, kernel, CHIP)
-    y = few_rows_of_groups.product(x, kernel, jnp.asarray(sizes))
+    y = few_rows_of_groups.product(x, kernel, jnp.asarray(sizes))[: sum(sizes)]
+    if kernel.scales_outputs:  # `ragged_dot` multiplies by them
+        y = y.astype(jnp.float32) * kernel.scales[np.repeat(np.arange(len(sizes)), sizes)]
     rows = np.split(np.asarray(x, np.float32), np.cumsum(sizes))
     expected = np.concatenate([part @ floats.T for part, (_, floats) in zip(rows, made, strict=False)])
     largest, rounded = np.abs(expected).max(initial=0), 2**-9 if form.table else 1e-5
-    np.testing.assert_allclose(np.asarray(y, np.float32)[: sum(sizes)], expected, rtol=2**-8, atol=rounded * largest)
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2**-8, atol=rounded * largest)
 
 
 def test_experts_are_in_the_kernel_while_they_have_few_rows():

@@ -104,7 +104,7 @@ class Coded:
         """Returns x [..., columns] times the transpose of one matrix [rows, columns], in the dtype of `x`.
 
         On CPUs a large matrix is made floats a few rows at a time, unless it is `split` over a mesh. On one TPU, of the
-        kind `chip`, few rows of `x` are multiplied with 4-bit codes by a Pallas kernel.
+        kind `chip`, few rows of `x` are multiplied with the codes by a Pallas kernel.
         """
         if self.changes_inputs:
             return self.bare.times(self.inputs(x), precision, split=split, chip=chip)
@@ -160,6 +160,11 @@ class Coded:
         width, together = self.form.block[1], self.form.per_byte
         if self.by_rows:
             blocks, spread = values, lambda part: part[..., None]
+        elif self.form.block[0] > 1 and width > together:
+            # block columns are spread first, of few numbers: XLA would bring the matrix into another order for blocks
+            apart, of_blocks = self.form.by_blocks(values.shape, values.shape[-1])
+            blocks = values.reshape(apart)
+            spread = lambda part: jnp.repeat(part, width // together, axis=-1).reshape((*of_blocks[:-1], -1))  # noqa: E731
         else:
             apart, of_blocks = self.form.by_blocks(values.shape, max(width // together, 1))
             every = together if width == 1 else 1  # of blocks of one column, each place in a byte has its own

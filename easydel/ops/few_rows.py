@@ -1,4 +1,4 @@
-"""Products of a few rows with a matrix of 4-bit codes on a TPU, by a Pallas kernel (`few_rows_tiles`)."""
+"""Products of a few rows with a matrix of 4-bit or 8-bit codes on a TPU, by a Pallas kernel (`few_rows_tiles`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from easydel.ops.few_rows_tiles import (
     LANES,
     by_places,
     fits,
+    for_rows,
     known,
     products,
     put_together,
@@ -25,35 +26,41 @@ from easydel.ops.few_rows_tiles import (
 
 # M rows of inputs, O rows of the matrix, W bytes of a row, S scales of a row, P codes in a byte, H parity of a row
 MOST = 256  # rows of inputs times blocks in `LANES` bytes: of more, the matrix unit takes longer than the memory
+PLAIN = 64  # rows: with more, XLA's own product with bytes is as fast, if each row of the matrix has one scale
 KEPT = 1 << 20  # bytes of inputs that stay in fast memory; more are fetched again for each tile
 WITHOUT_TABLES = ("TPU v2", "TPU v3", "TPU v4")  # have no look-ups in registers
 
 
 def takes(rows: int, dtype: Any, matrix: Any, chip: str) -> bool:
-    """True if the kernel can multiply so many rows: bfloat16 with codes of 4 bits, whose blocks are parts of rows.
+    """True if the kernel can multiply so many rows: bfloat16 with codes of 4 or 8 bits.
 
-    `matrix` is a `Coded` with two dimensions, and `chip` the kind of device, empty where that is no TPU.
+    Blocks are whole rows, parts of rows, or of neighbouring rows. `matrix` is a `Coded` with two dimensions, and `chip`
+    the kind of device, empty where that is no TPU.
     """
-    form, codes_OW = matrix.form, matrix.codes
-    if not chip or form.bits != 4 or form.block[1] == 1 or dtype != jnp.bfloat16 or matrix.by_rows:
+    form, (outputs, bytes_of_row) = matrix.form, matrix.codes.shape
+    if not chip or dtype != jnp.bfloat16 or form.bits not in (4, 8) or form.step > 1 or form.block[1] == 1:
         return False
-    if values_of(form) and chip.startswith(WITHOUT_TABLES):
+    if (form.bits == 8 and form.table) or (values_of(form) and chip.startswith(WITHOUT_TABLES)):
         return False
-    outputs, bytes_of_row = codes_OW.shape
-    sized = fits(outputs, bytes_of_row, matrix.scales.shape[-1], matrix.scales.dtype)
-    width = form.block[1] // form.per_byte
-    return sized and form.block[0] == 1 and LANES % width == 0 and _padded(rows) * (LANES // width) <= MOST
+    if form.bits == 8 and matrix.scales_outputs and rows > PLAIN:
+        return False
+    scales = 1 if matrix.by_rows else matrix.scales.shape[-1]
+    width = bytes_of_row // scales
+    even = LANES % width == 0 or width % LANES == 0
+    blocks = max(LANES // width, 1)
+    return fits(outputs, bytes_of_row, scales, matrix.scales.dtype) and even and _padded(rows) * blocks <= MOST
 
 
 def multiply(x_MI: jax.Array, matrix: Any, *, interpret: bool = False) -> jax.Array:
     """Returns rows times the transpose of a matrix [O, I], for which `takes` is true: [M, O]."""
     whole = matrix.shifts is None and matrix.factors is None
     dtype = x_MI.dtype if whole else jnp.float32
-    y_MO = _of_codes(x_MI, matrix.codes, matrix.scales, matrix.form, dtype, interpret=interpret)
+    scales_OS = for_rows(matrix.scales, matrix)
+    y_MO = _of_codes(x_MI, matrix.codes, scales_OS, matrix.form, dtype, interpret=interpret)
     if matrix.shifts is not None:
-        shifts_OS = matrix.shifts.astype(jnp.float32)
+        shifts_OS = for_rows(matrix.shifts, matrix).astype(jnp.float32)
         if matrix.form.shift == "zero":
-            shifts_OS = -shifts_OS * matrix.scales.astype(jnp.float32)
+            shifts_OS = -shifts_OS * scales_OS.astype(jnp.float32)
         sums_MS = jnp.sum(x_MI.reshape(x_MI.shape[0], shifts_OS.shape[1], -1), axis=-1, dtype=jnp.float32)
         y_MO += jnp.einsum("MS,OS->MO", sums_MS, shifts_OS, precision=jax.lax.Precision.HIGHEST)
     return (y_MO if matrix.factors is None else y_MO * matrix.factors).astype(x_MI.dtype)
@@ -67,7 +74,7 @@ def _of_codes(
     from jax.experimental.pallas import tpu as pltpu
 
     M, rows, outputs, W, S = x_MI.shape[0], _padded(x_MI.shape[0]), *codes_OW.shape, scales_OS.shape[1]
-    x_PMW = by_places(x_MI, rows)
+    x_PMW = by_places(x_MI, rows, form)
     scales_SO = scales_OS.astype(known(scales_OS.dtype)).T
     table = table_of(form)
     codes_OW, scales_SO = in_hbm(codes_OW, scales_SO, interpret=interpret)
@@ -78,16 +85,16 @@ def _of_codes(
         grid=(outputs // tall, W // wide),
         in_specs=[
             pl.BlockSpec(table.shape, lambda i, j: (0, 0)),
-            pl.BlockSpec((2, rows, W if stays else wide), lambda i, j: (0, 0, 0 if stays else j)),
+            pl.BlockSpec((form.per_byte, rows, W if stays else wide), lambda i, j: (0, 0, 0 if stays else j)),
             pl.BlockSpec((tall, wide), lambda i, j: (i, j)),
             pl.BlockSpec((S, tall), lambda i, j: (0, i)),
         ],
         out_specs=pl.BlockSpec((rows, tall), lambda i, j: (0, i)),
         out_shape=jax.ShapeDtypeStruct((rows, outputs), dtype),
-        scratch_shapes=scratch(rows, tall, S),
+        scratch_shapes=scratch(rows, tall, S, form),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
-            flops=4 * rows * outputs * W,
+            flops=2 * form.per_byte * rows * outputs * W,
             transcendentals=0,
             bytes_accessed=codes_OW.nbytes
             + scales_SO.nbytes

@@ -1,4 +1,4 @@
-"""Products of few rows with the 4-bit matrix of their own group on a TPU, by a Pallas kernel: experts, while decoding.
+"""Products of few rows with the matrix of their own group on a TPU, by a Pallas kernel: experts, while decoding.
 
 A step takes eight rows, in their order, and one group that has some of them. Groups without rows are not read.
 """
@@ -16,6 +16,7 @@ from easydel.ops import few_rows
 from easydel.ops.few_rows_tiles import (
     LANES,
     by_places,
+    for_rows,
     known,
     products,
     put_together,
@@ -40,15 +41,20 @@ def takes(x_MI: jax.Array, matrix: Any, chip: str) -> bool:
 
 
 def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """Returns rows times the transposes of their matrices [E, O, I], for which `takes` is true: [M, O]."""
+    """Returns rows times the transposes of their matrices [E, O, I], for which `takes` is true: [M, O].
+
+    Scales of whole rows of the matrices are left out.
+    """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    M, (groups, outputs, W), S, form = x_MI.shape[0], matrix.codes.shape, matrix.scales.shape[-1], matrix.form
+    M, (groups, outputs, W), form = x_MI.shape[0], matrix.codes.shape, matrix.form
+    scales_EOS = for_rows(jnp.ones_like(matrix.scales) if matrix.scales_outputs else matrix.scales, matrix)
+    S = scales_EOS.shape[-1]
     rows = -(-M // TOGETHER) * TOGETHER
     steps = min(groups, M) + rows // TOGETHER - 1
-    x_PMW = by_places(x_MI, rows)
-    scales_ESO = jnp.swapaxes(matrix.scales.astype(known(matrix.scales.dtype)), 1, 2)
+    x_PMW = by_places(x_MI, rows, form)
+    scales_ESO = jnp.swapaxes(scales_EOS.astype(known(scales_EOS.dtype)), 1, 2)
     codes_EOW, scales_ESO = few_rows.in_hbm(matrix.codes, scales_ESO, interpret=interpret)
     table, (tall, wide) = table_of(form), tile_of(outputs, W, S, matrix.scales.dtype)
     last = W // wide - 1
@@ -63,12 +69,12 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
             grid=(outputs // tall, steps, last + 1),
             in_specs=[
                 pl.BlockSpec(table.shape, lambda i, a, j, at: (0, 0)),
-                pl.BlockSpec((2, TOGETHER, W), lambda i, a, j, at: (0, at[ROWS, a], 0)),
+                pl.BlockSpec((form.per_byte, TOGETHER, W), lambda i, a, j, at: (0, at[ROWS, a], 0)),
                 pl.BlockSpec((None, tall, wide), codes_of),
                 pl.BlockSpec((None, S, tall), lambda i, a, j, at: (at[GROUP, a], 0, i)),
             ],
             out_specs=pl.BlockSpec((rows, tall), lambda i, a, j, at: (0, i)),
-            scratch_shapes=scratch(rows, tall, S),
+            scratch_shapes=scratch(rows, tall, S, form),
         ),
         out_shape=jax.ShapeDtypeStruct((rows, outputs), x_MI.dtype if matrix.factors is None else jnp.float32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),

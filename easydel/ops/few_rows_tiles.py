@@ -1,10 +1,13 @@
-"""Tiles of a matrix of 4-bit codes in a Pallas kernel for TPUs, multiplied with a few rows.
+"""Tiles of a matrix of 4-bit or 8-bit codes in a Pallas kernel for TPUs, multiplied with a few rows.
 
 A chip's vector unit would make and scale floats of codes more slowly than its memory gives them. Here it makes unscaled
-ones, two by each operation: a code set into the lowest bits of a bfloat16 gives a number that is the code and a
-constant. Codes into a table are looked up in registers: a word of eight entries has two of them, which a code's highest
-bit chooses from. The matrix unit has room for more rows, so each row of inputs is multiplied once for each block, with
-zeros outside of it, and scales multiply the results, of which there are fewer than codes.
+ones. The matrix unit has room for more rows, so each row of inputs is multiplied once for each block, with zeros
+outside of it, and scales multiply the results, of which there are fewer than codes.
+
+Codes of 4 bits become floats two at a time: a code set into the lowest bits of a bfloat16 gives a number that is the
+code and a constant. Codes into a table are looked up in registers: a word of eight entries has two of them, which a
+code's highest bit chooses from. As two rows of the matrix share a word, even and odd ones are computed apart, and put
+together at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import numpy as np
 
 from easydel.forms import FP4, Form
 
-# M rows of inputs, O rows of the matrix, S scales of a row, P codes in a byte, H parity of a row of the matrix
+# M rows of inputs, O rows of the matrix, S scales of a row, P codes in a byte, H parity of a row of the matrix, if
+# there are two codes in a byte
 LANES = 128
 TALL, WIDE = 512, 1024  # the most rows of the matrix, and bytes of them, in a tile
 SCALES = 9 << 20  # the most bytes of a tile's scales in fast memory (16 MiB on v5e): twice, and once more in float32
@@ -51,21 +55,32 @@ def _tile(size: int, step: int, most: int) -> int:
     return size if size <= most else max(part for part in range(step, most + 1, step) if size % part == 0)
 
 
-def by_places(x_MI: jax.Array, rows: int) -> jax.Array:
-    """Returns inputs filled up to so many rows, for each place in a byte those of its columns: [2, rows, W]."""
-    return jnp.moveaxis(jnp.pad(x_MI, ((0, rows - x_MI.shape[0]), (0, 0))).reshape(rows, -1, 2), 2, 0)
+def by_places(x_MI: jax.Array, rows: int, form: Form) -> jax.Array:
+    """Returns inputs filled up to so many rows, for each place in a byte those of its columns: [P, rows, W]."""
+    return jnp.moveaxis(jnp.pad(x_MI, ((0, rows - x_MI.shape[0]), (0, 0))).reshape(rows, -1, form.per_byte), 2, 0)
 
 
-def scratch(rows: int, tall: int, scales: int) -> list[Any]:
-    """Returns the memory for the scales and the sums of a tile's even and odd rows."""
+def for_rows(part: jax.Array, matrix: Any) -> jax.Array:
+    """Returns numbers of each block of a matrix as numbers of each row's blocks, [..., O, S]."""
+    if matrix.by_rows:
+        return part[..., None]
+    height = matrix.form.block[0]
+    return part if height == 1 else jnp.repeat(part, height, axis=-2)
+
+
+def scratch(rows: int, tall: int, scales: int, form: Form) -> list[Any]:
+    """Returns the memory for the scales and the sums of a tile's even and odd rows, or of all its rows."""
     from jax.experimental.pallas import tpu as pltpu
 
-    return [pltpu.VMEM((2, size, tall // 2), jnp.float32) for size in (scales, rows)]
+    return [pltpu.VMEM((form.per_byte, size, tall // form.per_byte), jnp.float32) for size in (scales, rows)]
 
 
 def take_scales(scales_SO: Any, scales_HSO: Any) -> None:
-    """Puts the scales of a tile's even and odd rows into scratch memory."""
+    """Puts the scales of a tile's even and odd rows, or of all its rows, into scratch memory."""
     tall = scales_SO.shape[-1]
+    if scales_HSO.shape[0] == 1:
+        scales_HSO[0] = scales_SO[...].astype(jnp.float32)
+        return
     together = min(tall, 2 * LANES)
     picks = [_of_parity(together, parity) for parity in (0, 1)]
     for parity, part in product((0, 1), range(0, tall, together)):
@@ -83,36 +98,56 @@ def products(
     width: int,
     form: Form,
 ) -> list[jax.Array]:
-    """Returns the scaled products of rows with the even and the odd rows of a tile, [M, O / 2] each.
+    """Returns the scaled products of rows with the even and the odd rows of a tile, [M, O / 2] each, or with all rows.
 
     `inputs` gives, for a place in the byte, the rows [M, LANES] at `LANES` bytes of the tile from one on, in float32.
-    The tile is number `column` of its rows, and blocks are of `width` bytes.
+    The tile is number `column` of its rows, and blocks are of `width` bytes: some in `LANES`, or some times as many.
     """
     from jax.experimental import pallas as pl
-    from jax.experimental.pallas import tpu as pltpu
 
-    floats, lift = _floats_of(form, table)
-    wide, sums = codes_OW.shape[-1], [jnp.zeros((), jnp.float32)] * 2
+    of_lanes = _products_of_bytes if form.per_byte == 1 else _products_of_halves(form, table)
+    wide, sums = codes_OW.shape[-1], [jnp.zeros((), jnp.float32)] * form.per_byte
     for first in range(0, wide, LANES):
-        rows = [inputs(place, first) for place in (0, 1)]
-        count, own = rows[0].shape[0], [_apart(part, width) for part in rows]
-        lifted = lift * jnp.sum(own[0] + own[1], axis=1, keepdims=True) if lift else 0.0
-        # a word has the bytes of four rows: of an even and an odd one in each half
-        words = pltpu.bitcast(codes_OW[:, first : first + LANES], jnp.int32)
-        for parity in (0, 1):
-            z = -lifted
-            for place in (0, 1):
-                two = pltpu.bitcast(floats(words, 8 * parity + 4 * place), jnp.bfloat16)
-                z += _times(own[place].astype(jnp.bfloat16), two, 1)
-            for block in range(LANES // width):
-                scale = scales_HSO[parity, pl.ds(column * (wide // width) + first // width + block, 1), :]
+        rows = [inputs(place, first) for place in range(form.per_byte)]
+        count, own = rows[0].shape[0], [_once_for_each_block(part, width) for part in rows]
+        for parity, z in enumerate(of_lanes(own, codes_OW[:, first : first + LANES])):
+            for block in range(max(LANES // width, 1)):
+                at = jax.lax.div(column * wide + first, width) + block
+                scale = scales_HSO[parity, pl.ds(at, 1), :]
                 sums[parity] += z[block * count : (block + 1) * count] * scale
     return sums
 
 
+def _products_of_bytes(rows: list[jax.Array], codes_OL: jax.Array) -> list[jax.Array]:
+    return [_times(rows[0].astype(jnp.bfloat16), codes_OL.astype(jnp.bfloat16), 1)]
+
+
+def _products_of_halves(form: Form, table: Any) -> Callable[[list[jax.Array], jax.Array], list[jax.Array]]:
+    from jax.experimental.pallas import tpu as pltpu
+
+    floats, lift = _floats_of(form, table)
+
+    def products(rows: list[jax.Array], codes_OL: jax.Array) -> list[jax.Array]:
+        lifted = lift * jnp.sum(rows[0] + rows[1], axis=1, keepdims=True) if lift else 0.0
+        # a word has the bytes of four rows: of an even and an odd one in each half
+        words, found = pltpu.bitcast(codes_OL, jnp.int32), []
+        for parity in (0, 1):
+            z = -lifted
+            for place in (0, 1):
+                two = pltpu.bitcast(floats(words, 8 * parity + 4 * place), jnp.bfloat16)
+                z += _times(rows[place].astype(jnp.bfloat16), two, 1)
+            found.append(z)
+        return found
+
+    return products
+
+
 def put_together(sums_HMO: Any, y_MO: Any) -> None:
-    """Writes sums of even and odd rows of the matrix in the order of its rows."""
+    """Writes sums, those of even and odd rows of the matrix in the order of its rows."""
     tall = y_MO.shape[-1]
+    if sums_HMO.shape[0] == 1:
+        y_MO[...] = sums_HMO[0].astype(y_MO.dtype)
+        return
     together = min(tall, 2 * LANES)
     picks = [_of_parity(together, parity) for parity in (0, 1)]
     for part in range(0, tall, together):
@@ -139,7 +174,12 @@ def _has_signs(values: tuple[float, ...]) -> bool:
 
 
 def table_of(form: Form) -> jax.Array:
-    """Returns words [8, LANES] of two bfloat16 values: of codes n and n + 8, or twice of n, where these have signs."""
+    """Returns words [8, LANES] of two bfloat16 values: of codes n and n + 8, or twice of n, where these have signs.
+
+    Codes of 8 bits have none.
+    """
+    if form.bits == 8:
+        return jnp.zeros((ENTRIES, LANES), jnp.int32)
     halves = np.asarray(values_of(form) or range(16), ml_dtypes.bfloat16).view(np.uint16).astype(np.uint32)
     low, high = halves[:ENTRIES], halves[:ENTRIES] if _has_signs(values_of(form)) else halves[ENTRIES:]
     return jnp.asarray(np.repeat((low | high << 16).view(np.int32)[:, None], LANES, axis=1))
@@ -197,9 +237,9 @@ def _times(x: jax.Array, matrix: jax.Array, contracted: int) -> jax.Array:
     return jax.lax.dot_general(x, matrix, (((1,), (contracted,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _apart(x: jax.Array, width: int) -> jax.Array:
+def _once_for_each_block(x: jax.Array, width: int) -> jax.Array:
     """Returns `x` [M, LANES] once for each block of `width` columns, with zeros outside of it: [blocks * M, LANES]."""
-    if width == LANES:
+    if width >= LANES:
         return x
     block = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1), width)
     return jnp.concatenate([jnp.where(block == one, x, 0.0) for one in range(LANES // width)], axis=0)

@@ -28,7 +28,7 @@ def ragged_dot(
 
     Rows are sorted by group: the first `sizes_E[0]` belong to group 0, and so on. Rows past the last group give zeros.
     Matrices may be stored by codes, which get no gradient. On a TPU of the kind `chip`, few rows are multiplied with
-    codes of 4 bits by a Pallas kernel.
+    the codes by a Pallas kernel.
     """
     if not isinstance(kernel_EOI, Coded) or not (kernel_EOI.scales_outputs or kernel_EOI.changes_inputs):
         return _differentiable(x_MI, kernel_EOI, sizes_E, precision, chip)
