@@ -77,7 +77,7 @@ def test_tiles_of_rows_and_of_their_bytes_add_up(kept: int, monkeypatch: pytest.
     table = tuple(range(-8, 0)) + tuple(range(8, 0, -1))
     matrices, floats = zip(*(matrix_of(Form(UINT4, (1, 128), table), 512, 512, seed) for seed in (0, 1)), strict=True)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(8, 512)), jnp.bfloat16)
-    assert few_rows_tiles.tile_of(*matrices[0].codes.shape, 4, jnp.bfloat16) == (256, 128)
+    assert few_rows_tiles.tile_of(matrices[0]) == (256, 128)
     one = multiply(x, matrices[0], interpret=True)
     kernel = jax.tree.map(lambda *parts: jnp.stack(parts), *matrices)
     each = few_rows_of_groups.product(x, kernel, jnp.asarray([3, 5]), interpret=True)
@@ -94,13 +94,11 @@ def test_products_and_gradients_equal_those_of_floats(name: str, monkeypatch: py
     rng = np.random.default_rng(1)
     x, dy = (jnp.asarray(rng.normal(size=(rows, size)), jnp.bfloat16) for size in floats.shape[::-1])
     assert takes(rows, x.dtype, matrix, CHIP)
-    scales = few_rows_tiles.for_rows(matrix.scales, matrix)
-    sums = few_rows._of_codes(x, matrix.codes, scales, form, jnp.float32, interpret=True)
+    sums = few_rows._of_codes(x, matrix, jnp.float32, interpret=True)
     table = tuple(np.asarray(form.table, jnp.bfloat16).astype(float).tolist())
-    bare = replace(form, shift="", table=table, extra=())
-    scaled = (
-        np.asarray(x, np.float64) @ floats_of({"": np.asarray(matrix.codes), SCALE: np.asarray(matrix.scales)}, bare).T
-    )
+    arrays = {"": matrix.codes, SCALE: matrix.scales} | ({} if matrix.shifts is None else {OFFSET: matrix.shifts})
+    bare = replace(form, table=table, extra=())
+    scaled = np.asarray(x, np.float64) @ floats_of({end: np.asarray(part) for end, part in arrays.items()}, bare).T
     np.testing.assert_allclose(sums, scaled, atol=3e-6 * np.abs(scaled).max(), err_msg="as exact as float32")
     y, pull = jax.vjp(lambda x: coded._product_of_few(None, x, matrix), x)
     expected = np.asarray(x, np.float32) @ floats.T
@@ -224,6 +222,8 @@ GROUPS = {
     "NF4, one row": (Form(UINT4, (1, 128), NF4), [0, 0, 0, 1]),
     "FP4 with factors": (Form(FP4, (1, 16), extra=(FACTOR,)), [7, 2, 0, 0]),
     "no rows": (Form(INT4, (1, 256)), [0, 0, 0, 0]),
+    "zeros": (Form(UINT4, (1, 64), shift="zero"), [3, 0, 9, 1]),
+    "offsets of bytes": (Form(UINT8, (1, 64), shift="offset"), [3, 5, 0, 1]),
     "float8 in blocks of rows and columns": (Form(FP8, (128, 128)), [3, 0, 9, 1]),
     "int8 of whole rows": (by_rows(INT8, 512), [0, 2, 0, 6]),
 }

@@ -15,18 +15,19 @@ from easydel.forms import Form
 from easydel.ops import few_rows
 from easydel.ops.few_rows_tiles import (
     LANES,
+    blocks_of,
     by_places,
-    for_rows,
-    known,
+    numbers_of,
     products,
     put_together,
     scratch,
+    split_off,
     table_of,
-    take_scales,
+    take_numbers,
     tile_of,
 )
 
-# A steps, M rows sorted by group, E groups, O rows of a matrix, I columns, W bytes of a row, S scales of a row
+# A steps, M rows sorted by group, E groups, O rows of a matrix, I columns, W bytes of a row, S blocks of a row
 TOGETHER = 8  # rows of a step
 MOST = 1024  # rows whose sums fit into fast memory
 GROUP, ROWS, FIRST, STOP, STEPS = range(5)  # what `_steps` says of a step
@@ -36,8 +37,7 @@ def takes(x_MI: jax.Array, matrix: Any, chip: str) -> bool:
     """True if the kernel can multiply these rows, at most eight for each group, with a `Coded` of three dimensions."""
     rows, groups = x_MI.shape[0], matrix.codes.shape[0]
     one = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape[1:], part.dtype), matrix)
-    few = rows <= min(TOGETHER * groups, MOST) and matrix.shifts is None
-    return few and few_rows.takes(TOGETHER, x_MI.dtype, one, chip)
+    return rows <= min(TOGETHER * groups, MOST) and few_rows.takes(TOGETHER, x_MI.dtype, one, chip)
 
 
 def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -48,15 +48,12 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    M, (groups, outputs, W), form = x_MI.shape[0], matrix.codes.shape, matrix.form
-    scales_EOS = for_rows(jnp.ones_like(matrix.scales) if matrix.scales_outputs else matrix.scales, matrix)
-    S = scales_EOS.shape[-1]
+    M, (groups, outputs, W), form, S = x_MI.shape[0], matrix.codes.shape, matrix.form, blocks_of(matrix)
     rows = -(-M // TOGETHER) * TOGETHER
     steps = min(groups, M) + rows // TOGETHER - 1
-    x_PMW = by_places(x_MI, rows, form)
-    scales_ESO = jnp.swapaxes(scales_EOS.astype(known(scales_EOS.dtype)), 1, 2)
-    codes_EOW, scales_ESO = few_rows.in_hbm(matrix.codes, scales_ESO, interpret=interpret)
-    table, (tall, wide) = table_of(form), tile_of(outputs, W, S, matrix.scales.dtype)
+    numbers = numbers_of(matrix, scaled=not matrix.scales_outputs)
+    codes_EOW, *numbers = few_rows.in_hbm(matrix.codes, *numbers, interpret=interpret)
+    x_PMW, table, (tall, wide) = by_places(x_MI, rows, form), table_of(form), tile_of(matrix)
     last = W // wide - 1
 
     def codes_of(i: Any, a: Any, j: Any, at: Any) -> tuple[Any, Any, Any]:
@@ -71,7 +68,7 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
                 pl.BlockSpec(table.shape, lambda i, a, j, at: (0, 0)),
                 pl.BlockSpec((form.per_byte, TOGETHER, W), lambda i, a, j, at: (0, at[ROWS, a], 0)),
                 pl.BlockSpec((None, tall, wide), codes_of),
-                pl.BlockSpec((None, S, tall), lambda i, a, j, at: (at[GROUP, a], 0, i)),
+                *[pl.BlockSpec((None, S, tall), lambda i, a, j, at: (at[GROUP, a], 0, i)) for _ in numbers],
             ],
             out_specs=pl.BlockSpec((rows, tall), lambda i, a, j, at: (0, i)),
             scratch_shapes=scratch(rows, tall, S, form),
@@ -79,7 +76,7 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
         out_shape=jax.ShapeDtypeStruct((rows, outputs), x_MI.dtype if matrix.factors is None else jnp.float32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
         interpret=interpret,
-    )(_steps(sizes_E, steps), table, x_PMW, codes_EOW, scales_ESO)[:M]
+    )(_steps(sizes_E, steps), table, x_PMW, codes_EOW, *numbers)[:M]
     if matrix.factors is None:
         return y_MO
     group_M = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(M), side="right", method="compare_all")
@@ -103,22 +100,11 @@ def _steps(sizes_E: jax.Array, steps: int) -> jax.Array:
     return jnp.stack(found).astype(jnp.int32)
 
 
-def _kernel(
-    at: Any,
-    table: Any,
-    x_PMW: Any,
-    codes_OW: Any,
-    scales_SO: Any,
-    y_MO: Any,
-    scales_HSO: Any,
-    sums_HMO: Any,
-    *,
-    width: int,
-    form: Form,
-) -> None:
-    """Adds up the products of a step with a tile; the last two arrays are scratch memory."""
+def _kernel(at: Any, table: Any, x_PMW: Any, codes_OW: Any, *others: Any, width: int, form: Form) -> None:
+    """Adds up the products of a step with a tile; the others are as in `few_rows`."""
     from jax.experimental import pallas as pl
 
+    numbers, (y_MO, scales_HSO, sums_HMO, *shifts_HSO) = split_off(others, form)
     a, column, wide = pl.program_id(1), pl.program_id(2), codes_OW.shape[1]
 
     @pl.when((a == 0) & (column == 0))
@@ -126,8 +112,9 @@ def _kernel(
         sums_HMO[...] = jnp.zeros_like(sums_HMO)
 
     @pl.when((a < at[STEPS, a]) & (column == 0))
-    def scales() -> None:
-        take_scales(scales_SO, scales_HSO)
+    def take() -> None:
+        for part_SO, part_HSO in zip(numbers, (scales_HSO, *shifts_HSO), strict=True):
+            take_numbers(part_SO, part_HSO)
 
     @pl.when(a < at[STEPS, a])
     def step() -> None:
@@ -139,7 +126,8 @@ def _kernel(
             return jnp.where(own, x_PMW[place, :, here].astype(jnp.float32), 0.0)
 
         rows = pl.ds(pl.multiple_of(at[ROWS, a] * TOGETHER, TOGETHER), TOGETHER)
-        for parity, sums in enumerate(products(inputs, codes_OW, scales_HSO, table, column, width=width, form=form)):
+        found = products(inputs, codes_OW, scales_HSO, *shifts_HSO, table=table, column=column, width=width, form=form)
+        for parity, sums in enumerate(found):
             sums_HMO[parity, rows, :] += sums
 
     @pl.when((a == pl.num_programs(1) - 1) & (column == pl.num_programs(2) - 1))

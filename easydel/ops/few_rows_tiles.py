@@ -2,7 +2,8 @@
 
 A chip's vector unit would make and scale floats of codes more slowly than its memory gives them. Here it makes unscaled
 ones. The matrix unit has room for more rows, so each row of inputs is multiplied once for each block, with zeros
-outside of it, and scales multiply the results, of which there are fewer than codes.
+outside of it, and scales multiply the results, of which there are fewer than codes. Where blocks have a zero or an
+offset, too, these multiply the sums of the block's inputs.
 
 Codes of 4 bits become floats two at a time: a code set into the lowest bits of a bfloat16 gives a number that is the
 code and a constant. Codes into a table are looked up in registers: a word of eight entries has two of them, which a
@@ -23,31 +24,40 @@ import numpy as np
 
 from easydel.forms import FP4, Form
 
-# M rows of inputs, O rows of the matrix, S scales of a row, P codes in a byte, H parity of a row of the matrix, if
+# M rows of inputs, O rows of the matrix, S blocks of a row, P codes in a byte, H parity of a row of the matrix, if
 # there are two codes in a byte
 LANES = 128
 TALL, WIDE = 512, 1024  # the most rows of the matrix, and bytes of them, in a tile
-SCALES = 9 << 20  # the most bytes of a tile's scales in fast memory (16 MiB on v5e): twice, and once more in float32
+# The most bytes of a tile's scales and shifts in fast memory (16 MiB on v5e): twice, and once more in float32.
+SCALES = 9 << 20
 CODES = 0x000F000F  # the bits of two codes in a word of 32 bits
 # The exclusive or of a code and these, 128 and 136 in each half, is a bfloat16: the code and as much.
 UNSIGNED, SIGNED = 0x43004300, 0x43084308
 ENTRIES = 8  # of a table that a TPU looks up at once: the rows of a register
 
 
-def fits(outputs: int, bytes_of_row: int, scales: int, dtype: Any) -> bool:
-    """True if a matrix with so many scales of this dtype in a row can be cut into tiles."""
+def fits(matrix: Any) -> bool:
+    """True if a matrix can be cut into tiles."""
+    outputs, bytes_of_row = matrix.codes.shape[-2:]
     even = outputs == LANES or outputs % (2 * LANES) == 0
-    return even and bytes_of_row % LANES == 0 and _tallest(scales, dtype) > 0
+    return even and bytes_of_row % LANES == 0 and _tallest(matrix) > 0
 
 
-def tile_of(outputs: int, bytes_of_row: int, scales: int, dtype: Any) -> tuple[int, int]:
+def tile_of(matrix: Any) -> tuple[int, int]:
     """Returns the rows of a tile, and the bytes of each, of a matrix that `fits`."""
-    return _tile(outputs, 2 * LANES, _tallest(scales, dtype)), _tile(bytes_of_row, LANES, WIDE)
+    outputs, bytes_of_row = matrix.codes.shape[-2:]
+    return _tile(outputs, 2 * LANES, _tallest(matrix)), _tile(bytes_of_row, LANES, WIDE)
 
 
-def _tallest(scales: int, dtype: Any) -> int:
-    """Returns the most rows of a tile, whose scales are all in fast memory; 0 if they cannot be."""
-    each = scales * (2 * known(dtype).itemsize + 4)
+def blocks_of(matrix: Any) -> int:
+    """Returns how many blocks a row of a matrix has."""
+    return 1 if matrix.by_rows else matrix.scales.shape[-1]
+
+
+def _tallest(matrix: Any) -> int:
+    """Returns the most rows of a tile, whose scales and shifts are all in fast memory; 0 if they cannot be."""
+    parts = [part for part in (matrix.scales, matrix.shifts) if part is not None]
+    each = blocks_of(matrix) * sum(2 * known(part.dtype).itemsize + 4 for part in parts)
     return min(TALL, SCALES // each // (2 * LANES) * 2 * LANES)
 
 
@@ -60,41 +70,53 @@ def by_places(x_MI: jax.Array, rows: int, form: Form) -> jax.Array:
     return jnp.moveaxis(jnp.pad(x_MI, ((0, rows - x_MI.shape[0]), (0, 0))).reshape(rows, -1, form.per_byte), 2, 0)
 
 
-def for_rows(part: jax.Array, matrix: Any) -> jax.Array:
-    """Returns numbers of each block of a matrix as numbers of each row's blocks, [..., O, S]."""
-    if matrix.by_rows:
-        return part[..., None]
-    height = matrix.form.block[0]
-    return part if height == 1 else jnp.repeat(part, height, axis=-2)
+def numbers_of(matrix: Any, *, scaled: bool = True) -> list[jax.Array]:
+    """Returns the scales of each row's blocks, or ones unless they are to be `scaled`, and the shifts: [..., S, O]."""
+
+    def of_rows(part: jax.Array) -> jax.Array:
+        height = matrix.form.block[0]
+        part_OS = part[..., None] if matrix.by_rows else part if height == 1 else jnp.repeat(part, height, axis=-2)
+        return jnp.swapaxes(part_OS.astype(known(part.dtype)), -2, -1)
+
+    scales = matrix.scales if scaled else jnp.ones_like(matrix.scales)
+    return [of_rows(part) for part in (scales, matrix.shifts) if part is not None]
 
 
-def scratch(rows: int, tall: int, scales: int, form: Form) -> list[Any]:
-    """Returns the memory for the scales and the sums of a tile's even and odd rows, or of all its rows."""
+def scratch(rows: int, tall: int, blocks: int, form: Form) -> list[Any]:
+    """Returns the memory for scales, sums, and perhaps shifts of a tile's even and odd rows, or of all its rows."""
     from jax.experimental.pallas import tpu as pltpu
 
-    return [pltpu.VMEM((form.per_byte, size, tall // form.per_byte), jnp.float32) for size in (scales, rows)]
+    sizes = (blocks, rows, blocks) if form.shift else (blocks, rows)
+    return [pltpu.VMEM((form.per_byte, size, tall // form.per_byte), jnp.float32) for size in sizes]
 
 
-def take_scales(scales_SO: Any, scales_HSO: Any) -> None:
-    """Puts the scales of a tile's even and odd rows, or of all its rows, into scratch memory."""
-    tall = scales_SO.shape[-1]
-    if scales_HSO.shape[0] == 1:
-        scales_HSO[0] = scales_SO[...].astype(jnp.float32)
+def split_off(arrays: tuple[Any, ...], form: Form) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Splits a kernel's last arrays into the numbers of blocks, scales and perhaps shifts, and the others."""
+    count = 2 if form.shift else 1
+    return arrays[:count], arrays[count:]
+
+
+def take_numbers(part_SO: Any, part_HSO: Any) -> None:
+    """Puts the scales or shifts of a tile's even and odd rows, or of all its rows, into scratch memory."""
+    tall = part_SO.shape[-1]
+    if part_HSO.shape[0] == 1:
+        part_HSO[0] = part_SO[...].astype(jnp.float32)
         return
     together = min(tall, 2 * LANES)
     picks = [_of_parity(together, parity) for parity in (0, 1)]
     for parity, part in product((0, 1), range(0, tall, together)):
         half = slice(part // 2, (part + together) // 2)
-        scales_HSO[parity, :, half] = _picked(scales_SO[:, part : part + together], picks[parity], 1)
+        part_HSO[parity, :, half] = _picked(part_SO[:, part : part + together], picks[parity], 1)
 
 
 def products(
     inputs: Callable[[int, int], jax.Array],
     codes_OW: Any,
     scales_HSO: Any,
+    shifts_HSO: Any = None,
+    *,
     table: Any,
     column: Any,
-    *,
     width: int,
     form: Form,
 ) -> list[jax.Array]:
@@ -110,29 +132,32 @@ def products(
     for first in range(0, wide, LANES):
         rows = [inputs(place, first) for place in range(form.per_byte)]
         count, own = rows[0].shape[0], [_once_for_each_block(part, width) for part in rows]
-        for parity, z in enumerate(of_lanes(own, codes_OW[:, first : first + LANES])):
+        inputs_M1 = jnp.sum(sum(own), axis=1, keepdims=True)
+        for parity, z in enumerate(of_lanes(own, inputs_M1, codes_OW[:, first : first + LANES])):
             for block in range(max(LANES // width, 1)):
-                at = jax.lax.div(column * wide + first, width) + block
-                scale = scales_HSO[parity, pl.ds(at, 1), :]
-                sums[parity] += z[block * count : (block + 1) * count] * scale
+                at = pl.ds(jax.lax.div(column * wide + first, width) + block, 1)
+                here = slice(block * count, (block + 1) * count)
+                part, shift = z[here], inputs_M1[here] * shifts_HSO[parity, at, :] if form.shift else 0.0
+                if form.shift == "zero":
+                    part, shift = part - shift, 0.0
+                sums[parity] += part * scales_HSO[parity, at, :] + shift
     return sums
 
 
-def _products_of_bytes(rows: list[jax.Array], codes_OL: jax.Array) -> list[jax.Array]:
+def _products_of_bytes(rows: list[jax.Array], _: jax.Array, codes_OL: jax.Array) -> list[jax.Array]:
     return [_times(rows[0].astype(jnp.bfloat16), codes_OL.astype(jnp.bfloat16), 1)]
 
 
-def _products_of_halves(form: Form, table: Any) -> Callable[[list[jax.Array], jax.Array], list[jax.Array]]:
+def _products_of_halves(form: Form, table: Any) -> Callable[[list[jax.Array], jax.Array, jax.Array], list[jax.Array]]:
     from jax.experimental.pallas import tpu as pltpu
 
     floats, lift = _floats_of(form, table)
 
-    def products(rows: list[jax.Array], codes_OL: jax.Array) -> list[jax.Array]:
-        lifted = lift * jnp.sum(rows[0] + rows[1], axis=1, keepdims=True) if lift else 0.0
+    def products(rows: list[jax.Array], inputs_M1: jax.Array, codes_OL: jax.Array) -> list[jax.Array]:
         # a word has the bytes of four rows: of an even and an odd one in each half
         words, found = pltpu.bitcast(codes_OL, jnp.int32), []
         for parity in (0, 1):
-            z = -lifted
+            z = -lift * inputs_M1 if lift else 0.0
             for place in (0, 1):
                 two = pltpu.bitcast(floats(words, 8 * parity + 4 * place), jnp.bfloat16)
                 z += _times(rows[place].astype(jnp.bfloat16), two, 1)
