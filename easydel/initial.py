@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from easydel.errors import UnsupportedModelError, listed
 from easydel.module import LanguageModel
 from easydel.sharding.placement import Placement
-from easydel.tree import Tree, annotate, bind, flatten, unflatten
+from easydel.tree import Tree, annotate, bind, flatten, module_at, unflatten
 
 STD = 0.02  # transformers' initializer_range, in almost every config
 Start = Callable[[jax.Array, tuple[int, ...], Any, float], jax.Array]
@@ -83,15 +83,9 @@ def _maker(make: Start, shape: tuple[int, ...], dtype: Any, stacked: bool, std: 
 
 def _start(model: LanguageModel, path: str) -> Start | None:
     *parents, name = path.split("/")
-    owner: Any = model
-    for parent in parents:
-        owner = owner[int(parent)] if parent.isdigit() and not hasattr(owner, parent) else _child(owner, parent)
+    owner = module_at(model, parents)
     if name == "scale":
         return _constant(1 - getattr(getattr(owner, "record", None), "offset", 0))
     if not jnp.issubdtype(getattr(owner, name).get_raw_value().dtype, jnp.floating):
         return None
     return next((start for pattern, start in STARTS if re.fullmatch(pattern, name)), None)
-
-
-def _child(owner: Any, name: str) -> Any:
-    return owner[name] if isinstance(owner, Mapping) or not hasattr(owner, name) else getattr(owner, name)

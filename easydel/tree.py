@@ -6,7 +6,7 @@ Modules define a model; every hot path runs `jax.jit` on plain dicts, which cost
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any, TypeVar
 
 import jax
@@ -68,6 +68,11 @@ def modules_of(module: Any, kind: type[Found], prefix: str = "") -> Iterator[tup
     for name, child in _children(module):
         if _kind(type(child)) in (nnx.List, nnx.Module) and name[0] != "_":
             yield from modules_of(child, kind, f"{prefix}{name}/")
+
+
+def module_at(module: Any, names: Iterable[str]) -> Any:
+    """Returns the module below `module` that is found by these names, one after the other."""
+    return reduce(_child, names, module)
 
 
 @cache

@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
     ),
     "experts alone": ("gpt_oss-plain", {"target_modules": [], "target_parameters": ["gate_up_proj"]}),
+    "a head of its own, and what is before it": ("bert-untied", {"target_modules": ["transform.dense", "decoder"]}),
     "tied embeddings": ("llama-tied-biased", {"target_modules": ["embed_tokens", "o_proj"]}),
 }
 

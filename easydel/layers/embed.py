@@ -146,14 +146,15 @@ class Head:
             head.bias = buffer((rows,), policy.param_dtype)
         if head is not None and change is not None:
             head.dense = Linear(features, inputs, policy, bias=change.bias)
-            head.norm = None if change.norm is None else change.norm.build(inputs, policy)
+            if change.norm is not None:
+                head.norm = change.norm.build(inputs, policy)
         return head
 
     def logits(self, lm_head: Any, embed_tokens: Embedding | None, hidden_BTD: jax.Array) -> jax.Array:
         """Returns logits [B, T, vocab] in the computation dtype. `lm_head` is the module from `build`."""
         if self.transform is not None:
             hidden_BTD = activation(self.transform.act)(lm_head.dense(hidden_BTD))
-            hidden_BTD = hidden_BTD if lm_head.norm is None else lm_head.norm(hidden_BTD)
+            hidden_BTD = hidden_BTD if self.transform.norm is None else lm_head.norm(hidden_BTD)
         if self.tied:
             assert embed_tokens is not None
             logits = embed_tokens.attend(hidden_BTD)

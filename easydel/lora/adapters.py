@@ -64,7 +64,8 @@ def merge_adapters(model: LanguageModel, params: Mapping[str, Any] | None = None
             raise ArgumentError(f"{place.path} is the head, too, which the adapters leave as it is", hint=hint)
     for place in adapted_places(model):
         prefix, module = f"{place.path}/", place.module
-        own = {path.removeprefix(prefix): leaves[path] for path in leaves if path.startswith(prefix)}
+        names = {path: path.removeprefix(prefix) for path in leaves if path.startswith(prefix)}
+        own = {name: leaves[path] for path, name in names.items() if "/" not in name}
 
         def whole(own: Tree, module: Any = module) -> jax.Array:
             copy = replica(module)
@@ -74,6 +75,6 @@ def merge_adapters(model: LanguageModel, params: Mapping[str, Any] | None = None
         leaves[place.matrix] = jax.jit(whole, out_shardings=own[place.leaf].sharding)(own)
         for leaf in (*ADAPTERS, *(f"{place.leaf}{end}" for end in BESIDE)):
             leaves.pop(f"{prefix}{leaf}", None)
-        setattr(place.owner, place.name, plain_module(module, model.policy))
+        place.put(plain_module(module, model.policy))
     model.merged = True
     return rebind(model, leaves)

@@ -166,7 +166,7 @@ def dropped(x: jax.Array, key: jax.Array, rate: float) -> jax.Array:
 
 
 def plain_module(module: Base, policy: Policy) -> Base:
-    """Returns a module without adapters for the merged matrix of `module`, whose bias it takes over."""
+    """Returns a module without adapters for the merged matrix of `module`, whose bias and own modules it takes over."""
     if isinstance(module, Embedding):
         rows, features = module.shape[-2:]
         return Embedding(rows, features, policy, words=module.words)
@@ -177,4 +177,7 @@ def plain_module(module: Base, policy: Policy) -> Base:
     else:
         plain = Linear(inputs, outputs, policy, bias=bias)
     plain.bias = module.bias
+    for name, child in vars(module).items():
+        if isinstance(child, nnx.Module):
+            setattr(plain, name, child)
     return plain

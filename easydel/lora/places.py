@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,18 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.errors import ArgumentError, UnsupportedModelError, listed
 from easydel.layers.experts import ExpertLinear
-from easydel.layers.linear import Embedding, Linear
 from easydel.lora.forms import EXPERTS
 from easydel.lora.modules import Adapted, Base, adapted_module
 from easydel.lora.record import LoRA, ends
 from easydel.module import LanguageModel
 from easydel.stored import storable
-from easydel.tree import Tree, bind, flatten, unflatten
+from easydel.tree import Tree, bind, flatten, module_at, unflatten
 from easydel.weights.expressions import Expression, Rows, Source, Stack, Transpose, source_names
 from easydel.weights.plan import head_and_embedding
 
@@ -44,25 +42,30 @@ class Home(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A Linear, the kernels of experts, or an embedding in a model: attribute `name` of `owner`.
+    """A Linear, the kernels of experts, or an embedding in a model.
 
     `paths` are its per-layer paths, `homes` what PEFT adapts for it: one for each path, or None if that cannot be.
     """
 
-    owner: Any
-    name: str
+    model: LanguageModel
     path: str
     paths: tuple[str, ...]
     homes: tuple[Home | None, ...]
 
     @property
     def module(self) -> Base:
-        return getattr(self.owner, self.name)
+        """The module that is there now."""
+        return module_at(self.model, self.path.split("/"))
+
+    def put(self, module: Base) -> None:
+        """Puts another module there."""
+        *parents, name = self.path.split("/")
+        setattr(module_at(self.model, parents), name, module)
 
     @property
     def leaf(self) -> str:
         """The name of the matrix among the parameters."""
-        return "embedding" if isinstance(self.module, Embedding) else "kernel"
+        return self.module.matrix
 
     @property
     def matrix(self) -> str:
@@ -126,11 +129,11 @@ def places_of(model: LanguageModel) -> list[Place]:
     """Returns every Linear, embedding and kernel of experts of the model."""
     layer_paths, per_layer = model.canonical_paths(), per_layer_shapes(model)
     places = []
-    for owner, name, path in _modules(model, ""):
-        leaf = "embedding" if isinstance(getattr(owner, name), Embedding) else "kernel"
-        paths = tuple(part.removesuffix(f"/{leaf}") for part in layer_paths[f"{path}/{leaf}"])
+    for matrix, module in storable(model).items():
+        path, leaf = matrix.rpartition("/")[0], module.matrix
+        paths = tuple(part.removesuffix(f"/{leaf}") for part in layer_paths[matrix])
         homes = tuple(_home(model, f"{part}/{leaf}", per_layer) for part in paths)
-        places.append(Place(owner, name, path, paths, homes))
+        places.append(Place(model, path, paths, homes))
     return places
 
 
@@ -172,15 +175,6 @@ def per_layer_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
         for path, parts in model.canonical_paths().items()
         for part in parts
     }
-
-
-def _modules(module: Any, prefix: str) -> Iterator[tuple[Any, str, str]]:
-    children = enumerate(module) if isinstance(module, nnx.List) else list(vars(module).items())
-    for name, child in children:
-        if isinstance(child, Linear | Embedding | ExpertLinear):
-            yield module, str(name), f"{prefix}{name}"
-        elif isinstance(child, nnx.Module | nnx.List) and not str(name).startswith("_"):
-            yield from _modules(child, f"{prefix}{name}/")
 
 
 def adapted_places(model: LanguageModel) -> list[Place]:
@@ -236,7 +230,7 @@ def targeted(model: LanguageModel, lora: LoRA) -> list[Place]:
     used = [any(any(place.selected(one)) for place in places) for one in alone]
     idle = [target for target, is_used in zip(named, used, strict=True) if not is_used]
     if idle or not chosen:
-        known = {place.name for place in places if not place.is_experts}
+        known = {place.path.rpartition("/")[2] for place in places if not place.is_experts}
         experts = {home.name.split(".", 3)[-1] for place in places if place.is_experts for home in place.homes if home}
         hint = f"{', '.join(sorted(known))} are those of this model"
         more = f"; target_parameters may name {', '.join(sorted(experts))}" if experts else ""
@@ -295,7 +289,7 @@ def check_free(model: LanguageModel, chosen: Sequence[Place]) -> None:
 def adapt(model: LanguageModel, chosen: Mapping[str, tuple[Place, LoRA]]) -> None:
     """Puts modules with adapters, which have no values yet, in the chosen places."""
     for place, lora in chosen.values():
-        setattr(place.owner, place.name, adapted_module(place.module, lora))
+        place.put(adapted_module(place.module, lora))
     model.forget_compiled()
 
 
