@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from coded_files import CONFIG
 from easydel import AutoEasyDeLModelForCausalLM, BaseNNXModule
 from easydel.checkpoint import find_checkpoint, open_checkpoint
 from easydel.errors import ArgumentError
-from easydel.forms import BESIDE
+from easydel.forms import BESIDE, Form
 from easydel.stored import forms_of
 from easydel.tree import flatten
+from easydel.weights.export_codes import FLOAT8, scheme_of
 
 FORMATS = Path(__file__).parent / "formats"
 PHI3 = {
@@ -107,6 +109,15 @@ def test_a_tied_head_is_no_linear_module_with_codes(tmp_path: Path):
     made.export(tmp_path / "floats")
     loaded(tmp_path / "floats", load_in_4bit=True).export(tmp_path / "codes", quantized=True)
     assert {"lm_head", "model.embed_tokens"} <= {*settings(tmp_path / "codes")["ignore"]}
+
+
+def test_blocks_of_rows_that_lie_apart_have_no_scheme():
+    """compressed-tensors has blocks of neighbouring rows alone, and would give rows the scales of others."""
+    neighbours, float32 = Form(FLOAT8, (4, 8)), np.dtype(np.float32)
+    scheme = scheme_of(neighbours, 16, float32, None)
+    assert scheme is not None
+    assert scheme.block_structure == (4, 8)
+    assert scheme_of(replace(neighbours, step=2), 16, float32, None) is None
 
 
 def test_floats_are_not_called_quantized_and_tables_have_no_place_there(tmp_path: Path):

@@ -51,7 +51,7 @@ def scheme_of(form: Form, columns: int, scale: np.dtype, shift: np.dtype | None)
     """Returns the scheme of rows of so many columns; None for forms and dtypes that compressed-tensors has not."""
     signed, height, width = form.code.name.startswith("int"), *form.block
     integers, zeros = signed or form.code.name.startswith("uint"), form.shift == "zero"
-    if form.table or form.extra or form.shift == "offset" or scale not in SCALES:
+    if form.table or form.extra or form.shift == "offset" or form.step > 1 or scale not in SCALES:
         return None
     if not (form.code == FLOAT8 and not zeros) and not (integers and zeros != signed):
         return None
