@@ -300,6 +300,7 @@ def test_load_in_8bit_stores_kernels_and_embeddings_as_int8(directory: Path):
 def test_int8_does_not_depend_on_the_sharding(directory: Path):
     _, whole = load(directory, load_in_8bit=True)
     _, split = load(directory, load_in_8bit=True, auto_shard_params=True, sharding_axis_dims=(1, 2, 2, 2))
+    assert whole.keys() == split.keys()
     for path, leaf in whole.items():
         np.testing.assert_array_equal(leaf, split[path], err_msg=path)
 

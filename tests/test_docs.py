@@ -32,6 +32,10 @@ NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 OTHERS = {"--help", "--all-cases", "--no-deps", "--editable"}
 
 
+def code_of(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
@@ -93,9 +97,9 @@ def anchors(file: Path) -> set[str]:
     }
 
 
-@EACH
+@pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)], ids=lambda page: page.name)
 def test_code_is_python_and_imports_what_is_there(page: Path):
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    for code in code_of(page):
         for node in ast.walk(ast.parse(dedent(code))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("easydel"):
                 module = import_module(str(node.module))

@@ -78,7 +78,8 @@ def test_an_export_is_what_transformers_loads(
 
 
 def test_every_example_is_named_in_the_readme_and_run_here():
-    tested = Path(__file__).read_text()
-    for file in EXAMPLES.glob("*.py"):
+    tested, files = Path(__file__).read_text(), [*EXAMPLES.glob("*.py")]
+    assert files
+    for file in files:
         assert f"examples/{file.name}" in (ROOT / "README.md").read_text()
         assert f'run("{file.stem}"' in tested, file.name

@@ -96,9 +96,9 @@ def test_slices_of_joined_tensors_equal_slices_of_the_whole(tmp_path: Path, mode
     file = convert(tmp_path, row.arch, make_reference(row.case, tmp_path).config, tmp_path / "m.gguf", row.metadata)
     checkpoint = open_checkpoint([file])
     tensors = hf_tensors(checkpoint, hf_config(checkpoint.metadata, checkpoint))
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, kind):
-            continue
+    joined = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, kind)}
+    assert joined
+    for name, tensor in joined.items():
         whole = tensor.read()
         assert whole.shape == tensor.shape, name
         for index in (np.s_[1:3], np.s_[3:3], np.s_[:, 5:12], np.s_[1:2, 4:30:3]):

@@ -42,7 +42,9 @@ def test_codes_and_scales_are_the_decoded_numbers_bit_for_bit(kind: str, tmp_pat
         "experts": HFTensor(random_tensor(kind, (2, 5, 512), tmp_path / "experts")),
         "rotary": HFTensor(random_tensor(kind, (12, 512), tmp_path / "rotary"), rows=rows),
     }
-    for name, tensor in by_codes(stored).items():
+    found = by_codes(stored)
+    assert found.keys() == stored.keys()
+    for name, tensor in found.items():
         assert isinstance(tensor, CodedTensor)
         whole = stored[name].read()
         np.testing.assert_array_equal(CodedTensor.read(tensor), whole)

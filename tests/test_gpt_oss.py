@@ -118,6 +118,7 @@ def test_packed_experts_are_what_transformers_makes_of_them(packed: Path, tmp_pa
 def test_packed_experts_over_a_mesh(packed: Path, params: dict[str, Any]):
     mesh = {"sharding_axis_dims": (1, 2, 2, -1), "auto_shard_params": True}
     leaves = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(packed, dequantize=True, **mesh)[1])
+    assert leaves.keys() == params.keys()
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, params[path], err_msg=path)
 
@@ -128,6 +129,7 @@ def test_packed_experts_are_streamed(
     with serving(monkeypatch, tmp_path) as hub:
         hub.repos["org/model"] = Repo({file.name: file.read_bytes() for file in packed.iterdir()})
         leaves = flatten(AutoEasyDeLModelForCausalLM.from_pretrained("org/model", stream=True, dequantize=True)[1])
+    assert leaves.keys() == params.keys()
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, params[path], err_msg=path)
 

@@ -106,7 +106,7 @@ def test_assembling_the_pieces_of_a_parameter_inverts_reading_it(form: str):
     expression, whole = FORMS[form]
     arrays = {name: np.arange(120.0).reshape(12, 10) + 1000 * (name == "b") for name in "ab"}
     values = whole(arrays["a"], arrays["b"])
-    pieces = list(expression.pieces(values))
+    pieces, read = list(expression.pieces(values)), 0
     for name, shape in expression.shapes(values.shape).items():
         assert shape == (12, 10)
         back = assemble(shape, values.dtype, [piece for piece in pieces if piece[0] == name])
@@ -114,6 +114,8 @@ def test_assembling_the_pieces_of_a_parameter_inverts_reading_it(form: str):
         for _, where, _ in (piece for piece in pieces if piece[0] == name):
             known[where] = True
         np.testing.assert_array_equal(back[known], arrays[name][known])
+        read += known.sum()
+    assert read == values.size
 
 
 SHAPES = [(2, 3, 4, 5), (24, 5), (120,), (1, 120, 1), (6, 20), (4, 30), (8, 15), (3, 1, 40), (2, 2, 2, 15), (1, 1, 120)]

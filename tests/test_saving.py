@@ -375,4 +375,4 @@ def test_a_directory_of_before_with_the_names_of_hugging_face_loads(model: BaseN
     model.save_pretrained(tmp_path)
     (tmp_path / "easydel.safetensors").rename(tmp_path / "model.safetensors")
     loaded, _ = BaseNNXModule.from_pretrained(tmp_path)
-    assert all(map(np.array_equal, jax.tree.leaves(loaded.params), jax.tree.leaves(model.params)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded.params, model.params)))

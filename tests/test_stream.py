@@ -107,6 +107,7 @@ def test_streamed_columns_that_alternate_equal_local_ones(hub: Hub, tmp_path_fac
     for arguments in (TP, {"load_in_8bit": True}):
         expected = flatten(AutoEasyDeLModelForCausalLM.from_pretrained(directory, **arguments)[1])
         found = streamed(**arguments)
+        assert found.keys() == expected.keys()
         for path, leaf in expected.items():
             np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
