@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from easydel.forms import FP4, Form
 from easydel.ops import few_rows
+from easydel.ops.lookup import sliceable
 
 BLOCK_BYTES = 4 << 20  # of floats that a CPU makes at a time: they stay in its cache
 
@@ -85,7 +86,7 @@ class Coded:
             block = self.form.row_of(index)
             return look_up(part, block) if part.ndim > 1 else jnp.take(part, block, axis=0, mode="clip")
 
-        part = self._of(look_up(self.sliceable().codes, index), of_blocks)
+        part = self._of(look_up(self.codes, index), of_blocks)
         return part._in_order()
 
     def whole(self, dtype: Any, *, scaled: bool = True) -> jax.Array:
@@ -136,10 +137,8 @@ class Coded:
         return replace(self, form=replace(self.form, block=(1, self.form.block[1]), step=1))
 
     def sliceable(self) -> Coded:
-        """Returns the same matrix for slices in a loop: of an array of float8, XLA would make all floats first."""
-        if not jnp.issubdtype(self.codes.dtype, jnp.floating):
-            return self
-        return replace(self, codes=jax.lax.bitcast_convert_type(self.codes, jnp.uint8))
+        """Returns the same matrix for slices in a loop."""
+        return replace(self, codes=sliceable(self.codes))
 
     def _of(self, codes: jax.Array, pick: Any) -> Coded:
         shifts = None if self.shifts is None else pick(self.shifts)

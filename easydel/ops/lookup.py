@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from easydel.ops import few_rows_of_table
 from easydel.sharding.axes import AxisName, names_in
 from easydel.sharding.placement import fit
 
@@ -43,8 +44,46 @@ def look_up(table_RD: jax.Array, index: jax.Array, split: Split | None) -> jax.A
     `split` is None on one device. Gradients by the table are added up in float32.
     """
     if split is None or split.mesh.size == 1:
-        return jnp.take(table_RD, index, axis=0, mode="clip")
+        return _rows(table_RD, index, split)
     return _look_up(split, table_RD, jnp.clip(index, 0, table_RD.shape[0] - 1))
+
+
+def sliceable(codes: jax.Array) -> jax.Array:
+    """Returns codes for slices of them: those of float8 as bytes, as XLA would make floats of all of them first."""
+    if codes.dtype.itemsize > 1 or not jnp.issubdtype(codes.dtype, jnp.floating):
+        return codes
+    return jax.lax.bitcast_convert_type(codes, jnp.uint8)
+
+
+def _rows(table_RD: jax.Array, index: jax.Array, split: Split | None) -> jax.Array:
+    """Returns rows of a table, or of the part that is on this device."""
+    platform = jax.default_backend() if split is None else split.mesh.devices.flat[0].platform
+    few = platform == "tpu" and few_rows_of_table.takes(index.size, table_RD)
+    return _few(table_RD, index) if few else _take(table_RD, index)
+
+
+def _take(table_RD: jax.Array, index: jax.Array) -> jax.Array:
+    return _bits_as(table_RD.dtype, jnp.take(sliceable(table_RD), index, axis=0, mode="clip"))
+
+
+def _bits_as(dtype: Any, x: jax.Array) -> jax.Array:
+    """Returns the same bits as a dtype; unchanged if it has that, as no gradient goes through what has its bits."""
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+
+
+@jax.custom_jvp
+def _few(table_RD: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.platform_dependent(table_RD, index, default=_take, tpu=_by_tiles)
+
+
+@_few.defjvp
+def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+    return _few(*primals), _take(tangents[0], primals[1])
+
+
+def _by_tiles(table_RD: jax.Array, index: jax.Array) -> jax.Array:
+    bits = few_rows_of_table.look_up(table_RD, jnp.clip(index, 0, table_RD.shape[0] - 1))
+    return _bits_as(table_RD.dtype, bits)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -54,7 +93,7 @@ def _look_up(split: Split, table_RD: jax.Array, index: jax.Array) -> jax.Array:
 
     def local(table_RD: jax.Array, index: jax.Array) -> jax.Array:
         place, here = _places(table_RD.shape[0], _shared(index, sends), table)
-        rows = jnp.take(table_RD, place, axis=0, mode="clip")
+        rows = sliceable(_rows(table_RD, place, split))
         rows = rows if table[0] is None else jnp.where(here[..., None], rows, 0)
         for axis, number in _innermost(table, sends):
             if axis in repeats:
@@ -62,7 +101,8 @@ def _look_up(split: Split, table_RD: jax.Array, index: jax.Array) -> jax.Array:
             else:
                 rows = jax.lax.all_to_all(rows, axis, number, rows.ndim - 1, tiled=True)
         rows = rows.reshape(*index.shape, -1)
-        return rows if table[0] is None else jax.lax.psum(rows, names_in(table[0]))
+        rows = rows if table[0] is None else jax.lax.psum(rows, names_in(table[0]))
+        return _bits_as(table_RD.dtype, rows)
 
     return jax.shard_map(
         local, mesh=split.mesh, in_specs=(table, tokens), out_specs=PartitionSpec(*tokens, None), check_vma=False
