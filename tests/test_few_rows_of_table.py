@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from foretold import made_by, needs_libtpu
+from flax import nnx
+from foretold import BF16, made_by, needs_libtpu
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 import easydel.ops.few_rows_of_table as few_rows_of_table
 import easydel.ops.lookup as lookup
 from easydel.aot.topology import topology_mesh
 from easydel.forms import Form, by_rows
+from easydel.layers.context import Context
+from easydel.layers.ngram_table import NGramTable
 from easydel.ops.coded import Coded
 from easydel.ops.lookup import Split, look_up
+from easydel.policy import Policy
 from easydel.sharding import make_mesh
 
 INT8, INT4, FLOAT8 = (np.dtype(kind) for kind in (np.int8, ml_dtypes.int4, ml_dtypes.float8_e4m3fn))
@@ -98,6 +102,21 @@ def test_a_few_rows_are_read_without_the_table(form: Form | None, dims: Any):
         largest = shape[0] * shape[1] // mesh.size // 64
         assert [made for made in made_by(compiled.as_text()) if made[1] >= largest] == []
         assert compiled.cost_analysis()["bytes accessed"] < largest * 16, "a quarter of the bytes of a part"
+
+
+@needs_libtpu
+def test_parts_of_a_table_of_ngrams_are_not_put_together():
+    mesh = topology_mesh("v5e:1x1", (1, 1, 1, 1))
+    record = NGramTable(97, order=3, heads=2, dim=512, base=20000, divisor=8, parts=7, index=0, seed=1, separator=2)
+    definition, parameters = nnx.split(record.build(Policy(dtype=BF16, param_dtype=BF16)))
+    shapes = jax.tree.map(lambda leaf: placed(mesh, leaf.shape, leaf.dtype), parameters)
+
+    def vectors(parameters: Any, ids_BT: jax.Array) -> jax.Array:
+        return nnx.merge(definition, parameters)(Context(jnp.zeros_like(ids_BT), ids_BT=ids_BT), None)[0]
+
+    compiled: Any = jax.jit(vectors).lower(shapes, placed(mesh, (8, 1), jnp.int32)).compile()
+    assert record.part % 8 != 0
+    assert [made for made in made_by(compiled.as_text()) if made[1] > record.part] == []
 
 
 def placed(mesh: Any, shape: tuple[int, ...], dtype: Any, *axes: str) -> jax.ShapeDtypeStruct:

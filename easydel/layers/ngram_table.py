@@ -100,10 +100,11 @@ class NGramTableModule(nnx.Module):
         tokens = jnp.concatenate([before_BW, known_BT.astype(jnp.int32)], axis=1)
         offsets = [sum(record.sizes[:table]) for table in range(record.tables)]
         rows_BTH = self._rows(jnp.where(tokens == 0, record.separator, tokens - 1)) + jnp.asarray(offsets, jnp.int32)
-        table = self.embedding[...].reshape(-1, self.embedding.shape[-1])
-        found_BTHC = jnp.take(table, rows_BTH, axis=0, mode="clip").astype(self.policy.dtype)
+        # Parts are not put together: where their rows do not fill tiles, a TPU would copy all of them.
+        parts, within_BTH = self.embedding[...], rows_BTH % record.part
+        found_BTHC = parts.at[rows_BTH // record.part, within_BTH].get(mode="clip").astype(self.policy.dtype)
         for last in self.last.values():
-            beyond_BTH = rows_BTH - table.shape[0]
+            beyond_BTH = rows_BTH - parts.shape[0] * record.part
             found_BTHC = jnp.where((beyond_BTH < 0)[..., None], found_BTHC, last(jnp.maximum(beyond_BTH, 0)))
         return found_BTHC.reshape(*ids_BT.shape, -1), tokens[:, ids_BT.shape[1] :]
 

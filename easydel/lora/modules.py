@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from easydel.layers.experts import ExpertLinear
 from easydel.layers.linear import Embedding, Linear, contract
 from easydel.lora.record import LoRA
 from easydel.ops.coded import Coded
+from easydel.ops.lookup import look_up
 from easydel.policy import Policy
 
 Base = Linear | Embedding | ExpertLinear
@@ -103,7 +105,8 @@ class AdaptedEmbedding(Embedding, Adapted):
         self.lora_magnitude: nnx.Param | None = _factor(*layers, features) if lora.use_dora else nnx.data(None)
 
     def __call__(self, index: jax.Array) -> jax.Array:
-        low = jnp.take(self.lora_A[...].T, index, axis=0, mode="clip")
+        split = self._split()
+        low = look_up(self.lora_A[...].T, index, split and replace(split, rows=None, columns=None))
         y = super().__call__(index)
         y = y + contract(low, self.lora_B[...], self.policy) * self.lora.scale
         if self.lora_magnitude is None:
