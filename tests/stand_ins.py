@@ -237,29 +237,28 @@ INPUTS = MoE(6, FFN, TopK(1, score="sigmoid"), shared=MLP(8, "gelu"), weigh="inp
 HANDING, TAKING = replace(ROTATED, keys=HandOn("kv")), replace(ROTATED, keys=TakeOver("kv"))
 WINDOW = Causal(5)
 RECORDS: dict[str, Decoder] = {
-    "mixers beside each other": decoder(*[block(Beside((ROTATED, MAMBA), (0.7, 1.0), (1.0, 1.4)))] * 4),
+    "mixers beside each other": decoder(*[block(Beside((ROTATED, MAMBA), (0.7, 1.0), (1.0, 1.4)))] * 3),
     "inputs for every layer": decoder(
-        *[block(ROTATED, Reading(), ffn_residual=FromRead(0.5, 2.0))] * 4, per_layer=PerLayerTable()
+        *[block(ROTATED, Reading(), ffn_residual=FromRead(0.5, 2.0))] * 3, per_layer=PerLayerTable()
     ),
     "parts that layers share, experts that do nothing": decoder(
         *[block(ROTATED, Borrowing())] * 2, *[block(ROTATED, ZEROS)] * 2
     ),
     "a widened stream": decoder(
-        *[WideBlock(ROTATED, FFN, attn_in=NORM, ffn_in=NORM, residual=Parallel(0.3))] * 4, stream=Twice()
+        *[WideBlock(ROTATED, FFN, attn_in=NORM, ffn_in=NORM, residual=Parallel(0.3))] * 3, stream=Twice()
     ),
-    "experts by hash": decoder(*[block(ROTATED, MoE(5, FFN, Hash()))] * 4),
-    "keys handed on": decoder(block(HANDING), *[block(TAKING)] * 7),
+    "experts by hash": decoder(*[block(ROTATED, MoE(5, FFN, Hash()))] * 3),
     "keys of a window handed on": decoder(
         block(replace(HANDING, sight=WINDOW)), *[block(replace(TAKING, sight=WINDOW))] * 2, block(ROTATED)
     ),
-    "keys handed on in every period": decoder(*[block(HANDING), block(TAKING)] * 4),
-    "chunks": decoder(*[block(replace(ROTATED, sight=Chunks(4)))] * 4),
-    "a prefix": decoder(*[block(replace(ROTATED, sight=Prefix()))] * 4),
-    "a selection that is handed on": decoder(*[block(SELECTING, Scoring()), block(ROTATED, Scoring())] * 4),
-    "gates, norms and wider values": decoder(*[block(RICH, replace(FFN, norm=NORM), residual=FromRead(0.5, 2.0))] * 4),
-    "keys for values, experts with weighted inputs": decoder(*[block(SAME, INPUTS)] * 4),
+    "keys handed on in every period": decoder(*[block(HANDING), block(TAKING)] * 2),
+    "a selection that is handed on": decoder(*[block(SELECTING, Scoring()), block(ROTATED, Scoring())] * 2),
+    "a prefix, gates, norms and wider values": decoder(
+        *[block(replace(RICH, sight=Prefix()), replace(FFN, norm=NORM), residual=FromRead(0.5, 2.0))] * 3
+    ),
+    "chunks, keys for values, weighted inputs": decoder(*[block(replace(SAME, sight=Chunks(4)), INPUTS)] * 3),
     "waves, types and a transform": decoder(
-        *[block(replace(ROTATED, position=None))] * 4,
+        *[block(replace(ROTATED, position=None))] * 3,
         embed=Embed(Sinusoidal(2, endpoint=True), LayerNorm(1e-5), 1.5, 16, False, 2, "after", True),
         head=Head(True, bias=True, transform=Transform("gelu", LayerNorm(1e-5), 16)),
     ),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from stand_ins import FEATURES, HEADS, LENGTH, decoder
-from test_parts import assert_same, inputs, with_values
+from test_parts import CHUNKS, assert_same, inputs, with_values
 
 from easydel import BaseNNXModule
 from easydel.config import HFConfig
@@ -57,8 +57,7 @@ def test_a_token_depends_on_those_that_its_sight_says(name: str):
 
 def test_a_chunk_begins_anew_with_each_row_and_document():
     """Chunks are those of a token's position: padding and packed documents move where they begin."""
-    name = "chunks"
-    model, (ids, mask, _) = with_values(name), inputs(name)
+    model, (ids, mask, _) = with_values(CHUNKS), inputs(CHUNKS)
     alone = model(ids[1:, 6:]).logits
     assert_same(model(ids, mask).logits[1:, 6:], alone)
     packed = np.concatenate([ids[:1, :7], ids[1:, 6:]], axis=1)
@@ -67,7 +66,7 @@ def test_a_chunk_begins_anew_with_each_row_and_document():
 
 
 def test_inputs_that_a_model_has_no_use_for_are_refused():
-    ids = inputs("chunks")[0]
+    ids = inputs(CHUNKS)[0]
     for name in ("prefix_mask", "token_type_ids"):
         with pytest.raises(ArgumentError, match=f"takes no {name}"):
-            with_values("chunks")(ids, **{name: np.zeros_like(ids)})
+            with_values(CHUNKS)(ids, **{name: np.zeros_like(ids)})
