@@ -30,8 +30,8 @@ class Form:
     """How a matrix W [..., rows, columns] is made of codes and of numbers for each block of it.
 
     W[r, c] = (value(code[r, c]) - zero[block]) * scale[block] * factor + offset[block], where the block of r, c is
-    (r // block[0], c // block[1]); a block may stand out over the matrix's end. Leading dimensions (experts) are apart.
-    With a `step`, a block's rows lie that far apart (see `row_of`), and blocks fill the matrix.
+    (r // block[0], c // block[1]); a block may stand out over the matrix's end. Leading dimensions count the
+    matrices (experts). With a `step`, a block's rows lie so far apart (see `row_of`), and blocks fill the matrix.
     Of parameters blocks divide the matrix, and a block of all columns is of one row. What they may have besides, the
     same for all rows: a factor of each whole matrix, the order of its columns (at place c is column order[c] of W, and
     blocks are of places), and a gain, by which each column of W is multiplied.
@@ -82,11 +82,11 @@ class Form:
         return rows // (self.block[0] * self.step)
 
     def by_blocks(self, shape: tuple[int, ...], width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns the shape of a matrix taken apart into blocks of so many columns, and the shape of their numbers."""
+        """Returns the shape of a matrix cut into blocks of so many columns, and the shape of their numbers."""
         *lead, rows, columns = shape
-        apart = (self.step,) if self.step > 1 else ()
+        steps = (self.step,) if self.step > 1 else ()
         outer, across = self.runs(rows), columns // width
-        return (*lead, outer, self.block[0], *apart, across, width), (*lead, outer, 1, *apart, across, 1)
+        return (*lead, outer, self.block[0], *steps, across, width), (*lead, outer, 1, *steps, across, 1)
 
     def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the array of codes of a matrix of that shape."""
@@ -158,8 +158,8 @@ def floats_of(arrays: Mapping[str, np.ndarray], form: Form) -> np.ndarray:
     """Returns the float32 matrix [..., rows, columns] of a parameter's arrays, by the endings of their names."""
     codes, scales, shifts = unpacked(arrays[""], form), arrays[SCALE], arrays.get(OFFSET)
     values = np.asarray(form.table, np.float32)[codes.view(np.uint8)] if form.table else codes.astype(np.float32)
-    apart, of_blocks = form.by_blocks(codes.shape, form.block[1])
-    blocks = values.reshape(apart)
+    in_blocks, of_blocks = form.by_blocks(codes.shape, form.block[1])
+    blocks = values.reshape(in_blocks)
 
     def spread(numbers: np.ndarray) -> np.ndarray:
         return numbers.astype(np.float32).reshape(of_blocks)

@@ -33,10 +33,10 @@ from easydel.report import print_sizes
 from easydel.sharding.placement import Placement
 from easydel.source import CheckpointSource
 from easydel.tree import Tree, annotate, bind, unflatten
-from easydel.weights.apart import kinds_of_layers
 from easydel.weights.arrays import Arrived
 from easydel.weights.by_hosts import moved, read_placements
 from easydel.weights.execute import execute
+from easydel.weights.layer_kinds import kinds_of_layers
 from easydel.weights.plan import head_differs
 from easydel.weights.sources import TensorSource
 

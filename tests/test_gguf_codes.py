@@ -66,6 +66,6 @@ def test_matrices_that_lie_otherwise_in_a_file_have_codes_as_they_lie(tmp_path: 
     experts = HFTensor(random_tensor("Q8_0", (2, 4, 64), tmp_path / "experts"), transposed=True)
     found = by_codes({"experts": AllRows(experts)})["experts"]
     assert isinstance(found, AllRows)
-    assert isinstance(found.apart, Turned)
-    assert isinstance(found.apart.turned, CodedTensor)
+    assert isinstance(found.reshaped, Turned)
+    assert isinstance(found.reshaped.turned, CodedTensor)
     np.testing.assert_array_equal(found.read(), experts.read().reshape(128, 4))

@@ -82,12 +82,12 @@ def contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy, split: Par
         x, kernel = kernel.inputs(x), kernel.bare
     rows = max(x.size // x.shape[-1], ROWS)
     by_kernel = isinstance(kernel, Coded) and few_rows.takes(rows, policy.dtype, kernel, policy.tpu)
-    apart = None
+    product = None
     if split is not None and (by_kernel or _is_filled(x, policy)):
-        apart = _split_product(x.shape, kernel, policy, split, by_kernel=by_kernel)
-    if apart is None:
+        product = _split_product(x.shape, kernel, policy, split, by_kernel=by_kernel)
+    if product is None:
         return policy.shard_tokens(_contract(policy.shard_tokens(x), kernel, policy))
-    return apart(lambda x, kernel: _contract(x, kernel, policy), x.astype(policy.dtype), kernel)
+    return product(lambda x, kernel: _contract(x, kernel, policy), x.astype(policy.dtype), kernel)
 
 
 def _split_product(

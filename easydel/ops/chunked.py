@@ -66,16 +66,16 @@ class Keys:
 
     def biases(self, start: jax.Array | int, queries: int) -> jax.Array | None:
         """Returns the bias [B or 1, N or 1, queries or 1, S] for `queries` queries from number `start` on."""
-        apart = self._apart(start, queries)
+        outside = self._outside(start, queries)
         if self.bias is None:
-            return apart
+            return outside
         bias = self.bias(start, queries) if callable(self.bias) else self.bias
         if not callable(self.bias) and bias.shape[2] > 1:
             bias = _cut(bias, start, queries, 2)
         bias = _cut(bias, self.first, self.slots, 3)
-        return bias if apart is None else bias + apart
+        return bias if outside is None else bias + outside
 
-    def _apart(self, start: jax.Array | int, queries: int) -> jax.Array | None:
+    def _outside(self, start: jax.Array | int, queries: int) -> jax.Array | None:
         """Returns [B, 1, queries, S]: MASKED for keys of other segments, or before the first slot that a query sees."""
         if self.starts_BT is None:
             return None

@@ -135,8 +135,8 @@ class _Matrix:
         one = found.pop() if len(found) == 1 else None
         if one is None or len({self.stored.dtype_of(f"{path}{SCALE}") for path in self.paths}) > 1:
             return None
-        rows_apart = any(not _is_whole(self.expressions[path]) for path in self.paths)
-        return None if one.block_structure and rows_apart else one
+        in_pieces = any(not _is_whole(self.expressions[path]) for path in self.paths)
+        return None if one.block_structure and in_pieces else one
 
     def _scheme_of(self, path: str) -> Scheme | None:
         form, expression = self.forms.get(path), self.expressions[path]

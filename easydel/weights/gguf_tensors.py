@@ -200,10 +200,10 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class AllRows(Changed):
-    """The matrices of all experts, one below the other; `apart` are the matrices."""
+    """The matrices of all experts, one below the other; `reshaped` are the matrices."""
 
     @property
-    def apart(self) -> TensorSource:
+    def reshaped(self) -> TensorSource:
         return self.of
 
     @property

@@ -123,11 +123,11 @@ def _as_stored(
         return {name: other for name, other in stored.items() if other is not None}
 
     def reshapes(of: Expression, name: str) -> bool:
-        return isinstance(of, Reshape) and name in apart and of.ours == apart[name].shape
+        return isinstance(of, Reshape) and name in reshaped and of.ours == reshaped[name].shape
 
-    if apart := others("apart"):
+    if reshaped := others("reshaped"):
         expressions, chosen = straightened(expressions, reshapes)
-        found = found | {name: apart[name] for name in chosen}
+        found = found | {name: reshaped[name] for name in chosen}
     if turned := others("turned"):
         expressions, chosen = straightened(expressions, lambda of, name: isinstance(of, Transpose) and name in turned)
         found = found | {name: turned[name] for name in chosen}

@@ -19,7 +19,7 @@ class TensorSource(Protocol):
     """A checkpoint's tensor as a plan needs it; `checkpoint.Tensor` is one.
 
     A tensor that the file stores with its last two dimensions swapped may give that as `turned`, also a TensorSource.
-    One that it stores in another shape may give it as `apart`.
+    One that it stores in another shape may give that as `reshaped`.
     """
 
     @property

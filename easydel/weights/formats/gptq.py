@@ -128,7 +128,7 @@ class Stored:
         form = Form(dtype, (1, self.group), shift="" if centred else "zero")
         tensors = tuple(part for part in (self.qweight, self.scales, self.qzeros, self.g_idx) if part is not None)
         zero = None if self.qzeros is None else swapped(self.zeros(self.qzeros))
-        order = self.groups if self.apart else None
+        order = self.groups if self.reordered else None
         return Matrix(name, form, tensors, code, swapped(self.scales), zero, order=order)
 
     @cached_property
@@ -148,7 +148,7 @@ class Stored:
         return Stream(Computed(qzeros, lambda found: found.view(np.uint32) + ones, WORD), bits, 1, rows, dtype)
 
     @property
-    def apart(self) -> bool:
+    def reordered(self) -> bool:
         """True if the columns of a group are not side by side."""
         return self.groups is not None and not np.array_equal(self.groups.read(), np.arange(self.columns) // self.group)
 
