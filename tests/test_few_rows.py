@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from coded_files import NF4
-from foretold import built, llama, needs_libtpu, read_from_memory
+from foretold import built, llama, made_by, needs_libtpu, read_from_memory
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 import easydel.ops.coded as coded
@@ -191,6 +191,18 @@ def test_a_step_reads_codes_at_their_own_bits(dims: tuple[int, ...]):
         assert again < share * counted, "by XLA's own count, which has what is fetched ahead again where it is used"
         assert kernels == 8, "attention's four, the MLP's three, and the head"
         assert beside < slow, "what is not in the kernels"
+
+
+@needs_libtpu
+def test_bytes_of_stacked_layers_are_multiplied_where_they_lie():
+    config = llama(hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, num_attention_heads=8, vocab_size=512)
+    model, _ = built(config, topology_mesh("v5e:1x1", (1, 1, 1, 1)), scan_layers=True)
+    make_int8(model, None)
+    text = trace_step(model, placed_shapes(model), 8, 128).lower().compile().as_text()
+    assert text is not None
+    assert '"tpu_custom_call"' not in text
+    kernels = {1024 * 1024, 1024 * 2816}
+    assert not [made for made, size in made_by(text) if size in kernels], "none is copied out of its stack"
 
 
 @needs_libtpu

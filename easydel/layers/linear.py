@@ -81,13 +81,23 @@ def contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy, split: Par
     if isinstance(kernel, Coded):
         x, kernel = kernel.inputs(x), kernel.bare
     rows = max(x.size // x.shape[-1], ROWS)
-    by_kernel = isinstance(kernel, Coded) and few_rows.takes(rows, policy.dtype, kernel, policy.tpu)
+    by_kernel = isinstance(kernel, Coded) and few_rows.takes(rows, policy.dtype, kernel, _chip(kernel, policy))
     product = None
     if split is not None and (by_kernel or _is_filled(x, policy)):
         product = _split_product(x.shape, kernel, policy, split, by_kernel=by_kernel)
     if product is None:
         return policy.shard_tokens(_contract(policy.shard_tokens(x), kernel, policy))
     return product(lambda x, kernel: _contract(x, kernel, policy), x.astype(policy.dtype), kernel)
+
+
+def _chip(kernel: Coded, policy: Policy) -> str:
+    """Returns the kind of TPU whose Pallas kernel may multiply with `kernel`, or "".
+
+    XLA would copy a layer's part of stacked kernels for it. With bytes whose scales multiply the product, XLA's own
+    product reads them where they lie.
+    """
+    stacked = policy.scan_layers and kernel.form.bits == 8 and kernel.scales_outputs
+    return "" if stacked else policy.tpu
 
 
 def _split_product(
@@ -110,7 +120,7 @@ def _contract(x: jax.Array, kernel: jax.Array | Coded, policy: Policy) -> jax.Ar
     # On CPU a product of two matrices has a faster backward pass; over a mesh it would mix batch and sequence.
     rows = x.reshape(-1, x.shape[-1]) if whole else x
     if isinstance(kernel, Coded):
-        chip = policy.tpu if whole or on_one_device() else ""
+        chip = _chip(kernel, policy) if whole or on_one_device() else ""
         y = kernel.times(rows.astype(policy.dtype), policy.precision, split=not whole, chip=chip)
     else:
         dimensions = (((rows.ndim - 1,), (1,)), ((), ()))
