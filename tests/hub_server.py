@@ -114,6 +114,7 @@ class Handler(BaseHTTPRequestHandler):
     storage: bool
     odd: str = ""
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the acknowledgement of its headers
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: `hub.requests` is the log."""

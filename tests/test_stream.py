@@ -155,11 +155,12 @@ def test_shards_of_an_index_are_streamed(hub: Hub, tmp_path: Path):
         np.testing.assert_array_equal(leaf, expected[path])
 
 
+MOVED = np.r_[10:16, 0:10]
 FORMS: dict[str, tuple[Expression, tuple[int, ...]]] = {
-    "as it is": (Source("a"), (64, 96)),
-    "transposed": (Transpose(Source("a")), (96, 64)),
-    "permuted": (Rows(Source("a"), np.r_[40:64, 0:40], 64), (64, 96)),
-    "stack of transposes": (Stack((Transpose(Source("a")), Transpose(Source("b")))), (2, 96, 64)),
+    "as it is": (Source("a"), (16, 24)),
+    "transposed": (Transpose(Source("a")), (24, 16)),
+    "permuted": (Rows(Source("a"), MOVED, 16), (16, 24)),
+    "stack of transposes": (Stack((Transpose(Source("a")), Transpose(Source("b")))), (2, 24, 16)),
 }
 
 
@@ -168,10 +169,11 @@ FORMS: dict[str, tuple[Expression, tuple[int, ...]]] = {
 def test_a_mesh_of_some_columns_gets_its_part(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, long_runs: bool
 ):
-    monkeypatch.setattr(filling, "ROWS_BYTES", 2000)
+    monkeypatch.setattr(filling, "ROWS_BYTES", 125)
     if long_runs:
         monkeypatch.setattr(filling, "RUN_BYTES", 1)
-    arrays = {name: np.random.default_rng(0).standard_normal((64, 96), np.float32) for name in "ab"}
+    random = np.random.default_rng(0)
+    arrays = {name: random.standard_normal((16, 24), np.float32) for name in "ab"}
     save_file(arrays, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     hub.repos["org/model"] = Repo(
@@ -185,20 +187,17 @@ def test_a_mesh_of_some_columns_gets_its_part(
     placement = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * (len(shape) - 2), "x", "y"))
     for dtype in (np.float32, np.float16):
         params, _ = execute(remote, {"p": placement}, {"p": np.dtype(dtype)})
-        whole = {"as it is": arrays["a"], "permuted": arrays["a"][np.r_[40:64, 0:40]]}.get(form, arrays["a"].T)
-        expected = np.broadcast_to(whole, shape) if form != "stack of transposes" else np.stack([whole] * 2)
-        np.testing.assert_array_equal(params["p"], expected.astype(dtype))
-    part = np.empty((64, 5) if form in ("as it is", "permuted") else (*shape[:-1], 5), np.float32)
+        np.testing.assert_array_equal(params["p"], wanted(form, **arrays).astype(dtype))
+    part = np.empty((*shape[:-1], 5), np.float32)
     filler = filling.Filler(remote)
     filler.fill("p", (*(slice(0, dim) for dim in shape[:-1]), slice(3, 8)), part)
-    np.testing.assert_array_equal(part, expected_columns(form, arrays["a"])[..., 3:8])
+    np.testing.assert_array_equal(part, wanted(form, **arrays)[..., 3:8])
     columns_only = form in ("as it is", "permuted") and long_runs
     assert filler.bytes_read == (part.nbytes if columns_only or "transpose" in form else arrays["a"].nbytes)
 
 
-def expected_columns(form: str, array: np.ndarray) -> np.ndarray:
-    whole = {"as it is": array, "permuted": array[np.r_[40:64, 0:40]]}.get(form, array.T)
-    return np.stack([whole] * 2) if form == "stack of transposes" else whole
+def wanted(form: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return {"as it is": a, "transposed": a.T, "permuted": a[MOVED], "stack of transposes": np.stack([a.T, b.T])}[form]
 
 
 def remote_file(hub: Hub, content: bytes) -> RemoteFile:
