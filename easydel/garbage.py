@@ -5,6 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
+
+_lock = Lock()
+_inside = 0  # of all threads
+_enabled = False  # before the first of them
 
 
 @contextmanager
@@ -14,10 +19,25 @@ def collected_later() -> Iterator[None]:
     It looks through all objects of the process again and again while many new ones are made. Beside JAX, that is half
     of the time that planning a process's first load takes, and finds nothing, since the new objects are kept.
     """
-    enabled = gc.isenabled()
-    gc.disable()
+    _enter()
     try:
         yield
     finally:
-        if enabled:
+        _leave()
+
+
+def _enter() -> None:
+    global _inside, _enabled
+    with _lock:
+        if not _inside:
+            _enabled = gc.isenabled()
+            gc.disable()
+        _inside += 1
+
+
+def _leave() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
+        if not _inside and _enabled:
             gc.enable()

@@ -156,6 +156,16 @@ def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.Monk
         (False, by_rows(INT4, 256), {"rows": 257}),
         (True, by_rows(INT8, 256), {"rows": 64}),
         (False, by_rows(INT8, 256), {"rows": 65}),
+        (False, by_rows(INT8, 256), {"chip": "TPU v5"}),
+        (True, by_rows(INT8, 256), {"chip": "TPU v6 lite"}),
+        (True, by_rows(FP8, 256), {}),
+        (False, by_rows(FP8, 256), {"chip": "TPU v6 lite"}),
+        (True, by_rows(FP8, 256), {"chip": "TPU7x"}),
+        (True, Form(FP8, (128, 128)), {"chip": "TPU v5"}),
+        (False, Form(INT4, (1, 64)), {"chip": "TPU v3"}),
+        (False, Form(FP8, (128, 128)), {"chip": "TPU v2"}),
+        (True, Form(INT8, (1, 64), extra=(FACTOR,)), {}),
+        (False, Form(INT8, (1, 64), shift="offset", extra=(FACTOR,)), {}),
         (True, Form(INT8, (1, 64)), {"rows": 128}),
         (False, Form(INT8, (1, 64)), {"rows": 129}),
         (False, Form(INT8, (1, 96)), {"inputs": 768}),
@@ -166,8 +176,14 @@ def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.Monk
 def test_what_is_multiplied_by_the_kernel(expected: bool, form: Form, changes: dict[str, Any]):
     sizes: dict[str, Any] = {"rows": 8, "outputs": 256, "inputs": 256, "dtype": jnp.bfloat16, "chip": CHIP} | changes
     shape = (sizes["outputs"], sizes["inputs"])
-    parts: Any = [jax.ShapeDtypeStruct(dims, jnp.bfloat16) for dims in form.parts(shape).values()]
-    assert takes(sizes["rows"], sizes["dtype"], Coded(*parts, form=form), sizes["chip"]) == expected
+    dims = form.parts(shape)
+    dtypes = dict.fromkeys(dims, jnp.bfloat16) | {"": form.held}
+    parts = {end: jax.ShapeDtypeStruct(dims[end], dtypes[end]) for end in dims}
+    codes, scales, shifts, factors = (parts.get(end) for end in ("", SCALE, OFFSET, FACTOR))
+    assert (
+        takes(sizes["rows"], sizes["dtype"], Coded(codes, scales, shifts, factors, form=form), sizes["chip"])
+        == expected
+    )
 
 
 @needs_libtpu
@@ -216,7 +232,7 @@ def test_the_kernels_compile_for_every_chip_that_looks_tables_up(topology: str):
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=whole),
         [jax.ShapeDtypeStruct((8, 2048), jnp.bfloat16), *matrices],
     )
-    assert all(takes(8, jnp.bfloat16, matrix, chip) for matrix in matrices)
+    assert all(few_rows.can(8, jnp.bfloat16, matrix, chip) for matrix in matrices)
 
     def all_products(x: jax.Array, *matrices: Coded) -> list[jax.Array]:
         experts = (jax.tree.map(lambda part: part[None], matrix) for matrix in matrices)
@@ -234,6 +250,8 @@ GROUPS = {
     "NF4, one row": (Form(UINT4, (1, 128), NF4), [0, 0, 0, 1]),
     "FP4 with factors": (Form(FP4, (1, 16), extra=(FACTOR,)), [7, 2, 0, 0]),
     "no rows": (Form(INT4, (1, 256)), [0, 0, 0, 0]),
+    "few of many groups": (Form(FP8, (128, 128)), [0, 0, 2, 0, 0, 0, 0, 0, 0, 3, 0, 0]),
+    "zeros of few of many groups": (Form(UINT4, (1, 64), shift="zero"), [0, 0, 2, 0, 0, 0, 0, 0, 0, 3, 0, 0]),
     "zeros": (Form(UINT4, (1, 64), shift="zero"), [3, 0, 9, 1]),
     "offsets of bytes": (Form(UINT8, (1, 64), shift="offset"), [3, 5, 0, 1]),
     "float8 in blocks of rows and columns": (Form(FP8, (128, 128)), [3, 0, 9, 1]),
@@ -258,10 +276,23 @@ def test_rows_are_multiplied_with_the_matrix_of_their_group(name: str, monkeypat
     np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2**-8, atol=rounded * largest)
 
 
+def test_a_scale_that_is_infinite_stays_in_its_group():
+    made = [matrix_of(Form(INT4, (1, 64)), seed=seed)[0] for seed in (0, 1)]
+    kernel = jax.tree.map(lambda *parts: jnp.stack(parts), *made)
+    broken = replace(kernel, scales=kernel.scales.at[0, 0, 0].set(jnp.inf))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(8, 512)), jnp.bfloat16)
+    whole, found = (few_rows_of_groups.product(x, one, jnp.asarray([3, 5]), interpret=True) for one in (kernel, broken))
+    assert not np.isfinite(np.asarray(found[:3], np.float32)).all()
+    np.testing.assert_array_equal(found[3:], whole[3:])
+
+
+def test_codes_in_another_dtype_are_not_taken():
+    matrix, _ = matrix_of(Form(FP8, (128, 128)))
+    assert takes(8, jnp.bfloat16, matrix, CHIP)
+    assert not takes(8, jnp.bfloat16, matrix.sliceable(), CHIP), "the kernel would take its bits for integers"
+
+
 def test_experts_are_in_the_kernel_while_they_have_few_rows():
-    parts: Any = [
-        jax.ShapeDtypeStruct(dims, jnp.bfloat16) for dims in Form(INT4, (1, 64)).parts((4, 256, 512)).values()
-    ]
-    kernel = Coded(*parts, form=Form(INT4, (1, 64)))
+    kernel = jax.tree.map(lambda part: jnp.stack([part] * 4), matrix_of(Form(INT4, (1, 64)))[0])
     for rows, chip, expected in ((32, CHIP, True), (33, CHIP, False), (8, "", False)):
         assert few_rows_of_groups.takes(jnp.zeros((rows, 512), jnp.bfloat16), kernel, chip) == expected

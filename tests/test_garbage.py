@@ -18,6 +18,19 @@ def enabled(request: pytest.FixtureRequest) -> Iterator[bool]:
     (gc.enable if before else gc.disable)()
 
 
+def test_the_last_of_several_threads_ends_it(enabled: bool):
+    first, second = collected_later(), collected_later()
+    for step, done in (
+        (first.__enter__, False),
+        (second.__enter__, False),
+        (lambda: first.__exit__(None, None, None), False),
+    ):
+        step()
+        assert gc.isenabled() == done
+    second.__exit__(None, None, None)
+    assert gc.isenabled() == enabled
+
+
 def test_it_is_off_meanwhile_and_then_as_before_whatever_happens(enabled: bool):
     @collected_later()
     def work(fail: bool) -> bool:

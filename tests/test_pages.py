@@ -27,7 +27,7 @@ class Machine:
     _kind: int = HUGE
 
     def advise(self, memory: np.ndarray, kind: int, _: int) -> None:
-        assert memory.ctypes.data % HUGE_PAGE == 0 < memory.nbytes
+        assert memory.ctypes.data % HUGE_PAGE == memory.nbytes % HUGE_PAGE == 0 < memory.nbytes
         self._kind = kind
         self.got[kind] += memory.nbytes
 

@@ -27,23 +27,40 @@ from easydel.ops.few_rows_tiles import (
 
 # M rows of inputs, O rows of the matrix, W bytes of a row, S blocks of a row, P codes in a byte, H parity of a row
 MOST = 256  # rows of inputs times blocks in `LANES` bytes: of more, the matrix unit takes longer than the memory
-PLAIN = 64  # rows: with more, XLA's own product with bytes is as fast, if each row of the matrix has one scale
 KEPT = 1 << 20  # bytes of inputs that stay in fast memory; more are fetched again for each tile
-WITHOUT_TABLES = ("TPU v2", "TPU v3", "TPU v4")  # have no look-ups in registers
+WITHOUT_BFLOAT16 = ("TPU v2", "TPU v3")  # have no products of such numbers in kernels
+WITHOUT_TABLES = (*WITHOUT_BFLOAT16, "TPU v4")  # have no look-ups in registers
+# Chips on which the kernel is faster than XLA's own product with bytes of which each row has one scale, and for how
+# many rows.
+FASTER, FEW = ("TPU v5 lite", "TPU v6 lite", "TPU7x"), 64
+SLOW_FLOAT8 = ("TPU v6 lite",)  # unless the bytes are these floats
 
 
 def takes(rows: int, dtype: Any, matrix: Any, chip: str) -> bool:
+    """True if the kernel is to multiply so many rows: if it can, and is faster than XLA.
+
+    `matrix` is a `Coded` with two dimensions, and `chip` the kind of device, empty where that is no TPU.
+    """
+    if matrix.form.bits == 8 and matrix.scales_outputs:
+        float8 = not jnp.issubdtype(matrix.form.code, jnp.integer)
+        if rows > FEW or not chip.startswith(FASTER) or (float8 and chip.startswith(SLOW_FLOAT8)):
+            return False
+    return can(rows, dtype, matrix, chip)
+
+
+def can(rows: int, dtype: Any, matrix: Any, chip: str) -> bool:
     """True if the kernel can multiply so many rows: bfloat16 with codes of 4 or 8 bits.
 
-    Blocks are whole rows, parts of rows, or of neighbouring rows. `matrix` is a `Coded` with two dimensions, and `chip`
-    the kind of device, empty where that is no TPU.
+    Blocks are whole rows, parts of rows, or of neighbouring rows.
     """
     form = matrix.form
-    if not chip or dtype != jnp.bfloat16 or form.bits not in (4, 8) or form.step > 1 or form.block[1] == 1:
+    if not chip or dtype != jnp.bfloat16 or chip.startswith(WITHOUT_BFLOAT16) or matrix.codes.dtype != form.held:
+        return False
+    if form.bits not in (4, 8) or form.step > 1 or form.block[1] == 1:
         return False
     if (form.bits == 8 and form.table) or (values_of(form) and chip.startswith(WITHOUT_TABLES)):
         return False
-    if form.bits == 8 and matrix.scales_outputs and rows > PLAIN:
+    if form.shift == "offset" and matrix.factors is not None:  # factors multiply the result, offsets too
         return False
     width = matrix.codes.shape[-1] // blocks_of(matrix)
     even = LANES % width == 0 or width % LANES == 0

@@ -5,6 +5,7 @@ A step takes eight rows, in their order, and one group that has some of them. Gr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ def takes(x_MI: jax.Array, matrix: Any, chip: str) -> bool:
     """True if the kernel can multiply these rows, at most eight for each group, with a `Coded` of three dimensions."""
     rows, groups = x_MI.shape[0], matrix.codes.shape[0]
     one = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape[1:], part.dtype), matrix)
-    return rows <= min(TOGETHER * groups, MOST) and few_rows.takes(TOGETHER, x_MI.dtype, one, chip)
+    return rows <= min(TOGETHER * groups, MOST) and few_rows.can(TOGETHER, x_MI.dtype, one, chip)
 
 
 def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -51,13 +52,19 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
     M, (groups, outputs, W), form, S = x_MI.shape[0], matrix.codes.shape, matrix.form, blocks_of(matrix)
     rows = -(-M // TOGETHER) * TOGETHER
     steps = min(groups, M) + rows // TOGETHER - 1
-    numbers = numbers_of(matrix, scaled=not matrix.scales_outputs)
+    at = _steps(sizes_E, steps)
+    each = steps < groups  # then only the scales of each step's group are put in order
+    own = replace(matrix, scales=matrix.scales[at[GROUP]], shifts=_picked(matrix.shifts, at[GROUP])) if each else matrix
+    numbers = numbers_of(own, scaled=not matrix.scales_outputs)
     codes_EOW, *numbers = few_rows.in_hbm(matrix.codes, *numbers, interpret=interpret)
     x_PMW, table, (tall, wide) = by_places(x_MI, rows, form), table_of(form), tile_of(matrix)
     last = W // wide - 1
 
     def codes_of(i: Any, a: Any, j: Any, at: Any) -> tuple[Any, Any, Any]:
         return at[GROUP, a], i, jnp.where(a < at[STEPS, a], j, last)  # after the last step, nothing else is read
+
+    def numbers_at(i: Any, a: Any, j: Any, at: Any) -> tuple[Any, Any, Any]:
+        return a if each else at[GROUP, a], 0, i
 
     y_MO = pl.pallas_call(
         partial(_kernel, width=W // S, form=form),
@@ -68,7 +75,7 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
                 pl.BlockSpec(table.shape, lambda i, a, j, at: (0, 0)),
                 pl.BlockSpec((form.per_byte, TOGETHER, W), lambda i, a, j, at: (0, at[ROWS, a], 0)),
                 pl.BlockSpec((None, tall, wide), codes_of),
-                *[pl.BlockSpec((None, S, tall), lambda i, a, j, at: (at[GROUP, a], 0, i)) for _ in numbers],
+                *[pl.BlockSpec((None, S, tall), numbers_at) for _ in numbers],
             ],
             out_specs=pl.BlockSpec((rows, tall), lambda i, a, j, at: (0, i)),
             scratch_shapes=scratch(rows, tall, S, form),
@@ -76,11 +83,15 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
         out_shape=jax.ShapeDtypeStruct((rows, outputs), x_MI.dtype if matrix.factors is None else jnp.float32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
         interpret=interpret,
-    )(_steps(sizes_E, steps), table, x_PMW, codes_EOW, *numbers)[:M]
+    )(at, table, x_PMW, codes_EOW, *numbers)[:M]
     if matrix.factors is None:
         return y_MO
     group_M = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(M), side="right", method="compare_all")
     return (y_MO * matrix.factors.at[group_M].get(mode="clip")[:, None]).astype(x_MI.dtype)
+
+
+def _picked(part: jax.Array | None, group_A: jax.Array) -> jax.Array | None:
+    return None if part is None else part[group_A]
 
 
 def _steps(sizes_E: jax.Array, steps: int) -> jax.Array:
@@ -118,17 +129,19 @@ def _kernel(at: Any, table: Any, x_PMW: Any, codes_OW: Any, *others: Any, width:
 
     @pl.when(a < at[STEPS, a])
     def step() -> None:
-        number = at[ROWS, a] * TOGETHER + jax.lax.broadcasted_iota(jnp.int32, (TOGETHER, LANES), 0)
-        own = (number >= at[FIRST, a]) & (number < at[STOP, a])
+        def of_group(x: jax.Array) -> jax.Array:
+            """Returns `x` with zeros in the rows of other groups."""
+            number = at[ROWS, a] * TOGETHER + jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+            return jnp.where((number >= at[FIRST, a]) & (number < at[STOP, a]), x, 0.0)
 
         def inputs(place: int, first: int) -> jax.Array:
             here = pl.ds(pl.multiple_of(column * wide + first, LANES), LANES)
-            return jnp.where(own, x_PMW[place, :, here].astype(jnp.float32), 0.0)
+            return of_group(x_PMW[place, :, here].astype(jnp.float32))
 
         rows = pl.ds(pl.multiple_of(at[ROWS, a] * TOGETHER, TOGETHER), TOGETHER)
         found = products(inputs, codes_OW, scales_HSO, *shifts_HSO, table=table, column=column, width=width, form=form)
         for parity, sums in enumerate(found):
-            sums_HMO[parity, rows, :] += sums
+            sums_HMO[parity, rows, :] += of_group(sums)  # zero times Inf, in a scale, is not zero
 
     @pl.when((a == pl.num_programs(1) - 1) & (column == pl.num_programs(2) - 1))
     def end() -> None:
