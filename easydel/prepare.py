@@ -24,10 +24,9 @@ from easydel.quantize import Int4, Int8, make_int4, make_int8
 from easydel.source import CheckpointSource
 from easydel.stored import Split, forms_of
 from easydel.tree import Tree, flatten, of_kind, variables_of
+from easydel.weights.coded import CodedTensor, OnlyFloats
 from easydel.weights.expressions import source_names
-from easydel.weights.formats.finite import check_scales
 from easydel.weights.kept import kept
-from easydel.weights.mlx_names import as_mlx_saves
 from easydel.weights.names import OWN
 from easydel.weights.plan import Plan, make_plan
 from easydel.weights.saved import MANIFEST, Manifest, coded, int8_forms
@@ -56,8 +55,11 @@ def prepare(model: LanguageModel, source: CheckpointSource, options: LoadOptions
     split = options.placement.sharding
     choices = {"dequantize": options.dequantize, "split": split, "ignore": options.ignore}
     plan, rounded = plan_for(model, source, options.quantize, **choices)
-    if not options.reading.allow_nonfinite:
-        check_scales(plan.tensors.values())
+    coded = [tensor for tensor in plan.tensors.values() if isinstance(tensor, CodedTensor | OnlyFloats)]
+    if coded and not options.reading.allow_nonfinite:
+        from easydel.weights.formats.finite import check_scales  # imports the readers of all formats
+
+        check_scales(coded)
     leaves = flatten(model.params)
     placed = options.placement.shardings_of(leaves)
     trace(model, options.input_shape)
@@ -95,6 +97,8 @@ def plan_for(
     integers = {p for p in of_kind(variables, Buffer) if not jnp.issubdtype(leaves[p].dtype, jnp.floating)}
     choices = {"tied": model.record.head.tied, "file": file, "integers": integers, "ignore": ignore}
     if source.checkpoint.metadata.get("format") == "mlx":
+        from easydel.weights.mlx_names import as_mlx_saves
+
         table, tensors = as_mlx_saves(table, tensors, file)
     plan = make_plan(shapes, model.canonical_paths(), table, tensors, **choices)
     take_dtypes(variables, model.exact_among(variables), plan)

@@ -24,7 +24,6 @@ from easydel.config import HFConfig
 from easydel.errors import ArgumentError, CheckpointError
 from easydel.forms import Form, by_rows
 from easydel.hub.select import CONFIGS, VOCABULARIES, template_names
-from easydel.tokenizer.written import write_gguf_companions
 from easydel.tree import ADAPTERS, flatten
 from easydel.weights.casts import assign
 from easydel.weights.export import Entry, Parameters, entries, write_whole
@@ -199,6 +198,8 @@ def _companions_folder(origin: Path | None, config: Mapping[str, Any]) -> Iterat
     if origin is None or not origin.exists():
         yield None
         return
+    from easydel.tokenizer.written import write_gguf_companions
+
     with TemporaryDirectory() as made:
         written = write_gguf_companions(origin, config, Path(made))
         yield Path(made) if written else origin if origin.is_dir() else origin.parent

@@ -20,8 +20,6 @@ from easydel.errors import CheckpointError, UnsupportedModelError
 from easydel.families import find_family, find_wrapper
 from easydel.garbage import collected_later
 from easydel.policy import FLOATS
-from easydel.weights import formats
-from easydel.weights.gguf_codes import by_codes
 from easydel.weights.names import Names
 from easydel.weights.saved import MANIFEST, Manifest, coded, read_manifest
 from easydel.weights.sources import TensorSource
@@ -55,8 +53,11 @@ class CheckpointSource:
 
     def stored(self, dequantize: bool | None) -> Mapping[str, TensorSource]:
         """Returns the tensors; those of a GGUF file are floats unless `dequantize` is False."""
-        by_bits = self.checkpoint.format == "gguf" and dequantize is False
-        return by_codes(self.tensors) if by_bits else self.tensors
+        if self.checkpoint.format != "gguf" or dequantize is not False:
+            return self.tensors
+        from easydel.weights.gguf_codes import by_codes
+
+        return by_codes(self.tensors)
 
     def check_same(self) -> None:
         """Raises CheckpointError if the directory was replaced since its first file was read: files would not match."""
@@ -189,8 +190,10 @@ def dequantized(
     settings, file = quantization(config, directory)
     if settings is None:
         return config, checkpoint
+    from easydel.weights.formats import unpacked  # many readers, which take a while to import
+
     values = {key: value for key, value in config.to_dict().items() if key not in QUANTIZATION}
-    return HFConfig(values, file=config.file), formats.unpacked(settings, checkpoint, file)
+    return HFConfig(values, file=config.file), unpacked(settings, checkpoint, file)
 
 
 def quantization(config: HFConfig, directory: Path) -> tuple[dict[str, Any] | None, Path | None]:

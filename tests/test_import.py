@@ -41,6 +41,14 @@ def test_public_names_import_no_torch_and_initialise_no_backend():
     assert python("-c", script).stdout.split("\n")[0] == "False []"
 
 
+def test_readers_are_imported_when_a_file_needs_them():
+    script = "import sys, easydel; easydel.AutoEasyDeLModelForCausalLM; print(*sorted(sys.modules))"
+    loaded = python("-c", script).stdout.split()
+    assert "easydel.loading" in loaded
+    rare = tuple(f"easydel.{part}" for part in ("weights.formats", "weights.gguf", "weights.mlx", "tokenizer", "train"))
+    assert not [name for name in loaded if name.startswith(rare)]
+
+
 @pytest.mark.parametrize("name", easydel.__all__)
 def test_public_name_is_there(name: str):
     assert getattr(easydel, name) is not None
