@@ -4,8 +4,8 @@
 
 Engines take turns, with random weights of SmolLM2-135M's shape, float32, a prompt of `--length` tokens, and files in
 the page cache. Ours is measured with nothing compiled before, and with the compilation cache that an earlier process
-left. Every run is a new process, timed from outside until it prints the token. A busy machine is refused unless
---force.
+left. Every run is a new process, timed from outside until it prints the token. Python may keep its bytecode, whatever
+PYTHONDONTWRITEBYTECODE says: installed packages have theirs. A busy machine is refused unless --force.
 """
 
 from __future__ import annotations
@@ -59,9 +59,15 @@ LIMITS = {"ours, nothing cached": 0.75, "ours, cached": 0.45}
 THEIR_PROGRAMS = {"transformers": ["-c", THEIRS], **({"llama.cpp": [llama.__file__]} if llama.INSTALLED else {})}
 
 
+def environment_of(cache: str) -> dict[str, str]:
+    """Returns the environment of a process whose compiled programs are in the folder `cache`."""
+    known = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return known | {"XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+
+
 def first_token(program: list[str], directory: str, length: int, cache: str) -> tuple[float, str]:
     """Returns the seconds until a Python process prints its first token, and that line."""
-    environment = os.environ | {"XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    environment = environment_of(cache)
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *program, directory, str(length)],
@@ -82,8 +88,8 @@ def first_token(program: list[str], directory: str, length: int, cache: str) -> 
 
 def finished(program: list[str], directory: str, length: int, cache: str) -> None:
     """Runs one process to its end, so that it leaves its compiled programs."""
-    environment = os.environ | {"XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, *program, directory, str(length)], env=environment, capture_output=True, check=True)
+    command = [sys.executable, *program, directory, str(length)]
+    subprocess.run(command, env=environment_of(cache), capture_output=True, check=True)
 
 
 def measure(directory: str, length: int, repeat: int) -> tuple[dict[str, list[float]], set[str]]:
