@@ -155,6 +155,9 @@ def test_each_device_of_a_mesh_multiplies_with_its_part(monkeypatch: pytest.Monk
         (True, by_rows(INT4, 256), {"rows": 256}),
         (False, by_rows(INT4, 256), {"rows": 257}),
         (True, by_rows(INT8, 256), {"rows": 64}),
+        (True, by_rows(INT8, 256), {"outputs": 16032}),
+        (False, by_rows(INT8, 256), {"outputs": 500}),
+        (False, Form(INT4, (1, 64)), {"outputs": 16032}),
         (False, by_rows(INT8, 256), {"rows": 65}),
         (False, by_rows(INT8, 256), {"chip": "TPU v5"}),
         (True, by_rows(INT8, 256), {"chip": "TPU v6 lite"}),
@@ -228,6 +231,7 @@ def test_the_kernels_compile_for_every_chip_that_looks_tables_up(topology: str):
     whole, chip = NamedSharding(mesh, P()), mesh.devices.flat[0].device_kind
     forms = [Form(UINT4, (1, 64), NF4), Form(FP4, (1, 16)), Form(UINT8, (1, 64)), Form(FP8, (128, 128))]
     matrices = [matrix_of(form, 512, 2048)[0] for form in (*forms, by_rows(INT8, 2048), by_rows(FP8_WIDE, 2048))]
+    matrices.append(matrix_of(by_rows(INT8, 2048), 1000, 2048)[0])
     shapes: Any = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=whole),
         [jax.ShapeDtypeStruct((8, 2048), jnp.bfloat16), *matrices],
@@ -274,6 +278,26 @@ def test_rows_are_multiplied_with_the_matrix_of_their_group(name: str, monkeypat
     expected = np.concatenate([part @ floats.T for part, (_, floats) in zip(rows, made, strict=False)])
     largest, rounded = np.abs(expected).max(initial=0), 2**-9 if form.table else 1e-5
     np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2**-8, atol=rounded * largest)
+
+
+@pytest.mark.parametrize("form", [by_rows(INT8, 256), Form(UINT8, (1, 64), shift="zero")], ids=["rows", "zeros"])
+def test_the_last_tile_of_bytes_may_stand_out(form: Form):
+    made = [matrix_of(form, 1000, 256, seed) for seed in (0, 1)]
+    assert few_rows_tiles.tile_of(made[0][0]) == (few_rows_tiles.TALL, 256)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(8, 256)), jnp.bfloat16)
+    kernel = jax.tree.map(lambda *parts: jnp.stack(parts), *(matrix for matrix, _ in made))
+    each = few_rows_of_groups.product(x, kernel, jnp.asarray([3, 5]), interpret=True).astype(jnp.float32)
+    if kernel.scales_outputs:
+        each = each * kernel.scales[np.repeat((0, 1), (3, 5))]
+    wide = np.asarray(x, np.float32)
+    expected = [wide @ floats.T for _, floats in made]
+    for found, correct in (
+        (multiply(x, made[0][0], interpret=True), expected[0]),
+        (each, np.r_[expected[0][:3], expected[1][3:]]),
+    ):
+        np.testing.assert_allclose(
+            np.asarray(found, np.float32), correct, rtol=2**-8, atol=1e-5 * np.abs(correct).max()
+        )
 
 
 def test_a_scale_that_is_infinite_stays_in_its_group():

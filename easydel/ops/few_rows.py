@@ -86,7 +86,7 @@ def _of_codes(x_MI: jax.Array, matrix: Any, dtype: Any, *, interpret: bool) -> j
     stays = x_PMW.nbytes <= KEPT
     y_MO = pl.pallas_call(
         partial(_kernel, width=W // S, form=form),
-        grid=(outputs // tall, W // wide),
+        grid=(pl.cdiv(outputs, tall), W // wide),
         in_specs=[
             pl.BlockSpec(table.shape, lambda i, j: (0, 0)),
             pl.BlockSpec((form.per_byte, rows, W if stays else wide), lambda i, j: (0, 0, 0 if stays else j)),
@@ -102,7 +102,7 @@ def _of_codes(x_MI: jax.Array, matrix: Any, dtype: Any, *, interpret: bool) -> j
             transcendentals=0,
             bytes_accessed=codes_OW.nbytes
             + sum(part.nbytes for part in numbers)
-            + x_PMW.nbytes * (1 if stays else outputs // tall)
+            + x_PMW.nbytes * (1 if stays else pl.cdiv(outputs, tall))
             + rows * outputs * jnp.dtype(dtype).itemsize,
         ),
         interpret=interpret,

@@ -70,7 +70,7 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
         partial(_kernel, width=W // S, form=form),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(outputs // tall, steps, last + 1),
+            grid=(pl.cdiv(outputs, tall), steps, last + 1),
             in_specs=[
                 pl.BlockSpec(table.shape, lambda i, a, j, at: (0, 0)),
                 pl.BlockSpec((form.per_byte, TOGETHER, W), lambda i, a, j, at: (0, at[ROWS, a], 0)),

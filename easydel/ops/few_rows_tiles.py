@@ -37,16 +37,20 @@ ENTRIES = 8  # of a table that a TPU looks up at once: the rows of a register
 
 
 def fits(matrix: Any) -> bool:
-    """True if a matrix can be cut into tiles."""
+    """True if a matrix can be cut into tiles.
+
+    The last tile of 8-bit codes may stand out over the end, with rows of no meaning; two 4-bit ones share a word.
+    """
     outputs, bytes_of_row = matrix.codes.shape[-2:]
-    even = outputs == LANES or outputs % (2 * LANES) == 0
+    even = outputs == LANES or outputs % (2 * LANES) == 0 or (matrix.form.bits == 8 and outputs > TALL)
     return even and bytes_of_row % LANES == 0 and _tallest(matrix) > 0
 
 
 def tile_of(matrix: Any) -> tuple[int, int]:
     """Returns the rows of a tile, and the bytes of each, of a matrix that `fits`."""
-    outputs, bytes_of_row = matrix.codes.shape[-2:]
-    return _tile(outputs, 2 * LANES, _tallest(matrix)), _tile(bytes_of_row, LANES, WIDE)
+    (outputs, bytes_of_row), tallest = matrix.codes.shape[-2:], _tallest(matrix)
+    even = outputs == LANES or outputs % (2 * LANES) == 0
+    return _tile(outputs, 2 * LANES, tallest) if even else tallest, _tile(bytes_of_row, LANES, WIDE)
 
 
 def blocks_of(matrix: Any) -> int:
