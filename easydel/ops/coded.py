@@ -86,7 +86,7 @@ class Coded:
             block = self.form.row_of(index)
             return look_up(part, block) if part.ndim > 1 else jnp.take(part, block, axis=0, mode="clip")
 
-        part = self._of(look_up(self.codes, index), of_blocks)
+        part = self.with_numbers(of_blocks, look_up(self.codes, index))
         return part._in_order()
 
     def whole(self, dtype: Any, *, scaled: bool = True) -> jax.Array:
@@ -122,7 +122,7 @@ class Coded:
         """Returns `rows` rows of one matrix, from row `start` on: as many as `_at_a_time` says, or the last ones."""
         cut, form = jax.lax.dynamic_slice_in_dim, self.form
         of_blocks = rows if form.step > 1 else rows // form.block[0]
-        part = self._of(cut(self.codes, start, rows), lambda part: cut(part, form.row_of(start), of_blocks))
+        part = self.with_numbers(lambda part: cut(part, form.row_of(start), of_blocks), cut(self.codes, start, rows))
         return part._in_order() if form.step > 1 else part
 
     def _at_a_time(self, rows: int) -> int:
@@ -140,9 +140,10 @@ class Coded:
         """Returns the same matrix for slices in a loop."""
         return replace(self, codes=sliceable(self.codes))
 
-    def _of(self, codes: jax.Array, pick: Any) -> Coded:
+    def with_numbers(self, pick: Callable[[jax.Array], jax.Array], codes: jax.Array | None = None) -> Coded:
+        """Returns the same matrix with what `pick` takes of its scales and of its shifts, and perhaps other codes."""
         shifts = None if self.shifts is None else pick(self.shifts)
-        return replace(self, codes=codes, scales=pick(self.scales), shifts=shifts)
+        return replace(self, codes=self.codes if codes is None else codes, scales=pick(self.scales), shifts=shifts)
 
     def _parts(self, dtype: Any, *, scaled: bool) -> list[jax.Array]:
         """Returns the floats of each place in a byte, [..., rows, columns / places]. Computed in float32."""
@@ -161,13 +162,13 @@ class Coded:
             blocks, spread = values, lambda part: part[..., None]
         elif self.form.block[0] > 1 and width > together:
             # block columns are spread first, of few numbers: XLA would bring the matrix into another order for blocks
-            apart, of_blocks = self.form.by_blocks(values.shape, values.shape[-1])
-            blocks = values.reshape(apart)
+            in_blocks, of_blocks = self.form.by_blocks(values.shape, values.shape[-1])
+            blocks = values.reshape(in_blocks)
             spread = lambda part: jnp.repeat(part, width // together, axis=-1).reshape((*of_blocks[:-1], -1))  # noqa: E731
         else:
-            apart, of_blocks = self.form.by_blocks(values.shape, max(width // together, 1))
+            in_blocks, of_blocks = self.form.by_blocks(values.shape, max(width // together, 1))
             every = together if width == 1 else 1  # of blocks of one column, each place in a byte has its own
-            blocks = values.reshape(apart)
+            blocks = values.reshape(in_blocks)
             spread = lambda part: (part[..., place::every] if every > 1 else part).reshape(of_blocks)  # noqa: E731
         if shifts is not None and self.form.shift == "zero":
             blocks = blocks - spread(shifts)

@@ -129,8 +129,7 @@ def _kernel(table: Any, x_PMW: Any, codes_OW: Any, *others: Any, width: int, for
     @pl.when(column == 0)
     def start() -> None:
         sums_HMO[...] = jnp.zeros_like(sums_HMO)
-        for part_SO, part_HSO in zip(numbers, (scales_HSO, *shifts_HSO), strict=True):
-            take_numbers(part_SO, part_HSO)
+        take_numbers(numbers, (scales_HSO, *shifts_HSO))
 
     def inputs(place: int, first: int) -> jax.Array:
         start = pl.multiple_of(column * wide + first, LANES) if x_PMW.shape[2] > wide else first

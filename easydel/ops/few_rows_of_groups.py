@@ -5,7 +5,6 @@ A step takes eight rows, in their order, and one group that has some of them. Gr
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,7 +53,7 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
     steps = min(groups, M) + rows // TOGETHER - 1
     at = _steps(sizes_E, steps)
     each = steps < groups  # then only the scales of each step's group are put in order
-    own = replace(matrix, scales=matrix.scales[at[GROUP]], shifts=_picked(matrix.shifts, at[GROUP])) if each else matrix
+    own = matrix.with_numbers(lambda part: part[at[GROUP]]) if each else matrix
     numbers = numbers_of(own, scaled=not matrix.scales_outputs)
     codes_EOW, *numbers = few_rows.in_hbm(matrix.codes, *numbers, interpret=interpret)
     x_PMW, table, (tall, wide) = by_places(x_MI, rows, form), table_of(form), tile_of(matrix)
@@ -90,10 +89,6 @@ def product(x_MI: jax.Array, matrix: Any, sizes_E: jax.Array, *, interpret: bool
     return (y_MO * matrix.factors.at[group_M].get(mode="clip")[:, None]).astype(x_MI.dtype)
 
 
-def _picked(part: jax.Array | None, group_A: jax.Array) -> jax.Array | None:
-    return None if part is None else part[group_A]
-
-
 def _steps(sizes_E: jax.Array, steps: int) -> jax.Array:
     """Returns of each step its group, its rows (in eights), the group's first row and end, and the number of steps.
 
@@ -124,8 +119,7 @@ def _kernel(at: Any, table: Any, x_PMW: Any, codes_OW: Any, *others: Any, width:
 
     @pl.when((a < at[STEPS, a]) & (column == 0))
     def take() -> None:
-        for part_SO, part_HSO in zip(numbers, (scales_HSO, *shifts_HSO), strict=True):
-            take_numbers(part_SO, part_HSO)
+        take_numbers(numbers, (scales_HSO, *shifts_HSO))
 
     @pl.when(a < at[STEPS, a])
     def step() -> None:

@@ -13,7 +13,7 @@ together at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
 
@@ -37,20 +37,13 @@ ENTRIES = 8  # of a table that a TPU looks up at once: the rows of a register
 
 
 def fits(matrix: Any) -> bool:
-    """True if a matrix can be cut into tiles.
-
-    The last tile of 8-bit codes may stand out over the end, with rows of no meaning; two 4-bit ones share a word.
-    """
-    outputs, bytes_of_row = matrix.codes.shape[-2:]
-    even = outputs == LANES or outputs % (2 * LANES) == 0 or (matrix.form.bits == 8 and outputs > TALL)
-    return even and bytes_of_row % LANES == 0 and _tallest(matrix) > 0
+    """True if a matrix can be cut into tiles."""
+    return matrix.codes.shape[-1] % LANES == 0 and _tall(matrix) > 0
 
 
 def tile_of(matrix: Any) -> tuple[int, int]:
     """Returns the rows of a tile, and the bytes of each, of a matrix that `fits`."""
-    (outputs, bytes_of_row), tallest = matrix.codes.shape[-2:], _tallest(matrix)
-    even = outputs == LANES or outputs % (2 * LANES) == 0
-    return _tile(outputs, 2 * LANES, tallest) if even else tallest, _tile(bytes_of_row, LANES, WIDE)
+    return _tall(matrix), _tile(matrix.codes.shape[-1], LANES, WIDE)
 
 
 def blocks_of(matrix: Any) -> int:
@@ -58,11 +51,17 @@ def blocks_of(matrix: Any) -> int:
     return 1 if matrix.by_rows else matrix.scales.shape[-1]
 
 
-def _tallest(matrix: Any) -> int:
-    """Returns the most rows of a tile, whose scales and shifts are all in fast memory; 0 if they cannot be."""
+def _tall(matrix: Any) -> int:
+    """Returns the rows of a tile, whose scales and shifts are all in fast memory; 0 if there is no such tile.
+
+    The last tile of 8-bit codes may stand out over the end, with rows of no meaning; two 4-bit ones share a word.
+    """
     parts = [part for part in (matrix.scales, matrix.shifts) if part is not None]
     each = blocks_of(matrix) * sum(2 * known(part.dtype).itemsize + 4 for part in parts)
-    return min(TALL, SCALES // each // (2 * LANES) * 2 * LANES)
+    outputs, most = matrix.codes.shape[-2], min(TALL, SCALES // each // (2 * LANES) * 2 * LANES)
+    if most and (outputs == LANES or outputs % (2 * LANES) == 0):
+        return _tile(outputs, 2 * LANES, most)
+    return most if matrix.form.bits == 8 and outputs > TALL else 0
 
 
 def _tile(size: int, step: int, most: int) -> int:
@@ -100,8 +99,13 @@ def split_off(arrays: tuple[Any, ...], form: Form) -> tuple[tuple[Any, ...], tup
     return arrays[:count], arrays[count:]
 
 
-def take_numbers(part_SO: Any, part_HSO: Any) -> None:
-    """Puts the scales or shifts of a tile's even and odd rows, or of all its rows, into scratch memory."""
+def take_numbers(numbers: Iterable[Any], memory: Iterable[Any]) -> None:
+    """Puts the scales and perhaps shifts of a tile's even and odd rows, or of all its rows, into scratch memory."""
+    for part_SO, part_HSO in zip(numbers, memory, strict=True):
+        _take(part_SO, part_HSO)
+
+
+def _take(part_SO: Any, part_HSO: Any) -> None:
     tall = part_SO.shape[-1]
     if part_HSO.shape[0] == 1:
         part_HSO[0] = part_SO[...].astype(jnp.float32)
